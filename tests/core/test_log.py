@@ -1,0 +1,153 @@
+"""metrics.jsonl survives kills and resumes; the progress line fits."""
+import io
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from tips_jax.core import log
+from tips_jax.core.config import InputError, Log
+
+QUIET = Log(tensorboard=False)
+
+
+class Terminal(io.StringIO):
+  encoding = 'utf-8'
+
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(log.time, 'monotonic', lambda: now[0])
+  return now
+
+
+def steps(path):
+  return [json.loads(line)['step'] for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def test_lines_are_valid_json_with_null_for_non_finite(tmp_path):
+  metrics = log.Metrics(tmp_path / 'new', config=QUIET)
+  metrics.write(np.int64(3), {'loss': np.float32(0.5), 'a/b': float('nan'), 'c': np.float32('inf'), 'n': 7, 's': 'x'})
+  metrics.close()
+  text = metrics.path.read_text()
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is not JSON')
+  line = json.loads(text, parse_constant=refuse)
+  assert line == {'step': 3, 'loss': 0.5, 'a/b': None, 'c': None, 'n': 7, 's': 'x'}
+  assert text.endswith('\n') and text.count('\n') == 1
+
+
+def test_a_line_is_on_disk_as_soon_as_written(tmp_path):
+  metrics = log.Metrics(tmp_path, config=QUIET)
+  metrics.write(1, {'loss': 1.0})
+  assert steps(metrics.path) == [1]
+  metrics.close()
+
+
+@pytest.mark.parametrize('resume, kept', [(-1, []), (0, [0]), (20, [0, 10, 20]), (25, [0, 10, 20]),
+                                          (99, [0, 10, 20, 30])])
+def test_resume_drops_later_lines(tmp_path, resume, kept):
+  metrics = log.Metrics(tmp_path, config=QUIET)
+  for step in (0, 10, 20, 30):
+    metrics.write(step, {'loss': step / 3})
+  metrics.close()
+  before = metrics.path.read_text().splitlines()
+  metrics = log.Metrics(tmp_path, config=QUIET, resume_step=resume)
+  assert metrics.path.read_text().splitlines() == before[:len(kept)]    # what stays, stays to the byte
+  metrics.write(40, {'loss': 1.0})
+  metrics.close()
+  assert steps(metrics.path) == kept + [40]
+  assert sorted(os.listdir(tmp_path)) == ['metrics.jsonl']
+
+
+def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  metrics = log.Metrics(tmp_path, config=QUIET, resume_step=5)
+  metrics.write(3, {})
+  metrics.close()
+  assert log.read(metrics.path) == [{'step': 1, 'loss': 2.0}, {'step': 3}]
+
+
+def test_a_foreign_file_is_named_and_left_alone(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('hello\nworld\n')
+  with pytest.raises(InputError, match='metrics.jsonl.*not JSON'):
+    log.Metrics(tmp_path, config=QUIET)
+  assert (tmp_path / 'metrics.jsonl').read_text() == 'hello\nworld\n'
+
+
+def test_unwritable_workdir(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='workdir.*file.*expected a writable folder'):
+    log.Metrics(tmp_path / 'file', config=QUIET)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_full_disk_is_one_clear_error(tmp_path):
+  metrics = log.Metrics(tmp_path, config=QUIET)
+  metrics._file = open('/dev/full', 'w')
+  with pytest.raises(InputError, match='metrics.jsonl: cannot write.*space'):
+    metrics.write(1, {'loss': 1.0})
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+  metrics = log.Metrics(tmp_path, config=Log(tensorboard=True))
+  metrics.write(1, {'loss': 2.5, 'note': 'text'})
+  metrics.close()
+  event = next((tmp_path / 'tensorboard').iterdir()).read_bytes()
+  assert b'loss' in event and np.float32(2.5).tobytes() in event and b'note' not in event
+
+
+def test_the_terminal_line_is_rewritten_and_fits(clock, monkeypatch):
+  for width in (10, 20, 40, 80, 200):
+    monkeypatch.setattr(log.shutil, 'get_terminal_size', lambda width=width: os.terminal_size((width, 24)))
+    stream = Terminal()
+    progress = log.Progress(3000, stream=stream)
+    for step in (1, 1500, 3000):
+      clock[0] += 75.0
+      progress.update(step, loss=math.nan, images_per_s=12345.6)
+    progress.close()
+    shown = stream.getvalue()
+    assert shown.endswith('\n') and shown.count('\n') == 1
+    lines = shown.rstrip('\n').split('\r\x1b[2K')[1:]
+    assert len(lines) == 3 and all(len(line) < width for line in lines)
+    if width >= 80:
+      assert 'step 1,500/3,000  50 %  loss nan  ETA 1:15  12,346 images/s' in lines[1]
+
+
+def test_plain_lines_come_at_intervals_and_at_the_end(clock):
+  stream = io.StringIO()
+  progress = log.Progress(100, stream=stream, every_s=10)
+  for step in range(1, 101):
+    clock[0] += 1.0
+    progress.update(step, loss=1.0)
+  progress.close()
+  lines = stream.getvalue().splitlines()
+  assert [int(line.split('/')[0].split()[1]) for line in lines] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+  assert '\r' not in stream.getvalue() and 'ETA 1:29' in lines[1]    # 89 steps of a second are left
+
+
+def test_eta_of_a_resumed_run_counts_its_own_steps(clock):
+  stream = io.StringIO()
+  progress = log.Progress(10_000, stream=stream, every_s=0)
+  progress.update(9_000)
+  clock[0] += 5
+  progress.update(9_010)
+  assert 'ETA 8:15' in stream.getvalue()    # 990 steps of half a second
+
+
+def test_messages_do_not_break_the_line(clock):
+  stream = Terminal()
+  progress = log.Progress(10, stream=stream)
+  progress.update(1)
+  progress.message('saved')
+  progress.update(2)
+  progress.close()
+  assert '\r\x1b[2Ksaved\n\r\x1b[2K' in stream.getvalue()

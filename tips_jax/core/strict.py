@@ -1,0 +1,95 @@
+"""The one door from plain data to the schema: types checked, unknown and missing fields named."""
+import dataclasses
+import difflib
+import types
+import typing
+
+from tips_jax.core.config import InputError
+
+
+def did_you_mean(name, known):
+  """The end of an error message: '; did you mean X?' or ''."""
+  near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+  return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def unknown(what, name, known):
+  """An InputError for a name that is not among the known ones."""
+  return InputError(f'{what}: got {name!r}; expected one of {sorted(map(str, known))}{did_you_mean(name, known)}')
+
+
+def build(cls, data, where='config'):
+  """An instance of dataclass `cls` from nested dicts; InputError names the first field that does not fit."""
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  data = _as_dict(data, where)
+  for key in data:
+    if key not in fields:
+      raise unknown(f'{where}: unknown field', key, fields)
+  hints = typing.get_type_hints(cls)
+  for name, f in fields.items():
+    required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    if required and name not in data:
+      raise InputError(f'{where}.{name}: missing; expected {_say(hints[name])}')
+  return cls(**{k: _value(hints[k], v, f'{where}.{k}') for k, v in data.items()})
+
+
+def _as_dict(data, where):
+  if hasattr(data, 'to_dict'):
+    data = data.to_dict()
+  if not isinstance(data, dict):
+    raise InputError(f'{where}: got {data!r}; expected a group of fields')
+  return data
+
+
+def _value(hint, x, where):
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return _union(args, x, where)
+  if origin is typing.Literal:
+    if x in args:
+      return x
+    raise unknown(where, x, args)
+  if origin is tuple and isinstance(x, (tuple, list)):
+    items = [args[0]] * len(x) if args[-1] is Ellipsis else args
+    if len(items) == len(x):
+      return tuple(_value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
+  if origin is dict:
+    return {k: _value(args[1], v, f'{where}.{k}') for k, v in _as_dict(x, where).items()}
+  if dataclasses.is_dataclass(hint):
+    return build(hint, x, where)
+  if hint is float and isinstance(x, int) and not isinstance(x, bool):
+    return float(x)
+  if isinstance(hint, type) and origin is None and type(x) is hint:
+    return x
+  raise InputError(f'{where}: got {x!r} ({type(x).__name__}); expected {_say(hint)}')
+
+
+def _union(args, x, where):
+  """Groups of fields are told apart by their `kind`, else by being a group at all."""
+  groups = [a for a in args if dataclasses.is_dataclass(a)]
+  if hasattr(x, 'to_dict') or isinstance(x, dict):
+    x = _as_dict(x, where)
+    kinds = {typing.get_args(typing.get_type_hints(g)['kind'])[0]: g for g in groups if 'kind' in g.__annotations__}
+    if kinds:
+      if x.get('kind') not in kinds:
+        raise unknown(f'{where}.kind', x.get('kind'), kinds)
+      return build(kinds[x['kind']], x, where)
+    if groups:
+      return build(groups[0], x, where)
+  plain = [a for a in args if a not in groups]
+  if x is None and type(None) in plain:
+    return None
+  if type(x) in plain:
+    return x
+  for a in plain:
+    try:
+      return _value(a, x, where)
+    except InputError:
+      pass
+  raise InputError(f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}')
+
+
+def _say(hint):
+  if dataclasses.is_dataclass(hint):
+    return f'a {hint.__name__} group'
+  return getattr(hint, '__name__', str(hint)) if typing.get_origin(hint) is None else str(hint).replace('typing.', '')

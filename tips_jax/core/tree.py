@@ -1,0 +1,44 @@
+"""Trees with names: 'tower/blocks/mlp/up/kernel' for every leaf, and rules that match them."""
+import re
+
+import jax
+
+from tips_jax.core.config import InputError
+
+
+def name(path):
+  """'a/b/c' for a jax key path."""
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+
+
+def named_leaves(tree):
+  """[(name, leaf)] in tree order."""
+  return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def map_named(fn, tree, *rest):
+  """tree.map with the leaf's name as first argument."""
+  return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest)
+
+
+def match(rules, leaf_name, what):
+  """The value of the first rule whose pattern matches the whole name; InputError when none does."""
+  for pattern, value in rules:
+    if re.fullmatch(pattern, leaf_name):
+      return value
+  raise InputError(f'{what}: no rule matches {leaf_name!r}; expected one of the patterns {[p for p, _ in rules]} to')
+
+
+def match_tree(rules, tree, what):
+  """A tree of the same structure with the matching rule's value at every leaf."""
+  return map_named(lambda n, _: match(rules, n, what), tree)
+
+
+def size(tree):
+  """Number of elements."""
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree):
+  """Bytes of all leaves, over all devices, replicas counted once."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,16 @@
+"""Names that every layer shares.
+
+Axis letters in interface names: B images, V views, H W pixels, P patches, N cls tokens, D width,
+T text length, C captions, K prototypes, M masked slots, R regions. `patch_BVPD` is an array of
+images x views x patches x width.
+"""
+from typing import Any, NamedTuple
+
+BATCH_AXES = ('data', 'fsdp')    # mesh axes that the batch is split over
+
+
+class Loss(NamedTuple):
+  """What an objective returns: a float32 scalar, scalars to log, and its memory for the next step."""
+  value: Any
+  metrics: dict
+  memory: dict = {}

@@ -1,0 +1,63 @@
+"""Heads: small towers over another tower's tokens."""
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tips_jax.core import config as schema
+from tips_jax.models import layers
+
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class PrototypeHead(nn.Module):
+  """DINO head (arXiv 2104.14294, appendix C): MLP to a bottleneck on the unit sphere.
+
+  Input: tokens [B, V, D] or [B, V, P, D]; slots [B, V, M]: only these of the P. Output: `z`, unit vectors in float32.
+  The logits are z @ prototypes with normalised columns; the loss forms them in chunks, never here.
+  """
+  config: schema.PrototypeHead
+  compute: schema.Compute
+
+  @nn.compact
+  def __call__(self, tokens, slots=None):
+    c = self.config
+    self.param('prototypes', _init, (c.bottleneck, c.prototypes))
+    x = tokens.astype(self.compute.dtype)
+    if slots is not None:
+      x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(slots)).reshape(*slots.shape, -1)
+    widths = [c.width] + [c.hidden] * (c.layers - 1) + [c.bottleneck]
+    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+      x = layers.dense(a, b, name=f'layer{i}', kernel_init=_init)(nn.gelu(x) if i else x)
+    return {'z': unit(x)}
+
+
+class ProjectionHead(nn.Module):
+  """Linear projection to a joint space, no bias. Input: x [..., D]. Output: `embedding` [..., E]."""
+  config: schema.ProjectionHead
+  compute: schema.Compute
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(1 / math.sqrt(self.config.width))
+    kernel = self.param('kernel', init, (self.config.width, self.config.output))
+    return {'embedding': x.astype(jnp.float32) @ kernel}
+
+
+class Logit(nn.Module):
+  """Learned scale and bias of a contrastive loss; read as parameters."""
+  config: schema.Logit
+  compute: schema.Compute
+
+  @nn.compact
+  def __call__(self):
+    self.param('log_temperature', nn.initializers.constant(math.log(self.config.temperature)), ())
+    if self.config.bias is not None:
+      self.param('bias', nn.initializers.constant(self.config.bias), ())
+    return {}
+
+
+def unit(x):
+  """x / |x| over the last axis, in float32; the zero vector stays zero, with a finite gradient."""
+  x = x.astype(jnp.float32)
+  return x * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12)))

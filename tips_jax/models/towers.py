@@ -1,0 +1,71 @@
+"""Name -> module: builds, initialises and applies any tower of the schema."""
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from tips_jax.core import config as schema
+from tips_jax.models import heads, text, vit
+
+_MODULES = {
+    'vit': vit.ViT,
+    'pixel_decoder': vit.PixelDecoder,
+    'text': text.TextTower,
+    'prototypes': heads.PrototypeHead,
+    'projection': heads.ProjectionHead,
+    'logit': heads.Logit,
+}
+
+
+def inputs(tower):
+  """{input name: example array} of the smallest call; the names are those that a pass may give."""
+  i = lambda *shape: jnp.zeros(shape, jnp.int32)
+  f = lambda *shape: jnp.zeros(shape, jnp.float32)
+  b = lambda *shape: jnp.zeros(shape, bool)
+  match tower:
+    case schema.ViT():
+      return {'images': jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8), 'mask': b(1, 1, 1), 'kept': i(1, 1, 1)}
+    case schema.TextTower():
+      return {'ids': i(1, 2)}
+    case schema.PrototypeHead():
+      return {'tokens': f(1, 1, 1, tower.width), 'slots': i(1, 1, 1)}
+    case schema.ProjectionHead():
+      return {'x': f(1, tower.width)}
+    case schema.PixelDecoder():
+      return {'patch': f(1, 1, 1, tower.width), 'kept': i(1, 1, 1), 'mask': b(1, 1, 1)}
+    case schema.Logit():
+      return {}
+
+
+OPTIONAL = {'vit': {'mask', 'kept'}, 'prototypes': {'slots'}}
+
+
+def outputs(tower):
+  """Names that a pass of this tower adds to the features."""
+  match tower:
+    case schema.ViT():
+      return {*tower.cls, 'patch'}
+    case schema.TextTower():
+      return {'text'}
+    case schema.PrototypeHead():
+      return {'z'}
+    case schema.ProjectionHead():
+      return {'embedding'}
+    case schema.PixelDecoder():
+      return {'pixels'}
+    case schema.Logit():
+      return set()
+
+
+def init(name, tower, *, seed):
+  """Float32 parameters of one tower; the same for a name and seed whatever other towers there are."""
+  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  return _MODULES[tower.kind](tower, schema.Compute(dtype='float32')).init(key, **inputs(tower))['params']
+
+
+def apply(params, tower, compute, arrays, *, rng=None):
+  """Output dict of one tower. rng: key for dropout; without it the tower is deterministic."""
+  module, extra = _MODULES[tower.kind](tower, compute), {}
+  if rng is not None and getattr(tower, 'dropout', 0.0):
+    extra = {'deterministic': False, 'rngs': {'dropout': rng}}
+  return module.apply({'params': params}, **arrays, **extra)
