@@ -305,7 +305,7 @@ def test_what_cannot_work_is_refused_before_any_thread_starts(folders, fields, a
   before = threading.active_count()
   with pytest.raises(InputError, match=message):
     Pipeline(config(folders, **fields), **{'batch_size': 8, 'seed': 0, **arguments})
-  assert threading.active_count() == before
+  assert threading.active_count() <= before  # those of earlier tests may still be leaving
 
 
 def test_texts_without_a_tokenizer_are_refused(folders):

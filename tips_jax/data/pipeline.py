@@ -24,7 +24,7 @@ from tips_jax.data.tokenizer import Tokenizer
 
 _RESERVED = ('index', 'bad')
 _TRIES = 20          # unreadable records in a row
-_ROWS = 8            # images per task of the thread pool, at most
+_ROWS = 32           # images per task of the thread pool, at most
 _FEW = 1000          # examples below which max_bad_fraction is not yet a rate
 
 

@@ -1,4 +1,4 @@
-"""A linear probe on frozen features: multinomial logistic regression, solved to its optimum.
+"""A linear probe on frozen features: multinomial logistic regression, brought close to its optimum.
 
 Newton-like: the features are whitened by their own (ridged) covariance, which turns Boehning's bound of the Hessian
 (Annals of the Institute of Statistical Mathematics 44, 1992) into the identity; L-BFGS then needs tens of steps, where
@@ -14,8 +14,8 @@ import scipy.optimize
 
 STRENGTHS = (1e-1, 1e-3, 1e-5)    # of the L2 penalty on standardised features, from strong to weak
 HELD_OUT = 5                      # one group in this many chooses the strength
-_CHOOSING = 12_000                # rows that take part in the choice, each strength for this share of the steps:
-_SHARE = 0.6
+_CHOOSING = 12_000                # rows that take part in the choice
+_CHOOSING_STEPS = 0.6             # of the steps, for each strength on trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50
   if len(strengths) > 1 and seen.any() and held.any():
     best, weights = -1.0, start
     for strength in strengths:    # each starts where the stronger one ended
-      weights = _solve(x[seen], y[seen], strength, weights, int(_SHARE * steps))
+      weights = _solve(x[seen], y[seen], strength, weights, int(_CHOOSING_STEPS * steps))
       score = mean_iou(confusion(y[held], np.argmax(x[held] @ weights[:-1] + weights[-1], -1), size=classes))
       if score > best:
         best, l2, start = score, strength, weights

@@ -1,0 +1,88 @@
+"""Image-text contrast over the global batch, a block of rows at a time: [B, B] logits are never held."""
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tips_jax.core import parallel
+from tips_jax.core.types import Loss
+
+_EXACT = lax.Precision.HIGHEST    # logits reach 1 / temperature = 280: bfloat16 products would cost whole units
+
+
+def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0):
+  """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, eq. in section 2.3).
+
+  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalised here.
+  log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors nor negatives.
+  block: rows of logits held at once. Metrics: temperature, and accuracy of the nearest text of each image.
+  """
+  scale = jnp.exp(-log_temperature.astype(jnp.float32))
+  x, y, w = _prepare(images, texts, valid)
+
+  def local(batch, scale, shard):
+    x, y, w = batch
+    y_all, w_all = shard.gather(y), shard.gather(w)
+    first = shard.offset(len(w))
+    sums = jnp.zeros(4)
+    for v in range(x.shape[1]):
+      xv = x[:, v]
+      i2t, hit = _rows(xv, y_all, w_all, first, scale, block, label_smoothing)
+      t2i, _ = _rows(y, shard.gather(xv), w_all, first, scale, block, label_smoothing)
+      sums += jnp.stack([(i2t * w).sum(), (t2i * w).sum(), (hit * w).sum(), w.sum()])
+    return sums
+
+  i2t, t2i, hit, count = parallel.sum_over_batch(local, (x, y, w), scale)
+  count = jnp.maximum(count, 1.0)
+  return Loss(0.5 * (i2t + t2i) / count, {'accuracy': hit / count, 'temperature': 1 / scale})
+
+
+def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
+  """SigLIP loss (arXiv 2303.15343, eq. 1): -1/B sum_ij log sigmoid(z_ij (cos_ij / temperature + bias)).
+
+  Arguments as in `softmax`; bias: scalar. z is 1 for a pair and -1 elsewhere.
+  """
+  scale = jnp.exp(-log_temperature.astype(jnp.float32))
+  x, y, w = _prepare(images, texts, valid)
+
+  def local(batch, shared, shard):
+    x, y, w = batch
+    scale, bias = shared
+    y_all, w_all, ids = shard.gather(y), shard.gather(w), shard.offset(len(w)) + jnp.arange(len(w))
+
+    def row(args):
+      x_i, i = args
+      logits = jnp.dot(y_all, x_i, precision=_EXACT) * scale + bias
+      signs = jnp.where(jnp.arange(len(y_all)) == i, 1.0, -1.0)
+      return -(jax.nn.log_sigmoid(signs * logits) * w_all).sum(), jnp.argmax(logits) == i
+
+    sums = jnp.zeros(3)
+    for v in range(x.shape[1]):
+      loss, hit = lax.map(jax.checkpoint(row), (x[:, v], ids), batch_size=min(block, len(w)))
+      sums += jnp.stack([(loss * w).sum(), (hit * w).sum(), w.sum()])
+    return sums
+
+  loss, hit, count = parallel.sum_over_batch(local, (x, y, w), (scale, bias.astype(jnp.float32)))
+  count = jnp.maximum(count, 1.0)
+  return Loss(loss / count, {'accuracy': hit / count, 'temperature': 1 / scale, 'bias': bias})
+
+
+def _prepare(images, texts, valid):
+  unit = lambda x: x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+  w = jnp.ones(texts.shape[0]) if valid is None else valid.astype(jnp.float32)
+  return unit(images.astype(jnp.float32)), unit(texts.astype(jnp.float32)), w
+
+
+def _rows(x, y_all, w_all, first, scale, block, smoothing):
+  """(-log softmax at the own column, was it the largest) for each row of x against all columns."""
+
+  def row(args):
+    x_i, i = args
+    logits = jnp.where(w_all > 0, jnp.dot(y_all, x_i, precision=_EXACT) * scale, -jnp.inf)
+    total, own = jax.nn.logsumexp(logits), logits[i]
+    # A row that is left out has -inf as its own logit; its loss is replaced, so that no NaN reaches the sum.
+    own = jnp.where(w_all[i] > 0, own, 0.0)
+    total = jnp.where(w_all[i] > 0, total, 0.0)
+    mean = jnp.where(w_all > 0, logits, 0.0).sum() / jnp.maximum(w_all.sum(), 1.0)
+    return total - (1 - smoothing) * own - smoothing * mean, jnp.argmax(logits) == i
+
+  return lax.map(jax.checkpoint(row), (x, first + jnp.arange(len(x))), batch_size=min(block, len(x)))

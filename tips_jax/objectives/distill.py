@@ -1,0 +1,130 @@
+"""Self-distillation through prototypes: DINO on CLS tokens, iBOT and iBOT++ on patches.
+
+Logits are formed a chunk of tokens at a time from the heads' bottlenecks, where the data is. Targets are
+softmax(logits / temperature - offset); the offset of each prototype comes from an EMA centre or from Sinkhorn.
+"""
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tips_jax.core import parallel
+from tips_jax.core.types import Loss
+
+
+def memory(shapes):
+  """The centre: running mean of the teacher's logits, one float32 per prototype."""
+  return {'centre': jnp.zeros(shapes['teacher_prototypes'].shape[-1:])}
+
+
+def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memory, pairing='same',
+               student_temperature=0.1, teacher_temperature=0.07, centring='ema', centre_momentum=0.9,
+               sinkhorn_iterations=3, reduction='mean', chunk=64):
+  """Cross-entropy of the teacher's prototype distribution under the student's.
+
+  L = - sum_k softmax((t - c) / tau_t)_k log softmax(s / tau_s)_k (TIPS, eq. 1; DINO, arXiv 2104.14294, eq. 1).
+
+  Args:
+    student, teacher: bottlenecks [B, V, D] or [B, V, P, D], unit vectors; no gradient reaches the teacher.
+    student_prototypes, teacher_prototypes: [D, K]; columns are normalised here.
+    memory: {'centre': [K]}; `centre_momentum` of the old one is kept.
+    pairing: 'same' view by view; 'all' every student view against the mean target of the teacher's views;
+      'other' against the mean target of the teacher's other views.
+    centring: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global batch) or 'none'.
+    reduction: 'mean' over views and tokens, or 'sum' over them; the batch is always averaged.
+    chunk: tokens per image and view whose logits are held at once.
+  Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K), agreement of the
+  most likely prototypes, norm of the centre.
+  """
+  s, t = _tokens(student), _tokens(lax.stop_gradient(teacher))
+  ws, wt = _unit_columns(student_prototypes), _unit_columns(lax.stop_gradient(teacher_prototypes))
+  tau_s, tau_t = jnp.float32(student_temperature), jnp.float32(teacher_temperature)
+  size = -(-s.shape[2] // chunk)
+  while s.shape[2] % size:
+    size += 1                       # chunks are equal, and at most `chunk` long
+
+  def local(batch, shared, shard):
+    s, t = batch
+    ws, wt, centre = shared
+    rows = shard.sum(jnp.float32(s.shape[0]))
+    if centring == 'sinkhorn':
+      offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
+    else:
+      offset = centre / tau_t
+
+    @jax.checkpoint
+    def part(s, t):
+      q = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
+      entropy, use = -(q * jnp.log(q + 1e-30)).sum(-1).mean((1, 2)).sum(), q.mean((1, 2)).sum(0)
+      q = _pair(q, s.shape[1], pairing)
+      logits = _logits(s, ws) / tau_s
+      loss = -(q * jax.nn.log_softmax(logits)).sum(-1)
+      same = (q.argmax(-1) == logits.argmax(-1)).astype(jnp.float32)
+      return loss.sum(), same.mean((1, 2)).sum(), entropy, use
+
+    def step(total, chunks):
+      return jax.tree.map(jnp.add, total, part(*chunks)), None
+
+    zero = jax.tree.map(shard.varying, (jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.zeros(wt.shape[1])))
+    total, _ = lax.scan(step, zero, (_chunks(s, size), _chunks(t, size)))
+    return jax.tree.map(lambda x: x / rows, total)
+
+  loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, memory['centre']))
+  use = use / size
+  if reduction == 'mean':
+    loss = loss / (s.shape[1] * s.shape[2])
+  batch_centre = t.mean((0, 1, 2)) @ wt
+  centre = centre_momentum * memory['centre'] + (1 - centre_momentum) * batch_centre
+  perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
+  metrics = {'teacher_entropy': entropy / size, 'prototype_use': perplexity / wt.shape[1], 'agreement': same / size,
+             'centre_norm': jnp.linalg.norm(centre)}
+  return Loss(loss, metrics, {'centre': centre})
+
+
+def _tokens(z):
+  z = z.astype(jnp.float32)
+  return z[:, :, None] if z.ndim == 3 else z
+
+
+def _unit_columns(w):
+  w = w.astype(jnp.float32)
+  return w * lax.rsqrt(jnp.maximum(jnp.sum(w * w, axis=0, keepdims=True), 1e-12))
+
+
+def _logits(z, w):
+  return jnp.einsum('...d,dk->...k', z, w, preferred_element_type=jnp.float32)
+
+
+def _chunks(z_BVPD, count):
+  b, v, p, d = z_BVPD.shape
+  return jnp.moveaxis(z_BVPD.reshape(b, v, count, p // count, d), 2, 0)
+
+
+def _pair(q_BVPK, views, pairing):
+  """Targets for each of the student's views."""
+  if pairing == 'same':
+    return q_BVPK
+  mean = q_BVPK.mean(1, keepdims=True)
+  if pairing == 'all':
+    return jnp.broadcast_to(mean, (q_BVPK.shape[0], views, *q_BVPK.shape[2:]))
+  n = q_BVPK.shape[1]
+  return (n * mean - q_BVPK) / (n - 1)
+
+
+def _sinkhorn(t, wt, tau, size, iterations, shard):
+  """Log mass of each prototype, so that softmax(logits / tau - it) spreads the tokens evenly over prototypes.
+
+  Rows end normalised; only [K] numbers are kept, the logits are formed anew in each iteration. |logits / tau| is at
+  most 1 / tau, so the sums need no maximum subtracted.
+  """
+  chunks = _chunks(t, size)
+
+  def iteration(_, offset):
+    def step(total, t):
+      x = _logits(t, wt) / tau
+      log_row = jax.nn.logsumexp(x - offset, axis=-1, keepdims=True)
+      return total + jnp.exp(x - log_row).sum((0, 1, 2)), None
+    total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
+    return jnp.log(jnp.maximum(shard.sum(total), 1e-30))
+
+  first = jnp.zeros(wt.shape[1])
+  return lax.stop_gradient(lax.fori_loop(0, iterations, iteration, first))

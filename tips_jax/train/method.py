@@ -1,0 +1,130 @@
+"""A pretraining method as data: passes, terms and teachers of a config, checked against each other.
+
+Adding an objective takes a function in objectives/, a line in TERMS and a config.
+"""
+import dataclasses
+import graphlib
+import inspect
+from collections.abc import Callable
+
+from tips_jax.core import config as schema
+from tips_jax.core.config import InputError
+from tips_jax.core.strict import unknown
+from tips_jax.models import towers
+from tips_jax.objectives import contrastive, distill, masked, monitor
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  fn: Callable                        # (**inputs, memory?, **args) -> Loss
+  memory: Callable = lambda shapes: {}
+
+
+TERMS = {
+    'softmax_contrastive': Objective(contrastive.softmax),
+    'sigmoid_contrastive': Objective(contrastive.sigmoid),
+    'prototypes': Objective(distill.prototypes, distill.memory),
+    'pixels': Objective(masked.pixels),
+    'spread': Objective(monitor.spread),
+}
+MASK_OUTPUTS = ('mask', 'slots', 'kept')
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What a step needs to know; made by `build`, which raises InputError for anything that does not fit."""
+  config: schema.Config
+  order: tuple[str, ...]              # passes, each after those that it reads
+  reads: tuple[str, ...]              # feature paths that terms read
+  student: tuple[str, ...]            # towers that are trained
+
+
+def build(config: schema.Config) -> Method:
+  """Checks every reference of a config and orders its passes."""
+  c = config
+  for name, t in c.teachers.items():
+    if name in c.passes or name in ('student', 'batch', 'masks'):
+      raise InputError(f'teachers: got the name {name!r}; expected one that no pass or feature has')
+    for tower in t.towers:
+      _known(f'teachers.{name}.towers', tower, c.towers)
+  who = {'student': set(c.towers), **{n: set(t.towers) for n, t in c.teachers.items()}}
+  batch = {*c.data.views, *c.data.texts, *(f'{n}_valid' for n in c.data.texts)}
+  for name, m in c.masks.items():
+    _known(f'masks.{name}.view', m.view, c.data.views)
+    if not 0 <= m.ratio < 1:
+      raise InputError(f'masks.{name}.ratio: got {m.ratio}; expected a number from 0 to below 1')
+  known = {f'batch.{b}' for b in batch} | {f'masks.{m}.{o}' for m in c.masks for o in MASK_OUTPUTS}
+  for name, p in c.passes.items():
+    _known(f'passes.{name}.who', p.who, who)
+    _known(f'passes.{name}.tower', p.tower, c.towers)
+    tower = c.towers[p.tower]
+    known |= {f'{name}.{o}' for o in towers.outputs(tower)}
+    takes = set(towers.inputs(tower))
+    _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.OPTIONAL.get(tower.kind, set()))
+  for name, p in c.passes.items():
+    for arg, path in p.inputs.items():
+      _known(f'passes.{name}.inputs.{arg}', path, known)
+  for name, t in c.terms.items():
+    _check_term(name, t, c, known, who)
+  graph = {n: {path.split('.')[0] for path in p.inputs.values()} & set(c.passes) for n, p in c.passes.items()}
+  try:
+    order = tuple(graphlib.TopologicalSorter(graph).static_order())
+  except graphlib.CycleError as e:
+    raise InputError(f'passes: got a circle {" -> ".join(e.args[1])}; expected an order') from None
+  reads = {path for t in c.terms.values() for path in t.inputs.values()}
+  trained = {p.tower for p in c.passes.values() if p.who == 'student'}
+  trained |= {path.split('.')[1] for path in reads if path.startswith('student.')}
+  trained |= {t for teacher in c.teachers.values() if teacher.kind == 'ema' for t in teacher.towers}
+  _check_numbers(c)
+  features = tuple(sorted(p for p in reads if p.split('.')[0] not in who))
+  return Method(c, order, features, tuple(t for t in c.towers if t in trained))
+
+
+def _check_term(name, term, c, known, who):
+  _known(f'terms.{name}.kind', term.kind, TERMS)
+  parameters = inspect.signature(TERMS[term.kind].fn).parameters
+  inputs = {n: p for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+  required = {n for n, p in inputs.items() if p.default is p.empty}
+  args = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != 'memory'}
+  needed = {n for n in args if parameters[n].default is inspect.Parameter.empty}
+  _signature(f'terms.{name}.inputs', term.inputs, set(inputs), required)
+  _signature(f'terms.{name}.args', term.args, args, needed)
+  for arg, path in term.inputs.items():
+    root, _, rest = path.partition('.')
+    if root in who:
+      _known(f'terms.{name}.inputs.{arg}', rest.split('.')[0], c.towers)
+    else:
+      _known(f'terms.{name}.inputs.{arg}', path, known)
+
+
+def _check_numbers(c):
+  s, part = c.schedule, c.schedule.batch_size
+  for field in ('total_steps', 'batch_size', 'accumulate'):
+    if getattr(s, field) < 1:
+      raise InputError(f'schedule.{field}: got {getattr(s, field)}; expected at least 1')
+  if part % s.accumulate:
+    raise InputError(f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}')
+  if c.evals.weights != 'student':
+    _known('evals.weights', c.evals.weights, {'student', *c.teachers})
+  if c.evals.tasks:
+    _known('evals.image_tower', c.evals.image_tower, c.towers)
+    _known('evals.cls', c.evals.cls, c.towers[c.evals.image_tower].cls)
+  if 'retrieval' in c.evals.tasks:
+    _known('evals.text_tower', c.evals.text_tower, c.towers)
+    _known('evals.retrieval_cls', c.evals.retrieval_cls, c.towers[c.evals.image_tower].cls)
+  for field in ('image_head', 'text_head'):
+    if getattr(c.evals, field):
+      _known(f'evals.{field}', getattr(c.evals, field), c.towers)
+
+
+def _known(what, name, known):
+  if name not in known:
+    raise unknown(what, name, known)
+
+
+def _signature(what, given, allowed, required):
+  for name in given:
+    _known(what, name, allowed)
+  for name in required:
+    if name not in given:
+      raise InputError(f'{what}.{name}: missing; expected inputs {sorted(allowed)}')

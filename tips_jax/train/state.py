@@ -1,0 +1,62 @@
+"""Everything that a step changes, and how it starts."""
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tips_jax.models import towers
+from tips_jax.train import optim
+
+
+@flax.struct.dataclass
+class State:
+  params: Any        # {tower: tree}, float32: the student
+  teachers: Any      # {teacher: {tower: tree}}
+  memory: Any        # {term: arrays}: DINO's centres
+  optimizer: Any
+  step: Any          # int32: updates tried
+  bad_steps: Any     # int32: non-finite updates in a row
+  skipped: Any       # int32: non-finite updates in all
+
+
+def parameters(method):
+  """(student, teachers) as they start: EMA teachers equal the student, frozen ones wait for their weights."""
+  c = method.config
+  make = lambda tower: towers.init(tower, c.towers[tower], seed=c.seed)
+  student = {t: make(t) for t in method.student}
+  teachers = {name: {t: jax.tree.map(jnp.copy, student[t]) if teacher.kind == 'ema' else make(t)
+                     for t in teacher.towers} for name, teacher in c.teachers.items()}
+  return student, teachers
+
+
+def init(method):
+  """The first State. Jit it with the shardings of `sharding.state`, or eval_shape it: it allocates nothing itself."""
+  student, teachers = parameters(method)
+  zero = lambda: jnp.zeros((), jnp.int32)
+  return State(params=student, teachers=teachers, memory=memory(method, student, teachers),
+               optimizer=optim.transform(method.config.optimizer).init(student), step=zero(), bad_steps=zero(),
+               skipped=zero())
+
+
+def memory(method, student, teachers):
+  """Zeroed memory of every term that has one; sizes come from the parameters that the term reads."""
+  from tips_jax.train.method import TERMS
+  result = {}
+  for name, term in method.config.terms.items():
+    shapes = {}
+    for arg, path in term.inputs.items():
+      who, _, rest = path.partition('.')
+      if who == 'student' or who in teachers:
+        shapes[arg] = leaf({**student, **teachers.get(who, {})}, rest)
+    value = TERMS[term.kind].memory(shapes)
+    if value:
+      result[name] = value
+  return result
+
+
+def leaf(params, path):
+  """params['a']['b'] for 'a.b'."""
+  for key in path.split('.'):
+    params = params[key]
+  return params

@@ -1,0 +1,123 @@
+"""The training step: any method of the schema, one jitted function.
+
+    masks    drawn from (seed, step)
+    passes   towers on views, in order; teachers without gradient
+    terms    losses over what the passes produced, summed
+    update   gradient -> optimizer -> teachers -> memory; skipped as a whole when anything is not finite
+"""
+import zlib
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient
+
+from tips_jax.core import parallel
+from tips_jax.models import towers
+from tips_jax.objectives import masked
+from tips_jax.train import optim
+from tips_jax.train.method import TERMS
+from tips_jax.train.state import leaf
+
+
+def make(method):
+  """(state, batch) -> (state, metrics). Batch: arrays of the data pipeline, split over the batch axes."""
+  config = method.config
+
+  def step(state, batch):
+    rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    loss_fn = lambda params: loss(method, params, state, batch, rng)
+    (value, (memory, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    norm = optax.global_norm(grads)
+    ok = jnp.isfinite(value) & jnp.isfinite(norm)
+    direction, optimizer = optim.transform(config.optimizer).update(grads, state.optimizer, state.params)
+    params = optim.apply(state.params, direction, config=config, step=state.step)
+    teachers = update_teachers(config, state.teachers, params, state.step)
+
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+    state = state.replace(
+        params=keep(params, state.params), teachers=keep(teachers, state.teachers), memory=keep(memory, state.memory),
+        optimizer=keep(optimizer, state.optimizer), step=state.step + 1, bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
+        skipped=state.skipped + ~ok)
+    metrics |= {'loss': value, 'gradient_norm': norm, 'bad_steps': state.bad_steps, 'skipped_steps': state.skipped,
+                'learning_rate': optim.learning_rate(config)(state.step - 1)}
+    return state, metrics
+
+  return step
+
+
+def loss(method, params, state, batch, rng):
+  """(sum of weight * term, (new memory, metrics)) of the global batch."""
+  config, progress = method.config, state.step / method.config.schedule.total_steps
+  weights = {name: stop_gradient({**params, **teacher}) for name, teacher in state.teachers.items()}
+  weights['student'] = params
+  batch = jax.tree.map(parallel.constrain_batch, batch)
+  masks = {name: draw_mask(config, name, batch, rng) for name in config.masks}
+  feats = features(method, weights, {'batch': batch, 'masks': masks}, rng)
+
+  total, memory, metrics = jnp.float32(0), {}, {}
+  for name, term in config.terms.items():
+    inputs = {a: feats[p] if p in feats else leaf(weights[p.split('.')[0]], p.partition('.')[2])
+              for a, p in term.inputs.items()}
+    if name in state.memory:
+      inputs['memory'] = state.memory[name]
+    args = {a: optim.ramp(x, progress) for a, x in term.args.items()}
+    result = TERMS[term.kind].fn(**inputs, **args)
+    total += optim.ramp(term.weight, progress) * result.value
+    metrics |= {name: result.value} | {f'{name}/{k}': v for k, v in result.metrics.items()}
+    if name in state.memory:
+      memory[name] = stop_gradient(result.memory)
+  return total, (memory, metrics)
+
+
+def features(method, weights, roots, rng):
+  """{path: array} of what terms read; in `accumulate` parts, each computed again in the backward pass.
+
+  Terms see the features of the whole batch, so parts change memory and time and never the loss (as GradCache,
+  arXiv 2101.06983). Rows of a part are strided, so that every device keeps its own rows.
+  """
+  n = method.config.schedule.accumulate
+  if n == 1:
+    return run_passes(method, weights, roots, rng)
+  split = lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  @jax.checkpoint
+  def part(args):
+    i, roots = args
+    return run_passes(method, weights, jax.tree.map(parallel.constrain_batch, roots), jax.random.fold_in(rng, i))
+
+  return jax.tree.map(join, jax.lax.map(part, (jnp.arange(n), jax.tree.map(split, roots))))
+
+
+def run_passes(method, weights, roots, rng):
+  """Every pass once, in order. A teacher's inputs and weights carry no gradient."""
+  config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
+  feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
+  for name in method.order:
+    p = config.passes[name]
+    inputs = {arg: feats[path] for arg, path in p.inputs.items()}
+    if p.who != 'student':
+      inputs = stop_gradient(inputs)
+    key = jax.random.fold_in(rng, zlib.crc32(name.encode())) if p.who == 'student' else None
+    out = towers.apply(weights[p.who][p.tower], config.towers[p.tower], config.compute, inputs, rng=key)
+    feats |= {f'{name}.{k}': v for k, v in out.items()}
+  return {path: feats[path] for path in method.reads}
+
+
+def draw_mask(config, name, batch, rng):
+  """Masks of one view of the whole batch, from the step's key alone: the same on any number of devices."""
+  spec, (b, v, h, w, _) = config.masks[name], batch[config.masks[name].view].shape
+  patch = next(t.patch for t in config.towers.values() if t.kind == 'vit')
+  key = jax.random.fold_in(rng, zlib.crc32(f'masks.{name}'.encode()))
+  patches = -(-h // patch) * -(-w // patch)
+  return jax.tree.map(parallel.constrain_batch, masked.random_mask(key, (b, v, patches), spec.ratio))
+
+
+def update_teachers(config, teachers, params, step):
+  """EMA teachers move towards the new student; frozen ones stay."""
+  progress = step / config.schedule.total_steps
+  move = lambda t, old: optim.ema(old, {k: params[k] for k in old}, optim.ramp(t.momentum, progress))
+  return {name: move(config.teachers[name], old) if config.teachers[name].kind == 'ema' else old
+          for name, old in teachers.items()}
