@@ -54,7 +54,7 @@ def _value(hint, x, where):
     if len(items) == len(x):
       return tuple(_value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
   if origin is dict:
-    return {k: _value(args[1], v, f'{where}.{k}') for k, v in _as_dict(x, where).items()}
+    return {_value(args[0], k, f'{where}: name'): _value(args[1], v, f'{where}.{k}') for k, v in _as_dict(x, where).items()}
   if dataclasses.is_dataclass(hint):
     return build(hint, x, where)
   if hint is float and isinstance(x, int) and not isinstance(x, bool):
@@ -93,3 +93,12 @@ def _say(hint):
   if dataclasses.is_dataclass(hint):
     return f'a {hint.__name__} group'
   return getattr(hint, '__name__', str(hint)) if typing.get_origin(hint) is None else str(hint).replace('typing.', '')
+
+
+def plain(config):
+  """Nested dicts of a schema instance, every field present: the inverse of `build`."""
+  if dataclasses.is_dataclass(config):
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+  if isinstance(config, dict):
+    return {k: plain(v) for k, v in config.items()}
+  return config

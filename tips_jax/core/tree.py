@@ -22,11 +22,14 @@ def map_named(fn, tree, *rest):
 
 
 def match(rules, leaf_name, what):
-  """The value of the first rule whose pattern matches the whole name; InputError when none does."""
+  """The value of the first rule whose pattern matches the whole name; InputError when none does or one is no pattern."""
   for pattern, value in rules:
-    if re.fullmatch(pattern, leaf_name):
-      return value
-  raise InputError(f'{what}: no rule matches {leaf_name!r}; expected one of the patterns {[p for p, _ in rules]} to')
+    try:
+      if re.fullmatch(pattern, leaf_name):
+        return value
+    except re.error as error:
+      raise InputError(f'{what}: got {pattern!r}; expected a regular expression ({error})') from None
+  raise InputError(f'{what}: got no rule for {leaf_name!r}; expected one of {[p for p, _ in rules]} to match it')
 
 
 def match_tree(rules, tree, what):

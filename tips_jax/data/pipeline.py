@@ -9,6 +9,7 @@ import concurrent.futures
 import hashlib
 import json
 import math
+import weakref
 
 import grain
 import numpy as np
@@ -69,6 +70,7 @@ class Pipeline:
           num_workers=config.workers, per_worker_buffer_size=math.ceil(config.prefetch / config.workers)))
       batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(_own), prefetch_buffer_size=1)
     self._iterator = iter(batches)
+    self._stop = weakref.finalize(self, _stop, self._load, self._iterator)  # at exit too, should nobody call close
 
   def __iter__(self):
     return self
@@ -99,10 +101,13 @@ class Pipeline:
 
   def close(self):
     """Stops the threads and processes; the pipeline cannot be read any more."""
-    self._load.close()
-    if self._iterator is not None:
-      self._iterator.close()
+    self._stop()
     self._iterator = None
+
+
+def _stop(load, iterator):
+  load.close()
+  iterator.close()
 
 
 # --- checks -------------------------------------------------------------------------------------

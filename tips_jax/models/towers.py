@@ -24,7 +24,8 @@ def inputs(tower):
   b = lambda *shape: jnp.zeros(shape, bool)
   match tower:
     case schema.ViT():
-      return {'images': jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8), 'mask': b(1, 1, 1), 'kept': i(1, 1, 1)}
+      images = jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8)
+      return {'images': images, 'kept': i(1, 1, 1)} | ({'mask': b(1, 1, 1)} if tower.mask_token else {})
     case schema.TextTower():
       return {'ids': i(1, 2)}
     case schema.PrototypeHead():

@@ -9,14 +9,16 @@ from tips_jax.core.types import Loss
 _EXACT = lax.Precision.HIGHEST    # logits reach 1 / temperature = 280: bfloat16 products would cost whole units
 
 
-def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0):
+def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0,
+            max_scale=0.0):
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, eq. in section 2.3).
 
   images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalised here.
   log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors nor negatives.
-  block: rows of logits held at once. Metrics: temperature, and accuracy of the nearest text of each image.
+  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none. Metrics: temperature, and accuracy of the nearest text of each image.
   """
   scale = jnp.exp(-log_temperature.astype(jnp.float32))
+  scale = jnp.minimum(scale, max_scale) if max_scale else scale
   x, y, w = _prepare(images, texts, valid)
 
   def local(batch, scale, shard):
@@ -53,7 +55,7 @@ def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
       x_i, i = args
       logits = jnp.dot(y_all, x_i, precision=_EXACT) * scale + bias
       signs = jnp.where(jnp.arange(len(y_all)) == i, 1.0, -1.0)
-      return -(jax.nn.log_sigmoid(signs * logits) * w_all).sum(), jnp.argmax(logits) == i
+      return -(jax.nn.log_sigmoid(signs * logits) * w_all).sum(), jnp.argmax(jnp.where(w_all > 0, logits, -jnp.inf)) == i
 
     sums = jnp.zeros(3)
     for v in range(x.shape[1]):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from tips_jax.core import parallel
+from tips_jax.core.config import InputError
+from tips_jax.core.strict import unknown
 from tips_jax.core.types import Loss
 
 
@@ -35,7 +37,12 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K), agreement of the
   most likely prototypes, norm of the centre.
   """
+  for what, name, known in (('pairing', pairing, ('same', 'all', 'other')), ('reduction', reduction, ('mean', 'sum')),
+                            ('centring', centring, ('ema', 'sinkhorn', 'none'))):
+    if name not in known:
+      raise unknown(f'prototypes.{what}', name, known)
   s, t = _tokens(student), _tokens(lax.stop_gradient(teacher))
+  _check(s, t, pairing)
   ws, wt = _unit_columns(student_prototypes), _unit_columns(lax.stop_gradient(teacher_prototypes))
   tau_s, tau_t = jnp.float32(student_temperature), jnp.float32(teacher_temperature)
   size = -(-s.shape[2] // chunk)
@@ -49,7 +56,7 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
     if centring == 'sinkhorn':
       offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
     else:
-      offset = centre / tau_t
+      offset = centre / tau_t if centring == 'ema' else 0.0
 
     @jax.checkpoint
     def part(s, t):
@@ -78,6 +85,15 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
   metrics = {'teacher_entropy': entropy / size, 'prototype_use': perplexity / wt.shape[1], 'agreement': same / size,
              'centre_norm': jnp.linalg.norm(centre)}
   return Loss(loss, metrics, {'centre': centre})
+
+
+def _check(s, t, pairing):
+  views, tokens = (s.shape[1], t.shape[1]), (s.shape[2], t.shape[2])
+  if tokens[0] != tokens[1] or not tokens[0]:
+    raise InputError(f'prototypes: got {tokens[0]} student and {tokens[1]} teacher tokens a view; expected as many, at least 1')
+  if pairing != 'all' and views[0] != views[1] or pairing == 'other' and views[1] < 2:
+    least = 'as many, at least 2' if pairing == 'other' else 'as many'
+    raise InputError(f'prototypes: got {views[0]} student and {views[1]} teacher views; pairing {pairing!r} expected {least}')
 
 
 def _tokens(z):
@@ -113,15 +129,15 @@ def _pair(q_BVPK, views, pairing):
 def _sinkhorn(t, wt, tau, size, iterations, shard):
   """Log mass of each prototype, so that softmax(logits / tau - it) spreads the tokens evenly over prototypes.
 
-  Rows end normalised; only [K] numbers are kept, the logits are formed anew in each iteration. |logits / tau| is at
-  most 1 / tau, so the sums need no maximum subtracted.
+  As in SwAV, prototypes are normalised first and tokens last. Only [K] numbers are kept, the logits are formed anew in
+  each iteration. |logits / tau| is at most 1 / tau: the constant that the first sums need subtracted.
   """
   chunks = _chunks(t, size)
 
-  def iteration(_, offset):
+  def iteration(i, offset):
     def step(total, t):
       x = _logits(t, wt) / tau
-      log_row = jax.nn.logsumexp(x - offset, axis=-1, keepdims=True)
+      log_row = jnp.where(i == 0, 1 / tau, jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
       return total + jnp.exp(x - log_row).sum((0, 1, 2)), None
     total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
     return jnp.log(jnp.maximum(shard.sum(total), 1e-30))

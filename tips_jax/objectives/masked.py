@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 
+from tips_jax.core.config import InputError
 from tips_jax.core.types import Loss
 
 
@@ -25,6 +26,8 @@ def pixels(prediction, images, mask, *, patch, normalise=1):
   normalise: 0 compares plain pixels in [0, 1].
   """
   b, v, h, w, c = images.shape
+  if h % patch or w % patch:
+    raise InputError(f'pixels: got images of {h} x {w} pixels; expected multiples of the patch of {patch}')
   x = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
   x = x.reshape(b, v, h // patch, patch, w // patch, patch, c).swapaxes(3, 4).reshape(b, v, -1, patch * patch * c)
   if normalise:

@@ -5,8 +5,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from tips_jax.core.strict import unknown
 from tips_jax.models import towers
 from tips_jax.train import optim
+from tips_jax.train.method import TERMS
 
 
 @flax.struct.dataclass
@@ -41,7 +43,6 @@ def init(method):
 
 def memory(method, student, teachers):
   """Zeroed memory of every term that has one; sizes come from the parameters that the term reads."""
-  from tips_jax.train.method import TERMS
   result = {}
   for name, term in method.config.terms.items():
     shapes = {}
@@ -56,7 +57,9 @@ def memory(method, student, teachers):
 
 
 def leaf(params, path):
-  """params['a']['b'] for 'a.b'."""
+  """params['a']['b'] for 'a.b'; InputError where there is no such parameter."""
   for key in path.split('.'):
+    if not isinstance(params, dict) or key not in params:
+      raise unknown(f'parameter {path}', key, params if isinstance(params, dict) else ())
     params = params[key]
   return params
