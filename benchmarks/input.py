@@ -4,7 +4,8 @@
 
 Makes photo-like 300 x 400 JPEGs (1/f noise and soft blobs, quality 90, 4:2:0) in a temporary store, pins itself to one
 core and prints one JSON line per measurement: `per_s_wall` and `per_s_cpu` are medians over the repeats, images by wall
-time and by the process's CPU time (trust the latter where others use the machine), `best_per_s_cpu` is the fastest repeat.
+time and by the process's CPU time (trust the latter where others use the machine), `best_per_s_cpu` is the fastest
+repeat.
 """
 import importlib.util
 import io
@@ -119,8 +120,9 @@ def main(_):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   with tempfile.TemporaryDirectory() as folder:
     path, photos = make_store(folder, IMAGES.value)
-    print(json.dumps({'name': 'files', 'records': IMAGES.value, 'photos': len(photos), 'height': HEIGHT, 'width': WIDTH,
-                      'quality': 90, 'mean_bytes': round(statistics.mean(map(len, photos))), 'pinned_to_one_core': True}))
+    print(json.dumps({'name': 'files', 'records': IMAGES.value, 'photos': len(photos), 'height': HEIGHT,
+                      'width': WIDTH, 'quality': 90, 'mean_bytes': round(statistics.mean(map(len, photos))),
+                      'pinned_to_one_core': True}))
     cycle = itertools.cycle(photos)
     rng = np.random.default_rng(0)
     pipelines = {n: Pipeline(Data(store=path, views=VIEWS, texts=TEXTS, threads=n, prefetch=1),

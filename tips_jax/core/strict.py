@@ -54,7 +54,8 @@ def _value(hint, x, where):
     if len(items) == len(x):
       return tuple(_value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
   if origin is dict:
-    return {_value(args[0], k, f'{where}: name'): _value(args[1], v, f'{where}.{k}') for k, v in _as_dict(x, where).items()}
+    x = _as_dict(x, where)
+    return {_value(args[0], k, f'{where}: name'): _value(args[1], v, f'{where}.{k}') for k, v in x.items()}
   if dataclasses.is_dataclass(hint):
     return build(hint, x, where)
   if hint is float and isinstance(x, int) and not isinstance(x, bool):

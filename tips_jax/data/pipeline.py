@@ -34,9 +34,9 @@ class Pipeline:
 
   A batch is a dict: uint8 [B, V, size, size, 3] per view, int32 [B, T] and '<name>_valid' bool [B] per text, 'index'
   int64 [B] (record number in the concatenated stores) and 'bad' int64 [B] (the unreadable record that was replaced by
-  'index', else -1). Host p of n holds the examples p, p + n, ... of each global batch. `next_index` is the state: pass it
-  as `start` to go on. Raises InputError for a config or a store that cannot work, before any thread starts, and while
-  iterating when more than `max_bad_fraction` of the images are unreadable.
+  'index', else -1). Host p of n holds the examples p, p + n, ... of each global batch. `next_index` is the state:
+  pass it as `start` to go on. Raises InputError for a config or a store that cannot work, before any thread starts,
+  and while iterating when more than `max_bad_fraction` of the images are unreadable.
 
   Attributes: `next_index` (global index of the next example), `size` (records), `fingerprint` (sha256 hex of the
   mixture), `tokenizer` (None without texts).
@@ -69,16 +69,16 @@ class Pipeline:
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(
           num_workers=config.workers, per_worker_buffer_size=math.ceil(config.prefetch / config.workers)))
       batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(_own), prefetch_buffer_size=1)
-    self._iterator = iter(batches)
-    self._stop = weakref.finalize(self, _stop, self._load, self._iterator)  # at exit too, should nobody call close
+    self._running = [iter(batches)]
+    self._stop = weakref.finalize(self, _stop, self._load, self._running)  # at exit too, should nobody call close
 
   def __iter__(self):
     return self
 
   def __next__(self):
-    if self._iterator is None:
+    if not self._running:
       raise ValueError('this pipeline is closed')
-    batch = next(self._iterator)
+    batch = next(self._running[0])
     self.next_index += self._batch_size
     self._seen += len(batch['bad'])
     self._bad += int((batch['bad'] >= 0).sum())
@@ -102,12 +102,11 @@ class Pipeline:
   def close(self):
     """Stops the threads and processes; the pipeline cannot be read any more."""
     self._stop()
-    self._iterator = None
 
 
-def _stop(load, iterator):
+def _stop(load, running):
   load.close()
-  iterator.close()
+  running.pop().close()
 
 
 # --- checks -------------------------------------------------------------------------------------
@@ -182,8 +181,8 @@ def _fingerprint(config, opened, sizes):
 def _order(sizes, weights, seed):
   """Global example index -> record number, as an endless MapDataset.
 
-  Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted stores interleave in fixed
-  proportions (grain rounds them by less than 1 %), each shuffled anew in each of its own epochs.
+  Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted stores interleave in
+  fixed proportions (grain rounds them by less than 1 %), each shuffled anew in each of its own epochs.
   """
   if not weights or len(sizes) == 1:
     sizes, weights = [sum(sizes)], ()

@@ -2,9 +2,10 @@
 
 A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one pixel per output
 pixel; where the full image itself has fewer, it is decoded whole. The scales between (7/8, 3/4 ...) cost more than a
-whole decode. Crops are then read from a pyramid of half octaves (halved, or blurred, and sampled linearly), so shrinking
-is antialiased. Other formats go through Pillow: transparency is composited on white, grey and palettes become RGB, 16 bits
-are scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in evaluation.
+whole decode. Crops are then read from a pyramid of half octaves (halved, or blurred, and sampled linearly), so
+shrinking is antialiased. Other formats go through Pillow: transparency is composited on white, grey and palettes become
+RGB, 16 bits are scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
+evaluation.
 """
 import io
 import math
@@ -27,9 +28,10 @@ cv2.setNumThreads(0)  # the pipeline's threads each take an image; OpenCV's own 
 def crops(data, views, rng, out=None):
   """Random-resized crops of every view of one encoded image: {name: uint8 [V, size, size, 3] RGB}.
 
-  `views` maps names to config View groups, `rng` is a numpy Generator, `out` optionally holds the arrays to fill. Boxes
-  are those of `draw_boxes`, view after view; one that shrinks by 2^n or more is rounded to multiples of 2^n, the pixels of
-  the level that it is read from (at most half an output pixel). Raises ValueError with the reason when the image cannot be decoded.
+  `views` maps names to config View groups, `rng` is a numpy Generator, `out` may hold contiguous arrays to fill. Boxes
+  are those of `draw_boxes`, view after view; one that shrinks by 2^n or more is rounded to multiples of 2^n, the pixels
+  of the level that it is read from (at most half an output pixel). Raises ValueError with the reason when the image
+  cannot be decoded.
   """
   height, width, decode = _open(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
@@ -48,7 +50,7 @@ def draw_boxes(height, width, view, rng):
   """The `view.count` random boxes of an image: tuples (top, left, height, width, flip) in pixels.
 
   Area uniform in `view.scale` of the image, log aspect ratio (width / height) uniform in `view.ratio`; after ten misses
-  the largest central box within the ratios. (Inception, arXiv 1409.4842; the same law as torchvision's RandomResizedCrop.)
+  the largest central box within the ratios. (Inception, arXiv 1409.4842; torchvision's RandomResizedCrop has this law.)
   """
   draws = rng.random((view.count, 5)).tolist()
   return [(*_box(height, width, view, rng, first), luck < view.flip) for *first, luck in draws]

@@ -55,7 +55,8 @@ def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
       x_i, i = args
       logits = jnp.dot(y_all, x_i, precision=_EXACT) * scale + bias
       signs = jnp.where(jnp.arange(len(y_all)) == i, 1.0, -1.0)
-      return -(jax.nn.log_sigmoid(signs * logits) * w_all).sum(), jnp.argmax(jnp.where(w_all > 0, logits, -jnp.inf)) == i
+      hit = jnp.argmax(jnp.where(w_all > 0, logits, -jnp.inf)) == i
+      return -(jax.nn.log_sigmoid(signs * logits) * w_all).sum(), hit
 
     sums = jnp.zeros(3)
     for v in range(x.shape[1]):

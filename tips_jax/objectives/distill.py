@@ -88,12 +88,13 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
 
 
 def _check(s, t, pairing):
-  views, tokens = (s.shape[1], t.shape[1]), (s.shape[2], t.shape[2])
-  if tokens[0] != tokens[1] or not tokens[0]:
-    raise InputError(f'prototypes: got {tokens[0]} student and {tokens[1]} teacher tokens a view; expected as many, at least 1')
-  if pairing != 'all' and views[0] != views[1] or pairing == 'other' and views[1] < 2:
-    least = 'as many, at least 2' if pairing == 'other' else 'as many'
-    raise InputError(f'prototypes: got {views[0]} student and {views[1]} teacher views; pairing {pairing!r} expected {least}')
+  (_, views, tokens), (_, teacher_views, teacher_tokens) = s.shape[:3], t.shape[:3]
+  if tokens != teacher_tokens or not tokens:
+    raise InputError(f'prototypes: got {tokens} tokens of the student and {teacher_tokens} of the teacher; '
+                     'expected the same number, at least one')
+  if pairing != 'all' and views != teacher_views or pairing == 'other' and views < 2:
+    raise InputError(f'prototypes: got {views} views of the student and {teacher_views} of the teacher; '
+                     f'pairing {pairing!r} expected the same number{", at least two" if pairing == "other" else ""}')
 
 
 def _tokens(z):

@@ -1,0 +1,21 @@
+"""Eight fake devices on the CPU, set up before anything imports jax."""
+import os
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('NPROC', '32')    # collectives wait for each other: a thread for every device, on any machine
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def mesh():
+  """mesh(data, fsdp): a context in which jitted code runs on data * fsdp fake devices."""
+  def use(data=1, fsdp=1):
+    count = data * fsdp
+    if len(jax.devices()) < count:
+      pytest.skip(f'needs {count} devices')
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    return jax.set_mesh(jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=auto, devices=jax.devices()[:count]))
+  return use

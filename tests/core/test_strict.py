@@ -1,0 +1,171 @@
+"""The door of the schema: every field is checked, and errors name it."""
+import dataclasses
+import typing
+
+import ml_collections
+import pytest
+
+from tips_jax.core import config as schema
+from tips_jax.core import strict
+from tips_jax.core.config import InputError
+
+GROUPS = [g for g in vars(schema).values() if dataclasses.is_dataclass(g)]
+EXAMPLES = {str: 'x', int: 3, float: 0.5}
+
+
+def example(hint):
+  """Plain data that fits a required field."""
+  if dataclasses.is_dataclass(hint):
+    return minimal(hint)
+  if typing.get_origin(hint) is typing.Literal:
+    return typing.get_args(hint)[0]
+  origin = typing.get_origin(hint)
+  return origin() if origin in (dict, tuple) else EXAMPLES[hint]
+
+
+def minimal(group):
+  """Plain data with the required fields alone."""
+  hints = typing.get_type_hints(group)
+  return {f.name: example(hints[f.name]) for f in dataclasses.fields(group)
+          if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+
+
+def fields():
+  return [pytest.param(g, f.name, id=f'{g.__name__}.{f.name}') for g in GROUPS for f in dataclasses.fields(g)]
+
+
+def test_the_schema_is_found():
+  assert {schema.Config, schema.ViT, schema.Ramp, schema.Mesh} <= set(GROUPS) and len(GROUPS) > 20
+
+
+@pytest.mark.parametrize('group', GROUPS, ids=lambda g: g.__name__)
+def test_plain_is_the_inverse_of_build(group):
+  built = strict.build(group, minimal(group))
+  assert isinstance(built, group)
+  assert strict.build(group, strict.plain(built)) == built
+
+
+@pytest.mark.parametrize('group, name', fields())
+def test_every_field_refuses_another_type(group, name):
+  with pytest.raises(InputError) as error:
+    strict.build(group, minimal(group) | {name: object()}, 'here')
+  assert f'here.{name}:' in str(error.value) and 'expected' in str(error.value)
+
+
+@pytest.mark.parametrize('group, name', fields())
+def test_a_misspelt_field_is_named_with_the_right_spelling(group, name):
+  with pytest.raises(InputError) as error:
+    strict.build(group, minimal(group) | {name + 'x': 1}, 'here')
+  message = str(error.value)
+  assert 'here: unknown field' in message and repr(name + 'x') in message
+  assert message.endswith(f'; did you mean {name!r}?') and '\n' not in message
+
+
+@pytest.mark.parametrize('group, name', [(g, n) for g in GROUPS for n in minimal(g)])
+def test_a_missing_field_is_named(group, name):
+  data = minimal(group)
+  del data[name]
+  with pytest.raises(InputError, match=f'^here.{name}: missing; expected '):
+    strict.build(group, data, 'here')
+
+
+def test_a_name_like_no_other_gets_no_hint():
+  with pytest.raises(InputError) as error:
+    strict.build(schema.Log, {'qqqq': 1})
+  assert 'did you mean' not in str(error.value) and "'every_steps'" in str(error.value)
+
+
+def config(**changes):
+  return minimal(schema.Config) | changes
+
+
+def test_fields_deep_inside_are_named():
+  towers = {'image': dict(minimal(schema.ViT), width='wide')}
+  with pytest.raises(InputError, match=r"config.towers.image.width: got 'wide' \(str\); expected int"):
+    strict.build(schema.Config, config(towers=towers))
+
+
+def test_towers_are_told_apart_by_kind():
+  towers = {'a': dict(kind='logit'), 'b': dict(kind='text', width=8, depth=1, heads=1, mlp=8)}
+  built = strict.build(schema.Config, config(towers=towers)).towers
+  assert built['a'] == schema.Logit(kind='logit')
+  assert built['b'] == schema.TextTower(kind='text', width=8, depth=1, heads=1, mlp=8)
+
+
+@pytest.mark.parametrize('tower, message', [
+    (dict(kind='texts'), r"towers.a.kind: got 'texts'; .* did you mean 'text'\?"),
+    (dict(width=8), 'towers.a.kind: got None; expected one of'),
+    (dict(kind='logit', bais=1.0), r"towers.a: unknown field: got 'bais'; .* did you mean 'bias'\?"),
+    ('logit', "towers.a: got 'logit'"),
+    (None, 'towers.a: got None'),
+])
+def test_bad_towers(tower, message):
+  with pytest.raises(InputError, match=message):
+    strict.build(schema.Config, config(towers={'a': tower}))
+
+
+def term(**fields):
+  return strict.build(schema.Term, dict(kind='k', inputs={}, **fields))
+
+
+def test_a_weight_is_a_number_or_a_ramp():
+  assert term(weight=2).weight == 2.0 and isinstance(term(weight=2).weight, float)
+  assert term(weight=dict(start=1, end=0.5)).weight == schema.Ramp(start=1.0, end=0.5)
+  with pytest.raises(InputError, match='config.weight.end: missing'):
+    term(weight=dict(start=1))
+  with pytest.raises(InputError, match=r"config.weight: got '2' \(str\); expected float or a Ramp group"):
+    term(weight='2')
+
+
+def test_args_keep_the_type_they_came_with():
+  args = term(args=dict(f=1.0, i=3, s='all', r=dict(start=0.0, end=1.0))).args
+  assert args == dict(f=1.0, i=3, s='all', r=schema.Ramp(start=0.0, end=1.0))
+  assert isinstance(args['i'], int) and isinstance(args['f'], float)
+  with pytest.raises(InputError, match='config.args.x'):
+    term(args=dict(x=[1]))
+
+
+def test_true_is_not_a_number():
+  for group, data in ((schema.Log, dict(every_steps=True)), (schema.View, dict(size=8, flip=False))):
+    with pytest.raises(InputError, match=r'\(bool\); expected'):
+      strict.build(group, data)
+
+
+def test_optional_number():
+  logit = lambda bias: strict.build(schema.Logit, dict(kind='logit', bias=bias)).bias
+  assert logit(None) is None and logit(-10) == -10.0
+  with pytest.raises(InputError, match='config.bias'):
+    logit('none')
+
+
+def test_tuples_take_lists_and_check_every_item():
+  assert strict.build(schema.View, dict(size=8, scale=[0.1, 1])).scale == (0.1, 1.0)
+  for bad in ([0.1], [0.1, 0.5, 1.0], 0.1):
+    with pytest.raises(InputError, match='config.scale'):
+      strict.build(schema.View, dict(size=8, scale=bad))
+  with pytest.raises(InputError, match=r'config.lr_rules\[1\]\[1\]'):
+    strict.build(schema.Optimizer, dict(lr_rules=[['a', 1.0], ['b', 'fast']]))
+  rules = (('.*', ('fsdp', None)),)
+  assert strict.build(schema.Mesh, dict(rules=rules)).rules == rules
+
+
+def test_names_are_strings():
+  with pytest.raises(InputError, match='config.views: name: got 1'):
+    strict.build(schema.Data, dict(views={1: dict(size=8)}))
+
+
+def test_config_dicts_are_plain_data():
+  data = ml_collections.ConfigDict(dict(size=8, scale=(0.1, 1.0)))
+  assert strict.build(schema.View, data) == schema.View(size=8, scale=(0.1, 1.0))
+  assert strict.build(schema.Data, dict(views={'a': data})).views == {'a': schema.View(size=8, scale=(0.1, 1.0))}
+
+
+def test_a_group_must_be_a_group():
+  for x in (3, None, [1]):
+    with pytest.raises(InputError, match='expected a group of fields'):
+      strict.build(schema.Log, x)
+
+
+def test_the_schema_is_frozen():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    strict.build(schema.Log, {}).every_steps = 1

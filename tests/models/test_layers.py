@@ -1,0 +1,127 @@
+"""Transformer parts against NumPy, and the ways to compute a stack of blocks against each other."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tips_jax.models import layers
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(2, 5, 16)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+
+
+def blocks(scan=True, remat='none', dropout=0.0, ffn='gelu', depth=3):
+  return layers.Blocks(depth, 2, 24, ffn, dropout, scan, remat)
+
+
+def randomised(params, seed=0):
+  """No leaf stays at its zero or one, so that each counts."""
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return structure.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+PARAMS = randomised(blocks().init(jax.random.key(0), X))
+
+
+def values_and_grads(module, *args, **kwargs):
+  fn = lambda p, x: jnp.sin(module.apply(p, x, *args, **kwargs)).sum()
+  return jax.jit(lambda p, x: (module.apply(p, x, *args, **kwargs), jax.grad(fn, (0, 1))(p, x)))(PARAMS, X)
+
+
+@pytest.mark.parametrize('scan, remat', [(False, 'none'), (True, 'full'), (False, 'full'), (True, 'dots')])
+def test_loop_and_rematerialisation_change_nothing(scan, remat):
+  rngs = {'dropout': jax.random.key(1)}
+  args, kwargs = (MASK, False), dict(rngs=rngs)
+  value, grads = values_and_grads(blocks(dropout=0.3), *args, **kwargs)
+  value2, grads2 = values_and_grads(blocks(scan, remat, dropout=0.3), *args, **kwargs)
+  np.testing.assert_allclose(value2, value, rtol=1e-5, atol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads2, grads)
+
+
+def test_the_unrolled_loop_has_no_loop():
+  text = lambda scan: jax.jit(blocks(scan).apply).lower(PARAMS, X).compile().as_text()
+  assert 'while(' in text(True) and 'while(' not in text(False)
+
+
+def test_dropout_differs_between_layers_and_keys_and_is_off_by_default():
+  module = blocks(dropout=0.5)
+  run = lambda k: module.apply(PARAMS, X, None, False, rngs={'dropout': jax.random.key(k)})
+  assert np.abs(run(0) - run(1)).max() > 0.1
+  np.testing.assert_array_equal(run(0), run(0))
+  np.testing.assert_array_equal(module.apply(PARAMS, X), blocks().apply(PARAMS, X))
+
+
+def layer_norm(x, p):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p['scale'] + p['bias']
+
+
+def reference(p, x, mask, ffn):
+  """One block in NumPy."""
+  y, a = layer_norm(x, p['norm1']), p['attention']
+  q, k, v = (np.einsum('btd,dhk->bthk', y, a[n]['kernel']) + a[n]['bias'] for n in ('query', 'key', 'value'))
+  logits = np.einsum('bqhk,bshk->bhqs', q, k) / np.sqrt(q.shape[-1])
+  weights = np.exp(logits) * mask[:, None, None]
+  weights /= weights.sum(-1, keepdims=True)
+  out = np.einsum('bhqs,bshk->bqhk', weights, v)
+  x = x + np.einsum('bthk,hkd->btd', out, a['out']['kernel']) + a['out']['bias']
+  y, m = layer_norm(x, p['norm2']), p['mlp']
+  up = y @ m['up']['kernel'] + m['up']['bias']
+  if ffn == 'swiglu':
+    gate = y @ m['gate']['kernel'] + m['gate']['bias']
+    up = gate / (1 + np.exp(-gate)) * up
+  elif ffn == 'relu':
+    up = np.maximum(up, 0)
+  else:
+    up = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+  return x + (up @ m['down']['kernel'] + m['down']['bias']) * mask[..., None]
+
+
+@pytest.mark.parametrize('ffn', ['gelu', 'relu', 'swiglu'])
+def test_a_stack_is_its_blocks_in_order(ffn):
+  module = blocks(ffn=ffn, depth=2)
+  params = randomised(module.init(jax.random.key(0), X))
+  y = X.astype(np.float64)
+  for i in range(2):
+    y = reference(jax.tree.map(lambda p: np.asarray(p[i], np.float64), params['params']['blocks']), y, MASK, ffn)
+  np.testing.assert_allclose(module.apply(params, X, MASK), y, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_start_different():
+  kernel = blocks().init(jax.random.key(0), X)['params']['blocks']['mlp']['up']['kernel']
+  assert kernel.shape == (3, 16, 24) and np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+def test_attention_kernels_are_xavier_of_the_flat_matrix():
+  params = layers.Attention(4).init(jax.random.key(0), np.zeros((1, 2, 64), np.float32))['params']
+  for name in ('query', 'key', 'value', 'out'):
+    kernel = np.asarray(params[name]['kernel'])
+    bound = np.sqrt(6 / (64 + 64))
+    assert np.abs(kernel).max() <= bound and abs(kernel.std() - bound / np.sqrt(3)) < 0.02 * bound
+    assert not np.any(params[name]['bias'])
+
+
+def test_masked_keys_are_not_read():
+  other = X + 5 * ~MASK[..., None]
+  a, b = (blocks().apply(PARAMS, x, MASK) for x in (X, other))
+  np.testing.assert_allclose(a[MASK], b[MASK], rtol=1e-5, atol=1e-6)
+
+
+def test_sincos_positions_formula():
+  table = np.asarray(layers.sincos_positions(64, 10))
+  rate = 1e4 ** (-np.arange(5) / 4)
+  angle = np.arange(64)[:, None] * rate
+  np.testing.assert_allclose(table, np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-5)
+
+
+def test_gather_and_merge():
+  index = np.array([[4, 0], [1, 1]])
+  np.testing.assert_array_equal(layers.gather_tokens(X, index), np.stack([X[i, index[i]] for i in range(2)]))
+  assert layers.merge_views(np.zeros((2, 3, 4, 5))).shape == (6, 4, 5)
+
+
+def test_activations_keep_their_type():
+  y = blocks().apply(PARAMS, X.astype(jnp.bfloat16), MASK)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(y.astype(np.float32), blocks().apply(PARAMS, X, MASK), atol=0.15)

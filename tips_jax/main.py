@@ -1,0 +1,163 @@
+"""python -m tips_jax.main --config=FILE[:arg] --workdir=DIR [--config.a.b=value] [--dry_run]
+
+Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved: run it again.
+"""
+from tips_jax.train.preemption import EXIT, Preemption, Stopped
+
+PREEMPTION = Preemption()
+if __name__ == '__main__':    # before the slow imports: a signal during them loses nothing
+  PREEMPTION.install()
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from tips_jax.core import config as schema
+from tips_jax.core import strict
+from tips_jax.core.config import InputError
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, with an argument after a colon: configs/vitb.py:v2.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
+
+
+def main(_):
+  config = load_config()
+  if _DRY_RUN.value:
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  from tips_jax.train import method as method_lib
+  method = method_lib.build(config)
+  if _DRY_RUN.value:
+    import json
+
+    from tips_jax.train import summary
+    print(json.dumps(strict.plain(config), indent=1), '\n')
+    print(summary.text(method))
+    return
+  workdir = open_workdir()
+  with PREEMPTION.interruptible():
+    method = with_scenes(method, workdir)
+    evaluation = Evaluation(method.config) if method.config.evals.tasks else None
+    from tips_jax.train import loop
+  try:
+    encoder = loop.train(method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics)
+  except loop.Diverged as error:
+    print(f'diverged: {error}', file=sys.stderr)
+    sys.exit(3)
+  if evaluation and config.evals.report:
+    with PREEMPTION.interruptible():
+      evaluation.report(workdir, encoder)
+
+
+def load_config():
+  """The checked config; InputError for a file, an argument, a field or a value that does not fit."""
+  if _CONFIG.value is None:
+    raise InputError('--config: missing; expected a file such as configs/quickstart.py')
+  return strict.build(schema.Config, _CONFIG.value)
+
+
+def open_workdir():
+  """The work folder, made and known to be writable."""
+  if not _WORKDIR.value:
+    raise InputError('--workdir: missing; expected a folder for the run')
+  path = pathlib.Path(_WORKDIR.value)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f'.writable-{os.getpid()}'
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise InputError(f'--workdir: got {str(path)!r}; expected a writable folder ({error.strerror})') from None
+  return path
+
+
+def with_scenes(method, workdir):
+  """The method on the store it names, or on generated scenes inside the work folder."""
+  import dataclasses
+
+  from tips_jax.core import log
+  from tips_jax.data import scenes
+  data = method.config.data
+  if data.store:
+    return method
+  if not data.scenes.train:
+    raise InputError("data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS folder")
+  spec = data.scenes
+  progress = log.Progress(spec.train + spec.test, label='scene')
+  path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size, seed=method.config.seed,
+                      progress=lambda done, total: progress.update(done))
+  progress.close()
+  return dataclasses.replace(method, config=dataclasses.replace(method.config, data=dataclasses.replace(data, store=path)))
+
+
+class Evaluation:
+  """The evaluators on the run's own store, and the report that ends a run."""
+
+  def __init__(self, config):
+    from tips_jax.data import store
+    from tips_jax.data.tokenizer import Tokenizer
+    from tips_jax.evals import run
+    self.config, self.run = config, run
+    self.store = store.open_store(config.data.store)
+    path = config.data.tokenizer or self.store.tokenizer_path
+    self.tokenizer = Tokenizer(path) if path and config.data.texts else None
+    self.options = dict(tokenizer=self.tokenizer, text_length=config.data.text_length)
+    self.probe = {}
+    run.check(self.store, config.evals, tokenizer=self.tokenizer)
+
+  def metrics(self, encoder):
+    return self.run.evaluate(encoder, self.store, config=self.config.evals, keep=self.probe, **self.options)
+
+  def report(self, workdir, encoder):
+    """report.json, index.html and pictures; the table goes to the terminal."""
+    from tips_jax.core import log
+    from tips_jax.evals import report
+    c = self.config
+    patch = c.towers[c.evals.image_tower].patch
+    lines = [l for l in log.read(workdir / log.FILE) if any(k.startswith('eval/') for k in l)]
+    values = [{k.removeprefix('eval/'): v for k, v in l.items() if k.startswith('eval/') and k != 'eval/seconds'}
+              for l in lines]
+    chance, baseline = self.run.baselines(self.store, c.evals, patch=patch, **self.options)
+    print(report.write(workdir, before=values[0] if lines[0]['step'] == 0 else {}, after=values[-1], chance=chance,
+                       baseline=baseline, encoder=encoder, store=self.store, config=c.evals, title=c.name,
+                       probe=self.probe.get('probe'), metrics_path=workdir / log.FILE,
+                       terms=('loss', *(n for n, t in c.terms.items() if t.weight)), **self.options))
+    print(f'report: {workdir / "index.html"}')
+
+
+def run():
+  """Entry point: one line and a code for whatever a user can mend, a traceback for our own faults."""
+  # A config file may import its neighbours, wherever it is called from.
+  for arg in sys.argv:
+    if arg.startswith('--config='):
+      sys.path.insert(0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent))
+  try:
+    app.run(main, flags_parser=parse)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    code = 2
+  except Stopped:
+    print('stopped by a signal; all is saved: run the same command again to go on', file=sys.stderr)
+    code = EXIT
+  else:
+    return
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)    # at once: a compiler thread may still be at work
+
+
+def parse(argv):
+  """absl's parser, with its errors as InputErrors."""
+  try:
+    return flags.FLAGS(argv)
+  except InputError:
+    raise
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+    raise InputError(f'command line: {" ".join(str(error).split())}') from None
+
+
+if __name__ == '__main__':
+  run()

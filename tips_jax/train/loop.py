@@ -1,0 +1,336 @@
+"""The training loop. Order of operations:
+
+    open     checkpoints, data (both check themselves), contract of the run
+    start    own checkpoint, else init_from, else initial weights
+    compile  once, ahead of the first step
+    repeat   evaluate if due -> stop if asked -> next batch -> dispatch the step -> read the metrics of the step before
+             -> save if due
+    end      last checkpoint, files closed
+
+Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving.
+"""
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from tips_jax.core import log, strict, tree
+from tips_jax.core.config import InputError
+from tips_jax.data.pipeline import Pipeline
+from tips_jax.train import checkpoint, sharding, summary
+from tips_jax.train import state as state_lib
+from tips_jax.train import step as step_lib
+from tips_jax.train.encoder import Encoder
+from tips_jax.train.preemption import Stopped
+
+_HOST = ('index', 'bad')    # entries of a batch that stay on the host
+_AHEAD = 2                  # batches on their way to the device
+
+
+class Diverged(RuntimeError):
+  """Too many non-finite updates in a row."""
+
+
+def train(method, workdir, preemption, *, evaluate=None):
+  """Trains to the last step and returns (final state's Encoder, 'metrics.jsonl' path).
+
+  evaluate: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and at the end.
+  Raises InputError for anything the user can mend, Stopped after a signal (all saved), Diverged.
+  """
+  config, workdir = method.config, pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh, config.schedule.batch_size)
+  run = Run(method, workdir, mesh, preemption)
+  try:
+    with jax.set_mesh(mesh):
+      with preemption.interruptible():
+        run.start()
+        run.compile()
+      run.loop(evaluate)
+    return run.encoder.of(run.state)
+  except Stopped:
+    run.save()
+    raise
+  finally:
+    run.close()
+
+
+class Run:
+  """One process's share of a run: what the loop holds between steps."""
+
+  def __init__(self, method, workdir, mesh, preemption):
+    c = method.config
+    self.method, self.config, self.workdir, self.mesh, self.preemption = method, c, workdir, mesh, preemption
+    self.lead = jax.process_index() == 0
+    self.progress = log.Progress(c.schedule.total_steps)
+    self.encoder = Encoder(method, mesh)
+    abstract = jax.eval_shape(lambda: state_lib.init(method))
+    self.shardings = sharding.shardings(c.mesh.rules, mesh, abstract)
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    self.abstract = jax.tree.map(place, abstract, self.shardings)
+    self.state = self.pipeline = self.metrics = self.saved = None
+    self.late, self.evaluated = None, {}
+    self.checkpoints = checkpoint.Checkpoints(workdir, c.checkpoint)
+
+  # --- start ---
+
+  def start(self):
+    c, latest = self.config, self.checkpoints.latest
+    self.index = self.checkpoints.next_index(latest) if latest is not None else 0
+    self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=jax.process_index(),
+                             process_count=jax.process_count(), start=self.index)
+    self.contract = contract(c, self.pipeline)
+    if latest is not None:
+      for change in checkpoint.check_contract(self.checkpoints.contract(latest), self.contract, str(self.workdir)):
+        self.progress.message(f'resumed with a change: {change}')
+      self.state, self.index = self.checkpoints.restore(latest, self.abstract)
+      self.saved = latest
+      self.progress.message(f'resumed from step {latest:,} of {self.workdir}')
+    else:
+      self.state = initial_state(self.method, self.shardings, self.abstract, self.progress.message)
+    self.step = int(self.state.step)
+    if self.step > c.schedule.total_steps:
+      raise InputError(f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the {self.step} steps '
+                       f'that {str(self.workdir)!r} has made')
+    if self.lead:
+      write_json(self.workdir / 'config.json', strict.plain(c))
+      self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
+    lines = log.read(self.workdir / log.FILE) if latest is not None else []
+    self.evaluated = {l['step'] for l in lines if any(k.startswith('eval/') for k in l)}
+
+  def compile(self):
+    """Ahead of time, in a thread, so that a signal is heard during it."""
+    if self.step == self.config.schedule.total_steps:
+      return
+    batch = self.pipeline_shapes()
+    whole = sharding.replicated(self.mesh)
+    jitted = jax.jit(step_lib.make(self.method), donate_argnums=0,
+                     in_shardings=(self.shardings, sharding.batch(self.mesh)), out_shardings=(self.shardings, whole))
+    self.progress.message(f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...')
+    begin = time.monotonic()
+    lowered = jitted.lower(self.abstract, batch)
+    # Its own pool, never shut down: leaving the process must not wait for the compiler.
+    future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
+    while not future.done():
+      concurrent.futures.wait([future], timeout=0.2)
+    self.step_fn, self.compile_s = future.result(), time.monotonic() - begin
+    self.progress.message(f'compiled in {self.compile_s:.1f} s')
+
+  def pipeline_shapes(self):
+    c, b = self.config.data, self.config.schedule.batch_size
+    shape = lambda dims, dtype: jax.ShapeDtypeStruct((b, *dims), dtype)
+    views = {n: shape((v.count, v.size, v.size, 3), np.uint8) for n, v in c.views.items()}
+    texts = {n: shape((c.text_length,), np.int32) for n in c.texts}
+    return views | texts | {f'{n}_valid': shape((), np.bool_) for n in c.texts}
+
+  # --- repeat ---
+
+  def loop(self, evaluate):
+    c, total = self.config, self.config.schedule.total_steps
+    prefetch = Prefetch(self.pipeline, sharding.batch(self.mesh))
+    clock = Clock(self.method, self.mesh)
+    try:
+      while True:
+        if evaluate and self.due(self.step) and self.step not in self.evaluated:
+          self.evaluate(evaluate)
+          clock.restart()
+        if self.step == total:
+          break
+        if self.preemption.requested:
+          raise Stopped
+        batch, host = clock.waiting(prefetch.next)
+        self.state, metrics = self.step_fn(self.state, batch)
+        self.step, self.index = self.step + 1, self.index + c.schedule.batch_size
+        self.read(clock)
+        self.late = (self.step, metrics, host)
+        if self.step % c.checkpoint.every_steps == 0 or self.step == total:
+          self.read(clock)
+          self.save()
+      self.checkpoints.wait()
+    finally:
+      prefetch.close()
+
+  def due(self, step):
+    e, total = self.config.evals, self.config.schedule.total_steps
+    return step == total or (e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0)
+
+  def evaluate(self, evaluate):
+    self.read(None)
+    with self.preemption.interruptible():
+      begin = time.monotonic()
+      values = evaluate(self.encoder.of(self.state))
+      values = {f'eval/{k}': v for k, v in values.items()} | {'eval/seconds': time.monotonic() - begin}
+      if self.metrics:
+        self.metrics.write(self.step, values)
+      self.evaluated.add(self.step)
+    best = self.config.checkpoint.best_metric
+    if best and f'eval/{best}' not in values:
+      raise strict.unknown('checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values])
+    if best and self.step:
+      self.save(metrics={best: float(values[f'eval/{best}'])})
+
+  def read(self, clock):
+    """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
+    if self.late is None:
+      return
+    (step, metrics, host), self.late = self.late, None
+    metrics = {k: v.item() for k, v in jax.device_get(metrics).items()}
+    bad = [int(r) for r in host['bad'] if r >= 0]
+    if clock and (step % self.config.log.every_steps == 0 or step == self.config.schedule.total_steps):
+      rates = clock.rates(self.config.schedule.batch_size)
+      if self.metrics:
+        self.metrics.write(step, metrics | rates | {'bad_images': len(bad), 'compile_seconds': self.compile_s})
+      self.progress.update(step, loss=metrics['loss'], images_per_s=rates.get('images_per_s'))
+    for record in bad:
+      name, reason = self.pipeline.explain(record)
+      self.append('quarantine', {'record': record, 'id': name, 'reason': reason})
+    if metrics['bad_steps']:
+      ids = [self.pipeline.explain(r)[0] for r in host['index']]
+      self.append('nonfinite', {'step': step, 'loss': metrics['loss'] if np.isfinite(metrics['loss']) else None,
+                                'gradient_norm': None, 'ids': ids})
+      self.progress.message(f'step {step}: loss {metrics["loss"]}, gradient {metrics["gradient_norm"]}: not finite, '
+                            'update skipped (examples in nonfinite.jsonl)')
+      if metrics['bad_steps'] >= self.config.max_bad_steps:
+        raise Diverged(f'{metrics["bad_steps"]} updates in a row were not finite, up to step {step}; the last good '
+                       f'checkpoint is step {self.saved}. Try a lower optimizer.learning_rate or a longer warm-up')
+
+  def append(self, name, row):
+    """One line to `<name>.jsonl` of the work folder, unless it stands there."""
+    path = self.workdir / f'{name}-{jax.process_index()}.jsonl' if jax.process_count() > 1 else self.workdir / f'{name}.jsonl'
+    line = json.dumps(row) + '\n'
+    if not path.exists() or line not in path.read_text():
+      with open(path, 'a') as f:
+        f.write(line)
+
+  def save(self, metrics=None):
+    """Saves the state as it is, unless it is saved."""
+    if self.state is None or self.saved == self.step and not metrics:
+      return
+    self.read(None)
+    if self.saved != self.step:
+      self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract, metrics=metrics)
+      self.saved = self.step
+
+  def close(self):
+    if self.pipeline:
+      self.pipeline.close()
+    if self.metrics:
+      self.metrics.close()
+    self.progress.close()
+    self.checkpoints.close()
+
+
+class Prefetch:
+  """The next batches, on their way to the device while it works."""
+
+  def __init__(self, pipeline, to):
+    self._pipeline, self._to = pipeline, to
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'to-device')
+    self._queue = collections.deque(self._pool.submit(self._load) for _ in range(_AHEAD))
+
+  def _load(self):
+    batch = next(self._pipeline)
+    host = {k: batch.pop(k) for k in _HOST}
+    return {k: jax.make_array_from_process_local_data(self._to, x) for k, x in batch.items()}, host
+
+  def next(self):
+    self._queue.append(self._pool.submit(self._load))
+    return self._queue.popleft().result()
+
+  def close(self):
+    self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Clock:
+  """Rates since the last time they were asked for."""
+
+  def __init__(self, method, mesh):
+    peak = summary.peak(jax.devices()[0].device_kind)
+    self._flops = sum(summary.flops(method).values())
+    self._peak = peak and peak * mesh.size
+    self.restart()
+
+  def restart(self):
+    self._begin, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+  def waiting(self, fn):
+    begin = time.monotonic()
+    result = fn()
+    self._waited += time.monotonic() - begin
+    self._steps += 1
+    return result
+
+  def rates(self, batch_size):
+    passed = max(time.monotonic() - self._begin, 1e-9)
+    speed = self._steps * batch_size / passed
+    out = {'images_per_s': speed, 'data_wait': self._waited / passed}
+    if self._peak:
+      out['model_flop_utilisation'] = speed * self._flops / self._peak
+    self.restart()
+    return out
+
+
+# --- starting points ----------------------------------------------------------------------------
+
+
+def contract(config, pipeline):
+  """What weights mean: kept in every checkpoint and compared when one is read."""
+  image = {n: t.patch for n, t in config.towers.items() if t.kind == 'vit'}
+  return json.loads(json.dumps({
+      'config': strict.plain(config), 'towers': strict.plain(config.towers),
+      'text_length': config.data.text_length if config.data.texts else None,
+      'tokenizer_sha256': pipeline.tokenizer.sha256 if pipeline.tokenizer else None,
+      'preprocessing': {'channels': 'RGB', 'range': [0, 1], 'mean': 0, 'std': 1, 'resize': 'bilinear, antialiased',
+                        'padding': 'centre, zeros, to a multiple of the patch', 'patch': image,
+                        'lower_case': 'ASCII'},
+      'data_fingerprint': pipeline.fingerprint}))
+
+
+def initial_state(method, shardings, abstract, say):
+  """Initial weights, with the parts that `init_from` and frozen teachers bring."""
+  c = method.config
+  state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
+  if c.init_from:
+    path = checkpoint.find(c.init_from, 'init_from')
+    fields = {'params': 'params', 'teachers': 'teachers', 'memory': 'train', 'optimizer': 'train'}
+    for part in c.init_parts:
+      wanted = getattr(abstract, part)
+      wanted = wanted if fields[part] != 'train' else {part: wanted}
+      found = checkpoint.names(path, fields[part])
+      here = {k: v for k, v in wanted.items() if any(n.startswith(f'{k}/') for n in found)}
+      missing = sorted(set(wanted) - set(here))
+      if here:
+        loaded = checkpoint.load(path, fields[part], here)
+        state = state.replace(**{part: loaded[part] if fields[part] == 'train' else {**getattr(state, part), **loaded}})
+      say(f'{part} from {path}: {", ".join(here) or "nothing"}' + (f'; fresh: {", ".join(missing)}' if missing else ''))
+  for name, teacher in c.teachers.items():
+    if teacher.kind == 'frozen':
+      state = state.replace(teachers={**state.teachers, name: frozen_teacher(name, teacher, abstract.teachers[name], say)})
+  return state
+
+
+def frozen_teacher(name, teacher, abstract, say):
+  """Weights of a frozen teacher: the other run's EMA teacher where it has one, its student elsewhere."""
+  path = checkpoint.find(teacher.init_from, f'teachers.{name}.init_from')
+  there = {here: other for other, here in {v: k for k, v in teacher.rename.items()}.items()}
+  saved, result = checkpoint.names(path, 'teachers'), {}
+  for tower, leaves in abstract.items():
+    other = there.get(tower, tower)
+    owner = next((n.split('/')[0] for n in saved if n.split('/')[1] == other), None)
+    if owner:
+      result[tower] = checkpoint.load(path, 'teachers', {owner: {other: leaves}})[owner][other]
+    else:
+      result[tower] = checkpoint.load(path, 'params', {tower: leaves}, rename={other: tower})[tower]
+    say(f'{name}/{tower} from {path}: {owner or "student"}/{other}')
+  return result
+
+
+def write_json(path, value):
+  """Atomic: a reader sees the old file or the new one."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=1) + '\n')
+  os.replace(temporary, path)
