@@ -34,9 +34,10 @@ class Pipeline:
 
   A batch is a dict: uint8 [B, V, size, size, 3] per view, int32 [B, T] and '<name>_valid' bool [B] per text, 'index'
   int64 [B] (record number in the concatenated stores) and 'bad' int64 [B] (the unreadable record that was replaced by
-  'index', else -1). Host p of n holds the examples p, p + n, ... of each global batch. `next_index` is the state:
-  pass it as `start` to go on. Raises InputError for a config or a store that cannot work, before any thread starts,
-  and while iterating when more than `max_bad_fraction` of the images are unreadable.
+  'index', else -1). Host p of n holds the p-th of n equal parts of each global batch, as the rows of a global array
+  lie over hosts. `next_index` is the state: pass it as `start` to go on. Raises InputError for a config or a store that
+  cannot work, before any thread starts, and while iterating when more than `max_bad_fraction` of the images are
+  unreadable.
 
   Attributes: `next_index` (global index of the next example), `size` (records), `fingerprint` (sha256 hex of the
   mixture), `tokenizer` (None without texts).
@@ -56,11 +57,12 @@ class Pipeline:
     self._batch_size = batch_size
     self._max_bad_fraction = config.max_bad_fraction
     self._seen = self._bad = 0
-    mine = _order(sizes, config.weights, seed)[start + process_index::process_count]
+    share = batch_size // process_count
+    mine = _order(sizes, config.weights, seed)[start:].batch(share, drop_remainder=True)[process_index::process_count]
     threads = max(1, config.threads // max(1, config.workers))
     self._load = _Load(config, _Records(sources), self.tokenizer, seed, threads,
-                       first=start + process_index, stride=process_count)
-    batches = mine.batch(batch_size // process_count, drop_remainder=True).map_with_index(self._load)
+                       first=start + process_index * share, stride=batch_size)
+    batches = mine.map_with_index(self._load)
     ahead = 1 if config.workers else config.prefetch
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead))
     if config.workers:
@@ -237,6 +239,7 @@ class _Load:
   """(batch number of this host, record numbers [B]) -> batch. Picklable; each process has its own thread pool."""
 
   def __init__(self, config, records, tokenizer, seed, threads, *, first, stride):
+    # Global index of this host's first example, and from one of its batches to the next.
     self.config, self.records = config, records
     self._tokenizer, self._seed, self._threads = tokenizer, seed, threads
     self._first, self._stride = first, stride
@@ -263,7 +266,7 @@ class _Load:
       batch[f'{name}_valid'] = np.zeros(size, bool)
     batch['index'] = np.asarray(records, np.int64)
     batch['bad'] = np.full(size, -1, np.int64)
-    start = self._first + self._stride * size * number
+    start = self._first + self._stride * number
     step = max(1, min(_ROWS, size // self._threads))
     tasks = [self._pool.submit(self._fill, batch, range(row, min(row + step, size)), start)
              for row in range(0, size, step)]
@@ -276,7 +279,7 @@ class _Load:
     examples = [self.records[record] for record in batch['index'][rows.start:rows.stop].tolist()]
     luck = []
     for i, row in enumerate(rows):
-      rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + self._stride * row)))
+      rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + row)))
       examples[i] = self._images(batch, row, examples[i], rng)
       luck.append(rng.random(len(self.config.texts)).tolist())
     for row, example, draws in zip(rows, examples, luck):
