@@ -42,8 +42,8 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
   v2, frozen = version == 'v2', bool(teacher_scale)
   grid, patch_head = 32 if v2 else 16, 'patch_head' if separate_heads else 'head'
   heads = {h: head(scale) for h in dict.fromkeys(['head', patch_head])}
-  towers = dict(image=scales.image(scale, grid=grid, mask_token=True), text=scales.text(scale), logit=dict(kind='logit'),
-                **heads)
+  towers = dict(image=scales.image(scale, grid=grid, mask_token=True), text=scales.text(scale),
+                logit=dict(kind='logit'), **heads)
   who = 'large' if frozen else 'ema'
   tower = {'image': 'image', **{h: h for h in heads}}
   if frozen:
@@ -69,7 +69,8 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
       teacher_cls=dict(who=who, tower=tower['head'], inputs=dict(tokens=f'{target}.web')),
       teacher_patch=dict(who=who, tower=tower[patch_head], inputs=dict(tokens=f'{target}.patch', **slots)))
   terms = dict(
-      contrastive_web=contrast('softmax_contrastive', 'clean.web', 'web_text.text', valid='batch.web_valid', weight=0.5),
+      contrastive_web=contrast('softmax_contrastive', 'clean.web', 'web_text.text',
+                               valid='batch.web_valid', weight=0.5),
       contrastive_synthetic=contrast('softmax_contrastive', 'clean.synthetic', 'synthetic_text.text',
                                      valid='batch.synthetic_valid', weight=0.5),
       distill=distill('student_cls', 'teacher_cls', teacher_head=f'{who}.{tower["head"]}', pairing='all'),
@@ -84,7 +85,8 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
   captions = dict(field='captions', pick='random' if v2 else 'first')
   return dict(
       towers=towers, masks={} if frozen else dict(random=dict(view='global', ratio=0.75)), passes=passes, terms=terms,
-      teachers={who: teacher}, data=dict(views={'global': GLOBAL, 'local': LOCAL}, texts=dict(web=WEB, synthetic=captions)),
+      teachers={who: teacher},
+      data=dict(views={'global': GLOBAL, 'local': LOCAL}, texts=dict(web=WEB, synthetic=captions)),
       optimizer=dict(freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0))))
 
 
@@ -172,7 +174,8 @@ def dino_ibot(scale):
 def mae(scale):
   """MAE (arXiv 2111.06377): the encoder sees a quarter of the patches, a small decoder paints the rest."""
   return dict(
-      towers=dict(image=scales.image(scale, cls=('cls',)), decoder=dict(kind='pixel_decoder', width=scales.width(scale))),
+      towers=dict(image=scales.image(scale, cls=('cls',)),
+                  decoder=dict(kind='pixel_decoder', width=scales.width(scale))),
       masks=dict(random=dict(view='global', ratio=0.75)),
       passes=dict(
           visible=dict(tower='image', inputs=dict(images='batch.global', kept='masks.random.kept')),

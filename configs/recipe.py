@@ -19,15 +19,21 @@ def merge(*parts):
 def finish(config, arg=''):
   """An ml_collections config with every field of the schema; `arg` 'runlocal' shrinks it to seconds on a CPU."""
   options = [o for o in arg.split(',') if o]
-  if unknown := [o for o in options if o != 'runlocal']:
-    raise strict.unknown('--config argument', unknown[0], ('runlocal', 'v1', 'v2'))
+  _known(options, ('runlocal',))
   config = runlocal(config) if options else config
   return ml_collections.ConfigDict(strict.plain(strict.build(schema.Config, config)))
+
+
+def _known(options, known):
+  for option in options:
+    if option not in known:
+      raise strict.unknown('--config argument', option, known)
 
 
 def version(arg):
   """('v1' or 'v2', rest) of a config argument such as 'v2,runlocal'."""
   options = [o for o in arg.split(',') if o]
+  _known(options, ('runlocal', 'v1', 'v2'))
   return 'v2' if 'v2' in options else 'v1', ','.join(o for o in options if o not in ('v1', 'v2'))
 
 

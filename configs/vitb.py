@@ -9,4 +9,5 @@ from configs import methods, recipe
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   steps, batch = (495_600, 16384) if version == 'v1' else (90_000, 8192)
-  return recipe.finish(recipe.pretrain(f'vitb_{version}', methods.tips('b', version), 'b', steps=steps, batch=batch), rest)
+  method = methods.tips('b', version)
+  return recipe.finish(recipe.pretrain(f'vitb_{version}', method, 'b', steps=steps, batch=batch), rest)

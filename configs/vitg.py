@@ -9,4 +9,5 @@ from configs import methods, recipe
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   steps, batch = (107_100, 16384) if version == 'v1' else (90_000, 8192)
-  return recipe.finish(recipe.pretrain(f'vitg_{version}', methods.tips('g', version), 'g', steps=steps, batch=batch), rest)
+  method = methods.tips('g', version)
+  return recipe.finish(recipe.pretrain(f'vitg_{version}', method, 'g', steps=steps, batch=batch), rest)

@@ -9,4 +9,5 @@ from configs import methods, recipe
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   steps, batch = (107_100, 16384) if version == 'v1' else (90_000, 8192)
-  return recipe.finish(recipe.pretrain(f'vitso400m_{version}', methods.tips('so400m', version), 'so400m', steps=steps, batch=batch), rest)
+  method = methods.tips('so400m', version)
+  return recipe.finish(recipe.pretrain(f'vitso400m_{version}', method, 'so400m', steps=steps, batch=batch), rest)

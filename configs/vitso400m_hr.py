@@ -1,6 +1,6 @@
-"""TIPS ViT-So400m/14, high-resolution stage: 448 and 140 px from the run of vitso400m.py. v1: 0.1 epoch; v2: 9,000 steps.
+"""TIPS ViT-So400m/14, high-resolution stage: 448 and 140 px from the run of vitso400m.py.
 
-The position table keeps its grid and is resized inside the model.
+v1: 0.1 epoch; v2: 9,000 steps. The position table keeps its grid and is resized inside the model.
 
   python -m tips_jax.main --config=configs/vitso400m_hr.py --workdir=W --config.data.store=STORE --config.init_from=RUN
 """

@@ -4,6 +4,7 @@ import os
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('NPROC', '32')    # collectives wait for each other: a thread for every device, on any machine
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')    # tests compile for longer than they compute
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

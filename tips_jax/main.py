@@ -10,16 +10,18 @@ if __name__ == '__main__':    # before the slow imports: a signal during them lo
 
 import os
 import pathlib
+import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tips_jax.core import config as schema
 from tips_jax.core import strict
 from tips_jax.core.config import InputError
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, with an argument after a colon: configs/vitb.py:v2.')
+_CONFIG = config_flags.DEFINE_config_file('config', None,
+                                          'Config file, with an argument after a colon: configs/vitb.py:v2.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
 
@@ -84,13 +86,15 @@ def with_scenes(method, workdir):
   if data.store:
     return method
   if not data.scenes.train:
-    raise InputError("data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS folder")
+    raise InputError("data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS "
+                     'folder')
   spec = data.scenes
   progress = log.Progress(spec.train + spec.test, label='scene')
-  path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size, seed=method.config.seed,
-                      progress=lambda done, total: progress.update(done))
+  path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size,
+                      seed=method.config.seed, progress=lambda done, total: progress.update(done))
   progress.close()
-  return dataclasses.replace(method, config=dataclasses.replace(method.config, data=dataclasses.replace(data, store=path)))
+  data = dataclasses.replace(data, store=path)
+  return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
 
 
 class Evaluation:
@@ -130,6 +134,7 @@ class Evaluation:
 
 def run():
   """Entry point: one line and a code for whatever a user can mend, a traceback for our own faults."""
+  logging.set_verbosity(logging.WARNING)    # jax and orbax tell more than a user needs; --verbosity=0 brings it back
   # A config file may import its neighbours, wherever it is called from.
   for arg in sys.argv:
     if arg.startswith('--config='):
@@ -151,12 +156,35 @@ def run():
 
 def parse(argv):
   """absl's parser, with its errors as InputErrors."""
+  if {'--help', '-help', '-h'} & set(argv):
+    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/config.py, or --dry_run.')
+    sys.exit()
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    hasattr(_CONFIG.value, 'lock')    # a file that cannot be read is an error on first use only
   except InputError:
     raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-    raise InputError(f'command line: {" ".join(str(error).split())}') from None
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise InputError(reason(error, argv)) from None
+  if rest[1:]:
+    raise InputError(f'arguments: got {rest[1]!r}; expected only flags, written --name=value')
+  return rest
+
+
+def reason(error, argv):
+  """One line for what absl or ml_collections raised."""
+  text = str(error).strip()
+  last = text.splitlines()[-1].strip()
+  if isinstance(error, OSError):
+    return f'--config: got a file that cannot be read; {last}'
+  if 'Traceback' in text:    # from inside a config file
+    return last.split('InputError: ')[-1] if 'InputError: ' in last else f'--config: {last}'
+  if isinstance(error, (AttributeError, KeyError)):
+    name, hint = re.search(r'\w+', text), re.search(r'mean "(\w+)"', text)
+    for arg in argv:
+      if name and arg.startswith('--config.') and name[0] in re.split('[.=]', arg):
+        return f'{arg}: unknown field {name[0]!r}' + (f'; did you mean {hint[1]!r}?' if hint else '')
+  return f'command line: {" ".join(text.split())}'
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The image tower and the pixel decoder."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,19 @@ rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (2, 2, 12, 12, 3), np.uint8)
 
 
-def perturbed(params):
-  """CLS and mask tokens start at zero: move them, so that they count."""
-  move = lambda x: np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-  return params | {n: move(params[n]) for n in ('cls', 'mask_token') if n in params}
+def parameters(tower):
+  """No leaf is at its initial zero or one, so that each counts."""
+  rng = np.random.default_rng(1)
+  shapes = jax.eval_shape(functools.partial(towers.init, 'image', tower, seed=0))
+  return jax.tree.map(lambda s: (0.3 * rng.normal(size=s.shape)).astype(np.float32), shapes)
 
 
-PARAMS = perturbed(towers.init('image', TINY, seed=0))
+PARAMS = parameters(TINY)
+apply = jax.jit(towers.apply, static_argnums=(1, 2))
 
 
-def run(images=IMAGES, params=PARAMS, tower=TINY, compute=F32, **arrays):
-  return towers.apply(params, tower, compute, {'images': images, **arrays})
+def run(images=IMAGES, params=PARAMS, tower=TINY, **arrays):
+  return apply(params, tower, F32, {'images': images, **arrays})
 
 
 def same(a, b, rtol=1e-5, atol=2e-6):
@@ -104,8 +107,8 @@ def test_the_mask_token_replaces_patches_before_positions():
 
 
 def test_a_zero_token_is_a_zero_embedding():
-  params = PARAMS | {'mask_token': np.zeros((1, 16), np.float32)}
-  assert not np.any(PARAMS['embedding']['bias'])
+  still = PARAMS['embedding'] | {'bias': np.zeros(16, np.float32)}
+  params = PARAMS | {'mask_token': np.zeros((1, 16), np.float32), 'embedding': still}
   images, mask = IMAGES.copy(), np.zeros((2, 2, 9), bool)
   images[:, :, 8:, :4] = 0
   mask[:, :, 6] = True
@@ -114,7 +117,7 @@ def test_a_zero_token_is_a_zero_embedding():
 
 def test_a_tower_without_a_mask_token_takes_no_mask():
   bare = schema.ViT(kind='vit', width=16, depth=1, heads=2, mlp=32, patch=4, grid=3)
-  assert 'mask_token' not in towers.init('image', bare, seed=0)
+  assert 'mask_token' not in parameters(bare) and 'mask_token' in PARAMS
   assert set(towers.inputs(bare)) == {'images', 'kept'} and set(towers.inputs(TINY)) == {'images', 'kept', 'mask'}
 
 
@@ -136,25 +139,26 @@ def test_kept_tokens_alone_are_computed():
 @pytest.mark.parametrize('names', [('cls',), ('a', 'b', 'c')])
 def test_cls_tokens_have_names(names):
   tower = schema.ViT(kind='vit', width=8, depth=1, heads=2, mlp=8, patch=4, grid=3, cls=names)
-  out = run(params=towers.init('image', tower, seed=0), tower=tower)
+  out = run(params=parameters(tower), tower=tower)
   assert set(out) == {*names, 'patch'} == towers.outputs(tower)
 
 
-DECODER = schema.PixelDecoder(kind='pixel_decoder', width=16, decoder_width=8, depth=1, heads=2, mlp=16, patch=4, grid=3)
+DECODER = schema.PixelDecoder(kind='pixel_decoder', width=16, decoder_width=8, depth=1, heads=2, mlp=16, patch=4,
+                              grid=3)
 
 
 def test_the_decoder_puts_visible_patches_back_in_their_places():
-  params = towers.init('decoder', DECODER, seed=0)
+  params = parameters(DECODER)
   mask = np.ones((2, 1, 9), bool)
   kept = np.array([[[0, 4, 8]], [[1, 2, 5]]])
   np.put_along_axis(mask, kept, False, axis=2)
   patch = rng.normal(size=(2, 1, 3, 16)).astype(np.float32)
-  out = towers.apply(params, DECODER, F32, {'patch': patch, 'kept': kept, 'mask': mask})['pixels']
+  decode = lambda params, patch: apply(params, DECODER, F32, {'patch': patch, 'kept': kept, 'mask': mask})['pixels']
+  out = decode(params, patch)
   assert out.shape == (2, 1, 9, 48)
   # With the encoder's blocks out of the way, a pixel depends on its own token and position alone.
   still = jax.tree.map(np.zeros_like, params['decoder'])
-  bare = lambda patch: towers.apply(params | {'decoder': still}, DECODER, F32,
-                                    {'patch': patch, 'kept': kept, 'mask': mask})['pixels']
+  bare = lambda patch: decode(params | {'decoder': still}, patch)
   moved = patch.copy()
   moved[0, 0, 1] += rng.normal(size=16)                      # the patch at place 4 of image 0
   changed = np.abs(np.asarray(bare(moved)) - np.asarray(bare(patch))).max(-1)

@@ -22,7 +22,7 @@ def map_named(fn, tree, *rest):
 
 
 def match(rules, leaf_name, what):
-  """The value of the first rule whose pattern matches the whole name; InputError when none does or one is no pattern."""
+  """The value of the first rule whose pattern matches the whole name; InputError: none does, or one is no pattern."""
   for pattern, value in rules:
     try:
       if re.fullmatch(pattern, leaf_name):

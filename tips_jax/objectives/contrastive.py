@@ -11,11 +11,12 @@ _EXACT = lax.Precision.HIGHEST    # logits reach 1 / temperature = 280: bfloat16
 
 def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0,
             max_scale=0.0):
-  """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, eq. in section 2.3).
+  """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, section 2.3).
 
   images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalised here.
   log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors nor negatives.
-  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none. Metrics: temperature, and accuracy of the nearest text of each image.
+  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none. Metrics: temperature,
+  and accuracy of the nearest text of each image.
   """
   scale = jnp.exp(-log_temperature.astype(jnp.float32))
   scale = jnp.minimum(scale, max_scale) if max_scale else scale

@@ -1,8 +1,8 @@
 """Checkpoints of a run, through orbax: asynchronous, complete or absent, readable on another mesh.
 
-Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, counters), `data` (one integer) and, as metadata,
-the contract: the config, the tokenizer's hash, the preprocessing and the data's fingerprint. Precedence at start-up: the
-own run in --workdir, then `init_from`, then initial weights.
+Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, counters), `data` (one integer) and, as
+metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's fingerprint. Precedence at
+start-up: the own run in --workdir, then `init_from`, then initial weights.
 """
 import logging
 import pathlib
@@ -111,7 +111,8 @@ def check_contract(old, new, where):
   for key in _FIXED:
     if old.get(key) != new.get(key):
       changed = _changes(old.get(key), new.get(key), key)
-      raise InputError(f'{where}: got a checkpoint of another run: {changed[0]}; expected the same, or another --workdir')
+      raise InputError(f'{where}: got a checkpoint of another run: {changed[0]}; expected the same, or another '
+                       '--workdir')
   changed = _changes(old.get('config'), new.get('config'), 'config')
   return changed + _changes(old.get('data_fingerprint'), new.get('data_fingerprint'), 'data')
 
@@ -149,7 +150,8 @@ def _check(path, part, wanted):
   saved = names(path, part)
   for name, leaf in tree.named_leaves(wanted):
     if name not in saved:
-      raise InputError(f'checkpoint {str(path)!r}: got no {part}/{name}; expected {leaf.shape}{did_you_mean(name, saved)}')
+      raise InputError(f'checkpoint {str(path)!r}: got no {part}/{name}; expected {leaf.shape}'
+                       f'{did_you_mean(name, saved)}')
     if saved[name] != (tuple(leaf.shape), leaf.dtype):
       shape, dtype = saved[name]
       raise InputError(f'checkpoint {str(path)!r}: {part}/{name}: got {dtype}{list(shape)}; expected '

@@ -45,7 +45,8 @@ class Encoder:
   def _encode_image(self, params, images):
     e = self._method.config.evals
     tower = self._method.config.towers[e.image_tower]
-    out = {k: v[:, 0].astype(jnp.float32) for k, v in self._apply(params, e.image_tower, images=images[:, None]).items()}
+    out = self._apply(params, e.image_tower, images=images[:, None])
+    out = {k: v[:, 0].astype(jnp.float32) for k, v in out.items()}
     joint = out[e.retrieval_cls if e.retrieval_cls in out else e.cls]
     out['embedding'] = self._apply(params, e.image_head, x=joint)['embedding'] if e.image_head else joint
     h, w = (-(-s // tower.patch) for s in images.shape[1:3])

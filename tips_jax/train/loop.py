@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from tips_jax.core import log, strict, tree
+from tips_jax.core import log, strict
 from tips_jax.core.config import InputError
 from tips_jax.data.pipeline import Pipeline
 from tips_jax.train import checkpoint, sharding, summary
@@ -200,7 +200,8 @@ class Run:
 
   def append(self, name, row):
     """One line to `<name>.jsonl` of the work folder, unless it stands there."""
-    path = self.workdir / f'{name}-{jax.process_index()}.jsonl' if jax.process_count() > 1 else self.workdir / f'{name}.jsonl'
+    own = f'-{jax.process_index()}' if jax.process_count() > 1 else ''
+    path = self.workdir / f'{name}{own}.jsonl'
     line = json.dumps(row) + '\n'
     if not path.exists() or line not in path.read_text():
       with open(path, 'a') as f:
@@ -309,7 +310,8 @@ def initial_state(method, shardings, abstract, say):
       say(f'{part} from {path}: {", ".join(here) or "nothing"}' + (f'; fresh: {", ".join(missing)}' if missing else ''))
   for name, teacher in c.teachers.items():
     if teacher.kind == 'frozen':
-      state = state.replace(teachers={**state.teachers, name: frozen_teacher(name, teacher, abstract.teachers[name], say)})
+      weights = frozen_teacher(name, teacher, abstract.teachers[name], say)
+      state = state.replace(teachers={**state.teachers, name: weights})
   return state
 
 

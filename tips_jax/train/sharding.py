@@ -17,7 +17,8 @@ def shape(config: schema.Mesh, devices):
   fixed = 1
   for size in sizes:
     fixed *= size if size != -1 else 1
-  if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes) or devices % fixed or (-1 not in sizes and fixed != devices):
+  sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
+  if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
     raise InputError(f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
                      'at most one of them -1')
   return tuple(devices // fixed if s == -1 else s for s in sizes)

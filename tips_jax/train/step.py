@@ -38,8 +38,8 @@ def make(method):
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     state = state.replace(
         params=keep(params, state.params), teachers=keep(teachers, state.teachers), memory=keep(memory, state.memory),
-        optimizer=keep(optimizer, state.optimizer), step=state.step + 1, bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
-        skipped=state.skipped + ~ok)
+        optimizer=keep(optimizer, state.optimizer), step=state.step + 1,
+        bad_steps=jnp.where(ok, 0, state.bad_steps + 1), skipped=state.skipped + ~ok)
     metrics |= {'loss': value, 'gradient_norm': norm, 'bad_steps': state.bad_steps, 'skipped_steps': state.skipped,
                 'learning_rate': optim.learning_rate(config)(state.step - 1)}
     return state, metrics

@@ -70,14 +70,16 @@ def text(method, *, devices=1):
   abstract = jax.eval_shape(lambda: state.init(method))
   sizes = dict(zip(sharding.AXES, sharding.shape(c.mesh, devices)))
   o = c.optimizer
-  lines = [f'{"parameter":<58}{"shape":<22}{"count":>13}  {"sharding":<26}{"decay":>6}{"rate":>6}']
+  lines = [f'{"parameter":<58}{"shape":<22}{"count":>13}  {"dtype":<9}{"sharding":<26}{"decay":>6}{"rate":>6}'
+           f'{"frozen":>8}']
   for name, leaf in tree.named_leaves({'params': abstract.params}):
     spec = [a or '-' for a in sharding.spec(c.mesh.rules, sizes, name, leaf)]
     short = name.removeprefix('params/')
     decay = o.weight_decay * tree.match(o.decay_rules, short, 'optimizer.decay_rules')
     rate = tree.match(o.lr_rules, short, 'optimizer.lr_rules')
-    lines.append(f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  '
-                 f'{",".join(spec):<26}{decay:>6g}{rate:>6g}')
+    frozen = tree.match(o.freeze_rules, short, 'optimizer.freeze_rules')
+    lines.append(f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  {leaf.dtype!s:<9}'
+                 f'{",".join(spec):<26}{decay:>6g}{rate:>6g}{frozen:>8g}')
   lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}who']
   for tower, params in abstract.params.items():
     lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    student (float32)')
@@ -88,7 +90,8 @@ def text(method, *, devices=1):
   total = sum(parts.values())
   lines += ['', f'{"pass":<28}{"GFLOP per image":>16}{"share":>8}']
   lines += [f'{n:<28}{f / 1e9:>16.2f}{f / max(total, 1):>8.1%}' for n, f in parts.items()]
-  lines += [f'{"all passes":<28}{total / 1e9:>16.2f}', f'per step of {batch:,} images: {total * batch / 1e12:,.2f} TFLOP', '']
+  lines += [f'{"all passes":<28}{total / 1e9:>16.2f}',
+            f'per step of {batch:,} images: {total * batch / 1e12:,.2f} TFLOP', '']
   each = 1
   for size in sizes.values():
     each *= size

@@ -1,0 +1,80 @@
+"""Heads against NumPy."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tips_jax.core import config as schema
+from tips_jax.models import heads, towers
+
+F32 = schema.Compute(dtype='float32')
+HEAD = schema.PrototypeHead(kind='prototypes', width=6, hidden=10, bottleneck=4, layers=3, prototypes=12)
+rng = np.random.default_rng(0)
+TOKENS = rng.normal(size=(2, 3, 5, 6)).astype(np.float32)
+
+
+def parameters(tower):
+  shapes = jax.eval_shape(functools.partial(towers.init, 'head', tower, seed=0))
+  return jax.tree.map(lambda s: (0.5 * np.random.default_rng(s.size).normal(size=s.shape)).astype(np.float32), shapes)
+
+
+def run(tower, arrays, compute=F32):
+  return towers.apply(parameters(tower), tower, compute, arrays)
+
+
+def gelu(x):
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize('layers', [1, 2, 3])
+def test_the_head_is_an_mlp_onto_the_unit_sphere(layers):
+  tower = schema.PrototypeHead(kind='prototypes', width=6, hidden=10, bottleneck=4, layers=layers, prototypes=12)
+  params, x = parameters(tower), TOKENS
+  for i in range(layers):
+    x = (gelu(x) if i else x) @ params[f'layer{i}']['kernel'] + params[f'layer{i}']['bias']
+  x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+  assert params['prototypes'].shape == (4, 12)
+  np.testing.assert_allclose(run(tower, {'tokens': TOKENS})['z'], x, rtol=1e-4, atol=1e-5)
+
+
+def test_cls_tokens_have_no_patch_axis():
+  z = run(HEAD, {'tokens': TOKENS[:, :, 0]})['z']
+  assert z.shape == (2, 3, 4) and z.dtype == jnp.float32
+  np.testing.assert_allclose(z, run(HEAD, {'tokens': TOKENS})['z'][:, :, 0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)
+
+
+def test_slots_choose_tokens():
+  slots = rng.permuted(np.tile(np.arange(5), (2, 3, 1)), axis=-1)[..., :2]
+  z, chosen = run(HEAD, {'tokens': TOKENS})['z'], run(HEAD, {'tokens': TOKENS, 'slots': slots})['z']
+  np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(z), slots[..., None], axis=2), rtol=1e-5, atol=1e-6)
+
+
+def test_bottlenecks_are_float32_whatever_computes_them():
+  z = run(HEAD, {'tokens': TOKENS}, schema.Compute(dtype='bfloat16'))['z']
+  assert z.dtype == jnp.float32
+  np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)
+  np.testing.assert_allclose(z, run(HEAD, {'tokens': TOKENS})['z'], atol=0.05)
+
+
+def test_unit_of_zero_is_zero_with_a_finite_gradient():
+  value, grad = jax.value_and_grad(lambda x: heads.unit(x).sum())(jnp.zeros(3))
+  assert value == 0 and np.isfinite(grad).all()
+
+
+def test_projection():
+  tower = schema.ProjectionHead(kind='projection', width=6, output=7)
+  y = run(tower, {'x': TOKENS.astype(jnp.bfloat16)}, schema.Compute())['embedding']
+  assert y.dtype == jnp.float32
+  expected = np.asarray(TOKENS.astype(jnp.bfloat16), np.float32) @ parameters(tower)['kernel']
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logit_starts_where_the_config_says():
+  make = lambda **kw: towers.init('logit', schema.Logit(kind='logit', **kw), seed=0)
+  params = make(temperature=0.1, bias=-10.0)
+  np.testing.assert_allclose(np.exp(params['log_temperature']), 0.1, rtol=1e-6)
+  assert params['bias'] == -10 and set(make()) == {'log_temperature'}
+  assert run(schema.Logit(kind='logit'), {}) == {}

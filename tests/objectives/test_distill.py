@@ -1,0 +1,210 @@
+"""Chunked, sharded self-distillation against plain NumPy and dense JAX."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tips_jax.core.config import InputError
+from tips_jax.objectives import distill
+
+B, V, P, D, K = 8, 2, 7, 5, 12
+rng = np.random.default_rng(0)
+
+
+def unit(*shape):
+  x = rng.normal(size=shape).astype(np.float32)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+STUDENT, TEACHER = unit(B, V, P, D), unit(B, V, P, D)
+WS, WT = (2 * rng.normal(size=(D, K)).astype(np.float32) for _ in range(2))
+CENTRE = 0.3 * rng.normal(size=K).astype(np.float32)
+MEMORY = {'centre': CENTRE}
+
+
+def normalised(w):
+  return w / jnp.linalg.norm(w, axis=0, keepdims=True)
+
+
+def sinkhorn_reference(scores, tau, iterations=3):
+  """SwAV's and DINOv2's procedure on [samples, K] scores, in float64."""
+  q = np.exp(np.asarray(scores, np.float64) / tau).T
+  q /= q.sum()
+  k, n = q.shape
+  for _ in range(iterations):
+    q = q / q.sum(1, keepdims=True) / k
+    q = q / q.sum(0, keepdims=True) / n
+  return (q * n).T
+
+
+def targets(centring, tau, iterations=3):
+  scores = TEACHER @ np.asarray(normalised(WT))
+  if centring == 'sinkhorn':
+    return sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(scores.shape).astype(np.float32)
+  return np.asarray(jax.nn.softmax((scores - (CENTRE if centring == 'ema' else 0)) / tau))
+
+
+def paired(q, pairing):
+  """Targets of each student view, by loops over views."""
+  if pairing == 'same':
+    return q
+  others = lambda v: [u for u in range(V) if pairing == 'all' or u != v]
+  return np.stack([np.mean([q[:, u] for u in others(v)], axis=0) for v in range(V)], axis=1)
+
+
+def dense(student, ws, *, pairing='same', tau_s=0.1, tau_t=0.07, centring='ema', reduction='mean', weight=1.0):
+  q = paired(targets(centring, tau_t), pairing)
+  logits = jnp.einsum('bvpd,dk->bvpk', student, normalised(ws), precision='highest') / tau_s
+  loss = weight * -(q * jax.nn.log_softmax(logits)).sum(-1)
+  return loss.mean() if reduction == 'mean' else loss.sum((1, 2)).mean()
+
+
+def run(student=STUDENT, teacher=TEACHER, ws=WS, wt=WT, memory=MEMORY, **args):
+  return distill.prototypes(student, teacher, ws, wt, memory=memory, **args)
+
+
+def close(a, b, rtol=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max() + 1e-9), a, b)
+
+
+@functools.cache
+def expected(**args):
+  return jax.jit(jax.value_and_grad(functools.partial(dense, **args), (0, 1)))(STUDENT, WS)
+
+
+CASES = [    # mesh, pairing, centring, reduction, chunk
+    ((1, 1), 'same', 'ema', 'mean', 64), ((1, 1), 'all', 'none', 'sum', 3), ((1, 1), 'other', 'sinkhorn', 'mean', 1),
+    ((2, 1), 'same', 'sinkhorn', 'mean', 3), ((2, 2), 'other', 'ema', 'sum', 7), ((2, 4), 'all', 'sinkhorn', 'mean', 64),
+]
+
+
+@pytest.mark.parametrize('shape, pairing, centring, reduction, chunk', CASES)
+def test_equals_the_plain_formula(mesh, shape, pairing, centring, reduction, chunk):
+  args = dict(pairing=pairing, centring=centring, reduction=reduction)
+  fn = lambda s, ws: run(s, ws=ws, chunk=chunk, **args).value
+  with mesh(*shape):
+    result = jax.jit(jax.value_and_grad(fn, (0, 1)))(STUDENT, WS)
+  close(result, expected(**args))
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_temperatures_may_be_traced(mesh, shape):
+  fn = lambda s, ws, ts, tt: run(s, ws=ws, student_temperature=ts, teacher_temperature=tt).value
+  with mesh(*shape):
+    result = jax.jit(jax.value_and_grad(fn, (0, 1)))(STUDENT, WS, np.float32(0.3), np.float32(0.2))
+  close(result, expected(tau_s=0.3, tau_t=0.2))
+
+
+def test_the_teacher_gets_no_gradient():
+  for centring in ('ema', 'sinkhorn'):
+    fn = lambda t, wt, c: run(teacher=t, wt=wt, memory={'centre': c}, centring=centring).value
+    grads = jax.jit(jax.grad(fn, (0, 1, 2)))(TEACHER, WT, CENTRE)
+    assert not np.any(grads[0]) and not np.any(grads[1])
+  assert np.any(jax.grad(lambda s: run(s).value)(STUDENT))
+
+
+@pytest.mark.parametrize('tau', [0.02, 0.07])
+@pytest.mark.parametrize('iterations', [1, 3, 8])
+def test_sinkhorn_is_that_of_swav(tau, iterations):
+  # The student's distribution is read off by its gradient: d loss / d logits = (softmax(s) - q) / rows.
+  scores = jnp.asarray(TEACHER @ np.asarray(normalised(WT)))
+  shard = distill.parallel._Shard(())
+  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalised(WT), jnp.float32(tau), 7, iterations, shard)
+  q = jax.nn.softmax(scores / tau - offset)
+  reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
+  np.testing.assert_allclose(q, reference, rtol=2e-4, atol=1e-6)
+
+
+def test_sinkhorn_spreads_over_prototypes():
+  skewed = np.abs(TEACHER) * np.sign(WT[:, :1].T) * 0.5 + 0.5 * TEACHER    # most tokens like the same prototypes
+  use = lambda centring: run(teacher=skewed, centring=centring, sinkhorn_iterations=50).metrics['prototype_use']
+  assert use('sinkhorn') > 0.99 and use('none') < 0.8
+
+
+@pytest.mark.parametrize('tokens', [1, 6, 13])
+def test_chunks_change_nothing(tokens):
+  s, t = unit(4, 2, tokens, D), unit(4, 2, tokens, D)
+  fn = lambda chunk: jax.jit(lambda s, t: run(s, t, chunk=chunk))(s, t)
+  whole = fn(64)
+  for chunk in (1, 4, 5):
+    close(fn(chunk), whole)
+
+
+def test_no_more_than_chunk_tokens_are_held():
+  text = lambda chunk: str(jax.make_jaxpr(lambda s: run(s, chunk=chunk).value)(unit(B, V, 12, D)))
+  assert f'f32[{B},{V},12,{K}]' in text(64)
+  assert f'f32[{B},{V},12,{K}]' not in text(5) and f'f32[{B},{V},4,{K}]' in text(5)
+
+
+def test_no_token_axis_is_one_token():
+  close(run(STUDENT[:, :, 0], TEACHER[:, :, 0]), run(STUDENT[:, :, :1], TEACHER[:, :, :1]))
+
+
+def test_all_pairs_local_with_global_views():
+  local = unit(B, 5, D)
+  q = targets('ema', 0.07)[:, :, 0].mean(1)
+  logits = local @ np.asarray(normalised(WS)) / 0.1
+  loss = np.mean([-(q * jax.nn.log_softmax(logits[:, v])).sum(-1) for v in range(5)])
+  np.testing.assert_allclose(run(local, TEACHER[:, :, 0], pairing='all').value, loss, rtol=1e-5)
+
+
+def test_the_order_of_the_batch_does_not_matter():
+  order = np.random.default_rng(1).permutation(B)
+  for centring in ('ema', 'sinkhorn'):
+    close(run(STUDENT[order], TEACHER[order], centring=centring), run(centring=centring), rtol=1e-4)
+
+
+def test_flat_prototypes_cost_log_k():
+  zero = np.zeros((B, V, P, D), np.float32)
+  loss = run(zero, TEACHER, memory={'centre': np.zeros(K, np.float32)})
+  np.testing.assert_allclose(loss.value, np.log(K), rtol=1e-5)
+  loss = run(zero, zero, memory={'centre': np.full(K, 3.0, np.float32)})
+  np.testing.assert_allclose(loss.metrics['teacher_entropy'], np.log(K), rtol=1e-5)
+  np.testing.assert_allclose(loss.metrics['prototype_use'], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_memory_and_metrics(mesh, shape):
+  with mesh(*shape):
+    loss = jax.jit(lambda s, t: run(s, t, chunk=3, centre_momentum=0.8))(STUDENT, TEACHER)
+  scores = TEACHER @ np.asarray(normalised(WT))
+  centre = 0.8 * CENTRE + 0.2 * scores.mean((0, 1, 2))
+  np.testing.assert_allclose(loss.memory['centre'], centre, rtol=1e-4, atol=1e-6)
+  q, s = targets('ema', 0.07), STUDENT @ np.asarray(normalised(WS))
+  use = q.mean((0, 1, 2))
+  reference = {
+      'teacher_entropy': -(q * np.log(q)).sum(-1).mean(), 'prototype_use': np.exp(-(use * np.log(use)).sum()) / K,
+      'agreement': (q.argmax(-1) == s.argmax(-1)).mean(), 'centre_norm': np.linalg.norm(centre)}
+  assert set(loss.metrics) == set(reference)
+  for name, value in reference.items():
+    np.testing.assert_allclose(loss.metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_memory_starts_at_zero():
+  start = distill.memory({'teacher_prototypes': WT})
+  assert start['centre'].shape == (K,) and not np.any(start['centre'])
+
+
+def test_all_patches_are_the_masked_loss_with_a_weight_of_one():
+  slots = np.tile(np.arange(P), (B, V, 1))
+  at = lambda z: np.take_along_axis(z, slots[..., None], axis=2)
+  masked = run(at(STUDENT), at(TEACHER)).value                 # iBOT with every patch masked
+  every = run().value                                          # iBOT++
+  np.testing.assert_allclose(masked, every, rtol=1e-6)
+  np.testing.assert_allclose(every, dense(STUDENT, WS, weight=np.ones((B, V, P))), rtol=1e-5)
+
+
+@pytest.mark.parametrize('args, message', [
+    (dict(pairing='others'), "prototypes.pairing: got 'others'; .* did you mean 'other'"),
+    (dict(centring='sinkhron'), "prototypes.centring: got 'sinkhron'; .* did you mean 'sinkhorn'"),
+    (dict(reduction='average'), "prototypes.reduction: got 'average'"),
+    (dict(teacher=TEACHER[:, :1]), 'got 2 views of the student and 1 of the teacher'),
+    (dict(student=STUDENT[:, :1], teacher=TEACHER[:, :1], pairing='other'), 'expected the same number, at least two'),
+    (dict(student=STUDENT[:, :, :3]), 'got 3 tokens of the student and 7 of the teacher'),
+    (dict(student=STUDENT[:, :, :0], teacher=TEACHER[:, :, :0]), 'at least one'),
+])
+def test_what_does_not_fit_is_refused(args, message):
+  with pytest.raises(InputError, match=message):
+    run(**args)

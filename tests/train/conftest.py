@@ -1,0 +1,75 @@
+"""Small runs for the tests of this folder: public configs, shrunk, on batches made here."""
+import functools
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from tips_jax.core import config as schema
+from tips_jax.core import strict
+from tips_jax.train import method as method_lib
+from tips_jax.train import sharding
+from tips_jax.train import state as state_lib
+
+METHODS = {
+    'tips_v1': ('vits', 'v1,runlocal'), 'tips_v2': ('vits', 'v2,runlocal'), 'tips_distill': ('vits_distill', 'runlocal'),
+    'clip': ('clip', 'runlocal'), 'siglip': ('siglip', 'runlocal'), 'silc': ('silc', 'runlocal'),
+    'dino_ibot': ('dino_ibot', 'runlocal'), 'mae': ('mae', 'runlocal'),
+}
+
+
+def merge(base, changes):
+  """Nested dicts, the changes win."""
+  both = lambda k, v: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v
+  return {**base, **{k: both(k, v) for k, v in changes.items()}}
+
+
+class Small:
+  """Methods by name, states on any mesh, random batches."""
+  names = tuple(METHODS)
+
+  @functools.cache
+  def _plain(self, name):
+    file, arg = METHODS[name]
+    return importlib.import_module(f'configs.{file}').get_config(arg).to_dict()
+
+  def config(self, name, **changes):
+    return strict.build(schema.Config, merge(self._plain(name), changes))
+
+  def method(self, name, **changes):
+    return method_lib.build(self.config(name, **changes))
+
+  def mesh(self, count=1, **axes):
+    """A mesh over the first `count` fake devices."""
+    return sharding.make_mesh(schema.Mesh(**axes), batch_size=8, devices=jax.devices()[:count])
+
+  def batch(self, method, *, seed=0, mesh=None):
+    """Random images and ids of the method's shapes; a few rows lack a text."""
+    rng, c = np.random.default_rng(seed), method.config
+    size, batch = c.schedule.batch_size, {}
+    for name, v in c.data.views.items():
+      batch[name] = rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8)
+    for i, name in enumerate(c.data.texts):
+      batch[name] = rng.integers(2, 1000, (size, c.data.text_length), np.int32)
+      batch[name][:, 5 + i:] = 0
+      batch[f'{name}_valid'] = np.arange(size) != 2 + i
+    return jax.device_put(batch, sharding.batch(mesh)) if mesh else batch
+
+  def abstract(self, method, mesh):
+    abstract = jax.eval_shape(lambda: state_lib.init(method))
+    places = sharding.shardings(method.config.mesh.rules, mesh, abstract)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+
+  @functools.cache
+  def host_state(self, name):
+    return jax.tree.map(np.asarray, jax.jit(lambda: state_lib.init(self.method(name)))())
+
+  def place(self, method, mesh, state):
+    """A state on the host -> the same on a mesh."""
+    return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, self.abstract(method, mesh))
+
+
+@pytest.fixture(scope='session')
+def small():
+  return Small()

@@ -1,0 +1,216 @@
+import functools
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tips_jax.core import config as schema
+from tips_jax.core import tree
+from tips_jax.models import towers
+from tips_jax.train import optim
+from tips_jax.train import step as step_lib
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'steps.json'
+ADVICE = f"""
+The numbers of two training steps have changed. That is right only where the mathematics of the method, its defaults or
+its initial weights were meant to change: then say so in the commit, and write the new numbers with
+  UPDATE_GOLDEN=1 python -m pytest {pathlib.Path(__file__).name} -k golden
+A refactoring, a new option that is off, or a faster way to compute the same must leave them as they are."""
+NAMES = ('tips_v1', 'tips_v2', 'tips_distill', 'clip', 'siglip', 'silc', 'dino_ibot', 'mae')
+EMA = ('tips_v1', 'tips_v2', 'silc', 'dino_ibot')
+
+
+@pytest.fixture(scope='module')
+def stepper(small):
+  """name -> (compiled step, the three states of two steps, their metrics), on one device."""
+  @functools.cache
+  def make(name):
+    method = small.method(name)
+    step = jax.jit(step_lib.make(method))
+    states, metrics = [small.host_state(name)], []
+    for seed in range(2):
+      state, m = step(states[-1], small.batch(method, seed=seed))
+      states.append(jax.tree.map(np.asarray, state))
+      metrics.append({k: float(v) for k, v in m.items()})
+    return step, states, metrics
+  return make
+
+
+@pytest.fixture(scope='module')
+def gradients(small):
+  """(loss, gradient of the student, of the teachers) on a mesh, in a number of parts."""
+  @functools.cache
+  def make(name, *, accumulate=1, **axes):
+    method = small.method(name, schedule=dict(accumulate=accumulate), mesh=axes)
+    mesh = small.mesh(8 if axes else 1, **axes)
+    state = small.place(method, mesh, small.host_state(name))
+
+    @jax.jit
+    def both(state, batch):
+      loss = lambda params, teachers: step_lib.loss(
+          method, params, state.replace(teachers=teachers), batch, jax.random.key(1))
+      return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, state.teachers)
+
+    with jax.set_mesh(mesh):
+      (value, (memory, metrics)), grads = both(state, small.batch(method, mesh=mesh))
+    return jax.tree.map(np.asarray, (value, memory, *grads))
+  return make
+
+
+def norm(grads):
+  return np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
+
+
+def assert_same(got, want, relative=1e-5):
+  """Loss, memory and gradient; the latter relative to the gradient's norm (parameters after Adam amplify noise)."""
+  np.testing.assert_allclose(got[0], want[0], rtol=relative)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got[1], want[1])
+  difference = norm(jax.tree.map(lambda a, b: a - b, got[2], want[2]))
+  assert difference < relative * norm(want[2])
+
+
+def equal(a, b):
+  return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)))
+
+
+# --- golden -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_golden(name, stepper, request):
+  _, states, metrics = stepper(name)
+  numbers = {f'step {i + 1}': m for i, m in enumerate(metrics)}
+  numbers['norms'] = {t: float(norm(p)) for t, p in states[2].params.items()}
+  numbers['moved'] = {t: float(norm(jax.tree.map(lambda a, b: a - b, p, states[0].params[t])))
+                      for t, p in states[2].params.items()}
+  known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+  if 'UPDATE_GOLDEN' in os.environ:
+    GOLDEN.write_text(json.dumps({**known, name: numbers}, indent=1, sort_keys=True) + '\n')
+    return
+  want = known[name]
+  off = [f'{group}.{key}: {numbers[group].get(key)}, was {value}' for group, values in want.items()
+         for key, value in values.items() if not np.isclose(numbers[group].get(key, np.nan), value, rtol=1e-3, atol=1e-6)]
+  off += [f'{group}.{key}: new' for group, values in numbers.items() for key in values if key not in want[group]]
+  assert not off, '\n'.join(off) + ADVICE
+
+
+# --- the same on many devices, and in parts ------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_sharded_equals_replicated(name, gradients):
+  assert_same(gradients(name, data=4, fsdp=2), gradients(name))
+
+
+@pytest.mark.parametrize('name', ['tips_v1', 'tips_v2'])
+def test_tensor_axis_and_parts_on_devices(name, gradients):
+  assert_same(gradients(name, data=2, fsdp=2, tensor=2, accumulate=2), gradients(name))
+
+
+@pytest.mark.parametrize('name, parts', [('tips_v1', 2), ('tips_v1', 4), ('mae', 2), ('silc', 4), ('siglip', 4)])
+def test_accumulated_equals_whole(name, parts, gradients):
+  assert_same(gradients(name, accumulate=parts), gradients(name))
+
+
+@pytest.mark.parametrize('name', ['tips_v1', 'dino_ibot', 'mae'])
+def test_masks_are_those_of_one_device(name, small):
+  method, masks = small.method(name), []
+  for count, axes in ((1, {}), (8, dict(data=4, fsdp=2))):
+    mesh = small.mesh(count, **axes)
+    with jax.set_mesh(mesh):
+      draw = jax.jit(lambda batch, key: step_lib.draw_mask(method.config, 'random', batch, key))
+      masks.append(jax.tree.map(np.asarray, draw(small.batch(method, mesh=mesh), jax.random.key(5))))
+  assert equal(*masks)
+  count = round(method.config.masks['random'].ratio * 16)
+  assert (masks[0]['mask'].sum(-1) == count).all() and masks[0]['slots'].shape[-1] == count
+
+
+# --- teachers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [*EMA, 'tips_distill'])
+def test_no_gradient_reaches_a_teacher(name, gradients):
+  _, _, student, teachers = gradients(name)
+  assert jax.tree.leaves(teachers) and norm(teachers) == 0 and norm(student) > 0
+
+
+@pytest.mark.parametrize('name', EMA)
+def test_ema_formula(name, stepper, small):
+  _, states, _ = stepper(name)
+  momentum, total = next(iter(small.config(name).teachers.values())).momentum, small.config(name).schedule.total_steps
+  for i in range(2):
+    m = momentum
+    if isinstance(m, schema.Ramp):
+      m = m.start + (m.end - m.start) * (1 - np.cos(np.pi * i / total)) / 2
+    for tower, old in states[i].teachers['ema'].items():
+      want = jax.tree.map(lambda t, s: m * t + (1 - m) * s, old, states[i + 1].params[tower])
+      got = states[i + 1].teachers['ema'][tower]
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
+  assert not equal(states[2].teachers, states[0].teachers)
+
+
+def test_frozen_teacher_stays(stepper):
+  _, states, _ = stepper('tips_distill')
+  assert equal(states[2].teachers, states[0].teachers)
+  assert 'large_image' not in states[0].params
+
+
+def test_head_only_ema_needs_no_second_forward(small, monkeypatch):
+  def passes(name):
+    method, calls, apply = small.method(name), [], towers.apply
+
+    def counting(params, tower, *args, **kwargs):
+      calls.append(tower.kind)
+      return apply(params, tower, *args, **kwargs)
+    monkeypatch.setattr(towers, 'apply', counting)
+    state = jax.eval_shape(lambda: small.host_state(name))
+    jax.eval_shape(lambda s, b: step_lib.loss(method, s.params, s, b, jax.random.key(0)), state, small.batch(method))
+    monkeypatch.setattr(towers, 'apply', apply)
+    return calls.count('vit')
+  assert passes('tips_v1') == 4      # clean, masked, local, teacher
+  assert passes('tips_v2') == 3      # the clean pass is the teacher's too
+
+
+# --- numerics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['tips_v1', 'mae'])
+def test_non_finite_update_is_skipped(name, stepper, small):
+  step, (state, *_), _ = stepper(name)
+  batch = small.batch(small.method(name))
+  poison = lambda n, x: np.full_like(x, np.nan) if n == 'image/norm/scale' else x
+  bad = state.replace(params=tree.map_named(poison, state.params))
+  for count in (1, 2):
+    after, metrics = step(bad, batch)
+    assert not np.isfinite(metrics['loss'])
+    for part in ('params', 'teachers', 'memory', 'optimizer'):
+      assert equal(getattr(after, part), getattr(bad, part))
+    assert (int(after.step), int(after.bad_steps), int(after.skipped)) == (count, count, count)
+    bad = after
+  healed, metrics = step(bad.replace(params=state.params), batch)
+  assert np.isfinite(metrics['loss']) and (int(healed.bad_steps), int(healed.skipped)) == (0, 2)
+  assert not equal(healed.params, state.params)
+
+
+def test_prototypes_wait_and_the_rest_moves(stepper):
+  _, states, _ = stepper('tips_v1')      # total_steps 8, frozen for 1 % of them: the first step only
+  prototypes = [s.params['head']['prototypes'] for s in states]
+  assert equal(prototypes[0], prototypes[1]) and not equal(prototypes[1], prototypes[2])
+  assert not equal(states[0].params['head']['layer0'], states[1].params['head']['layer0'])
+
+
+def test_freeze_rate_and_decay_rules(small):
+  config = small.config('clip', optimizer=dict(
+      learning_rate=0.5, weight_decay=0.1, freeze_rules=(('a/.*', 1.0), ('b/.*', 0.5), ('.*', 0.0)),
+      lr_rules=(('c/.*', 0.1), ('.*', 1.0)), decay_rules=(('.*/kernel', 1.0), ('.*', 0.0))),
+      schedule=dict(total_steps=8, warmup_steps=0, decay='constant'))
+  params = {k: {'kernel': jnp.full(3, 2.0), 'bias': jnp.full(3, 2.0)} for k in 'abcd'}
+  for step, b in ((3, 0.0), (4, 1.0)):
+    new = optim.apply(params, jax.tree.map(jnp.ones_like, params), config=config, step=jnp.int32(step))
+    for name, scale in (('a', 0.0), ('b', b), ('c', 0.1), ('d', 1.0)):
+      np.testing.assert_allclose(new[name]['kernel'], 2 - 0.5 * scale * (1 + 0.1 * 2), rtol=1e-6)
+      np.testing.assert_allclose(new[name]['bias'], 2 - 0.5 * scale, rtol=1e-6)
