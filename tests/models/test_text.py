@@ -60,7 +60,8 @@ def test_without_blocks_it_is_the_mean_of_normalised_tokens():
     angle = np.arange(len(text))[:, None] * rate
     x = PARAMS['embedding'][np.array(text)] * 4 + np.concatenate([np.sin(angle), np.cos(angle)], 1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(row, (x * PARAMS['norm']['scale'] + PARAMS['norm']['bias']).mean(0), rtol=1e-4, atol=1e-5)
+    expected = (x * PARAMS['norm']['scale'] + PARAMS['norm']['bias']).mean(0)
+    np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(layers.sincos_positions(3, 16)[1], np.concatenate([np.sin(rate), np.cos(rate)]), rtol=1e-5)
 
 

@@ -33,7 +33,7 @@ def test_masks_are_uniform_and_differ():
 
 def reference(prediction, images, mask, patch, normalise):
   """MAE's loss, patch by patch."""
-  errors, (b, v, h, w, _) = [], images.shape
+  errors, w = [], images.shape[3]
   for i, j, p in np.argwhere(mask):
     row, column = divmod(p, w // patch)
     target = images[i, j, row * patch:(row + 1) * patch, column * patch:(column + 1) * patch].astype(np.float64).ravel()

@@ -13,7 +13,8 @@ from tips_jax.train import sharding
 from tips_jax.train import state as state_lib
 
 METHODS = {
-    'tips_v1': ('vits', 'v1,runlocal'), 'tips_v2': ('vits', 'v2,runlocal'), 'tips_distill': ('vits_distill', 'runlocal'),
+    'tips_v1': ('vits', 'v1,runlocal'), 'tips_v2': ('vits', 'v2,runlocal'),
+    'tips_distill': ('vits_distill', 'runlocal'),
     'clip': ('clip', 'runlocal'), 'siglip': ('siglip', 'runlocal'), 'silc': ('silc', 'runlocal'),
     'dino_ibot': ('dino_ibot', 'runlocal'), 'mae': ('mae', 'runlocal'),
 }

@@ -72,7 +72,7 @@ def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
 
 def _prepare(images, texts, valid):
   unit = lambda x: x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-  w = jnp.ones(texts.shape[0]) if valid is None else valid.astype(jnp.float32)
+  w = jnp.ones(texts.shape[0]) if valid is None else jnp.asarray(valid, jnp.float32)
   return unit(images.astype(jnp.float32)), unit(texts.astype(jnp.float32)), w
 
 

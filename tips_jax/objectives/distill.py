@@ -141,7 +141,8 @@ def _sinkhorn(t, wt, tau, size, iterations, shard):
       log_row = jnp.where(i == 0, 1 / tau, jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
       return total + jnp.exp(x - log_row).sum((0, 1, 2)), None
     total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
-    return jnp.log(jnp.maximum(shard.sum(total), 1e-30))
+    offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))
+    return offset - offset.max()    # else it grows by log(tokens / prototypes) in each iteration
 
   first = jnp.zeros(wt.shape[1])
   return lax.stop_gradient(lax.fori_loop(0, iterations, iteration, first))

@@ -14,6 +14,6 @@ def spread(features):
   x = jax.lax.stop_gradient(features.astype(jnp.float32)).reshape(-1, features.shape[-1])
   x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
   x = x - x.mean(0)
-  gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
+  gram = (x.T @ x if x.shape[0] > x.shape[1] else x @ x.T) / x.shape[0]
   rank = jnp.trace(gram) ** 2 / jnp.maximum(jnp.sum(gram * gram), 1e-20)
   return Loss(jnp.float32(0), {'std': jnp.sqrt(x.var(0).mean() * x.shape[-1]), 'rank': rank})

@@ -72,7 +72,7 @@ class Run:
     self.shardings = sharding.shardings(c.mesh.rules, mesh, abstract)
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     self.abstract = jax.tree.map(place, abstract, self.shardings)
-    self.state = self.pipeline = self.metrics = self.saved = None
+    self.state = self.pipeline = self.metrics = self.saved = self.clock = None
     self.late, self.evaluated = None, {}
     self.checkpoints = checkpoint.Checkpoints(workdir, c.checkpoint)
 
@@ -84,18 +84,23 @@ class Run:
     self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=jax.process_index(),
                              process_count=jax.process_count(), start=self.index)
     self.contract = contract(c, self.pipeline)
+    for name, tower in c.towers.items():
+      if tower.kind == 'text' and self.pipeline.tokenizer and self.pipeline.tokenizer.vocab_size > tower.vocab:
+        raise InputError(f'towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer\'s '
+                         f'{self.pipeline.tokenizer.vocab_size} pieces')
     if latest is not None:
       for change in checkpoint.check_contract(self.checkpoints.contract(latest), self.contract, str(self.workdir)):
         self.progress.message(f'resumed with a change: {change}')
-      self.state, self.index = self.checkpoints.restore(latest, self.abstract)
-      self.saved = latest
+      state, self.index = self.checkpoints.restore(latest, self.abstract)
       self.progress.message(f'resumed from step {latest:,} of {self.workdir}')
     else:
-      self.state = initial_state(self.method, self.shardings, self.abstract, self.progress.message)
-    self.step = int(self.state.step)
-    if self.step > c.schedule.total_steps:
-      raise InputError(f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the {self.step} steps '
-                       f'that {str(self.workdir)!r} has made')
+      state = initial_state(self.method, self.shardings, self.abstract, self.progress.message)
+    if int(state.step) > c.schedule.total_steps:
+      raise InputError(f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the '
+                       f'{int(state.step)} steps that {str(self.workdir)!r} has made')
+    # The state comes last: with it, a signal saves.
+    self.step, self.saved = int(state.step), latest
+    self.state = state
     if self.lead:
       write_json(self.workdir / 'config.json', strict.plain(c))
       self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
@@ -132,12 +137,16 @@ class Run:
   def loop(self, evaluate):
     c, total = self.config, self.config.schedule.total_steps
     prefetch = Prefetch(self.pipeline, sharding.batch(self.mesh))
-    clock = Clock(self.method, self.mesh)
+    clock = self.clock = Clock(self.method, self.mesh)
     try:
       while True:
+        score = None
         if evaluate and self.due(self.step) and self.step not in self.evaluated:
-          self.evaluate(evaluate)
+          self.read()
+          score = self.evaluate(evaluate)
           clock.restart()
+        if self.step == total or self.step and self.step % c.checkpoint.every_steps == 0:
+          self.save(score)
         if self.step == total:
           break
         if self.preemption.requested:
@@ -145,11 +154,8 @@ class Run:
         batch, host = clock.waiting(prefetch.next)
         self.state, metrics = self.step_fn(self.state, batch)
         self.step, self.index = self.step + 1, self.index + c.schedule.batch_size
-        self.read(clock)
+        self.read()
         self.late = (self.step, metrics, host)
-        if self.step % c.checkpoint.every_steps == 0 or self.step == total:
-          self.read(clock)
-          self.save()
       self.checkpoints.wait()
     finally:
       prefetch.close()
@@ -159,7 +165,7 @@ class Run:
     return step == total or (e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0)
 
   def evaluate(self, evaluate):
-    self.read(None)
+    """Writes the evaluation of this step; returns the metric that checkpoints are kept by, if any."""
     with self.preemption.interruptible():
       begin = time.monotonic()
       values = evaluate(self.encoder.of(self.state))
@@ -168,20 +174,21 @@ class Run:
         self.metrics.write(self.step, values)
       self.evaluated.add(self.step)
     best = self.config.checkpoint.best_metric
-    if best and f'eval/{best}' not in values:
+    if not best:
+      return None
+    if f'eval/{best}' not in values:
       raise strict.unknown('checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values])
-    if best and self.step:
-      self.save(metrics={best: float(values[f'eval/{best}'])})
+    return {best: float(values[f'eval/{best}'])}
 
-  def read(self, clock):
+  def read(self):
     """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
     if self.late is None:
       return
     (step, metrics, host), self.late = self.late, None
     metrics = {k: v.item() for k, v in jax.device_get(metrics).items()}
     bad = [int(r) for r in host['bad'] if r >= 0]
-    if clock and (step % self.config.log.every_steps == 0 or step == self.config.schedule.total_steps):
-      rates = clock.rates(self.config.schedule.batch_size)
+    if step % self.config.log.every_steps == 0 or step == self.config.schedule.total_steps:
+      rates = self.clock.rates(self.config.schedule.batch_size)
       if self.metrics:
         self.metrics.write(step, metrics | rates | {'bad_images': len(bad), 'compile_seconds': self.compile_s})
       self.progress.update(step, loss=metrics['loss'], images_per_s=rates.get('images_per_s'))
@@ -190,8 +197,8 @@ class Run:
       self.append('quarantine', {'record': record, 'id': name, 'reason': reason})
     if metrics['bad_steps']:
       ids = [self.pipeline.explain(r)[0] for r in host['index']]
-      self.append('nonfinite', {'step': step, 'loss': metrics['loss'] if np.isfinite(metrics['loss']) else None,
-                                'gradient_norm': None, 'ids': ids})
+      self.append('nonfinite', {'step': step, 'loss': str(metrics['loss']),
+                                'gradient_norm': str(metrics['gradient_norm']), 'ids': ids})
       self.progress.message(f'step {step}: loss {metrics["loss"]}, gradient {metrics["gradient_norm"]}: not finite, '
                             'update skipped (examples in nonfinite.jsonl)')
       if metrics['bad_steps'] >= self.config.max_bad_steps:
@@ -209,12 +216,11 @@ class Run:
 
   def save(self, metrics=None):
     """Saves the state as it is, unless it is saved."""
-    if self.state is None or self.saved == self.step and not metrics:
+    if self.state is None or self.saved == self.step:
       return
-    self.read(None)
-    if self.saved != self.step:
-      self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract, metrics=metrics)
-      self.saved = self.step
+    self.read()
+    self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract, metrics=metrics)
+    self.saved = self.step
 
   def close(self):
     if self.pipeline:
