@@ -16,6 +16,7 @@ def get_config(arg='v1'):
     name, cls, method = 'clip', ('cls',), methods.clip('quick')
   else:
     name, cls, method = f'tips_{version}', ('web', 'synthetic'), methods.tips('quick', version)
+    recipe.late(method, 'distill', 'masked')
     method['towers']['head'] = dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64,
                                     prototypes=1024)
     method['data']['views']['local'] = methods.LOCAL | dict(size=48, count=2)
@@ -25,7 +26,7 @@ def get_config(arg='v1'):
   method['data']['views']['global'] = methods.GLOBAL | dict(size=96)
   config = recipe.pretrain(
       f'laptop_{name}', method, 'quick', steps=1, compute=dict(dtype='float32'), data=dict(text_length=32),
-      optimizer=dict(kind='adamw', learning_rate=1e-3, weight_decay=0.1),
-      schedule=dict(total_steps=1000, batch_size=128, warmup_steps=100, decay='cosine'),
+      optimizer=dict(kind='adamw', learning_rate=2e-3, weight_decay=0.1),
+      schedule=dict(total_steps=1000, batch_size=128, warmup_steps=50, decay='cosine'),
       checkpoint=dict(every_steps=250), evals=dict(tasks=('retrieval',), size=96, every_steps=250))
   return recipe.finish(config, rest)

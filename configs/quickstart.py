@@ -10,20 +10,20 @@ PATCH = 8
 
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
-  method = methods.tips('quick', version)
+  method = recipe.late(methods.tips('quick', version), 'distill', 'masked')
   method['towers'] |= dict(
-      image=scales.image('quick', grid=8, mask_token=True, patch=PATCH), text=scales.text('quick', vocab=1024),
+      image=scales.image('quick', grid=6, mask_token=True, patch=PATCH), text=scales.text('quick', vocab=1024),
       head=dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
   # Scenes' captions say left and right: no flips.
-  views = {'global': dict(size=64, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=32, count=4)}
-  small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=900, batch_size=64)
+  views = {'global': dict(size=48, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=24, count=3)}
+  small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=400, batch_size=64)
   scenes = dict(train=128, test=64) if rest == 'runlocal' else dict(train=6000, test=500)
   config = recipe.pretrain(
       f'quickstart_{version}', method, 'quick', steps=1, compute=dict(dtype='float32'),
       data=dict(views=views, scenes=scenes),
       optimizer=dict(kind='adamw', learning_rate=2e-3, weight_decay=0.05),
       schedule=dict(warmup_steps=50, decay='cosine', **small),
-      checkpoint=dict(every_steps=200), log=dict(every_steps=10),
+      checkpoint=dict(every_steps=100), log=dict(every_steps=10),
       evals=dict(tasks=('retrieval', 'knn', 'segmentation'), size=96, limit=2000))
   if rest == 'runlocal':
     config['evals'] |= dict(limit=128)

@@ -56,6 +56,14 @@ def high_resolution(config, *, steps, batch=4096):
       schedule=dict(total_steps=steps, batch_size=batch, warmup_steps=steps // 10)))
 
 
+def late(method, *names, begin=0.1, until=0.3):
+  """The method with these terms' weights raised from zero: a short run needs features before it distils them."""
+  for name in names:
+    weight = method['terms'][name]['weight']
+    method['terms'][name]['weight'] = dict(start=0.0, end=weight, begin=begin, until=until)
+  return method
+
+
 def runlocal(config):
   """The same program on generated scenes with tiny towers: seconds on a laptop."""
   config = merge(config, dict(

@@ -2,16 +2,23 @@
 
 Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved: run it again.
 """
+import os
+import sys
+
+# XLA's CPU buffers are freed after each step and faulted in again by the next; on huge pages a small model's step takes
+# half as long (docs/lab.md). glibc reads this once, as a process starts.
+if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
 from tips_jax.train.preemption import EXIT, Preemption, Stopped
 
 PREEMPTION = Preemption()
 if __name__ == '__main__':    # before the slow imports: a signal during them loses nothing
   PREEMPTION.install()
 
-import os
 import pathlib
 import re
-import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
