@@ -74,3 +74,10 @@ class Small:
 @pytest.fixture(scope='session')
 def small():
   return Small()
+
+
+@pytest.fixture(scope='session')
+def scenes_store(tmp_path_factory):
+  """A store of a few scenes, with alt texts, captions and a tokenizer."""
+  from tips_jax.data import scenes
+  return scenes.build(str(tmp_path_factory.mktemp('data') / 'scenes'), train=40, test=8, size=48)

@@ -22,15 +22,15 @@ logging.getLogger('absl').setLevel(logging.ERROR)
 
 
 class Checkpoints:
-  """The checkpoints of one work folder."""
+  """The checkpoints of one work folder. `scores`: {step: value of the best metric}, filled by the owner."""
 
   def __init__(self, workdir, config: Checkpoint):
+    self.scores = {}
     keep = [_POLICY.LatestN(config.keep_last)]
     if config.keep_every:
       keep.append(_POLICY.EveryNSteps(config.keep_every))
     if config.best_metric:
-      score = lambda metrics: metrics.get(config.best_metric, float('-inf'))
-      keep.append(_POLICY.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
+      keep.append(_Best(self.scores))
     self._path = pathlib.Path(workdir).absolute() / FOLDER
     with _one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
@@ -43,13 +43,12 @@ class Checkpoints:
     """The newest complete step, or None."""
     return self._orbax.latest.step if self._orbax.latest else None
 
-  def save(self, step, state, *, next_index, contract, metrics):
+  def save(self, step, state, *, next_index, contract):
     """Starts to save; the state may be donated to the next step at once. Errors of the save before surface here."""
     with _one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
       self._wait()
       self._pending = self._orbax.save_checkpointables_async(
-          step, _parts(state) | {'data': {'next_index': next_index}}, metrics=metrics or None, custom_metadata=contract,
-          force=True)
+          step, _parts(state) | {'data': {'next_index': next_index}}, custom_metadata=contract, force=True)
 
   def wait(self):
     with _one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
@@ -81,6 +80,17 @@ class Checkpoints:
   def close(self):
     self.wait()
     self._orbax.close()
+
+
+class _Best:
+  """Keeps the checkpoint with the highest score, also where the score came after the save."""
+
+  def __init__(self, scores):
+    self._scores = scores
+
+  def should_preserve(self, checkpoints, *, context):
+    best = max((c.step for c in checkpoints if c.step in self._scores), key=self._scores.get, default=None)
+    return [c.step == best for c in checkpoints]
 
 
 def _parts(state):

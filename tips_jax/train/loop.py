@@ -17,6 +17,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core import log, strict
@@ -106,6 +107,8 @@ class Run:
       self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
     lines = log.read(self.workdir / log.FILE) if latest is not None else []
     self.evaluated = {l['step'] for l in lines if any(k.startswith('eval/') for k in l)}
+    best = f'eval/{c.checkpoint.best_metric}'
+    self.checkpoints.scores.update({l['step']: l[best] for l in lines if l.get(best) is not None})
 
   def compile(self):
     """Ahead of time, in a thread, so that a signal is heard during it."""
@@ -140,13 +143,12 @@ class Run:
     clock = self.clock = Clock(self.method, self.mesh)
     try:
       while True:
-        score = None
         if evaluate and self.due(self.step) and self.step not in self.evaluated:
           self.read()
-          score = self.evaluate(evaluate)
+          self.evaluate(evaluate)
           clock.restart()
         if self.step == total or self.step and self.step % c.checkpoint.every_steps == 0:
-          self.save(score)
+          self.save()
         if self.step == total:
           break
         if self.preemption.requested:
@@ -165,7 +167,7 @@ class Run:
     return step == total or (e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0)
 
   def evaluate(self, evaluate):
-    """Writes the evaluation of this step; returns the metric that checkpoints are kept by, if any."""
+    """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for good."""
     with self.preemption.interruptible():
       begin = time.monotonic()
       values = evaluate(self.encoder.of(self.state))
@@ -174,11 +176,10 @@ class Run:
         self.metrics.write(self.step, values)
       self.evaluated.add(self.step)
     best = self.config.checkpoint.best_metric
-    if not best:
-      return None
-    if f'eval/{best}' not in values:
+    if best and f'eval/{best}' not in values:
       raise strict.unknown('checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values])
-    return {best: float(values[f'eval/{best}'])}
+    if best:
+      self.checkpoints.scores[self.step] = values[f'eval/{best}']
 
   def read(self):
     """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
@@ -214,12 +215,12 @@ class Run:
       with open(path, 'a') as f:
         f.write(line)
 
-  def save(self, metrics=None):
+  def save(self):
     """Saves the state as it is, unless it is saved."""
     if self.state is None or self.saved == self.step:
       return
     self.read()
-    self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract, metrics=metrics)
+    self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract)
     self.saved = self.step
 
   def close(self):
@@ -298,22 +299,24 @@ def contract(config, pipeline):
 
 
 def initial_state(method, shardings, abstract, say):
-  """Initial weights, with the parts that `init_from` and frozen teachers bring."""
+  """Initial weights, with the parts that `init_from` and frozen teachers bring; an EMA teacher starts as the student."""
   c = method.config
   state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
   if c.init_from:
     path = checkpoint.find(c.init_from, 'init_from')
-    fields = {'params': 'params', 'teachers': 'teachers', 'memory': 'train', 'optimizer': 'train'}
-    for part in c.init_parts:
-      wanted = getattr(abstract, part)
-      wanted = wanted if fields[part] != 'train' else {part: wanted}
-      found = checkpoint.names(path, fields[part])
-      here = {k: v for k, v in wanted.items() if any(n.startswith(f'{k}/') for n in found)}
-      missing = sorted(set(wanted) - set(here))
-      if here:
-        loaded = checkpoint.load(path, fields[part], here)
-        state = state.replace(**{part: loaded[part] if fields[part] == 'train' else {**getattr(state, part), **loaded}})
-      say(f'{part} from {path}: {", ".join(here) or "nothing"}' + (f'; fresh: {", ".join(missing)}' if missing else ''))
+    if 'params' in c.init_parts:
+      state = state.replace(params=_from_run(path, 'params', abstract.params, state.params, say))
+      ema = {name: {tower: jax.tree.map(jnp.copy, state.params[tower]) for tower in towers}
+             for name, towers in state.teachers.items() if c.teachers[name].kind == 'ema'}
+      state = state.replace(teachers={**state.teachers, **ema})
+    if 'teachers' in c.init_parts:
+      state = state.replace(teachers={
+          name: _from_run(path, 'teachers', abstract.teachers[name], towers, say, name)
+          for name, towers in state.teachers.items()})
+    for part in ('memory', 'optimizer'):
+      if part in c.init_parts:
+        found = _from_run(path, 'train', {part: getattr(abstract, part)}, {part: getattr(state, part)}, say)
+        state = state.replace(**found)
   for name, teacher in c.teachers.items():
     if teacher.kind == 'frozen':
       weights = frozen_teacher(name, teacher, abstract.teachers[name], say)
@@ -321,13 +324,26 @@ def initial_state(method, shardings, abstract, say):
   return state
 
 
+def _from_run(path, part, wanted, own, say, within=''):
+  """`own`, with those entries that a part of another run's checkpoint holds; says which are there."""
+  prefix = f'{within}/' if within else ''
+  found = checkpoint.names(path, part)
+  here = {k: v for k, v in wanted.items() if any(n.startswith(f'{prefix}{k}/') for n in found)}
+  fresh = sorted(set(wanted) - set(here))
+  say(f'{within or part} from {path}: {", ".join(here) or "nothing"}'
+      + (f'; not there: {", ".join(fresh)}' if fresh else ''))
+  if not here:
+    return own
+  loaded = checkpoint.load(path, part, {within: here} if within else here)
+  return {**own, **(loaded[within] if within else loaded)}
+
+
 def frozen_teacher(name, teacher, abstract, say):
   """Weights of a frozen teacher: the other run's EMA teacher where it has one, its student elsewhere."""
   path = checkpoint.find(teacher.init_from, f'teachers.{name}.init_from')
-  there = {here: other for other, here in {v: k for k, v in teacher.rename.items()}.items()}
   saved, result = checkpoint.names(path, 'teachers'), {}
   for tower, leaves in abstract.items():
-    other = there.get(tower, tower)
+    other = teacher.rename.get(tower, tower)
     owner = next((n.split('/')[0] for n in saved if n.split('/')[1] == other), None)
     if owner:
       result[tower] = checkpoint.load(path, 'teachers', {owner: {other: leaves}})[owner][other]

@@ -53,6 +53,7 @@ def build(config: schema.Config) -> Method:
     _known(f'masks.{name}.view', m.view, c.data.views)
     if not 0 <= m.ratio < 1:
       raise InputError(f'masks.{name}.ratio: got {m.ratio}; expected a number from 0 to below 1')
+    mask_patch(c, name)
   known = {f'batch.{b}' for b in batch} | {f'masks.{m}.{o}' for m in c.masks for o in MASK_OUTPUTS}
   for name, p in c.passes.items():
     _known(f'passes.{name}.who', p.who, who)
@@ -80,6 +81,15 @@ def build(config: schema.Config) -> Method:
   return Method(c, order, features, tuple(t for t in c.towers if t in trained))
 
 
+def mask_patch(c, name):
+  """Patch size, in pixels, of the towers that read a mask."""
+  reads = lambda p: any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
+  sizes = {c.towers[p.tower].patch for p in c.passes.values() if reads(p) and hasattr(c.towers[p.tower], 'patch')}
+  if len(sizes) != 1:
+    raise InputError(f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size')
+  return sizes.pop()
+
+
 def _check_term(name, term, c, known, who):
   _known(f'terms.{name}.kind', term.kind, TERMS)
   parameters = inspect.signature(TERMS[term.kind].fn).parameters
@@ -99,18 +109,25 @@ def _check_term(name, term, c, known, who):
 
 def _check_numbers(c):
   s, part = c.schedule, c.schedule.batch_size
-  for field in ('total_steps', 'batch_size', 'accumulate'):
-    if getattr(s, field) < 1:
-      raise InputError(f'schedule.{field}: got {getattr(s, field)}; expected at least 1')
+  counts = {'schedule': ('total_steps', 'batch_size', 'accumulate'), 'checkpoint': ('every_steps', 'keep_last'),
+            'log': ('every_steps',), 'evals': ('batch_size', 'size', 'limit')}
+  for group, fields in counts.items():
+    for field in fields:
+      if getattr(getattr(c, group), field) < 1:
+        raise InputError(f'{group}.{field}: got {getattr(getattr(c, group), field)}; expected at least 1')
+  for name, t in c.towers.items():
+    width = getattr(t, 'decoder_width', getattr(t, 'width', 0))
+    if hasattr(t, 'heads') and width % t.heads:
+      raise InputError(f'towers.{name}.heads: got {t.heads}; expected a divisor of the width {width}')
   if part % s.accumulate:
     raise InputError(f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}')
   if c.evals.weights != 'student':
     _known('evals.weights', c.evals.weights, {'student', *c.teachers})
   if c.evals.tasks:
-    _known('evals.image_tower', c.evals.image_tower, c.towers)
+    _known('evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'})
     _known('evals.cls', c.evals.cls, c.towers[c.evals.image_tower].cls)
   if 'retrieval' in c.evals.tasks:
-    _known('evals.text_tower', c.evals.text_tower, c.towers)
+    _known('evals.text_tower', c.evals.text_tower, {n for n, t in c.towers.items() if t.kind == 'text'})
     _known('evals.retrieval_cls', c.evals.retrieval_cls, c.towers[c.evals.image_tower].cls)
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):

@@ -16,7 +16,7 @@ from tips_jax.core import parallel
 from tips_jax.models import towers
 from tips_jax.objectives import masked
 from tips_jax.train import optim
-from tips_jax.train.method import TERMS
+from tips_jax.train.method import TERMS, mask_patch
 from tips_jax.train.state import leaf
 
 
@@ -29,7 +29,7 @@ def make(method):
     loss_fn = lambda params: loss(method, params, state, batch, rng)
     (value, (memory, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     ok = jnp.isfinite(value) & jnp.isfinite(norm)
     direction, optimizer = optim.transform(config.optimizer).update(grads, state.optimizer, state.params)
     params = optim.apply(state.params, direction, config=config, step=state.step)
@@ -109,7 +109,7 @@ def run_passes(method, weights, roots, rng):
 def draw_mask(config, name, batch, rng):
   """Masks of one view of the whole batch, from the step's key alone: the same on any number of devices."""
   spec, (b, v, h, w, _) = config.masks[name], batch[config.masks[name].view].shape
-  patch = next(t.patch for t in config.towers.values() if t.kind == 'vit')
+  patch = mask_patch(config, name)
   key = jax.random.fold_in(rng, zlib.crc32(f'masks.{name}'.encode()))
   patches = -(-h // patch) * -(-w // patch)
   return jax.tree.map(parallel.constrain_batch, masked.random_mask(key, (b, v, patches), spec.ratio))

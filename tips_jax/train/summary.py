@@ -27,12 +27,12 @@ def _transformer(width, depth, mlp, ffn, tokens):
 def flops(method):
   """{pass or term: forward and backward FLOPs per image}, by closed form; normalisation and softmax left out."""
   c, result, tokens = method.config, {}, {}
-  patches = {v: (math.ceil(view.size / _patch(c)) ** 2, view.count) for v, view in c.data.views.items()}
   for name in method.order:
     p = c.passes[name]
     tower = c.towers[p.tower]
     if isinstance(tower, schema.ViT):
-      n, count = patches[p.inputs['images'].removeprefix('batch.')]
+      view = c.data.views[p.inputs['images'].removeprefix('batch.')]
+      n, count = math.ceil(view.size / tower.patch) ** 2, view.count
       if 'kept' in p.inputs:
         n -= round(c.masks[p.inputs['kept'].split('.')[1]].ratio * n)
       tokens[name] = {**{cls: count for cls in tower.cls}, 'patch': n * count}
@@ -49,7 +49,8 @@ def flops(method):
       forward = 2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
     elif isinstance(tower, schema.PixelDecoder):
       mask = c.masks[p.inputs['mask'].split('.')[1]]
-      n, count = patches[mask.view]
+      view = c.data.views[mask.view]
+      n, count = math.ceil(view.size / tower.patch) ** 2, view.count
       one = _transformer(tower.decoder_width, tower.depth, tower.mlp, 'gelu', n)
       forward = count * (one + 2 * n * tower.decoder_width * (tower.width + 3 * tower.patch**2))
     elif isinstance(tower, schema.ProjectionHead):
@@ -58,10 +59,6 @@ def flops(method):
       forward = 0
     result[name] = forward * (3 if p.who == 'student' else 1)
   return result
-
-
-def _patch(c):
-  return next(t.patch for t in c.towers.values() if isinstance(t, schema.ViT))
 
 
 def text(method, *, devices=1):

@@ -1,0 +1,199 @@
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tips_jax.core import log
+from tips_jax.core.config import InputError
+from tips_jax.train import checkpoint, loop, preemption, sharding
+
+TOTAL = 4
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """Programs that occur again are read from a cache."""
+  names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  before = {n: getattr(jax.config, n) for n in names}
+  for n, value in zip(names, (str(tmp_path_factory.mktemp('compiled')), 0)):
+    jax.config.update(n, value)
+  yield
+  for n, value in before.items():
+    jax.config.update(n, value)
+
+
+@pytest.fixture(scope='module')
+def train(small, scenes_store):
+  """Runs a method in a work folder on some devices; returns the batches it saw. `stop`: asked to after that step."""
+  def run(workdir, name='tips_v2', *, devices=8, stop=None, evaluate=None, asked=None, **changes):
+    data = dict(store=scenes_store, scenes=dict(train=0), threads=2)
+    schedule = dict(total_steps=TOTAL, batch_size=8, warmup_steps=2)
+    changes = {'data': data, 'schedule': schedule, 'log': dict(every_steps=1, tensorboard=False),
+               'checkpoint': dict(every_steps=10), 'evals': dict(tasks=()), **changes}
+    asked = asked or preemption.Preemption()
+    seen, following = [], loop.Prefetch.next
+    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
+
+    def recorded(self):
+      batch, host = following(self)
+      seen.append(jax.tree.map(np.asarray, batch | host))
+      asked.requested |= len(seen) == stop
+      return batch, host
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(loop.Prefetch, 'next', recorded)
+      patch.setattr(sharding, 'make_mesh', make_mesh)
+      loop.train(small.method(name, **changes), workdir, asked, evaluate=evaluate)
+    return seen
+  return run
+
+
+def lines(workdir):
+  return log.read(workdir / log.FILE)
+
+
+def losses(workdir):
+  return [(line['step'], line['loss']) for line in lines(workdir) if 'loss' in line]
+
+
+def steps(workdir):
+  return sorted(int(p.name) for p in (workdir / checkpoint.FOLDER).iterdir())
+
+
+def saved(workdir, step):
+  """Every array of a checkpoint, by name."""
+  from orbax.checkpoint import v1 as ocp
+  out = ocp.load_checkpointables(workdir.absolute() / checkpoint.FOLDER / str(step))
+  return {f'{part}/{jax.tree_util.keystr(path)}': np.asarray(x) for part in ('params', 'teachers', 'train', 'data')
+          for path, x in jax.tree_util.tree_flatten_with_path(out[part])[0]}
+
+
+def assert_equal(a, b):
+  assert sorted(a) == sorted(b)
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def whole(train, tmp_path_factory):
+  """(work folder, batches) of an uninterrupted run on eight devices."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, train(workdir)
+
+
+@pytest.fixture(scope='module')
+def half(train, tmp_path_factory):
+  """The same run, stopped by a signal during its second step."""
+  workdir = tmp_path_factory.mktemp('half')
+  with pytest.raises(preemption.Stopped):
+    train(workdir, stop=2)
+  assert steps(workdir) == [2] and [s for s, _ in losses(workdir)] == [1, 2]
+  return workdir
+
+
+# --- exact resume -------------------------------------------------------------------------------
+
+
+def test_stopped_and_resumed_equals_uninterrupted(whole, half, train, tmp_path):
+  workdir, batches = whole
+  shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+  again = train(tmp_path)
+  assert len(again) == TOTAL - 2
+  for got, want in zip(again, batches[2:]):
+    assert_equal(got, want)
+  assert losses(tmp_path) == losses(workdir) and len(losses(workdir)) == TOTAL
+  assert_equal(saved(tmp_path, TOTAL), saved(workdir, TOTAL))
+
+
+def test_resumed_on_fewer_devices_sees_the_same(whole, half, train, tmp_path):
+  workdir, batches = whole
+  shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+  again = train(tmp_path, devices=4)
+  for got, want in zip(again, batches[2:]):
+    assert_equal(got, want)      # examples, crops and captions; the masks follow from seed and step (test_step.py)
+  got, want = losses(tmp_path), losses(workdir)
+  assert [s for s, _ in got] == [s for s, _ in want]
+  np.testing.assert_allclose([x for _, x in got], [x for _, x in want], rtol=1e-5)
+
+
+def test_a_finished_run_does_nothing(whole, train):
+  workdir, _ = whole
+  before = losses(workdir)
+  assert train(workdir) == [] and losses(workdir) == before and steps(workdir) == [TOTAL]
+
+
+def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_path):
+  shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+  with open(tmp_path / log.FILE, 'a') as f:       # a kill, after three more steps
+    f.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')
+  train(tmp_path)
+  assert losses(tmp_path) == losses(whole[0])
+
+
+# --- precedence and refusals --------------------------------------------------------------------
+
+
+def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp_path):
+  first = train(tmp_path / 'a', init_from=str(half), stop=None, schedule=dict(total_steps=1, warmup_steps=1, batch_size=8))
+  assert len(first) == 1 and steps(tmp_path / 'a') == [1]
+  initial = small.host_state('tips_v2').params['image']['posembed']
+  given = saved(half, 2)["params/['image']['posembed']"]
+  got = saved(tmp_path / 'a', 1)["params/['image']['posembed']"]
+  assert np.abs(got - given).max() < np.abs(got - initial).max()
+  (tmp_path / 'missing').mkdir()
+  assert train(tmp_path / 'a', init_from=str(tmp_path / 'missing'),      # not even opened: the own run comes first
+               schedule=dict(total_steps=1, warmup_steps=1, batch_size=8)) == []
+  with pytest.raises(InputError, match='init_from'):
+    train(tmp_path / 'b', init_from=str(tmp_path / 'missing'))
+
+
+def test_contract_is_checked_on_resume(half, train, tmp_path):
+  shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+  for changes, named in ((dict(towers=dict(image=dict(mlp=128))), 'towers.image.mlp was 64, is 128'),
+                         (dict(schedule=dict(total_steps=1, batch_size=8, warmup_steps=0)), 'schedule.total_steps')):
+    with pytest.raises(InputError, match=named):
+      train(tmp_path, **changes)
+  assert steps(tmp_path) == [2] and len(losses(tmp_path)) == 2
+
+
+def test_batch_must_divide_over_the_devices(train, tmp_path):
+  with pytest.raises(InputError, match='schedule.batch_size: got 6; expected a multiple of the 8 devices'):
+    train(tmp_path, schedule=dict(total_steps=4, batch_size=6))
+
+
+# --- evaluation, saving, divergence --------------------------------------------------------------
+
+
+def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
+  asked, values = preemption.Preemption(), [0.1, 0.9, 0.5]
+
+  def evaluate(encoder):
+    if len(values) == 2 and not asked.requested:      # a signal during the evaluation of step 2
+      asked._handle(15, None)
+    return {'knn/accuracy': values.pop(0)}
+  options = dict(evals=dict(tasks=(), every_steps=2),
+                 checkpoint=dict(every_steps=1, keep_last=1, best_metric='knn/accuracy'))
+  with pytest.raises(preemption.Stopped):
+    train(tmp_path, 'clip', evaluate=evaluate, asked=asked, **options)
+  assert steps(tmp_path) == [2] and len(values) == 2
+  train(tmp_path, 'clip', evaluate=evaluate, **options)
+  scores = {line['step']: line['eval/knn/accuracy'] for line in lines(tmp_path) if 'eval/knn/accuracy' in line}
+  assert scores == {0: 0.1, 2: 0.9, 4: 0.5}
+  assert [s for s, _ in losses(tmp_path)] == [1, 2, 3, 4]
+  assert steps(tmp_path) == [2, 4]
+
+
+def test_unknown_best_metric(train, tmp_path):
+  with pytest.raises(InputError, match="best_metric.*did you mean 'knn/accuracy'"):
+    train(tmp_path, 'clip', evaluate=lambda e: {'knn/accuracy': 0.1}, checkpoint=dict(best_metric='knn/acc'))
+
+
+def test_stops_after_too_many_bad_steps(train, tmp_path):
+  with pytest.raises(loop.Diverged, match='2 updates in a row'):
+    train(tmp_path, 'clip', optimizer=dict(learning_rate=1e38), max_bad_steps=2)
+  rows = [json.loads(line) for line in (tmp_path / 'nonfinite.jsonl').read_text().splitlines()]
+  assert [r['step'] for r in rows] == [2, 3] and all(len(r['ids']) == 8 for r in rows)
+  assert rows[0]['ids'][0].startswith('train-')
+  assert [line['skipped_steps'] for line in lines(tmp_path)] == [0, 1, 2]

@@ -1,0 +1,47 @@
+"""The closed-form costs against the paper's arithmetic and against XLA's own count."""
+import importlib
+
+import jax
+import pytest
+
+from tips_jax.core import config as schema
+from tips_jax.core import strict
+from tips_jax.models import towers
+from tips_jax.train import method as method_lib
+from tips_jax.train import summary
+
+
+def build(name, arg=''):
+  module = importlib.import_module(f'configs.{name}')
+  return method_lib.build(strict.build(schema.Config, module.get_config(arg)))
+
+
+@pytest.mark.parametrize('name, arg, gigaflops', [
+    ('vitb', 'v1', 574), ('vitg', 'v1', 6589), ('vitg', 'v2', 6000), ('vitg_hr', 'v1', 22660), ('vitg_hr', 'v2', 20110)])
+def test_costs_are_those_of_the_papers_arithmetic(name, arg, gigaflops):
+  assert sum(summary.flops(build(name, arg)).values()) / 1e9 == pytest.approx(gigaflops, rel=2e-3)
+
+
+def test_v2_saves_the_teachers_image_pass():
+  v1, v2 = summary.flops(build('vitg', 'v1')), summary.flops(build('vitg', 'v2'))
+  assert 'teacher' in v1 and 'teacher' not in v2
+  assert 1 - sum(v2.values()) / sum(v1.values()) == pytest.approx(0.091, abs=2e-3)
+
+
+@pytest.mark.parametrize('tower, size, tokens', [
+    (schema.ViT(kind='vit', width=256, depth=2, heads=2, mlp=1024), 224, 258),
+    (schema.ViT(kind='vit', width=256, depth=2, heads=2, mlp=512, ffn='swiglu'), 98, 51)])
+def test_closed_form_agrees_with_the_compiler(tower, size, tokens):
+  compute = schema.Compute(dtype='float32', scan=False)
+  params = jax.eval_shape(lambda: towers.init('image', tower, seed=0))
+  images = jax.ShapeDtypeStruct((1, 1, size, size, 3), 'uint8')
+  forward = jax.jit(lambda p, x: towers.apply(p, tower, compute, {'images': x}))
+  counted = forward.lower(params, images).compile().cost_analysis()['flops']
+  ours = summary._transformer(tower.width, 2, tower.mlp, tower.ffn, tokens) + 2 * 588 * tower.width * (tokens - 2)
+  assert counted == pytest.approx(ours, rel=0.03)    # XLA counts norms, softmax and activations too
+
+
+def test_the_page_names_every_parameter_and_the_memory():
+  page = summary.text(build('vitb', 'v1'), devices=8)
+  for line in ('image/posembed', 'head/prototypes', 'logit/log_temperature', 'GFLOP per image', 'optimizer'):
+    assert line in page
