@@ -16,7 +16,7 @@ def get_config(arg='v1'):
     name, cls, method = 'clip', ('cls',), methods.clip('quick')
   else:
     name, cls, method = f'tips_{version}', ('web', 'synthetic'), methods.tips('quick', version)
-    recipe.late(method, 'distill', 'masked')
+    recipe.late(method, 'distill', 'masked', share=0.25, begin=0.3, until=0.6)
     method['towers']['head'] = dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64,
                                     prototypes=1024)
     method['data']['views']['local'] = methods.LOCAL | dict(size=48, count=2)
@@ -25,8 +25,8 @@ def get_config(arg='v1'):
                            text=scales.text('quick', vocab=8192) | dict(dropout=0.1))
   method['data']['views']['global'] = methods.GLOBAL | dict(size=96)
   config = recipe.pretrain(
-      f'laptop_{name}', method, 'quick', steps=1, compute=dict(dtype='float32'), data=dict(text_length=32),
-      optimizer=dict(kind='adamw', learning_rate=2e-3, weight_decay=0.1),
-      schedule=dict(total_steps=1000, batch_size=128, warmup_steps=50, decay='cosine'),
-      checkpoint=dict(every_steps=250), evals=dict(tasks=('retrieval',), size=96, every_steps=250))
+      f'laptop_{name}', method, 'quick', steps=1, compute=dict(dtype='float32'), data=dict(text_length=24),
+      optimizer=dict(kind='adamw', learning_rate=1.5e-3, b2=0.98, weight_decay=0.1),
+      schedule=dict(total_steps=2000, batch_size=64, warmup_steps=100, decay='cosine'),
+      checkpoint=dict(every_steps=500), evals=dict(tasks=('retrieval',), size=96, every_steps=1000))
   return recipe.finish(config, rest)

@@ -56,10 +56,10 @@ def high_resolution(config, *, steps, batch=4096):
       schedule=dict(total_steps=steps, batch_size=batch, warmup_steps=steps // 10)))
 
 
-def late(method, *names, begin=0.1, until=0.3):
-  """The method with these terms' weights raised from zero: a short run needs features before it distils them."""
+def late(method, *names, share=1.0, begin=0.1, until=0.3):
+  """The method with these terms' weights, times `share`, raised from zero: a short run needs features to distil."""
   for name in names:
-    weight = method['terms'][name]['weight']
+    weight = method['terms'][name]['weight'] * share
     method['terms'][name]['weight'] = dict(start=0.0, end=weight, begin=begin, until=until)
   return method
 
