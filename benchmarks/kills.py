@@ -41,10 +41,10 @@ def environment(cache):
           'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
 
 
-def attempt(arguments, env, *, stop=None, when=None, limit=600, **options):
+def attempt(arguments, env, *, stop=None, when=None, limit=600):
   """(exit code, standard output, standard error); sends the signal `stop` once `when(stderr so far)` is true."""
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-    process = subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=out, stderr=err, **options)
+    process = subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=out, stderr=err)
     said = lambda file: os.pread(file.fileno(), 1 << 20, 0).decode()
     begin = time.monotonic()
     try:

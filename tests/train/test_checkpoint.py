@@ -8,11 +8,13 @@ import pytest
 from tips_jax.core import config as schema
 from tips_jax.core import tree
 from tips_jax.core.config import InputError
-from tips_jax.train import checkpoint, loop
+from tips_jax.train import checkpoint
+from tips_jax.train import start as start_lib
 from tips_jax.train import state as state_lib
 
-CONTRACT = {'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-3}}, 'towers': {'image': {'width': 32, 'patch': 14}},
-            'text_length': 64, 'tokenizer_sha256': 'abc', 'preprocessing': {'mean': 0}, 'data_fingerprint': 'f'}
+CONTRACT = {'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-3}},
+            'towers': {'image': {'width': 32, 'patch': 14}}, 'text_length': 64, 'tokenizer_sha256': 'abc',
+            'preprocessing': {'mean': 0}, 'data_fingerprint': 'f'}
 
 
 def different(state, seed=0):
@@ -101,7 +103,8 @@ def test_the_state_may_be_overwritten_while_it_is_saved(tmp_path):
   saver.save(1, state, next_index=0, contract={})
   state = add(state)
   saver.wait()
-  restored, _ = saver.restore(1, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  restored, _ = saver.restore(1, abstract)
   saver.close()
   assert_equal(restored, tiny(1, 5.0))
 
@@ -163,17 +166,17 @@ def test_other_fields_may_change_and_are_told():
 # --- weights of other runs ----------------------------------------------------------------------
 
 
-def start(small, name, said=None, **changes):
+def begin(small, name, said=None, **changes):
   method, mesh = small.method(name, **changes), small.mesh(8, data=4, fsdp=2)
   abstract = small.abstract(method, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return loop.initial_state(method, shardings, abstract, (said if said is not None else []).append)
+  return start_lib.initial_state(method, shardings, abstract, (said if said is not None else []).append)
 
 
 def test_high_resolution_stage_takes_all_but_the_step(saved, small):
   workdir, low = saved
   parts = ('params', 'teachers', 'memory', 'optimizer')
-  high = start(small, 'tips_v2', init_from=str(workdir), init_parts=parts,
+  high = begin(small, 'tips_v2', init_from=str(workdir), init_parts=parts,
                data=dict(views={'global': dict(size=112), 'local': dict(size=56)}))
   for part in parts:
     assert_equal(getattr(high, part), getattr(low, part))
@@ -183,7 +186,7 @@ def test_high_resolution_stage_takes_all_but_the_step(saved, small):
 
 def test_only_the_named_parts(saved, small):
   workdir, low = saved
-  state = start(small, 'tips_v2', init_from=str(workdir), init_parts=('params',))
+  state = begin(small, 'tips_v2', init_from=str(workdir), init_parts=('params',))
   fresh = small.host_state('tips_v2')
   assert_equal(state.params, low.params)
   assert_equal(state.teachers['ema']['head'], low.params['head'])      # not the old teacher, not a random one
@@ -194,7 +197,7 @@ def test_only_the_named_parts(saved, small):
 def test_towers_that_the_other_run_lacks_start_afresh(saved, small):
   workdir, low = saved
   said, fresh = [], small.host_state('tips_v1')
-  state = start(small, 'tips_v1', said, init_from=str(workdir), init_parts=('params', 'teachers'))
+  state = begin(small, 'tips_v1', said, init_from=str(workdir), init_parts=('params', 'teachers'))
   assert_equal(state.params, low.params)
   assert_equal(state.teachers['ema']['head'], low.teachers['ema']['head'])
   assert_equal(state.teachers['ema']['image'], low.params['image'])    # an EMA teacher starts as the student
@@ -204,17 +207,17 @@ def test_towers_that_the_other_run_lacks_start_afresh(saved, small):
 
 def test_weights_of_another_shape(saved, small):
   with pytest.raises(InputError, match='params/text/.*another model'):
-    start(small, 'tips_v2', init_from=str(saved[0]), towers=dict(text=dict(mlp=96)))
+    begin(small, 'tips_v2', init_from=str(saved[0]), towers=dict(text=dict(mlp=96)))
 
 
 def test_run_without_checkpoint(small, tmp_path):
   with pytest.raises(InputError, match='init_from: got .*expected the work folder'):
-    start(small, 'tips_v2', init_from=str(tmp_path))
+    begin(small, 'tips_v2', init_from=str(tmp_path))
 
 
 def test_frozen_teacher_by_other_names(saved, small):
   workdir, other = saved
-  state = start(small, 'tips_distill', teachers=dict(large=dict(init_from=str(workdir))),
+  state = begin(small, 'tips_distill', teachers=dict(large=dict(init_from=str(workdir))),
                 towers=dict(large_image=dict(ffn='gelu')))
   large = state.teachers['large']
   assert_equal(large['large_image'], other.params['image'])            # v2's teacher has no image tower
@@ -224,7 +227,7 @@ def test_frozen_teacher_by_other_names(saved, small):
 
 def test_frozen_teacher_needs_a_run(small):
   with pytest.raises(InputError, match='teachers.large.init_from'):
-    start(small, 'tips_distill')
+    begin(small, 'tips_distill')
 
 
 def test_names_of_a_saved_part(saved):

@@ -136,15 +136,16 @@ def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_pat
 
 
 def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp_path):
-  first = train(tmp_path / 'a', init_from=str(half), stop=None, schedule=dict(total_steps=1, warmup_steps=1, batch_size=8))
+  schedule = dict(total_steps=1, warmup_steps=1, batch_size=8)
+  first = train(tmp_path / 'a', init_from=str(half), schedule=schedule)
   assert len(first) == 1 and steps(tmp_path / 'a') == [1]
   initial = small.host_state('tips_v2').params['image']['posembed']
   given = saved(half, 2)["params/['image']['posembed']"]
   got = saved(tmp_path / 'a', 1)["params/['image']['posembed']"]
   assert np.abs(got - given).max() < np.abs(got - initial).max()
   (tmp_path / 'missing').mkdir()
-  assert train(tmp_path / 'a', init_from=str(tmp_path / 'missing'),      # not even opened: the own run comes first
-               schedule=dict(total_steps=1, warmup_steps=1, batch_size=8)) == []
+  # Not even opened: the own run comes first.
+  assert train(tmp_path / 'a', init_from=str(tmp_path / 'missing'), schedule=schedule) == []
   with pytest.raises(InputError, match='init_from'):
     train(tmp_path / 'b', init_from=str(tmp_path / 'missing'))
 

@@ -18,7 +18,8 @@ _POLICY = ocp.training.preservation_policies
 FOLDER = 'checkpoints'
 # Fields in which a run may not change its mind: other weights, or other inputs to the same weights.
 _FIXED = ('towers', 'tokenizer_sha256', 'text_length', 'preprocessing')
-logging.getLogger('absl').setLevel(logging.ERROR)
+# Orbax logs the traceback of every thread that an error passes through; the error itself reaches the caller.
+logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -78,8 +79,9 @@ class Checkpoints:
     return state, int(out['data']['next_index'])
 
   def close(self):
-    self.wait()
-    self._orbax.close()
+    with _one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+      self._wait()
+      self._orbax.close()    # raises the error of a failed save once more
 
 
 class _Best:
