@@ -63,7 +63,7 @@ def attempt(arguments, env, *, stop=None, when=None, limit=600):
 
 
 def curve(workdir):
-  """{step: every logged number but the rates}, so nan-free that equality means equality."""
+  """{step: every logged number but the rates}."""
   timing = ('images_per_s', 'data_wait', 'compile_seconds', 'eval/seconds')
   result = collections.defaultdict(dict)
   for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines():

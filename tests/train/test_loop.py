@@ -136,16 +136,16 @@ def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_pat
 
 
 def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp_path):
-  schedule = dict(total_steps=1, warmup_steps=1, batch_size=8)
-  first = train(tmp_path / 'a', init_from=str(half), schedule=schedule)
-  assert len(first) == 1 and steps(tmp_path / 'a') == [1]
+  with pytest.raises(preemption.Stopped):
+    train(tmp_path / 'a', init_from=str(half), stop=1)
+  assert steps(tmp_path / 'a') == [1]
   initial = small.host_state('tips_v2').params['image']['posembed']
   given = saved(half, 2)["params/['image']['posembed']"]
   got = saved(tmp_path / 'a', 1)["params/['image']['posembed']"]
   assert np.abs(got - given).max() < np.abs(got - initial).max()
   (tmp_path / 'missing').mkdir()
   # Not even opened: the own run comes first.
-  assert train(tmp_path / 'a', init_from=str(tmp_path / 'missing'), schedule=schedule) == []
+  assert len(train(tmp_path / 'a', init_from=str(tmp_path / 'missing'))) == TOTAL - 1
   with pytest.raises(InputError, match='init_from'):
     train(tmp_path / 'b', init_from=str(tmp_path / 'missing'))
 
@@ -198,3 +198,17 @@ def test_stops_after_too_many_bad_steps(train, tmp_path):
   assert [r['step'] for r in rows] == [2, 3] and all(len(r['ids']) == 8 for r in rows)
   assert rows[0]['ids'][0].startswith('train-')
   assert [line['skipped_steps'] for line in lines(tmp_path)] == [0, 1, 2]
+
+
+def test_signals_are_noted_or_raised_once():
+  asked = preemption.Preemption()
+  with pytest.raises(preemption.Stopped):
+    with asked.interruptible():
+      try:
+        asked._handle(15, None)
+      finally:
+        asked._handle(15, None)      # while leaving, and saving: noted only
+  later = preemption.Preemption()
+  later._handle(15, None)
+  with pytest.raises(preemption.Stopped), later.interruptible():
+    pytest.fail('a signal that came before is honoured')

@@ -31,6 +31,7 @@ class Preemption:
       os._exit(EXIT)    # a second Ctrl-C: now
     self.requested = True
     if self._interruptible:
+      self._interruptible = False    # once: what follows is saving
       raise Stopped
 
   @contextlib.contextmanager
