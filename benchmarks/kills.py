@@ -121,11 +121,13 @@ def main():
       code, _, err = attempt(command(stopped, **fields), env, stop=stop,
                              when=lambda _, m=moment, s=started: time.monotonic() - s > m)
       if code not in (0, 75, -signal.SIGKILL, -signal.SIGTERM):
-        sys.exit(err)
+        sys.exit(f'exit code {code}\n{err}')
       if code:
         signals.pop()
         codes[str(code)] += 1
-        moments['training' if 'compiled in' in err else 'compiling' if 'compiling' in err else 'start-up'] += 1
+        phase = 'training' if 'compiled in' in err else 'compiling' if 'compiling' in err else 'start-up'
+        moments[phase] += 1
+        print(f'{stop.name} after {moment:.1f} s, in {phase}: exit code {code}; {len(signals)} left', file=sys.stderr)
     rounds += 1
     equal_state &= same(arrays(stopped), want[0])
     equal_curve &= curve(stopped) == want[1]

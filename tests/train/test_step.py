@@ -187,7 +187,7 @@ def test_head_only_ema_needs_no_second_forward(small, monkeypatch):
       calls.append(tower.kind)
       return apply(params, tower, *args, **kwargs)
     monkeypatch.setattr(towers, 'apply', counting)
-    state = jax.eval_shape(lambda: small.host_state(name))
+    state = small.abstract(method, small.mesh())
     jax.eval_shape(lambda s, b: step_lib.loss(method, s.params, s, b, jax.random.key(0)), state, small.batch(method))
     monkeypatch.setattr(towers, 'apply', apply)
     return calls.count('vit')

@@ -17,7 +17,8 @@ def build(name, arg=''):
 
 
 @pytest.mark.parametrize('name, arg, gigaflops', [
-    ('vitb', 'v1', 574), ('vitg', 'v1', 6589), ('vitg', 'v2', 6000), ('vitg_hr', 'v1', 22660), ('vitg_hr', 'v2', 20110)])
+    ('vitb', 'v1', 574), ('vitg', 'v1', 6589), ('vitg', 'v2', 6000), ('vitg_hr', 'v1', 22660),
+    ('vitg_hr', 'v2', 20110)])
 def test_costs_are_those_of_the_papers_arithmetic(name, arg, gigaflops):
   assert sum(summary.flops(build(name, arg)).values()) / 1e9 == pytest.approx(gigaflops, rel=2e-3)
 
