@@ -92,13 +92,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--terms', type=int, default=20)
-  parser.add_argument('--steps', type=int, default=600)
+  parser.add_argument('--steps', type=int, default=200)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--folder', default='', help='for the runs; default: a temporary one')
   options = parser.parse_args()
   folder = pathlib.Path(options.folder or tempfile.mkdtemp())
   env, rng = environment(folder / 'compiled'), random.Random(options.seed)
-  fields = {'schedule.total_steps': options.steps, 'checkpoint.every_steps': 25, 'evals.every_steps': 200,
+  fields = {'schedule.total_steps': options.steps, 'checkpoint.every_steps': 25, 'evals.every_steps': 100,
             'evals.report': False}
 
   whole, stopped = folder / 'whole', folder / 'stopped'

@@ -27,6 +27,6 @@ def get_config(arg='v1'):
   config = recipe.pretrain(
       f'laptop_{name}', method, 'quick', steps=1, compute=dict(dtype='float32'), data=dict(text_length=24),
       optimizer=dict(kind='adamw', learning_rate=1.5e-3, b2=0.98, weight_decay=0.1),
-      schedule=dict(total_steps=2000, batch_size=64, warmup_steps=100, decay='cosine'),
-      checkpoint=dict(every_steps=500), evals=dict(tasks=('retrieval',), size=96, every_steps=1000))
+      schedule=dict(total_steps=1500, batch_size=64, warmup_steps=100, decay='cosine'),
+      checkpoint=dict(every_steps=500), evals=dict(tasks=('retrieval',), size=96, every_steps=750))
   return recipe.finish(config, rest)

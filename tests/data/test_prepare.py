@@ -237,7 +237,9 @@ COMMAND = [sys.executable, '-m', 'tips_jax.prepare']
 def start(source, out):
   """A run that is in the middle of writing: its input has more rows than it can read soon."""
   process = subprocess.Popen([*COMMAND, f'--input={source}', f'--output={out}'], stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+                             # A shell's background job ignores SIGINT, and its children would too.
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
   deadline = time.monotonic() + 60
   while not any('growing' in name for folder in out.parent.glob('.store-*') for name in os.listdir(folder)
                 if name.startswith('train')):
