@@ -10,12 +10,12 @@ PATCH = 8
 
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
-  method = recipe.late(methods.tips('quick', version), 'distill', 'masked', share=0.25, begin=0.3, until=0.6)
+  method = recipe.late(methods.tips('quick', version), 'distill', 'masked', share=0.25, begin=0.4, until=0.6)
   method['towers'] |= dict(
       image=scales.image('quick', grid=6, mask_token=True, patch=PATCH), text=scales.text('quick', vocab=1024),
       head=dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
-  for term in ('distill', 'masked'):    # sharp targets from the start: soft ones turn uniform in so few steps
-    method['terms'][term]['args']['teacher_temperature'] = 0.04
+  for term in ('distill', 'masked'):    # an EMA centre and soft targets turn uniform in so few steps (docs/lab.md)
+    method['terms'][term]['args'] |= dict(teacher_temperature=0.04, centring='sinkhorn')
   # Scenes' captions say left and right: no flips.
   views = {'global': dict(size=48, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=24, count=3)}
   small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=360, batch_size=64)
@@ -23,7 +23,7 @@ def get_config(arg='v1'):
   config = recipe.pretrain(
       f'quickstart_{version}', method, 'quick', steps=1, compute=dict(dtype='float32'),
       data=dict(views=views, scenes=scenes),
-      optimizer=dict(kind='adamw', learning_rate=2e-3, weight_decay=0.05),
+      optimizer=dict(kind='adamw', learning_rate=1.5e-3, weight_decay=0.05),
       schedule=dict(warmup_steps=50, decay='cosine', **small),
       checkpoint=dict(every_steps=100), log=dict(every_steps=10),
       evals=dict(tasks=('retrieval', 'knn', 'segmentation'), size=96, limit=2000))
