@@ -10,7 +10,7 @@ PATCH = 8
 
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
-  method = recipe.late(methods.tips('quick', version), 'distill', 'masked', share=0.25, begin=0.4, until=0.6)
+  method = recipe.late(methods.tips('quick', version), 'distill', 'masked', begin=0.1, until=0.3)
   method['towers'] |= dict(
       image=scales.image('quick', grid=6, mask_token=True, patch=PATCH), text=scales.text('quick', vocab=1024),
       head=dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
