@@ -36,7 +36,8 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
   assert tree.match(rules, 'a/bias', 'r') == 2
   assert tree.match(rules, 'kernel', 'r') == 0
   assert tree.match(rules, 'kernels', 'r') == 3
-  assert tree.match_tree(rules, TREE, 'r') == {'a': {'kernel': 1}, 'b': Pair(3, [3])}
+  matched = tree.map_named(lambda name, _: tree.match(rules, name, 'r'), TREE)
+  assert matched == {'a': {'kernel': 1}, 'b': Pair(3, [3])}
 
 
 def test_errors_name_the_rule_set_and_the_leaf():

@@ -32,11 +32,6 @@ def match(rules, leaf_name, what):
   raise InputError(f'{what}: got no rule for {leaf_name!r}; expected one of {[p for p, _ in rules]} to match it')
 
 
-def match_tree(rules, tree, what):
-  """A tree of the same structure with the matching rule's value at every leaf."""
-  return map_named(lambda n, _: match(rules, n, what), tree)
-
-
 def size(tree):
   """Number of elements."""
   return sum(x.size for x in jax.tree.leaves(tree))
