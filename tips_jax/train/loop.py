@@ -17,14 +17,11 @@ import pathlib
 import time
 
 import jax
-import numpy as np
 
 from tips_jax.core import log, strict
 from tips_jax.core.config import InputError
 from tips_jax.data.pipeline import Pipeline
-from tips_jax.train import checkpoint, sharding, start, summary
-from tips_jax.train import state as state_lib
-from tips_jax.train import step as step_lib
+from tips_jax.train import checkpoint, lowering, sharding, start, summary
 from tips_jax.train.encoder import Encoder
 from tips_jax.train.preemption import Stopped
 
@@ -68,10 +65,7 @@ class Run:
     self.lead = jax.process_index() == 0
     self.progress = log.Progress(c.schedule.total_steps)
     self.encoder = Encoder(method, mesh)
-    abstract = jax.eval_shape(lambda: state_lib.init(method))
-    self.shardings = sharding.shardings(c.mesh.rules, mesh, abstract)
-    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    self.abstract = jax.tree.map(place, abstract, self.shardings)
+    self.abstract, self.shardings = lowering.abstract_state(method, mesh)
     self.state = self.pipeline = self.metrics = self.saved = self.clock = None
     self.late, self.evaluated = None, {}
     self.checkpoints = checkpoint.Checkpoints(workdir, c.checkpoint)
@@ -113,26 +107,15 @@ class Run:
     """Ahead of time, in a thread, so that a signal is heard during it."""
     if self.step == self.config.schedule.total_steps:
       return
-    batch = self.pipeline_shapes()
-    whole = sharding.replicated(self.mesh)
-    jitted = jax.jit(step_lib.make(self.method), donate_argnums=0,
-                     in_shardings=(self.shardings, sharding.batch(self.mesh)), out_shardings=(self.shardings, whole))
     self.progress.message(f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...')
     begin = time.monotonic()
-    lowered = jitted.lower(self.abstract, batch)
+    lowered = lowering.lower(self.method, self.mesh)
     # Its own pool, never shut down: leaving the process must not wait for the compiler.
     future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
     while not future.done():
       concurrent.futures.wait([future], timeout=0.2)
     self.step_fn, self.compile_s = future.result(), time.monotonic() - begin
     self.progress.message(f'compiled in {self.compile_s:.1f} s')
-
-  def pipeline_shapes(self):
-    c, b = self.config.data, self.config.schedule.batch_size
-    shape = lambda dims, dtype: jax.ShapeDtypeStruct((b, *dims), dtype)
-    views = {n: shape((v.count, v.size, v.size, 3), np.uint8) for n, v in c.views.items()}
-    texts = {n: shape((c.text_length,), np.int32) for n in c.texts}
-    return views | texts | {f'{n}_valid': shape((), np.bool_) for n in c.texts}
 
   # --- repeat ---
 
