@@ -150,7 +150,8 @@ class Compute:
   """How towers are computed; never what they compute."""
   dtype: Literal['bfloat16', 'float32'] = 'bfloat16'    # of activations; parameters stay float32
   scan: bool = True                                     # one compiled block, looped over layers
-  remat: Literal['none', 'full', 'dots'] = 'none'
+  remat: Literal['none', 'products', 'full'] = 'none'   # kept for the backward pass: all; matrix products; block inputs
+  attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'    # see models/attention.py
 
 
 # --- method -------------------------------------------------------------------------------------
@@ -236,8 +237,8 @@ class Mesh:
   fsdp: int = 1
   tensor: int = 1
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-      ('.*/(query|key|value)/kernel$', ('fsdp', 'tensor', None)),
-      ('.*/attention/out/kernel$', ('tensor', None, 'fsdp')),
+      ('.*/(query|key|value)/kernel$', ('fsdp', 'tensor')),
+      ('.*/attention/out/kernel$', ('tensor', 'fsdp')),
       ('.*/mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
       ('.*/mlp/down/kernel$', ('tensor', 'fsdp')),
       ('.*/prototypes$', ('tensor', 'fsdp')),
@@ -270,6 +271,14 @@ class Evals:
 class Log:
   every_steps: int = 10
   tensorboard: bool = True
+  stall_seconds: float = 600                     # without a step: write what every thread is doing; 0: never
+
+
+@config
+class Hosts:
+  """Several processes (`--multihost`): how long one waits for the others."""
+  rendezvous_seconds: float = 300                # for all to come; then the run ends and names the missing
+  lost_seconds: float = 60                       # for a sign of life; then the run ends and names the lost
 
 
 @config
@@ -291,4 +300,5 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   evals: Evals = Evals()
   log: Log = Log()
+  hosts: Hosts = Hosts()
   max_bad_steps: int = 20                        # non-finite updates in a row; then the run stops

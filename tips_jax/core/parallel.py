@@ -1,11 +1,15 @@
-"""The batch over the devices: one wrapper for code that must be written per shard.
+"""The batch over the devices: code that is written for one device's rows and for its part of the weights.
 
-Losses over the global batch (contrast, prototypes) are summed where the data is. Everything else
-is left to the compiler.
+Towers run on each device's own rows (`map_batch`) and put a weight together where they read it (`whole`): an all-gather
+in the activations' dtype, whose transpose is a reduce-scatter. Losses over the global batch (contrast, prototypes) are
+summed where the data is (`sum_over_batch`). Everything else is left to the compiler.
 """
+import dataclasses
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +26,52 @@ def constrain_batch(x):
   """Keep the leading axis of `x` split over the batch axes; nothing without a mesh."""
   axes = batch_axes()
   return lax.with_sharding_constraint(x, P(axes)) if axes else x
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """This device's part of a weight, split over mesh axis `axis` along dimension `dim`, counted from the end."""
+  value: Any
+  dim: int = dataclasses.field(metadata=dict(static=True))
+  axis: str = dataclasses.field(metadata=dict(static=True))
+
+
+def whole(weight, dtype):
+  """A weight in `dtype`, put together from the devices' parts if it is a Part."""
+  if not isinstance(weight, Part):
+    return weight.astype(dtype)
+  x = weight.value.astype(dtype)
+  return lax.all_gather(x, weight.axis, axis=x.ndim + weight.dim, tiled=True)
+
+
+def map_batch(fn, weights, batched, *, specs):
+  """fn(weights, rows of `batched`, their global numbers) on every device, whose results are joined along axis 0.
+
+  Args:
+    fn: rows in, rows out. Its weights are Parts where they are split: `whole` reads one.
+    weights: tree of arrays; `specs`: the PartitionSpec of each. Axes other than the batch's stay the compiler's.
+    batched: tree of arrays whose leading axis is the batch.
+
+  The gradient of a weight is summed over the devices once, after all of its uses, and already scattered by then.
+  """
+  mesh, axes, rows = jax.sharding.get_abstract_mesh(), batch_axes(), jax.tree.leaves(batched)[0].shape[0]
+  if not axes:
+    return fn(weights, batched, jnp.arange(rows))
+  specs = jax.tree.map(lambda s: P(*(e if e in axes else None for e in s)), specs, is_leaf=lambda s: isinstance(s, P))
+
+  def part(x, spec):
+    split = [(i - x.ndim, axis) for i, axis in enumerate(spec) if axis]
+    x = lax.pcast(x, tuple(a for a in axes if a not in spec), to='varying')
+    return Part(x, *split[0]) if split else x
+
+  def local(weights, batched):
+    count = jax.tree.leaves(batched)[0].shape[0]
+    return fn(jax.tree.map(part, weights, specs), batched, lax.axis_index(axes) * count + jnp.arange(count))
+
+  # An axis of one device is ours too: a kernel may not stand under an axis that the compiler splits, however small.
+  manual = {a for a, size in mesh.shape.items() if a in axes or size == 1}
+  return jax.shard_map(local, in_specs=(specs, P(axes)), out_specs=P(axes), axis_names=manual)(weights, batched)
 
 
 def sum_over_batch(fn, batched, shared):

@@ -22,13 +22,13 @@ class PrototypeHead(nn.Module):
   @nn.compact
   def __call__(self, tokens, slots=None):
     c = self.config
-    self.param('prototypes', _init, (c.bottleneck, c.prototypes))
+    if self.is_initializing():    # the loss reads them
+      self.param('prototypes', _init, (c.bottleneck, c.prototypes))
     x = tokens.astype(self.compute.dtype)
     if slots is not None:
       x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(slots)).reshape(*slots.shape, -1)
-    widths = [c.width] + [c.hidden] * (c.layers - 1) + [c.bottleneck]
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
-      x = layers.dense(a, b, name=f'layer{i}', kernel_init=_init)(nn.gelu(x) if i else x)
+    for i, width in enumerate([c.hidden] * (c.layers - 1) + [c.bottleneck]):
+      x = layers.Dense(width, name=f'layer{i}', kernel_init=_init)(nn.gelu(x) if i else x)
     return {'z': unit(x)}
 
 
@@ -40,7 +40,7 @@ class ProjectionHead(nn.Module):
   @nn.compact
   def __call__(self, x):
     init = nn.initializers.normal(1 / math.sqrt(self.config.width))
-    kernel = self.param('kernel', init, (self.config.width, self.config.output))
+    kernel = layers.weight(self, 'kernel', init, (self.config.width, self.config.output), jnp.float32)
     return {'embedding': x.astype(jnp.float32) @ kernel}
 
 

@@ -64,9 +64,9 @@ def init(name, tower, *, seed):
   return _MODULES[tower.kind](tower, schema.Compute(dtype='float32')).init(key, **inputs(tower))['params']
 
 
-def apply(params, tower, compute, arrays, *, rng=None):
-  """Output dict of one tower. rng: key for dropout; without it the tower is deterministic."""
+def apply(params, tower, compute, arrays, *, rng=None, rows=None):
+  """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there is none."""
   module, extra = _MODULES[tower.kind](tower, compute), {}
   if rng is not None and getattr(tower, 'dropout', 0.0):
-    extra = {'deterministic': False, 'rngs': {'dropout': rng}}
+    extra = {'rows_B': rows, 'rngs': {'dropout': rng}}
   return module.apply({'params': params}, **arrays, **extra)

@@ -40,17 +40,18 @@ class ViT(nn.Module):
     x = PatchEmbedding(c, dtype, name='embedding')(layers.merge_views(images))
     n, h, w, d = x.shape
     if c.mask_token:
-      token = self.param('mask_token', nn.initializers.zeros, (1, d))
+      token = layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype)
       if mask is not None:
-        x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), token.astype(dtype), x)
-    table = self.param('posembed', nn.initializers.normal(1 / math.sqrt(d)), (1, c.grid, c.grid, d))
+        x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), token, x)
+    init = nn.initializers.normal(1 / math.sqrt(d))
+    table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
     x = (x + positions(table, h, w).astype(dtype)).reshape(n, h * w, d)
     if kept is not None:
       x = layers.gather_tokens(x, layers.merge_views(kept))
-    cls = self.param('cls', nn.initializers.zeros, (1, len(c.cls), d))
-    x = jnp.concatenate([jnp.tile(cls.astype(dtype), (n, 1, 1)), x], axis=1)
-    x = layers.Blocks(c.depth, c.heads, c.mlp, c.ffn, 0.0, self.compute.scan, self.compute.remat, name='encoder')(x)
-    x = layers.norm('norm', dtype)(x)
+    cls = layers.weight(self, 'cls', nn.initializers.zeros, (1, len(c.cls), d), dtype)
+    x = jnp.concatenate([jnp.tile(cls, (n, 1, 1)), x], axis=1)
+    x = layers.Blocks(c.depth, c.heads, c.mlp, c.ffn, 0.0, self.compute, name='encoder')(x)
+    x = layers.Norm(name='norm')(x)
     x = x.reshape(*lead, *x.shape[1:])
     return {name: x[:, :, i] for i, name in enumerate(c.cls)} | {'patch': x[:, :, len(c.cls):]}
 
@@ -62,12 +63,13 @@ class PatchEmbedding(nn.Module):
   @nn.compact
   def __call__(self, images_BHWC):
     p, d = self.config.patch, self.config.width
-    kernel = self.param('kernel', nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3), (p, p, 3, d))
-    bias = self.param('bias', nn.initializers.zeros, (d,))
-    if images_BHWC.dtype == jnp.uint8:    # 0..255 is exact in bfloat16; the scale goes to the kernel
-      kernel = kernel / 255
-    x = patches(images_BHWC, p).astype(self.dtype)
-    return jnp.einsum('bhwpqc,pqcd->bhwd', x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    init = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+    kernel = layers.weight(self, 'kernel', init, (p, p, 3, d), self.dtype)
+    bias = layers.weight(self, 'bias', nn.initializers.zeros, (d,), self.dtype)
+    x = jnp.einsum('bhwpqc,pqcd->bhwd', patches(images_BHWC, p).astype(self.dtype), kernel)
+    if images_BHWC.dtype == jnp.uint8:    # 0..255 is exact in bfloat16; the scale comes after the sum
+      x = x / 255
+    return x + bias
 
 
 class PixelDecoder(nn.Module):
@@ -84,13 +86,14 @@ class PixelDecoder(nn.Module):
     c, dtype = self.config, jnp.dtype(self.compute.dtype)
     lead, width = patch.shape[:2], c.decoder_width
     index, hidden = layers.merge_views(kept), layers.merge_views(mask)
-    x = layers.dense(c.width, width, name='embed')(layers.merge_views(patch).astype(dtype))
-    token = self.param('mask_token', nn.initializers.normal(0.02), (1, 1, width)).astype(dtype)
+    x = layers.Dense(width, name='embed')(layers.merge_views(patch).astype(dtype))
+    token = layers.weight(self, 'mask_token', nn.initializers.normal(0.02), (1, 1, width), dtype)
     rank = jnp.cumsum(~hidden, axis=1) - 1        # place of a visible patch among the kept ones, which are sorted
     x = jnp.where(hidden[..., None], token, layers.gather_tokens(x, jnp.clip(rank, 0, index.shape[1] - 1)))
     side = math.isqrt(hidden.shape[1])
-    table = self.param('posembed', nn.initializers.normal(1 / math.sqrt(width)), (1, c.grid, c.grid, width))
+    init = nn.initializers.normal(1 / math.sqrt(width))
+    table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, width), jnp.float32)
     x = x + positions(table, side, side).reshape(1, -1, width).astype(dtype)
-    x = layers.Blocks(c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute.scan, self.compute.remat, name='decoder')(x)
-    x = layers.dense(width, c.patch**2 * 3, name='pixels')(layers.norm('norm', dtype)(x))
+    x = layers.Blocks(c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder')(x)
+    x = layers.Dense(c.patch**2 * 3, name='pixels')(layers.Norm(name='norm')(x))
     return {'pixels': x.reshape(*lead, *x.shape[1:])}

@@ -1,5 +1,6 @@
 """Devices and where arrays live on them: one mesh, rules from parameter names to mesh axes."""
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,7 +32,16 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   if batch_size % (sizes[0] * sizes[1]):
     raise InputError(f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} devices '
                      f'of the axes {BATCH_AXES}')
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  # Between slices of a multi-slice job lies the slow network: of all axes only `data` crosses it.
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if sizes[0] % slices:
+    raise InputError(f'mesh.data: got {sizes[0]}; expected a multiple of the {slices} slices')
+  within = (sizes[0] // slices, *sizes[1:])
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  else:
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(rules, sizes, name, leaf):
@@ -40,6 +50,13 @@ def spec(rules, sizes, name, leaf):
   axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
   fits = lambda axis, n: axis is not None and sizes.get(axis, 1) > 1 and n % sizes[axis] == 0
   return P(*(axis if fits(axis, n) else None for axis, n in zip(axes, leaf.shape)))
+
+
+def specs(rules, tree_):
+  """The PartitionSpec of every leaf on the mesh in use (`jax.set_mesh`)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  sizes = {} if mesh.empty else mesh.shape
+  return tree.map_named(lambda n, x: spec(rules, sizes, n, x), tree_)
 
 
 def shardings(rules, mesh, abstract):

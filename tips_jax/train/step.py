@@ -15,7 +15,7 @@ from jax.lax import stop_gradient
 from tips_jax.core import parallel
 from tips_jax.models import towers
 from tips_jax.objectives import masked
-from tips_jax.train import optim
+from tips_jax.train import optim, sharding
 from tips_jax.train.method import TERMS, mask_patch
 from tips_jax.train.state import leaf
 
@@ -63,7 +63,8 @@ def loss(method, params, state, batch, rng):
     if name in state.memory:
       inputs['memory'] = state.memory[name]
     args = {a: optim.ramp(x, progress) for a, x in term.args.items()}
-    result = TERMS[term.kind].fn(**inputs, **args)
+    with jax.named_scope(name):
+      result = TERMS[term.kind].fn(**inputs, **args)
     total += optim.ramp(term.weight, progress) * result.value
     metrics |= {name: result.value} | {f'{name}/{k}': v for k, v in result.metrics.items()}
     if name in state.memory:
@@ -72,26 +73,25 @@ def loss(method, params, state, batch, rng):
 
 
 def features(method, weights, roots, rng):
-  """{path: array} of what terms read; in `accumulate` parts, each computed again in the backward pass.
+  """{path: array} of what terms read; every device runs the passes on its own rows.
 
-  Terms see the features of the whole batch, so parts change memory and time and never the loss (as GradCache,
-  arXiv 2101.06983). Rows of a part are strided, so that every device keeps its own rows.
+  With `accumulate` in parts, each computed again in the backward pass. Terms see the features of the whole batch, so
+  parts change memory and time and never the loss (as GradCache, arXiv 2101.06983).
   """
   n = method.config.schedule.accumulate
-  if n == 1:
-    return run_passes(method, weights, roots, rng)
-  split = lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+  split = lambda x: x.reshape(n, -1, *x.shape[1:])
+  join = lambda x: x.reshape(-1, *x.shape[2:])
 
-  @jax.checkpoint
-  def part(args):
-    i, roots = args
-    return run_passes(method, weights, jax.tree.map(parallel.constrain_batch, roots), jax.random.fold_in(rng, i))
+  def local(weights, roots, rows):
+    part = lambda args: run_passes(method, weights, *args, rng)
+    if n == 1:
+      return part((roots, rows))
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(part), jax.tree.map(split, (roots, rows))))
 
-  return jax.tree.map(join, jax.lax.map(part, (jnp.arange(n), jax.tree.map(split, roots))))
+  return parallel.map_batch(local, weights, roots, specs=sharding.specs(method.config.mesh.rules, weights))
 
 
-def run_passes(method, weights, roots, rng):
+def run_passes(method, weights, roots, rows, rng):
   """Every pass once, in order. A teacher's inputs and weights carry no gradient."""
   config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
   feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
@@ -101,7 +101,8 @@ def run_passes(method, weights, roots, rng):
     if p.who != 'student':
       inputs = stop_gradient(inputs)
     key = jax.random.fold_in(rng, zlib.crc32(name.encode())) if p.who == 'student' else None
-    out = towers.apply(weights[p.who][p.tower], config.towers[p.tower], config.compute, inputs, rng=key)
+    with jax.named_scope(name):
+      out = towers.apply(weights[p.who][p.tower], config.towers[p.tower], config.compute, inputs, rng=key, rows=rows)
     feats |= {f'{name}.{k}': v for k, v in out.items()}
   return {path: feats[path] for path in method.reads}
 

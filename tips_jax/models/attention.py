@@ -1,0 +1,42 @@
+"""Which attention runs: the fastest exact kernel of the platform, or the one that a config asks for."""
+import jax
+from jax.sharding import PartitionSpec as P
+
+from tips_jax.models import attention_tpu
+
+
+def attention(q, k, v, key_mask=None, *, heads, kernel='auto'):
+  """Multi-head attention of [B, T, heads * d] arrays, softmax in float32: [B, T, heads * d].
+
+  key_mask: [B, T] bool, True where a key may be read; at least one in each row.
+  kernel: 'plain' (XLA), 'fused' (Pallas, whole sequences on chip; interpreted where there is no TPU), 'cudnn' (NVIDIA;
+  bfloat16), or 'auto': fused on TPU, plain elsewhere. All are the same function up to rounding.
+  """
+  tpu = _platform() == 'tpu'
+  if kernel == 'auto':
+    kernel = 'fused' if tpu else 'plain'
+  if kernel == 'fused':
+    return _per_head(lambda q, k, v, m, h: attention_tpu.attention(q, k, v, m, heads=h, interpret=not tpu),
+                     q, k, v, key_mask, heads)
+  split = lambda x: x.reshape(*x.shape[:2], heads, -1)
+  mask = None if key_mask is None else key_mask[:, None, None, :]
+  implementation = 'cudnn' if kernel == 'cudnn' else 'xla'
+  return jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask,
+                                      implementation=implementation).reshape(q.shape)
+
+
+def _platform():
+  """Platform of the mesh in use, which may be one that is compiled for and not there."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def _per_head(fn, q, k, v, mask, heads):
+  """A kernel is no operation that the compiler can split: over the tensor axis each device calls it on its heads."""
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = 1 if mesh.empty else mesh.shape.get('tensor', 1)
+  if parts == 1 or heads % parts:
+    return fn(q, k, v, mask, heads)
+  local = lambda q, k, v, mask: fn(q, k, v, mask, heads // parts)
+  cut = P(None, None, 'tensor')
+  return jax.shard_map(local, in_specs=(cut, cut, cut, P()), out_specs=cut, axis_names={'tensor'})(q, k, v, mask)
