@@ -34,7 +34,7 @@ MASK_OUTPUTS = ('mask', 'slots', 'kept')
 class Method:
   """What a step needs to know; made by `build`, which raises InputError for anything that does not fit."""
   config: schema.Config
-  order: tuple[str, ...]              # passes, each after those that it reads
+  order: tuple[tuple[str, ...], ...]  # passes, each after those that it reads; those of a group share one tower call
   reads: tuple[str, ...]              # feature paths that terms read
   student: tuple[str, ...]            # towers that are trained
 
@@ -69,7 +69,7 @@ def build(config: schema.Config) -> Method:
     _check_term(name, t, c, known, who)
   graph = {n: {path.split('.')[0] for path in p.inputs.values()} & set(c.passes) for n, p in c.passes.items()}
   try:
-    order = tuple(graphlib.TopologicalSorter(graph).static_order())
+    order = _groups(c, graphlib.TopologicalSorter(graph))
   except graphlib.CycleError as e:
     raise InputError(f'passes: got a circle {" -> ".join(e.args[1])}; expected an order') from None
   reads = {path for t in c.terms.values() for path in t.inputs.values()}
@@ -79,6 +79,25 @@ def build(config: schema.Config) -> Method:
   _check_numbers(c)
   features = tuple(sorted(p for p in reads if p.split('.')[0] not in who))
   return Method(c, order, features, tuple(t for t in c.towers if t in trained))
+
+
+def _groups(c, sorter):
+  """Passes in an order that their inputs allow, those that one call of a tower can serve together.
+
+  One call gathers the weights once, and what it keeps for the backward pass is one array.
+  """
+  groups = []
+  sorter.prepare()
+  while sorter.is_active():
+    ready, alike = sorted(sorter.get_ready(), key=list(c.passes).index), {}
+    for name in ready:
+      p = c.passes[name]
+      kind, view = c.towers[p.tower].kind, c.data.views.get(p.inputs.get('images', '').removeprefix('batch.'))
+      shape = {'vit': (view, 'kept' in p.inputs), 'text': ()}.get(kind, name)
+      alike.setdefault((p.who, p.tower, shape), []).append(name)
+    groups += map(tuple, alike.values())
+    sorter.done(*ready)
+  return tuple(groups)
 
 
 def mask_patch(c, name):

@@ -95,16 +95,24 @@ def run_passes(method, weights, roots, rows, rng):
   """Every pass once, in order. A teacher's inputs and weights carry no gradient."""
   config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
   feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
-  for name in method.order:
-    p = config.passes[name]
-    inputs = {arg: feats[path] for arg, path in p.inputs.items()}
-    if p.who != 'student':
+  for names in method.order:
+    who, tower = config.passes[names[0]].who, config.passes[names[0]].tower
+    inputs = joined([{arg: feats[path] for arg, path in config.passes[n].inputs.items()} for n in names])
+    key = jax.random.fold_in(rng, zlib.crc32(names[0].encode())) if who == 'student' else None
+    if who != 'student':
       inputs = stop_gradient(inputs)
-    key = jax.random.fold_in(rng, zlib.crc32(name.encode())) if p.who == 'student' else None
-    with jax.named_scope(name):
-      out = towers.apply(weights[p.who][p.tower], config.towers[p.tower], config.compute, inputs, rng=key, rows=rows)
-    feats |= {f'{name}.{k}': v for k, v in out.items()}
+    numbers = jnp.concatenate([rows * len(names) + i for i in range(len(names))])
+    with jax.named_scope('+'.join(names)):
+      out = towers.apply(weights[who][tower], config.towers[tower], config.compute, inputs, rng=key, rows=numbers)
+    for i, name in enumerate(names):
+      feats |= {f'{name}.{k}': v[i * len(rows):(i + 1) * len(rows)] for k, v in out.items()}
   return {path: feats[path] for path in method.reads}
+
+
+def joined(inputs):
+  """Inputs of several passes as one batch. A pass without a mask masks nothing."""
+  every = {arg: x for one in inputs for arg, x in one.items()}
+  return {arg: jnp.concatenate([one.get(arg, jnp.zeros_like(x)) for one in inputs]) for arg, x in every.items()}
 
 
 def draw_mask(config, name, batch, rng):

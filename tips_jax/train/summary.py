@@ -27,7 +27,7 @@ def _transformer(width, depth, mlp, ffn, tokens):
 def flops(method):
   """{pass or term: forward and backward FLOPs per image}, by closed form; normalisation and softmax left out."""
   c, result, tokens = method.config, {}, {}
-  for name in method.order:
+  for name in (n for group in method.order for n in group):
     p = c.passes[name]
     tower = c.towers[p.tower]
     if isinstance(tower, schema.ViT):
