@@ -14,15 +14,19 @@ X = rng.normal(size=(2, 5, 16)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 
-def blocks(scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2):
-  return layers.Blocks(depth, 2, 24, ffn, dropout, schema.Compute(scan=scan, remat=remat))
+def blocks(scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2, dtype='float32'):
+  return layers.Blocks(16, depth, 2, 24, ffn, dropout, schema.Compute(dtype=dtype, scan=scan, remat=remat))
 
 
 def parameters(module):
   """No leaf is at its initial zero or one, so that each counts."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), X)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), [X])
   return jax.tree.map(lambda s: (0.3 * rng.normal(size=s.shape)).astype(np.float32), shapes)
+
+
+def apply(module, params, x, mask=None, rows=None, **more):
+  return module.apply(params, [x], [mask], [rows], **more)[0]
 
 
 PARAMS = parameters(blocks())
@@ -33,7 +37,7 @@ def values_and_grads(scan, remat):
   module, rngs = blocks(scan, remat, dropout=0.3), {'dropout': jax.random.key(1)}
 
   def fn(p, x):
-    y = module.apply(p, x, MASK, np.arange(len(x)), rngs=rngs)
+    y = apply(module, p, x, MASK, np.arange(len(x)), rngs=rngs)
     return jnp.sin(y).sum(), y
 
   return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(PARAMS, X)
@@ -46,16 +50,16 @@ def test_loop_and_rematerialisation_change_nothing(scan, remat):
 
 
 def test_the_unrolled_loop_has_no_loop():
-  text = lambda scan: jax.jit(blocks(scan).apply).lower(PARAMS, X).compile().as_text()
+  text = lambda scan: jax.jit(blocks(scan).apply).lower(PARAMS, [X]).compile().as_text()
   assert 'while(' in text(True) and 'while(' not in text(False)
 
 
 def test_dropout_differs_between_layers_and_keys_and_is_off_by_default():
   module = blocks(dropout=0.5)
-  run = jax.jit(lambda k: module.apply(PARAMS, X, None, np.arange(len(X)), rngs={'dropout': jax.random.key(k)}))
+  run = jax.jit(lambda k: apply(module, PARAMS, X, None, np.arange(len(X)), rngs={'dropout': jax.random.key(k)}))
   assert np.abs(run(0) - run(1)).max() > 0.1
   np.testing.assert_array_equal(run(0), run(0))
-  np.testing.assert_array_equal(module.apply(PARAMS, X), blocks().apply(PARAMS, X))
+  np.testing.assert_array_equal(apply(module, PARAMS, X), apply(blocks(), PARAMS, X))
 
 
 def layer_norm(x, p):
@@ -91,16 +95,16 @@ def test_a_stack_is_its_blocks_in_order(ffn):
   y = X.astype(np.float64)
   for i in range(2):
     y = reference(jax.tree.map(lambda p, i=i: np.asarray(p[i], np.float64), params['params']['blocks']), y, MASK, ffn)
-  np.testing.assert_allclose(module.apply(params, X, MASK), y, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(apply(module, params, X, MASK), y, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_start_different():
-  kernel = jax.jit(blocks().init)(jax.random.key(0), X)['params']['blocks']['mlp']['up']['kernel']
+  kernel = jax.jit(blocks().init)(jax.random.key(0), [X])['params']['blocks']['mlp']['up']['kernel']
   assert kernel.shape == (2, 16, 24) and np.abs(kernel[0] - kernel[1]).max() > 0.01
 
 
 def test_attention_kernels_are_xavier_of_the_flat_matrix():
-  params = layers.Attention(4).init(jax.random.key(0), np.zeros((1, 2, 64), np.float32))['params']
+  params = layers.Attention(64, 4, np.float32).init(jax.random.key(0), np.zeros((1, 2, 64), np.float32))['params']
   for name in ('query', 'key', 'value', 'out'):
     kernel = np.asarray(params[name]['kernel'])
     bound = np.sqrt(6 / (64 + 64))
@@ -110,7 +114,7 @@ def test_attention_kernels_are_xavier_of_the_flat_matrix():
 
 def test_masked_keys_are_not_read():
   other = X + 5 * ~MASK[..., None]
-  a, b = (blocks().apply(PARAMS, x, MASK) for x in (X, other))
+  a, b = (apply(blocks(), PARAMS, x, MASK) for x in (X, other))
   np.testing.assert_allclose(a[MASK], b[MASK], rtol=1e-5, atol=1e-6)
 
 
@@ -128,6 +132,13 @@ def test_gather_and_merge():
 
 
 def test_activations_keep_their_type():
-  y = blocks().apply(PARAMS, X.astype(jnp.bfloat16), MASK)
+  y = apply(blocks(dtype='bfloat16'), PARAMS, X.astype(jnp.bfloat16), MASK)
   assert y.dtype == jnp.bfloat16
-  np.testing.assert_allclose(y.astype(np.float32), blocks().apply(PARAMS, X, MASK), atol=0.15)
+  np.testing.assert_allclose(y.astype(np.float32), apply(blocks(), PARAMS, X, MASK), atol=0.15)
+
+
+def test_batches_side_by_side_equal_each_alone():
+  other = np.concatenate([X, X[:, ::-1]], axis=1)
+  a, b = blocks().apply(PARAMS, [X, other], [MASK, None], [None, None])
+  np.testing.assert_allclose(a, apply(blocks(), PARAMS, X, MASK), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(b, apply(blocks(), PARAMS, other), rtol=1e-6, atol=1e-6)

@@ -181,15 +181,15 @@ def test_frozen_teacher_stays(stepper):
 
 def test_head_only_ema_needs_no_second_forward(small, monkeypatch):
   def passes(name):
-    method, calls, apply = small.method(name), [], towers.apply
+    method, calls, apply = small.method(name), [], towers.apply_all
 
-    def counting(params, tower, *args, **kwargs):
-      calls.append(tower.kind)
-      return apply(params, tower, *args, **kwargs)
-    monkeypatch.setattr(towers, 'apply', counting)
+    def counting(params, tower, compute, inputs, **kwargs):
+      calls.extend([tower.kind] * len(inputs))
+      return apply(params, tower, compute, inputs, **kwargs)
+    monkeypatch.setattr(towers, 'apply_all', counting)
     state = small.abstract(method, small.mesh())
     jax.eval_shape(lambda s, b: step_lib.loss(method, s.params, s, b, jax.random.key(0)), state, small.batch(method))
-    monkeypatch.setattr(towers, 'apply', apply)
+    monkeypatch.setattr(towers, 'apply_all', apply)
     return calls.count('vit')
   assert passes('tips_v1') == 4      # clean, masked, local, teacher
   assert passes('tips_v2') == 3      # the clean pass is the teacher's too

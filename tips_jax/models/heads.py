@@ -27,8 +27,9 @@ class PrototypeHead(nn.Module):
     x = tokens.astype(self.compute.dtype)
     if slots is not None:
       x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(slots)).reshape(*slots.shape, -1)
-    for i, width in enumerate([c.hidden] * (c.layers - 1) + [c.bottleneck]):
-      x = layers.Dense(width, name=f'layer{i}', kernel_init=_init)(nn.gelu(x) if i else x)
+    widths = [c.width] + [c.hidden] * (c.layers - 1) + [c.bottleneck]
+    for i, shape in enumerate(zip(widths, widths[1:])):
+      x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(nn.gelu(x) if i else x)
     return {'z': unit(x)}
 
 

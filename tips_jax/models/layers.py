@@ -28,6 +28,21 @@ def keep(x):
 
 
 @jax.custom_vjp
+def plus(x, bias_D):
+  """x + bias, whose gradient is a matrix product, summed in float32: on TPU a fraction of the reduction's time."""
+  return x + bias_D
+
+
+plus.defvjp(lambda x, bias_D: (x + bias_D, None), lambda _, dy: (dy, _sum_rows(dy)))
+
+
+def _sum_rows(x):
+  ones = jax.lax.optimization_barrier(jnp.ones(x.shape[:-1], x.dtype))    # seen through, it is a reduction again
+  lead = tuple(range(x.ndim - 1))
+  return jax.lax.dot_general(ones, x, ((lead, lead), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+@jax.custom_vjp
 def stored(x):
   """x, written to memory: else XLA on TPU computes it again for every tile of the product that reads it."""
   return jax.lax.optimization_barrier(x)
@@ -38,35 +53,45 @@ stored.defvjp(lambda x: (stored(x), None), lambda _, dy: (dy,))
 
 class Dense(nn.Module):
   """y = x kernel + bias, over the last axis."""
-  features: int
+  shape: tuple[int, int]
+  dtype: jnp.dtype
   kernel_init: nn.initializers.Initializer = xavier
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
-  @nn.compact
+  def setup(self):
+    self.kernel = weight(self, 'kernel', self.kernel_init, self.shape, self.dtype)
+    self.bias = weight(self, 'bias', self.bias_init, self.shape[1:], self.dtype)
+
   def __call__(self, x):
-    kernel = weight(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), x.dtype)
-    bias = weight(self, 'bias', self.bias_init, (self.features,), x.dtype)
-    return x @ kernel + bias
+    return x @ self.kernel + self.bias
+
+
+class Projection(Dense):
+  """Dense whose output's gradient comes from a kernel: no fusion sums it for the bias on the way."""
+
+  def __call__(self, x):
+    return plus(x @ self.kernel, self.bias)
 
 
 class Norm(nn.Module):
   """LayerNorm with float32 statistics, eps 1e-6 as in the official JAX model."""
+  width: int
 
-  @nn.compact
+  def setup(self):
+    self.scale = weight(self, 'scale', nn.initializers.ones, (self.width,), jnp.float32)
+    self.bias = weight(self, 'bias', nn.initializers.zeros, (self.width,), jnp.float32)
+
   def __call__(self, x):
-    scale = weight(self, 'scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
-    bias = weight(self, 'bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
     variance = jnp.maximum(0.0, (y * y).mean(-1, keepdims=True) - mean * mean)
-    return ((y - mean) * (jax.lax.rsqrt(variance + 1e-6) * scale) + bias).astype(x.dtype)
+    return ((y - mean) * (jax.lax.rsqrt(variance + 1e-6) * self.scale) + self.bias).astype(x.dtype)
 
 
 class Dropout(nn.Module):
   """Dropout drawn from the global number of each row, so that devices and their number do not change it."""
   rate: float
 
-  @nn.compact
   def __call__(self, x, rows_B=None):
     if rows_B is None or not self.rate:
       return x
@@ -77,56 +102,81 @@ class Dropout(nn.Module):
 
 class Attention(nn.Module):
   """Multi-head self-attention, softmax in float32. key_mask: [B, T] bool, True where a key may be read."""
+  width: int
   heads: int
+  dtype: jnp.dtype
   kernel: str = 'auto'
 
-  @nn.compact
+  def setup(self):
+    shape = (self.width, self.width)
+    self.query, self.key, self.value = (Projection(shape, self.dtype) for _ in range(3))
+    self.out = Dense(shape, self.dtype)
+
   def __call__(self, x_BTD, key_mask=None):
-    d = x_BTD.shape[-1]
-    q, k, v = (keep(Dense(d, name=n)(x_BTD)) for n in ('query', 'key', 'value'))
+    q, k, v = (keep(project(x_BTD)) for project in (self.query, self.key, self.value))
     y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
-    return Dense(d, name='out')(keep(y))
+    return self.out(keep(y))
 
 
 class Mlp(nn.Module):
   """Feed-forward layer: `gelu` (tanh form), `relu`, or `swiglu`: swish(x W_gate) * x W_up."""
+  width: int
   hidden: int
   kind: str
+  dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, x):
-    up = stored(keep(Dense(self.hidden, name='up', bias_init=_tiny)(x)))
+  def setup(self):
+    dense = lambda *shape: Dense(shape, self.dtype, bias_init=_tiny)
+    self.up, self.down = dense(self.width, self.hidden), dense(self.hidden, self.width)
     if self.kind == 'swiglu':
-      h = nn.swish(keep(Dense(self.hidden, name='gate', bias_init=_tiny)(x))) * up
+      self.gate = dense(self.width, self.hidden)
+
+  def __call__(self, x):
+    up = keep(self.up(x))
+    if self.kind == 'swiglu':
+      h = nn.swish(keep(self.gate(x))) * up
     else:
       h = {'gelu': nn.gelu, 'relu': nn.relu}[self.kind](up)
-    return Dense(x.shape[-1], name='down', bias_init=_tiny)(stored(h))
+    return self.down(stored(h))
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block. Masked positions are neither read as keys nor changed by the MLP.
+  """Pre-norm transformer block, of several batches with the weights read once.
 
-  rows_B: global numbers of the rows, for dropout; None: no dropout.
+  xs, key_masks, rows: one of each for every batch. Masked positions are neither read as keys nor changed by the MLP.
+  Rows are the global numbers of the rows, for dropout; None: no dropout.
   """
+  width: int
   heads: int
-  mlp: int
+  hidden: int
   ffn: str
   dropout: float
-  kernel: str
+  compute: schema.Compute
 
-  @nn.compact
-  def __call__(self, x_BTD, key_mask=None, rows_B=None):
-    drop = Dropout(self.dropout)
-    y = Norm(name='norm1')(x_BTD)
-    x = keep(x_BTD + drop(Attention(self.heads, self.kernel, name='attention')(y, key_mask), rows_B))
-    y = Mlp(self.mlp, self.ffn, name='mlp')(Norm(name='norm2')(x))
+  def setup(self):
+    dtype = jnp.dtype(self.compute.dtype)
+    self.norm1, self.norm2 = Norm(self.width), Norm(self.width)
+    self.attention = Attention(self.width, self.heads, dtype, self.compute.attention)
+    self.mlp = Mlp(self.width, self.hidden, self.ffn, dtype)
+    self.drop = Dropout(self.dropout)
+
+  def __call__(self, xs, key_masks, rows):
+    return tuple(self.one(*each) for each in zip(xs, key_masks, rows))
+
+  def one(self, x_BTD, key_mask, rows_B):
+    x = keep(x_BTD + self.drop(self.attention(self.norm1(x_BTD), key_mask), rows_B))
+    y = self.mlp(self.norm2(x))
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
-    return x + drop(y, rows_B)
+    return x + self.drop(y, rows_B)
 
 
 class Blocks(nn.Module):
-  """`depth` blocks with stacked parameters [L, ...]; looped (`scan`) or unrolled, the same either way."""
+  """`depth` blocks with stacked parameters [L, ...]; looped (`scan`) or unrolled, the same either way.
+
+  Several batches of any shapes walk through the layers side by side: a layer's weights are gathered once for all.
+  """
+  width: int
   depth: int
   heads: int
   mlp: int
@@ -135,15 +185,15 @@ class Blocks(nn.Module):
   compute: schema.Compute
 
   @nn.compact
-  def __call__(self, x_BTD, key_mask=None, rows_B=None):
-    c, block = self.compute, Block
+  def __call__(self, xs, key_masks=None, rows=None):
+    c, block, none = self.compute, Block, (None,) * len(xs)
     if c.remat != 'none':
       policy = {'products': jax.checkpoint_policies.save_only_these_names('kept'), 'full': None}[c.remat]
       block = nn.remat(Block, prevent_cse=not c.scan, policy=policy)
-    body = lambda m, x, _: (m(x, key_mask, rows_B), None)
+    body = lambda m, xs, _: (m(xs, key_masks or none, rows or none), None)
     loop = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                    length=self.depth, unroll=1 if c.scan else self.depth)
-    return loop(block(self.heads, self.mlp, self.ffn, self.dropout, c.attention, name='blocks'), x_BTD, None)[0]
+    return loop(block(self.width, self.heads, self.mlp, self.ffn, self.dropout, c, name='blocks'), tuple(xs), None)[0]
 
 
 def gather_tokens(x_BPD, index_BM):

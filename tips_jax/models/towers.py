@@ -58,15 +58,29 @@ def outputs(tower):
       return set()
 
 
+TOGETHER = ('vit', 'text')    # kinds of which one call takes several inputs, and gathers the weights once
+
+
 def init(name, tower, *, seed):
   """Float32 parameters of one tower; the same for a name and seed whatever other towers there are."""
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-  return _MODULES[tower.kind](tower, schema.Compute(dtype='float32')).init(key, **inputs(tower))['params']
+  module, example = _MODULES[tower.kind](tower, schema.Compute(dtype='float32')), inputs(tower)
+  if tower.kind in TOGETHER:
+    return module.init(key, example)['params']
+  return module.init(key, **example)['params']
 
 
 def apply(params, tower, compute, arrays, *, rng=None, rows=None):
   """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there is none."""
-  module, extra = _MODULES[tower.kind](tower, compute), {}
+  return apply_all(params, tower, compute, [arrays], rng=rng, rows=rows)[0]
+
+
+def apply_all(params, tower, compute, inputs, *, rng=None, rows=None):
+  """Output dicts of one tower for several dicts of inputs, each on the same rows."""
+  module, rngs = _MODULES[tower.kind](tower, compute), {}
+  if tower.kind not in TOGETHER:
+    return [module.apply({'params': params}, **one) for one in inputs]
   if rng is not None and getattr(tower, 'dropout', 0.0):
-    extra = {'rows_B': rows, 'rngs': {'dropout': rng}}
-  return module.apply({'params': params}, **arrays, **extra)
+    rngs = {'dropout': rng}
+    inputs = [one | {'rows': rows * len(inputs) + i} for i, one in enumerate(inputs)]
+  return module.apply({'params': params}, *inputs, rngs=rngs)

@@ -82,19 +82,13 @@ def build(config: schema.Config) -> Method:
 
 
 def _groups(c, sorter):
-  """Passes in an order that their inputs allow, those that one call of a tower can serve together.
-
-  One call gathers the weights once, and what it keeps for the backward pass is one array.
-  """
+  """Passes in an order that their inputs allow; those of one tower that can run side by side are a group."""
   groups = []
   sorter.prepare()
   while sorter.is_active():
     ready, alike = sorted(sorter.get_ready(), key=list(c.passes).index), {}
     for name in ready:
-      p = c.passes[name]
-      kind, view = c.towers[p.tower].kind, c.data.views.get(p.inputs.get('images', '').removeprefix('batch.'))
-      shape = {'vit': (view, 'kept' in p.inputs), 'text': ()}.get(kind, name)
-      alike.setdefault((p.who, p.tower, shape), []).append(name)
+      alike.setdefault((c.passes[name].who, c.passes[name].tower), []).append(name)
     groups += map(tuple, alike.values())
     sorter.done(*ready)
   return tuple(groups)

@@ -97,22 +97,14 @@ def run_passes(method, weights, roots, rows, rng):
   feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
   for names in method.order:
     who, tower = config.passes[names[0]].who, config.passes[names[0]].tower
-    inputs = joined([{arg: feats[path] for arg, path in config.passes[n].inputs.items()} for n in names])
+    inputs = [{arg: feats[path] for arg, path in config.passes[n].inputs.items()} for n in names]
     key = jax.random.fold_in(rng, zlib.crc32(names[0].encode())) if who == 'student' else None
     if who != 'student':
       inputs = stop_gradient(inputs)
-    numbers = jnp.concatenate([rows * len(names) + i for i in range(len(names))])
     with jax.named_scope('+'.join(names)):
-      out = towers.apply(weights[who][tower], config.towers[tower], config.compute, inputs, rng=key, rows=numbers)
-    for i, name in enumerate(names):
-      feats |= {f'{name}.{k}': v[i * len(rows):(i + 1) * len(rows)] for k, v in out.items()}
+      outs = towers.apply_all(weights[who][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows)
+    feats |= {f'{name}.{k}': v for name, out in zip(names, outs) for k, v in out.items()}
   return {path: feats[path] for path in method.reads}
-
-
-def joined(inputs):
-  """Inputs of several passes as one batch. A pass without a mask masks nothing."""
-  every = {arg: x for one in inputs for arg, x in one.items()}
-  return {arg: jnp.concatenate([one.get(arg, jnp.zeros_like(x)) for one in inputs]) for arg, x in every.items()}
 
 
 def draw_mask(config, name, batch, rng):
