@@ -101,7 +101,9 @@ class _Shard:
     self.axes = axes
 
   def gather(self, x):
-    return lax.all_gather(x, self.axes, axis=0, tiled=True) if self.axes else x
+    for axis in reversed(self.axes):    # one after the other: over both at once XLA makes an all-reduce of zeros
+      x = lax.all_gather(x, axis, axis=0, tiled=True)
+    return x
 
   def offset(self, rows):
     return lax.axis_index(self.axes) * rows if self.axes else 0
