@@ -67,7 +67,7 @@ def late(method, *names, share=1.0, begin=0.1, until=0.3):
 def runlocal(config):
   """The same program on generated scenes with tiny towers: seconds on a laptop."""
   config = merge(config, dict(
-      compute=dict(dtype='float32'), mesh=dict(data=-1, fsdp=1),
+      compute=dict(dtype='float32', remat='none'), mesh=dict(data=-1, fsdp=1),
       data=dict(store='', extra_stores=(), tokenizer='', scenes=dict(train=96, test=32, size=64), threads=2),
       schedule=dict(total_steps=8, batch_size=8, warmup_steps=2), init_from='',
       checkpoint=dict(every_steps=4), log=dict(every_steps=1), evals=dict(size=56, batch_size=16, limit=64)))

@@ -28,8 +28,8 @@ def width(scale):
 
 
 def compute(scale):
-  """Activations are kept while they fit; the large towers compute them again."""
-  return dict(remat='full' if scale in ('l', 'so400m', 'g') else 'none')
+  """What only a matrix product could bring back is kept; see docs/plans.md for where that does not fit."""
+  return dict(remat='none' if scale in ('tiny', 'quick') else 'products')
 
 
 def mesh(scale):
