@@ -33,5 +33,5 @@ def compute(scale):
 
 
 def mesh(scale):
-  """Weights of the large towers are spread over all devices."""
-  return dict(data=1, fsdp=-1) if scale in ('l', 'so400m', 'g') else dict()
+  """Weights of the large towers are spread over devices, up to 32; the rest are replicas."""
+  return dict(data=-1, fsdp=-1) if scale in ('l', 'so400m', 'g') else dict()

@@ -1,6 +1,7 @@
-"""python -m tips_jax.main --config=FILE[:arg] --workdir=DIR [--config.a.b=value] [--dry_run]
+"""python -m tips_jax.main --config=FILE[:arg] --workdir=DIR [--config.a.b=value] [--dry_run] [--multihost]
 
-Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved: run it again.
+Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved, or another process of
+the run was lost or did not come: run it again.
 """
 import os
 import sys
@@ -14,11 +15,15 @@ if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not i
 from tips_jax.train.preemption import EXIT, Preemption, Stopped
 
 PREEMPTION = Preemption()
+PEERS = []    # the processes of the run, once they are known
 if __name__ == '__main__':    # before the slow imports: a signal during them loses nothing
   PREEMPTION.install()
 
 import pathlib
 import re
+import socket
+import time
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -30,6 +35,12 @@ from tips_jax.core.config import InputError
 _CONFIG = config_flags.DEFINE_config_file('config', None,
                                           'Config file, with an argument after a colon: configs/vitb.py:v2.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost', None, 'Join the other processes before anything else. Addresses come from the cluster (Cloud TPU, '
+    'GKE, SLURM, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.')
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', '', "Folder for compiled programs, or 'off'. Default: JAX_COMPILATION_CACHE_DIR, else "
+    '.jax_cache beside the work folder.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
 
 
@@ -37,7 +48,10 @@ def main(_):
   config = load_config()
   if _DRY_RUN.value:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  from tips_jax.train import method as method_lib
+  from tips_jax.train import method as method_lib  # and jax, whose import no signal may end halfway
+  if not _DRY_RUN.value:    # before anything touches a device
+    with PREEMPTION.interruptible(disposable=True):
+      peers = join(config)
   method = method_lib.build(config)
   if _DRY_RUN.value:
     import json
@@ -46,19 +60,21 @@ def main(_):
     print(json.dumps(strict.plain(config), indent=1), '\n')
     print(summary.text(method))
     return
-  workdir = open_workdir()
-  with PREEMPTION.interruptible():
-    method = with_scenes(method, workdir)
+  with PREEMPTION.interruptible(disposable=True):
+    workdir = open_workdir(peers)
+    keep_programs(peers, workdir)
+    method = with_scenes(method, workdir, peers)
     evaluation = Evaluation(method.config) if method.config.evals.tasks else None
     from tips_jax.train import loop
   try:
-    encoder = loop.train(method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics)
+    encoder = loop.train(method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics, peers=peers)
   except loop.Diverged as error:
     print(f'diverged: {error}', file=sys.stderr)
     sys.exit(3)
-  if evaluation and config.evals.report:
-    with PREEMPTION.interruptible():
+  with PREEMPTION.interruptible(disposable=True):
+    if peers.lead and evaluation and config.evals.report:
       evaluation.report(workdir, encoder)
+    peers.barrier('end')
 
 
 def load_config():
@@ -68,22 +84,55 @@ def load_config():
   return strict.build(schema.Config, _CONFIG.value)
 
 
-def open_workdir():
-  """The work folder, made and known to be writable."""
+def join(config):
+  """The other processes of the run; none without --multihost."""
+  from tips_jax.train import multihost, rendezvous
+  if _MULTIHOST.value:
+    peers = multihost.join(config, PREEMPTION)
+  else:
+    found = rendezvous.others(os.environ)
+    if found and _MULTIHOST.value is None:
+      raise InputError(f'--multihost: missing, and there are several processes ({found}); expected --multihost, or '
+                       '--nomultihost where each runs for itself')
+    peers = multihost.Peers(PREEMPTION)
+  PEERS.append(peers)
+  return peers
+
+
+def open_workdir(peers):
+  """The work folder, made, known to be writable, and the same one for all processes."""
   if not _WORKDIR.value:
     raise InputError('--workdir: missing; expected a folder for the run')
+  if '://' in _WORKDIR.value:
+    raise InputError(f'--workdir: got {_WORKDIR.value!r}; expected a folder; a bucket is mounted first (gcsfuse)')
   path = pathlib.Path(_WORKDIR.value)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.writable-{os.getpid()}'
+    probe = path / f'.writable-{socket.gethostname()}-{os.getpid()}'
     probe.write_text('')
+    seen = path / peers.share('workdir', probe.name)
+    end = time.monotonic() + 30    # a network's folder may show a new file late
+    while not seen.exists() and time.monotonic() < end:
+      time.sleep(0.1)
+    if not seen.exists():
+      raise InputError(f'--workdir: got {str(path)!r}, in which process {peers.index} does not see what process 0 '
+                       'wrote; expected a folder that all hosts share')
+    peers.barrier('workdir-seen')
     probe.unlink()
   except OSError as error:
     raise InputError(f'--workdir: got {str(path)!r}; expected a writable folder ({error.strerror})') from None
   return path
 
 
-def with_scenes(method, workdir):
+def keep_programs(peers, workdir):
+  """Compiled programs are kept for the next start."""
+  from tips_jax.train import cache
+  folder = cache.use(workdir, _CACHE.value)
+  if folder and peers.lead:
+    print(f'compiled programs: {folder}', file=sys.stderr)
+
+
+def with_scenes(method, workdir, peers):
   """The method on the store it names, or on generated scenes inside the work folder."""
   import dataclasses
 
@@ -95,11 +144,13 @@ def with_scenes(method, workdir):
   if not data.scenes.train:
     raise InputError("data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS "
                      'folder')
-  spec = data.scenes
-  progress = log.Progress(spec.train + spec.test, label='scene')
-  path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size,
-                      seed=method.config.seed, progress=lambda done, total: progress.update(done))
-  progress.close()
+  spec, path = data.scenes, None
+  if peers.lead:
+    progress = log.Progress(spec.train + spec.test, label='scene')
+    path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size,
+                        seed=method.config.seed, progress=lambda done, total: progress.update(done))
+    progress.close()
+  path = peers.share('scenes', path)
   data = dataclasses.replace(data, store=path)
   return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
 
@@ -149,13 +200,19 @@ def run():
   try:
     app.run(main, flags_parser=parse)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    code = 2
+    code, text = getattr(error, 'code', 2), str(error)
+    print(f'error: {text}', file=sys.stderr)
   except Stopped:
+    code, text = EXIT, ''
     print('stopped by a signal; all is saved: run the same command again to go on', file=sys.stderr)
-    code = EXIT
-  else:
-    return
+  except Exception as error:
+    if not PEERS or PEERS[0].count == 1:
+      raise
+    PEERS[0].verdict(error)
+    traceback.print_exc()
+    code, text = 1, f'{type(error).__name__}: {error}'.splitlines()[0]
+  for peers in PEERS:
+    peers.fail(code, text) if text else peers.leave()
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)    # at once: a compiler thread may still be at work

@@ -151,3 +151,11 @@ def test_messages_do_not_break_the_line(clock):
   progress.update(2)
   progress.close()
   assert '\r\x1b[2Ksaved\n\r\x1b[2K' in stream.getvalue()
+
+
+def test_a_silent_progress_says_nothing(capfd):
+  progress = log.Progress(2, silent=True)
+  progress.message('hello')
+  progress.update(2)
+  progress.close()
+  assert capfd.readouterr() == ('', '')

@@ -232,7 +232,7 @@ class Checkpoint:
 
 @config
 class Mesh:
-  """Devices by axis; -1 takes the rest. Rules: pattern -> mesh axis of each trailing dimension."""
+  """Devices by axis; -1 takes the rest (data and fsdp both: fsdp up to 32 of it). Rules: pattern -> mesh axis of each trailing dimension."""
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
@@ -271,14 +271,14 @@ class Evals:
 class Log:
   every_steps: int = 10
   tensorboard: bool = True
-  stall_seconds: float = 600                     # without a step: write what every thread is doing; 0: never
+  stall_seconds: float = 600.0                   # without a step: write what every thread is doing; 0: never
 
 
 @config
 class Hosts:
   """Several processes (`--multihost`): how long one waits for the others."""
-  rendezvous_seconds: float = 300                # for all to come; then the run ends and names the missing
-  lost_seconds: float = 60                       # for a sign of life; then the run ends and names the lost
+  rendezvous_seconds: float = 300.0              # for all to come; then the run ends and names the missing
+  lost_seconds: float = 60.0                     # for a sign of life; then the run ends and names the lost
 
 
 @config

@@ -72,12 +72,12 @@ class Progress:
   """One line that fits the terminal: step/total, %, loss, ETA, images/s.
 
   Rewritten in place on a terminal; elsewhere (a log file) a plain line every `every_s` seconds and at the end.
-  The ETA counts from the first `update`, so that compiling does not spoil it.
+  The ETA counts from the first `update`, so that compiling does not spoil it. `silent`: says nothing.
   """
 
-  def __init__(self, total: int, *, label: str = 'step', every_s: float = 10.0, stream=None):
+  def __init__(self, total: int, *, label: str = 'step', every_s: float = 10.0, stream=None, silent: bool = False):
     self.total, self.label, self.every_s = total, label, every_s
-    self.stream = stream or sys.stderr
+    self.stream = open(os.devnull, 'w') if silent else stream or sys.stderr
     self.tty = self.stream.isatty()
     self._first = None            # (time, step) of the first update
     self._shown_at = -math.inf

@@ -1,16 +1,19 @@
 """The training loop. Order of operations:
 
-    open     checkpoints, data (both check themselves), contract of the run
+    open     checkpoints, data (both check themselves), contract of the run; all processes agree on them
     start    own checkpoint, else init_from, else initial weights
     compile  once, ahead of the first step
-    repeat   evaluate if due -> stop if asked -> next batch -> dispatch the step -> read the metrics of the step before
-             -> save if due
+    repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step -> read the metrics of
+             the step before
     end      last checkpoint, files closed
 
-Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving.
+Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving. Of several
+processes the first one evaluates, and writes metrics.jsonl and config.json; its numbers count for all (`bad_images` is
+of its part of the batch). Every one has its own quarantine, nonfinite and stall file.
 """
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -21,9 +24,10 @@ import jax
 from tips_jax.core import log, strict
 from tips_jax.core.config import InputError
 from tips_jax.data.pipeline import Pipeline
-from tips_jax.train import checkpoint, lowering, sharding, start, summary
+from tips_jax.train import cache, checkpoint, lowering, multihost, sharding, start, summary
 from tips_jax.train.encoder import Encoder
 from tips_jax.train.preemption import Stopped
+from tips_jax.train.watchdog import Watchdog
 
 _HOST = ('index', 'bad')    # entries of a batch that stay on the host
 _AHEAD = 2                  # batches on their way to the device
@@ -33,24 +37,28 @@ class Diverged(RuntimeError):
   """Too many non-finite updates in a row."""
 
 
-def train(method, workdir, preemption, *, evaluate=None):
-  """Trains to the last step and returns (final state's Encoder, 'metrics.jsonl' path).
+def train(method, workdir, preemption, *, evaluate=None, peers=None):
+  """Trains to the last step and returns the final state's Encoder.
 
   evaluate: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and at the end.
-  Raises InputError for anything the user can mend, Stopped after a signal (all saved), Diverged.
+  peers: the other processes (multihost.join). Raises InputError for anything the user can mend, Stopped after a signal
+  (all saved), Diverged.
   """
   config, workdir = method.config, pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh, config.schedule.batch_size)
-  run = Run(method, workdir, mesh, preemption)
+  run = Run(method, workdir, mesh, preemption, peers or multihost.Peers(preemption))
   try:
     with jax.set_mesh(mesh):
-      with preemption.interruptible():
+      with preemption.interruptible(disposable=True):
         run.start()
         run.compile()
+        run.peers.together()
       run.loop(evaluate)
     return run.encoder.of(run.state)
   except Stopped:
-    run.save()
+    if run.peers.can_save:
+      run.save()
+      run.finish()
     raise
   finally:
     run.close()
@@ -59,11 +67,12 @@ def train(method, workdir, preemption, *, evaluate=None):
 class Run:
   """One process's share of a run: what the loop holds between steps."""
 
-  def __init__(self, method, workdir, mesh, preemption):
+  def __init__(self, method, workdir, mesh, preemption, peers):
     c = method.config
-    self.method, self.config, self.workdir, self.mesh, self.preemption = method, c, workdir, mesh, preemption
-    self.lead = jax.process_index() == 0
-    self.progress = log.Progress(c.schedule.total_steps)
+    self.method, self.config, self.workdir, self.mesh = method, c, workdir, mesh
+    self.preemption, self.peers, self.lead = preemption, peers, peers.lead
+    self.watchdog = Watchdog(workdir, seconds=c.log.stall_seconds, process=peers.index)
+    self.progress = log.Progress(c.schedule.total_steps, silent=not self.lead)
     self.encoder = Encoder(method, mesh)
     self.abstract, self.shardings = lowering.abstract_state(method, mesh)
     self.state = self.pipeline = self.metrics = self.saved = self.clock = None
@@ -74,10 +83,15 @@ class Run:
 
   def start(self):
     c, latest = self.config, self.checkpoints.latest
+    self.peers.agree('checkpoint', {'newest checkpoint': latest})
     self.index = self.checkpoints.next_index(latest) if latest is not None else 0
-    self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=jax.process_index(),
-                             process_count=jax.process_count(), start=self.index)
+    part, parts = multihost.rows(sharding.batch(self.mesh), c.schedule.batch_size)
+    self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=part,
+                             process_count=parts, start=self.index)
     self.contract = start.contract(c, self.pipeline)
+    self.peers.agree('start', {
+        'data': self.contract['data_fingerprint'][:8], 'tokenizer': str(self.contract['tokenizer_sha256'])[:8],
+        'device': jax.devices()[0].device_kind})
     for name, tower in c.towers.items():
       if tower.kind == 'text' and self.pipeline.tokenizer and self.pipeline.tokenizer.vocab_size > tower.vocab:
         raise InputError(f'towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer\'s '
@@ -98,24 +112,29 @@ class Run:
     if self.lead:
       write_json(self.workdir / 'config.json', strict.plain(c))
       self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
-    lines = log.read(self.workdir / log.FILE) if latest is not None else []
-    self.evaluated = {l['step'] for l in lines if any(k.startswith('eval/') for k in l)}
+    lines = log.read(self.workdir / log.FILE) if self.lead and latest is not None else []
     best = f'eval/{c.checkpoint.best_metric}'
-    self.checkpoints.scores.update({l['step']: l[best] for l in lines if l.get(best) is not None})
+    evaluated = [(l['step'], l.get(best)) for l in lines if any(k.startswith('eval/') for k in l)]
+    evaluated = self.peers.share('evaluated', evaluated)
+    self.evaluated = {step for step, _ in evaluated}
+    self.checkpoints.scores.update({step: score for step, score in evaluated if score is not None})
 
   def compile(self):
     """Ahead of time, in a thread, so that a signal is heard during it."""
     if self.step == self.config.schedule.total_steps:
       return
     self.progress.message(f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...')
-    begin = time.monotonic()
+    self.watchdog.beat('compiling')
+    begin, found = time.monotonic(), cache.hits()
     lowered = lowering.lower(self.method, self.mesh)
+    traced_s = time.monotonic() - begin
     # Its own pool, never shut down: leaving the process must not wait for the compiler.
     future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
     while not future.done():
       concurrent.futures.wait([future], timeout=0.2)
     self.step_fn, self.compile_s = future.result(), time.monotonic() - begin
-    self.progress.message(f'compiled in {self.compile_s:.1f} s')
+    how = 'read from the cache' if cache.hits() > found else 'compiled'
+    self.progress.message(f'compiled in {self.compile_s:.1f} s: traced in {traced_s:.1f} s, then {how}')
 
   # --- repeat ---
 
@@ -125,6 +144,8 @@ class Run:
     clock = self.clock = Clock(self.method, self.mesh)
     try:
       while True:
+        self.peers.check(2 * self.step)
+        self.watchdog.beat(f'at step {self.step:,}')
         if evaluate and self.due(self.step) and self.step not in self.evaluated:
           self.read()
           self.evaluate(evaluate)
@@ -133,16 +154,20 @@ class Run:
           self.save()
         if self.step == total:
           break
-        if self.preemption.requested:
-          raise Stopped
+        self.peers.check(2 * self.step + 1)
         batch, host = clock.waiting(prefetch.next)
         self.state, metrics = self.step_fn(self.state, batch)
         self.step, self.index = self.step + 1, self.index + c.schedule.batch_size
         self.read()
         self.late = (self.step, metrics, host)
-      self.checkpoints.wait()
+      self.finish()
     finally:
       prefetch.close()
+
+  def finish(self):
+    """All is saved, by all."""
+    self.checkpoints.wait()
+    self.peers.apart()
 
   def due(self, step):
     e, total = self.config.evals, self.config.schedule.total_steps
@@ -150,13 +175,20 @@ class Run:
 
   def evaluate(self, evaluate):
     """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for good."""
-    with self.preemption.interruptible():
-      begin = time.monotonic()
-      values = evaluate(self.encoder.of(self.state))
-      values = {f'eval/{k}': v for k, v in values.items()} | {'eval/seconds': time.monotonic() - begin}
-      if self.metrics:
-        self.metrics.write(self.step, values)
-      self.evaluated.add(self.step)
+    encoder, values = self.encoder.of(self.state), None
+    # A signal here stops one process where it is, and several where all have come to: at the check that follows.
+    with contextlib.suppress(Stopped) if self.peers.count > 1 else contextlib.nullcontext():
+      if self.lead:
+        begin = time.monotonic()
+        with self.preemption.interruptible():
+          result = evaluate(encoder)
+        values = {f'eval/{k}': v for k, v in result.items()} | {'eval/seconds': time.monotonic() - begin}
+      values = self.peers.share(f'evaluated/{self.step}', values)
+    if values is None:
+      return
+    if self.metrics:
+      self.metrics.write(self.step, values)
+    self.evaluated.add(self.step)
     best = self.config.checkpoint.best_metric
     if best and f'eval/{best}' not in values:
       raise strict.unknown('checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values])
@@ -206,6 +238,7 @@ class Run:
     self.saved = self.step
 
   def close(self):
+    self.watchdog.close()
     if self.pipeline:
       self.pipeline.close()
     if self.metrics:

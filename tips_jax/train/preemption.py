@@ -1,7 +1,8 @@
 """Signals: a run that is asked to stop saves and says so with its exit code.
 
 SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and are noted during a
-training step, after which the loop saves. Exit code EXIT: stopped, saved, run the same command again.
+training step, after which the loop saves. Exit code EXIT: stopped, saved, run the same command again. In a run of
+several processes a signal to one is a signal to all (multihost.py).
 """
 import contextlib
 import os
@@ -15,10 +16,14 @@ class Stopped(BaseException):
 
 
 class Preemption:
-  """`requested` after a signal; inside `interruptible()` the signal raises Stopped at once."""
+  """`requested` after a signal; inside `interruptible()` the signal raises Stopped at once.
+
+  `disposable`: inside `interruptible(disposable=True)`, while no signal has been heard: nothing would be lost if the
+  process ended here and now.
+  """
 
   def __init__(self):
-    self.requested = False
+    self.requested = self.disposable = False
     self._interruptible = False
 
   def install(self):
@@ -31,16 +36,16 @@ class Preemption:
       os._exit(EXIT)    # a second Ctrl-C: now
     self.requested = True
     if self._interruptible:
-      self._interruptible = False    # once: what follows is saving
+      self._interruptible = self.disposable = False    # once: what follows is saving
       raise Stopped
 
   @contextlib.contextmanager
-  def interruptible(self):
+  def interruptible(self, *, disposable=False):
     """Code that may be left at any point; a signal that came before is honoured here."""
     if self.requested:
       raise Stopped
-    self._interruptible = True
+    self._interruptible, self.disposable = True, disposable
     try:
       yield
     finally:
-      self._interruptible = False
+      self._interruptible = self.disposable = False

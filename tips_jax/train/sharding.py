@@ -10,18 +10,24 @@ from tips_jax.core.config import InputError
 from tips_jax.core.types import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')
+_PARTS = 32
 
 
 def shape(config: schema.Mesh, devices):
-  """Sizes of the axes for a number of devices; -1 takes what the others leave."""
+  """Sizes of the axes for a number of devices; -1 takes what the others leave.
+
+  Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and save little memory.
+  """
   sizes = [getattr(config, axis) for axis in AXES]
+  if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % sizes[2] == 0:
+    sizes[1] = max(n for n in range(1, _PARTS + 1) if devices // sizes[2] % n == 0)
   fixed = 1
   for size in sizes:
     fixed *= size if size != -1 else 1
   sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
   if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
     raise InputError(f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
-                     'at most one of them -1')
+                     'at most one of them -1, or data and fsdp both')
   return tuple(devices // fixed if s == -1 else s for s in sizes)
 
 
