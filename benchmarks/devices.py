@@ -17,8 +17,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ('vits.py:v1,runlocal', 'vits.py:v2,runlocal', 'siglip.py:runlocal')
 # (processes, data, fsdp, accumulate)
-MESHES = ((1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 2, 2, 1), (1, 2, 4, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2),
-          (2, 2, 4, 1), (2, 4, 2, 1))
+MESHES = ((1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 2, 2, 1), (1, 2, 4, 1), (1, 8, 1, 1), (1, 1, 8, 1),
+          (1, 2, 2, 2), (2, 2, 4, 1), (2, 4, 2, 1))
 LIMIT = 1e-5
 
 

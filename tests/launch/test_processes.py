@@ -24,14 +24,14 @@ def test_slurm_submits_one_process_a_gpu(machine):
   assert machine.calls == [['scontrol', 'update', 'JobId=7', 'Requeue=0'], ['scancel', '--signal=TERM', '7']]
 
 
-@pytest.mark.parametrize('code', [0, 2, 3, 75, 137])
+@pytest.mark.parametrize('code', [0, 2, 3, 75, 1, 134, 137])
 def test_slurm_queues_again_what_was_stopped(machine, code):
   machine.env['SLURM_JOB_ID'] = '7'
   machine.answer('srun', code=code)
   machine.call('slurm_job.sh', '--config=c', '--config.name=a b', code=code)
   assert machine.calls[0] == ['srun', '--kill-on-bad-exit=0', 'python', '-m', 'tips_jax.main', '--multihost',
                               '--config=c', '--config.name=a b']
-  assert machine.calls[1:] == ([['scontrol', 'requeue', '7']] if code == 75 else [])
+  assert machine.calls[1:] == ([['scontrol', 'requeue', '7']] if code in (75, 134, 137) else [])
 
 
 def test_single_machine(machine):

@@ -46,3 +46,9 @@ def test_the_page_names_every_parameter_and_the_memory():
   page = summary.text(build('vitb', 'v1'), devices=8)
   for line in ('image/posembed', 'head/prototypes', 'logit/log_temperature', 'GFLOP per image', 'optimizer'):
     assert line in page
+
+
+@pytest.mark.parametrize('kind, tera', [('TPU v5 lite', 197), ('TPU v5', 459), ('TPU v5p', 459), ('NVIDIA H200', 989),
+                                        ('cpu', None)])
+def test_peak_of_the_longest_name(kind, tera):
+  assert summary.peak(kind) == (tera and tera * 1e12)

@@ -232,7 +232,10 @@ class Checkpoint:
 
 @config
 class Mesh:
-  """Devices by axis; -1 takes the rest (data and fsdp both: fsdp up to 32 of it). Rules: pattern -> mesh axis of each trailing dimension."""
+  """Devices by axis; -1 takes the rest (data and fsdp both: fsdp up to 32 of it).
+
+  Rules: pattern -> mesh axis of each trailing dimension.
+  """
   data: int = -1
   fsdp: int = 1
   tensor: int = 1

@@ -30,9 +30,9 @@ class Chip:
     return PEAK.get(self.kind, 1e11)    # nominal for a CPU
 
 
-# Usable HBM: the limit that libtpu names when a program is too big (jax 0.10.2). Bandwidths and links:
-# cloud.google.com/tpu/docs (v4 1,228 GB/s and 2.4 Tbit/s; v5e 819 and 1.6; v5p 2,765 and 4.8; v6e 1,640 and 3.584),
-# NVIDIA's data sheets. Clocks: docs of the TPU profiler; v6e from its peak (4 x 256 x 256 multiplications a cycle).
+# Usable HBM: the limit that libtpu names when a program is too big (jax 0.10.2). Bandwidths and links: the vendors'
+# published figures. Clocks follow from the peaks: v4, v5e and v5p multiply 8, 4 and 8 times 128 x 128 numbers a cycle,
+# v6e 4 times 256 x 256.
 CHIPS = {c.name: c for c in (
     Chip('v4', 'TPU v4', 30.75 * GIB, 1.228e12, 0.300e12, 1.05e9, 3, config='megacore'),
     Chip('v5e', 'TPU v5 lite', 15.75 * GIB, 0.819e12, 0.200e12, 1.5e9, 2),

@@ -14,8 +14,8 @@ PEAK = {'TPU v3': 61.5e12, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 45
 
 def peak(kind):
   """Peak FLOP/s of a device kind, or None."""
-  found = [p for name, p in PEAK.items() if kind.startswith(name)]
-  return found[-1] if found else None
+  names = [name for name in PEAK if kind.startswith(name)]
+  return PEAK[max(names, key=len)] if names else None
 
 
 def _transformer(width, depth, mlp, ffn, tokens):
