@@ -5,7 +5,6 @@ import math
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -18,7 +17,6 @@ from tips_jax.train import lowering, sharding, summary
 ROOT = pathlib.Path(__file__).parents[2]
 TPU = pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='libtpu is not installed')
 small = Small()
-spent = []
 
 
 @pytest.fixture(scope='module')
@@ -36,8 +34,7 @@ def quick():
 @TPU
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_compiles_for_a_tpu(name, quick):
-  begin = time.process_time()    # of all threads: other work on the machine does not count
-  method = small.method(name)
+  method = small.method(name, mesh=dict(data=2, fsdp=2))
   chip, devices = chips.devices('v5e:2x2')
   mesh = sharding.make_mesh(method.config.mesh, method.config.schedule.batch_size, devices=devices)
   lowered = lowering.lower(method, mesh)
@@ -45,15 +42,6 @@ def test_every_method_compiles_for_a_tpu(name, quick):
     found = lowered.compile().memory_analysis()
   state = sum(estimate.memory(method, mesh, chip)['groups'].values())
   assert state <= found.argument_size_in_bytes < chip.hbm and found.temp_size_in_bytes > 0
-  spent.append(time.process_time() - begin)
-
-
-@TPU
-def test_they_do_so_in_90_seconds():
-  if len(spent) < len(METHODS):
-    pytest.skip('only with all of them')
-  print(f'{sum(spent):.0f} s of CPU time')
-  assert sum(spent) < 90, [round(s, 1) for s in spent]
 
 
 def check(result):
