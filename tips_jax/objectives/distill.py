@@ -20,7 +20,7 @@ def memory(shapes):
 
 def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memory, pairing='same',
                student_temperature=0.1, teacher_temperature=0.07, centring='ema', centre_momentum=0.9,
-               sinkhorn_iterations=3, reduction='mean', chunk=64):
+               sinkhorn_iterations=3, reduction='mean', chunk=2048):
   """Cross-entropy of the teacher's prototype distribution under the student's.
 
   L = - sum_k softmax((t - c) / tau_t)_k log softmax(s / tau_s)_k (TIPS, eq. 1; DINO, arXiv 2104.14294, eq. 1).
@@ -33,7 +33,7 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
       'other' against the mean target of the teacher's other views.
     centring: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global batch) or 'none'.
     reduction: 'mean' over views and tokens, or 'sum' over them; the batch is always averaged.
-    chunk: tokens per image and view whose logits are held at once.
+    chunk: tokens, of all images and views of a device, whose logits are held at once.
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K), agreement of the
   most likely prototypes, norm of the centre.
   """
@@ -45,14 +45,12 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
   _check(s, t, pairing)
   ws, wt = _unit_columns(student_prototypes), _unit_columns(lax.stop_gradient(teacher_prototypes))
   tau_s, tau_t = jnp.float32(student_temperature), jnp.float32(teacher_temperature)
-  size = -(-s.shape[2] // chunk)
-  while s.shape[2] % size:
-    size += 1                       # chunks are equal, and at most `chunk` long
 
   def local(batch, shared, shard):
     s, t = batch
     ws, wt, centre = shared
     rows = shard.sum(jnp.float32(s.shape[0]))
+    size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
     if centring == 'sinkhorn':
       offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
     else:
@@ -73,16 +71,16 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
 
     zero = jax.tree.map(shard.varying, (jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.zeros(wt.shape[1])))
     total, _ = lax.scan(step, zero, (_chunks(s, size), _chunks(t, size)))
-    return jax.tree.map(lambda x: x / rows, total)
+    loss, *means = jax.tree.map(lambda x: x / rows, total)
+    return loss, *(x * size[1] / s.shape[2] for x in means)    # means over a chunk's tokens -> over all
 
   loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, memory['centre']))
-  use = use / size
   if reduction == 'mean':
     loss = loss / (s.shape[1] * s.shape[2])
   batch_centre = t.mean((0, 1, 2)) @ wt
   centre = centre_momentum * memory['centre'] + (1 - centre_momentum) * batch_centre
   perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
-  metrics = {'teacher_entropy': entropy / size, 'prototype_use': perplexity / wt.shape[1], 'agreement': same / size,
+  metrics = {'teacher_entropy': entropy, 'prototype_use': perplexity / wt.shape[1], 'agreement': same,
              'centre_norm': jnp.linalg.norm(centre)}
   return Loss(loss, metrics, {'centre': centre})
 
@@ -111,9 +109,17 @@ def _logits(z, w):
   return jnp.einsum('...d,dk->...k', z, w, preferred_element_type=jnp.float32)
 
 
-def _chunks(z_BVPD, count):
-  b, v, p, d = z_BVPD.shape
-  return jnp.moveaxis(z_BVPD.reshape(b, v, count, p // count, d), 2, 0)
+def _chunk(b, v, p, most):
+  """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where that is possible."""
+  divisors = lambda n: [i for i in range(1, n + 1) if n % i == 0]
+  tokens = max(i for i in divisors(p) if i == 1 or b * v * i <= most)
+  return max(i for i in divisors(b) if i == 1 or i * v * tokens <= most), tokens
+
+
+def _chunks(z_BVPD, size):
+  (b, v, p, d), (images, tokens) = z_BVPD.shape, size
+  parts = z_BVPD.reshape(b // images, images, v, p // tokens, tokens, d)
+  return jnp.moveaxis(parts, 3, 1).reshape(-1, images, v, tokens, d)
 
 
 def _pair(q_BVPK, views, pairing):
