@@ -111,7 +111,8 @@ def test_the_teacher_gets_no_gradient():
 def test_sinkhorn_is_that_of_swav(tau, iterations):
   scores = jnp.asarray(TEACHER @ normalised(WT))
   shard = distill.parallel._Shard(())
-  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalised(WT), jnp.float32(tau), (len(TEACHER), 1), iterations, shard)
+  size = (len(TEACHER), 1)
+  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalised(WT), jnp.float32(tau), size, iterations, shard)
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
   np.testing.assert_allclose(q, reference, rtol=2e-4, atol=1e-6)
