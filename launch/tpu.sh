@@ -63,6 +63,16 @@ start() { on "${ALL[@]}" -- "bash tips_run/worker.sh start $BUCKET $(quote "${AR
 # follow: the first worker's log; its exit code.
 follow() { on "${FIRST[@]}" -- 'bash tips_run/worker.sh follow'; }
 
+# status STATE KIND: what gcloud and, in this state, the workers say. `state` is the script's.
+status() {
+  local found
+  found=$(state)
+  printf '%s\n' "${found:-no $2 of this name}"
+  if [[ $found == "$1" ]] || $dry_run; then on "${ALL[@]}" -- 'bash tips_run/worker.sh status'; fi
+}
+
+stop() { on "${ALL[@]}" -- 'bash tips_run/worker.sh stop'; }
+
 # tell CODE: what became of the run, and what it means.
 tell() {
   case $1 in

@@ -84,11 +84,7 @@ case $command in
     exit $((code == 76 ? 75 : code))
     ;;
   logs) follow ;;
-  status)
-    found=$(state)
-    printf '%s\n' "${found:-no slice of this name}"
-    if [[ $found == READY ]] || $dry_run; then on "${ALL[@]}" -- 'bash tips_run/worker.sh status'; fi
-    ;;
-  stop) on "${ALL[@]}" -- 'bash tips_run/worker.sh stop' ;;
+  status) status READY slice ;;
+  stop) stop ;;
   delete) run "${TPU[@]}" delete "$name" "${WHERE[@]}" --quiet ;;
 esac

@@ -142,11 +142,7 @@ case $command in
     exit "$code"
     ;;
   logs) follow ;;
-  status)
-    found=$(state)
-    printf '%s\n' "${found:-no request of this name}"
-    if [[ $found == ACTIVE ]] || $dry_run; then on "${ALL[@]}" -- 'bash tips_run/worker.sh status'; fi
-    ;;
-  stop) on "${ALL[@]}" -- 'bash tips_run/worker.sh stop' ;;
+  status) status ACTIVE request ;;
+  stop) stop ;;
   delete) release ;;
 esac

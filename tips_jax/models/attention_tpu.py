@@ -1,9 +1,10 @@
 """Exact attention for short sequences on TPU: one Pallas program holds whole sequences on chip, forward and backward.
 
 A ViT's sequences (51 to 1,026 tokens) fit into VMEM, so no logits reach memory and no running softmax is needed. Heads
-stay side by side in the last axis, as the projections write them: there is no transpose, and no head is padded to 128
-lanes. A head's products are taken over the aligned lanes around it with the others' set to zero, which costs the matrix
-unit nothing where heads have 64 lanes. The backward pass computes the softmax again: only q, k and v are kept.
+stay side by side in the last axis, as the projections write them: nothing is transposed in memory, and no head is
+padded to 128 lanes. A head's logits are taken over the aligned lanes around it with the others' set to zero. They lie
+with keys along sublanes, and the operands that this asks to be turned are turned on chip. The backward pass computes
+the softmax again: only q, k and v are kept.
 """
 import functools
 import math
@@ -18,7 +19,7 @@ _LANES = 128
 _NEVER = -1e30            # logit of a key that may not be read; finite, so that no difference is NaN
 _BLOCK = 1 << 21          # bytes of one operand's block
 _QUERIES = 512            # queries whose logits are held at once
-_VMEM = 100 * 2**20
+_VMEM = 100 * 2**20       # bytes that a program may ask for; the compiler lowers it to what the chip has
 
 
 def attention(q, k, v, key_mask=None, *, heads, interpret=False):

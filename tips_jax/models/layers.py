@@ -1,4 +1,4 @@
-"""Transformer parts. Parameters are float32; activations have the dtype of what comes in."""
+"""Transformer parts. Parameters are float32; products and activations have the dtype of `compute`."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

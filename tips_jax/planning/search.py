@@ -1,12 +1,14 @@
 """One plan for given devices, or the fastest of many that fit: a rough model picks what is worth compiling."""
 import collections
 import dataclasses
+import inspect
 import math
 import time
 import typing
 
 from tips_jax.core import config as schema
 from tips_jax.core.config import InputError
+from tips_jax.objectives import distill
 from tips_jax.planning import chips as chips_lib
 from tips_jax.planning import collectives, compiler, estimate, report
 from tips_jax.train import method as method_lib
@@ -14,6 +16,7 @@ from tips_jax.train import sharding, summary
 
 REMATS = typing.get_args(typing.get_type_hints(schema.Compute)['remat'])
 _PEAK = 0.5                            # share of peak that the rough model takes for granted
+_CHUNK = inspect.signature(distill.prototypes).parameters['chunk'].default    # tokens with logits at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Model:
         kept += 2 * tokens * depth * each[choice.remat] * (p.who == 'student')
         working = max(working, 2 * tokens * (16 * tower.width + 4 * wide))
     heads = [t.prototypes for t in c.towers.values() if t.kind == 'prototypes']
-    logits = images * 64 * max(heads, default=0) * 4 * 3
+    logits = _CHUNK * max(heads, default=0) * 4 * 3
     gradients = self.groups(choice)['parameters'] * 1.5
     return images * (kept + working) + logits + gradients
 

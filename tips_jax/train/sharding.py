@@ -1,4 +1,6 @@
 """Devices and where arrays live on them: one mesh, rules from parameter names to mesh axes."""
+import math
+
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
@@ -10,7 +12,7 @@ from tips_jax.core.config import InputError
 from tips_jax.core.types import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')
-_PARTS = 32
+_PARTS = 32                # devices that weights are spread over at most, where a config leaves it open (docs/plans.md)
 
 
 def shape(config: schema.Mesh, devices):
@@ -21,9 +23,7 @@ def shape(config: schema.Mesh, devices):
   sizes = [getattr(config, axis) for axis in AXES]
   if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % sizes[2] == 0:
     sizes[1] = max(n for n in range(1, _PARTS + 1) if devices // sizes[2] % n == 0)
-  fixed = 1
-  for size in sizes:
-    fixed *= size if size != -1 else 1
+  fixed = math.prod(size for size in sizes if size != -1)
   sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
   if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
     raise InputError(f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
