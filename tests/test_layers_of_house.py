@@ -11,8 +11,8 @@ import pytest
 from tips_jax.core import config as schema
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLOORS = {'core': 0, 'models': 1, 'objectives': 1, 'data': 1, 'train': 2, 'evals': 2, 'planning': 3}
-TOP = 4                                          # entry points, configs, benchmarks
+FLOORS = {'core': 0, 'models': 1, 'objectives': 1, 'data': 1, 'interop': 2, 'evals': 2, 'train': 3, 'planning': 4}
+TOP = 5                                          # entry points, configs, benchmarks
 DEVICE = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 
 

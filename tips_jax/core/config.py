@@ -190,7 +190,7 @@ class Teacher:
   towers: tuple[str, ...]
   kind: Literal['ema', 'frozen'] = 'ema'
   momentum: float | Ramp = 0.994                 # ema: teacher <- m * teacher + (1 - m) * student
-  init_from: str = ''                            # frozen: work folder of a trained run
+  init_from: str = ''                            # frozen: a trained run, or foreign weights, as in Config
   rename: dict[str, str] = dataclasses.field(default_factory=dict)    # tower here -> tower there
 
 
@@ -288,7 +288,8 @@ class Hosts:
 class Config:
   name: str
   seed: int = 0
-  init_from: str = ''                            # work folder whose weights this run starts from
+  init_from: str = ''                            # run, Hugging Face folder or official files to start from
+  init_from_rules: tuple[tuple[str, bool], ...] = (('.*', True),)    # pattern of parameter names -> take it from there
   init_parts: tuple[Literal['params', 'teachers', 'memory', 'optimizer'], ...] = ('params', 'teachers', 'memory')
   data: Data
   towers: dict[str, Tower]

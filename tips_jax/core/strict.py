@@ -30,7 +30,7 @@ def build(cls, data, where='config'):
     required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     if required and name not in data:
       raise InputError(f'{where}.{name}: missing; expected {_say(hints[name])}')
-  return cls(**{k: _value(hints[k], v, f'{where}.{k}') for k, v in data.items()})
+  return cls(**{k: value(hints[k], v, f'{where}.{k}') for k, v in data.items()})
 
 
 def _as_dict(data, where):
@@ -41,7 +41,8 @@ def _as_dict(data, where):
   return data
 
 
-def _value(hint, x, where):
+def value(hint, x, where):
+  """x as a type hint asks for it; InputError where it is something else."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return _union(args, x, where)
@@ -52,10 +53,10 @@ def _value(hint, x, where):
   if origin is tuple and isinstance(x, (tuple, list)):
     items = [args[0]] * len(x) if args[-1] is Ellipsis else args
     if len(items) == len(x):
-      return tuple(_value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
+      return tuple(value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
   if origin is dict:
     x = _as_dict(x, where)
-    return {_value(args[0], k, f'{where}: name'): _value(args[1], v, f'{where}.{k}') for k, v in x.items()}
+    return {value(args[0], k, f'{where}: name'): value(args[1], v, f'{where}.{k}') for k, v in x.items()}
   if dataclasses.is_dataclass(hint):
     return build(hint, x, where)
   if hint is float and isinstance(x, int) and not isinstance(x, bool):
@@ -84,7 +85,7 @@ def _union(args, x, where):
     return x
   for a in plain:
     try:
-      return _value(a, x, where)
+      return value(a, x, where)
     except InputError:
       pass
   raise InputError(f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}')

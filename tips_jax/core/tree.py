@@ -16,6 +16,18 @@ def named_leaves(tree):
   return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
+def nested(leaves):
+  """Nested dicts of {'a/b': leaf}: the inverse of named_leaves."""
+  result = {}
+  for path, leaf in leaves.items():
+    *groups, last = path.split('/')
+    place = result
+    for group in groups:
+      place = place.setdefault(group, {})
+    place[last] = leaf
+  return result
+
+
 def map_named(fn, tree, *rest):
   """tree.map with the leaf's name as first argument."""
   return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest)

@@ -4,22 +4,17 @@ Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, count
 metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's fingerprint. Precedence at
 start-up: the own run in --workdir, then `init_from`, then initial weights.
 """
-import logging
 import pathlib
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
-from tips_jax.core import tree
 from tips_jax.core.config import Checkpoint, InputError
-from tips_jax.core.strict import did_you_mean
+from tips_jax.interop import own
+from tips_jax.interop.own import FOLDER
 
 _POLICY = ocp.training.preservation_policies
-FOLDER = 'checkpoints'
 # Fields in which a run may not change its mind: other weights, or other inputs to the same weights.
 _FIXED = ('towers', 'tokenizer_sha256', 'text_length', 'preprocessing')
-# Orbax logs the traceback of every thread that an error passes through; the error itself reaches the caller.
-logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -33,7 +28,7 @@ class Checkpoints:
     if config.best_metric:
       keep.append(_Best(self.scores))
     self._path = pathlib.Path(workdir).absolute() / FOLDER
-    with _one_error(f'workdir: cannot open {str(self._path)!r}'):
+    with own.one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
           self._path, preservation_policy=_POLICY.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
           save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
@@ -46,13 +41,13 @@ class Checkpoints:
 
   def save(self, step, state, *, next_index, contract):
     """Starts to save; the state may be donated to the next step at once. Errors of the save before surface here."""
-    with _one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
+    with own.one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
       self._wait()
       self._pending = self._orbax.save_checkpointables_async(
           step, _parts(state) | {'data': {'next_index': next_index}}, custom_metadata=contract, force=True)
 
   def wait(self):
-    with _one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+    with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
       self._wait()
 
   def _wait(self):
@@ -61,10 +56,10 @@ class Checkpoints:
       pending.result()
 
   def contract(self, step):
-    return contract(self._path / str(step))
+    return own.contract(self._path / str(step))
 
   def next_index(self, step):
-    with _one_error(f'checkpoint: cannot read {str(self._path / str(step))!r}'):
+    with own.one_error(f'checkpoint: cannot read {str(self._path / str(step))!r}'):
       return int(ocp.load_checkpointables(self._path / str(step), {'data': {'next_index': 0}})['data']['next_index'])
 
   def restore(self, step, abstract):
@@ -72,14 +67,14 @@ class Checkpoints:
     path = self._path / str(step)
     parts = _parts(abstract)
     for part, wanted in parts.items():
-      _check(path, part, wanted)
-    with _one_error(f'checkpoint: cannot read {str(path)!r}'):
+      own.check(path, part, wanted)
+    with own.one_error(f'checkpoint: cannot read {str(path)!r}'):
       out = self._orbax.load_checkpointables(step, parts | {'data': {'next_index': 0}})
     state = abstract.replace(params=out['params'], teachers=out.get('teachers', {}), **out['train'])
     return state, int(out['data']['next_index'])
 
   def close(self):
-    with _one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+    with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
       self._wait()
       self._orbax.close()    # raises the error of a failed save once more
 
@@ -100,24 +95,6 @@ def _parts(state):
   return {'params': state.params, 'train': train} | ({'teachers': state.teachers} if state.teachers else {})
 
 
-# --- other runs ---------------------------------------------------------------------------------
-
-
-def find(workdir, what):
-  """Path of the newest complete checkpoint of another run; InputError when there is none."""
-  folder = pathlib.Path(workdir).absolute() / FOLDER
-  steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()] if folder.is_dir() else []
-  if not steps:
-    raise InputError(f'{what}: got {str(workdir)!r}; expected the work folder of a run that has saved a checkpoint')
-  return folder / str(max(steps))
-
-
-def contract(path):
-  """What the run that wrote this checkpoint was: see the module's head."""
-  with _one_error(f'checkpoint: cannot read {str(path)!r}'):
-    return ocp.checkpointables_metadata(path).custom_metadata or {}
-
-
 def check_contract(old, new, where):
   """InputError for the first thing that weights and inputs cannot survive; returns other changed fields, named."""
   for key in _FIXED:
@@ -133,53 +110,3 @@ def _changes(old, new, name):
   if isinstance(old, dict) and isinstance(new, dict):
     return [c for k in sorted({*old, *new}) for c in _changes(old.get(k), new.get(k), f'{name}.{k}')]
   return [] if old == new else [f'{name} was {old!r}, is {new!r}']
-
-
-def load(path, part, abstract, *, rename=None):
-  """One part ('params', 'teachers', 'train') of a checkpoint, as `abstract` says, which may hold fewer names.
-
-  rename: {name there: name here} of the first level of keys. Shapes and dtypes that differ are one InputError.
-  """
-  there = {v: k for k, v in (rename or {}).items()}
-  wanted = {there.get(k, k): v for k, v in abstract.items()}
-  _check(path, part, wanted)
-  context = ocp.Context()
-  context.pytree_options.loading.partial_load = True
-  with context, _one_error(f'checkpoint: cannot read {str(path)!r}'):
-    out = ocp.load_checkpointables(path, {part: wanted})[part]
-  return {k: out[there.get(k, k)] for k in abstract}
-
-
-def names(path, part):
-  """{leaf name: (shape, dtype)} of a saved part; {} when the checkpoint lacks it."""
-  with _one_error(f'checkpoint: cannot read {str(path)!r}'):
-    found = ocp.checkpointables_metadata(path).metadata
-  return {n: (tuple(x.shape), x.dtype) for n, x in tree.named_leaves(found.get(part) or {})}
-
-
-def _check(path, part, wanted):
-  """One clear error where a saved part does not fit; orbax would cast dtypes silently."""
-  saved = names(path, part)
-  for name, leaf in tree.named_leaves(wanted):
-    if name not in saved:
-      raise InputError(f'checkpoint {str(path)!r}: got no {part}/{name}; expected {leaf.shape}'
-                       f'{did_you_mean(name, saved)}')
-    if saved[name] != (tuple(leaf.shape), leaf.dtype):
-      shape, dtype = saved[name]
-      raise InputError(f'checkpoint {str(path)!r}: {part}/{name}: got {dtype}{list(shape)}; expected '
-                       f'{leaf.dtype}{list(leaf.shape)}: another model wrote it')
-
-
-class _one_error:
-  """Turns whatever the storage raises into one InputError."""
-
-  def __init__(self, what):
-    self.what = what
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, _):
-    if isinstance(error, Exception) and not isinstance(error, (InputError, jax.errors.JaxRuntimeError)):
-      first = str(error).strip().splitlines()
-      raise InputError(f'{self.what} ({kind.__name__}: {first[0][:300] if first else ""})') from error

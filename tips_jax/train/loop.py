@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import jax
@@ -24,6 +25,7 @@ import jax
 from tips_jax.core import log, strict
 from tips_jax.core.config import InputError
 from tips_jax.data.pipeline import Pipeline
+from tips_jax.interop import own
 from tips_jax.train import cache, checkpoint, lowering, multihost, sharding, start, summary
 from tips_jax.train.encoder import Encoder
 from tips_jax.train.preemption import Stopped
@@ -102,7 +104,8 @@ class Run:
       state, self.index = self.checkpoints.restore(latest, self.abstract)
       self.progress.message(f'resumed from step {latest:,} of {self.workdir}')
     else:
-      state = start.initial_state(self.method, self.shardings, self.abstract, self.progress.message)
+      state = start.initial_state(self.method, self.shardings, self.abstract, self.progress.message,
+                                  tokenizer_sha256=self.contract['tokenizer_sha256'])
     if int(state.step) > c.schedule.total_steps:
       raise InputError(f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the '
                        f'{int(state.step)} steps that {str(self.workdir)!r} has made')
@@ -111,6 +114,8 @@ class Run:
     self.state = state
     if self.lead:
       write_json(self.workdir / 'config.json', strict.plain(c))
+      if self.pipeline.tokenizer:
+        shutil.copyfile(self.pipeline.tokenizer.path, self.workdir / own.TOKENIZER)
       self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
     lines = log.read(self.workdir / log.FILE) if self.lead and latest is not None else []
     best = f'eval/{c.checkpoint.best_metric}'

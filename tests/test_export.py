@@ -1,0 +1,154 @@
+"""Export as a user calls it, of a run's checkpoints: every format, and every way to go wrong."""
+import functools
+import json
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tips_jax
+from configs import vitb
+from tips_jax import export
+from tips_jax.core import config as schema
+from tips_jax.core import strict
+from tips_jax.data import tokenizer
+from tips_jax.interop import own, parity, read, write
+from tips_jax.interop.weights import flat
+from tips_jax.train import checkpoint, start
+from tips_jax.train import method as method_lib
+from tips_jax.train import state as state_lib
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(work folder, {step: State}) of a TIPS run of two checkpoints."""
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  workdir.mkdir()
+  tokenizer.train(['a red circle', 'two blue squares on grass'], workdir / own.TOKENIZER, vocab_size=300)
+  config = strict.build(schema.Config, vitb.get_config('v1,runlocal').to_dict())
+  method = method_lib.build(config)
+  shapes = jax.eval_shape(functools.partial(state_lib.init, method))
+  pipeline = types.SimpleNamespace(tokenizer=tokenizer.Tokenizer(workdir / own.TOKENIZER), fingerprint='f' * 64)
+  contract = start.contract(config, pipeline)
+  saver, states = checkpoint.Checkpoints(workdir, config.checkpoint), {}
+  for step in (4, 8):
+    rng = np.random.default_rng(step)
+    draw = lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), s.dtype)    # noqa: B023
+    states[step] = jax.tree.map(draw, shapes).replace(step=jnp.int32(step))
+    saver.save(step, states[step], next_index=0, contract=contract)
+    saver.wait()
+  saver.close()
+  lines = [{'step': 4, 'eval/knn/accuracy': 0.25}, {'step': 8, 'eval/knn/accuracy': 0.5, 'eval/seconds': 3.0}]
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines))
+  return workdir, states
+
+
+def call(capsys, **flags):
+  code = export.main(['export', *(f'--{k}={v}' for k, v in flags.items())])
+  return code, *capsys.readouterr()
+
+
+def same(params, tree):
+  a, b = flat(params), flat(tree)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], name)
+
+
+def test_which_weights(run):
+  workdir, states = run
+  same(read.read(workdir).params['image'], states[8].params['image'])
+  same(read.read(f'{workdir}@4').params['image'], states[4].params['image'])
+  teacher = read.read(workdir, weights='teacher')
+  same(teacher.params['image'], states[8].teachers['ema']['image'])
+  same(teacher.params['text'], states[8].params['text'])    # it has no teacher
+  same(read.read(workdir, weights='ema').params, teacher.params)
+  assert teacher.about['weights'] == 'ema' and teacher.about['evaluation'] == {'knn/accuracy': 0.5}
+  assert read.read(f'{workdir}@4').about['evaluation'] == {'knn/accuracy': 0.25}
+
+
+@pytest.mark.parametrize('format', write.FORMATS)
+def test_every_format(run, capsys, tmp_path, format):
+  if format == 'onnx':
+    pytest.importorskip('onnxscript')
+  workdir, states = run
+  output = tmp_path / 'new' / 'folder'
+  code, out, err = call(capsys, checkpoint=workdir, to=format, output=output)
+  assert code == 0, err
+  assert f'written: {output}' in out and 'max abs' in out and 'DIFFERS' not in out
+  contract = json.loads((output / write.CONTRACT).read_text())
+  assert contract['format'] == format and contract['about']['data_fingerprint'] == 'f' * 64
+  assert (output / own.TOKENIZER).read_bytes() == (workdir / own.TOKENIZER).read_bytes()
+  assert [p.name for p in output.parent.iterdir()] == ['folder']
+  if format != 'onnx':
+    back = read.read(output)
+    same(back.params['text'], states[8].params['text'])
+    assert back.about['evaluation'] == {'knn/accuracy': 0.5}
+
+
+def test_an_export_is_a_checkpoint_too(run, capsys, tmp_path):
+  """Run -> safetensors in bfloat16 -> official JAX, and loaded."""
+  workdir, _ = run
+  code, out, err = call(capsys, checkpoint=workdir, to='safetensors', output=tmp_path / 'a', dtype='bfloat16')
+  assert code == 0 and 'bfloat16 instead of float32: least cosine' in out, err
+  code, _, err = call(capsys, checkpoint=tmp_path / 'a', to='official_jax', output=tmp_path / 'b')
+  assert code == 0 and (tmp_path / 'b' / 'vitb_v1_vision.npz').exists(), err
+  one, other = (tips_jax.load(tmp_path / n) for n in 'ab')
+  images = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+  np.testing.assert_array_equal(one.encode_image(images)[0], other.encode_image(images)[0])
+  np.testing.assert_array_equal(one.encode_text(['A red circle']), other.encode_text(['a red circle']))
+
+
+def test_files_that_differ_leave_nothing(run, capsys, tmp_path, monkeypatch):
+  """One weight of the file is another than the model's."""
+  genuine = write.write
+
+  def spoilt(weights, *args, **kwargs):
+    image = {**weights.params['image'], 'cls': weights.params['image']['cls'] * 2}
+    genuine(weights.replace(params={**weights.params, 'image': image}), *args, **kwargs)
+  monkeypatch.setattr(write, 'write', spoilt)
+  code, out, err = call(capsys, checkpoint=run[0], to='official_torch', output=tmp_path / 'x')
+  assert code == 4 and 'DIFFERS' in out and 'do not reproduce the model; nothing was written' in err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_stopped(run, capsys, tmp_path, monkeypatch):
+  def stop(*_, **__):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(parity, 'fixed_inputs', stop)
+  code, _, err = call(capsys, checkpoint=run[0], to='safetensors', output=tmp_path / 'x')
+  assert code == 130 and 'nothing was written' in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('flags,message', [
+  (dict(to='hf', output='x'), '--checkpoint: missing'),
+  (dict(checkpoint='RUN', output='x'), '--to: missing'),
+  (dict(checkpoint='RUN', to='huggingface', output='x'), 'huggingface'),
+  (dict(checkpoint='RUN@5', to='hf', output='x'), r'got step 5; expected one that .* has: \[4, 8\]'),
+  (dict(checkpoint='RUN', to='hf', output='x', weights='emma'), r"got 'emma'; expected one of \['student', 'ema'\]"),
+  (dict(checkpoint='nowhere', to='hf', output='x'), 'does not exist; expected a work folder'),
+  (dict(checkpoint='RUN', to='hf', output='RUN'), 'nothing is overwritten'),
+  (dict(checkpoint='RUN', to='onnx', output='x', resolution='huge'), "--resolution: got 'huge'"),
+  (dict(checkpoint='RUN', to='official_jax', output='x', dtype='bfloat16'), "--dtype: got 'bfloat16'"),
+  (dict(checkpoint='RUN', to='hf', output='x', tokenizer='missing.model'), 'tokenizer: got .*missing.model')])
+def test_bad_flags(run, capsys, tmp_path, monkeypatch, flags, message):
+  monkeypatch.chdir(tmp_path)
+  flags = {k: v.replace('RUN', str(run[0])) for k, v in flags.items()}
+  code, _, err = call(capsys, **flags)
+  assert code == 2 and len(err.strip().splitlines()) == 1
+  assert re.search(message, err), err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_its_tokenizer_asks_for_it(run, capsys, tmp_path):
+  workdir = tmp_path / 'run'
+  (workdir / 'checkpoints').mkdir(parents=True)
+  (workdir / 'checkpoints' / '8').symlink_to(run[0] / 'checkpoints' / '8')
+  code, _, err = call(capsys, checkpoint=workdir, to='hf', output=tmp_path / 'x')
+  assert code == 2 and '--tokenizer: missing' in err
+  code, _, err = call(capsys, checkpoint=workdir, to='safetensors', output=tmp_path / 'x',
+                      tokenizer=run[0] / own.TOKENIZER)
+  assert code == 0, err

@@ -1,0 +1,117 @@
+"""Writes the weights of a run, or of any other checkpoint, in a format that others read, and proves that they agree.
+
+  python -m tips_jax.export --checkpoint=WORKDIR[@step] --to=hf --output=DIR
+
+The files are read back, and compared with the model on fixed inputs; where they differ, nothing is left behind. Exit
+codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143 stopped.
+"""
+import signal
+import sys
+
+from absl import flags
+
+from tips_jax.core.config import InputError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string('checkpoint', '', 'WORKDIR or WORKDIR@step of a run; a Hugging Face folder, an export, or official '
+                    'npz files.', flag_values=FLAGS)
+flags.DEFINE_enum('to', None, ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
+                  'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
+                  flag_values=FLAGS)
+flags.DEFINE_string('output', '', 'Folder to write; must not exist.', flag_values=FLAGS)
+flags.DEFINE_string('weights', '', "Of a run: 'student', 'teacher' or a teacher's name. Default: those that its "
+                    'evaluations used.', flag_values=FLAGS)
+flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.',
+                  flag_values=FLAGS)
+flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the checkpoint.', flag_values=FLAGS)
+flags.DEFINE_string('resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'.",
+                    flag_values=FLAGS)
+
+
+class Differs(Exception):
+  """The files do not give what the model gives."""
+
+
+def main(argv):
+  """Runs the command line `argv` (program name first) and returns the exit code."""
+  if {'--help', '-h', '-help'} & set(argv):
+    print(f'{__doc__}\n{FLAGS.get_help()}')
+    return 0
+  before = signal.signal(signal.SIGTERM, _stop)
+  try:
+    _export(argv)
+  except (InputError, flags.Error) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except Differs as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 4
+  except KeyboardInterrupt as stop:
+    print('\nstopped: nothing was written', file=sys.stderr)
+    return 143 if stop.args == ('SIGTERM',) else 130
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  return 0
+
+
+def reproduces(weights, format, folder, *, dtype):
+  """Whether the files in a folder give what the model gives; prints the tables that show it."""
+  from tips_jax.interop import parity, read
+  inputs = parity.fixed_inputs(weights)
+  whole = parity.reference(weights, inputs)
+  if format == 'onnx':
+    readers = {'onnx': ('onnxruntime', lambda: parity.onnx_outputs(folder, inputs))}
+  else:
+    readers = {'jax': ('tips_jax, read back', lambda: parity.reference(read.read(folder), inputs))}
+    if format == 'hf':
+      readers['torch'] = ('transformers', lambda: parity.torch_outputs(folder, inputs))
+  model, good = whole, True
+  if dtype != 'float32' and format != 'onnx':
+    model = parity.reference(weights.cast(dtype), inputs)
+    worst = min(r.cosine for r in parity.compare(whole, model))
+    print(f'{dtype} instead of float32: least cosine {worst:.6f}')
+  for key, (name, outputs) in readers.items():
+    found = outputs()
+    if found is None:
+      print(f'{name}: not compared; it is not installed (pip install torch transformers)')
+      continue
+    rows = parity.compare(model, found)
+    good &= parity.passed(rows, parity.TOLERANCE[key])
+    print(f'model - {name}\n{parity.table(rows, parity.TOLERANCE[key])}\n')
+  return good
+
+
+def _stop(signum, frame):
+  raise KeyboardInterrupt('SIGTERM')
+
+
+def _export(argv):
+  FLAGS.unparse_flags()
+  for name in FLAGS:
+    FLAGS[name].unparse()
+  rest = FLAGS(argv)[1:]
+  if rest:
+    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value')
+  for name in ('checkpoint', 'to', 'output'):
+    if not FLAGS[name].value:
+      raise InputError(f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
+                       '--output=DIR')
+
+  from tips_jax.interop import read, write  # only now: --help and bad flags answer at once
+  write.refuse_existing(FLAGS.output)
+  weights = read.read(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint')
+  for note in weights.about.get('notes', ()):
+    print(f'note: {note}', file=sys.stderr)
+  if weights.text and not weights.tokenizer:
+    raise InputError(f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
+                     'model that the weights were trained with')
+  options = {'resolution': FLAGS.resolution} if FLAGS.to == 'onnx' else {}
+  with write.new_folder(FLAGS.output) as folder:
+    write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
+    if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype):
+      raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
+  print(f'written: {FLAGS.output}')
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
