@@ -89,6 +89,12 @@ def test_every_format(run, capsys, tmp_path, format):
     assert back.about['evaluation'] == {'knn/accuracy': 0.5}
 
 
+def test_onnx_of_one_resolution(run, capsys, tmp_path):
+  pytest.importorskip('onnxscript')
+  code, out, err = call(capsys, checkpoint=run[0], to='onnx', output=tmp_path / 'x', resolution='42x28')
+  assert code == 0 and '42x28 cls' in out and '56x56' not in out, err
+
+
 def test_an_export_is_a_checkpoint_too(run, capsys, tmp_path):
   """Run -> safetensors in bfloat16 -> official JAX, and loaded."""
   workdir, _ = run
@@ -132,6 +138,7 @@ def test_stopped(run, capsys, tmp_path, monkeypatch):
   (dict(checkpoint='nowhere', to='hf', output='x'), 'does not exist; expected a work folder'),
   (dict(checkpoint='RUN', to='hf', output='RUN'), 'nothing is overwritten'),
   (dict(checkpoint='RUN', to='onnx', output='x', resolution='huge'), "--resolution: got 'huge'"),
+  (dict(checkpoint='RUN', to='onnx', output='x', dtype='float16'), "--dtype: got 'float16'; expected float32"),
   (dict(checkpoint='RUN', to='official_jax', output='x', dtype='bfloat16'), "--dtype: got 'bfloat16'"),
   (dict(checkpoint='RUN', to='hf', output='x', tokenizer='missing.model'), 'tokenizer: got .*missing.model')])
 def test_bad_flags(run, capsys, tmp_path, monkeypatch, flags, message):

@@ -54,10 +54,10 @@ def main(argv):
   return 0
 
 
-def reproduces(weights, format, folder, *, dtype):
-  """Whether the files in a folder give what the model gives; prints the tables that show it."""
+def reproduces(weights, format, folder, *, dtype, size=None):
+  """Whether the files in a folder give what the model gives; prints the tables that show it. size: of ONNX's images."""
   from tips_jax.interop import parity, read
-  inputs = parity.fixed_inputs(weights)
+  inputs = parity.fixed_inputs(weights, size=size)
   whole = parity.reference(weights, inputs)
   if format == 'onnx':
     readers = {'onnx': ('onnxruntime', lambda: parity.onnx_outputs(folder, inputs))}
@@ -97,7 +97,10 @@ def _export(argv):
       raise InputError(f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
                        '--output=DIR')
 
-  from tips_jax.interop import read, write  # only now: --help and bad flags answer at once
+  if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
+    raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
+
+  from tips_jax.interop import onnx, read, write  # only now: --help and bad flags answer at once
   write.refuse_existing(FLAGS.output)
   weights = read.read(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint')
   for note in weights.about.get('notes', ()):
@@ -106,9 +109,10 @@ def _export(argv):
     raise InputError(f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
                      'model that the weights were trained with')
   options = {'resolution': FLAGS.resolution} if FLAGS.to == 'onnx' else {}
+  size = onnx.fixed_size(weights.image, FLAGS.resolution) if options else None
   with write.new_folder(FLAGS.output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
-    if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype):
+    if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype, size=size):
       raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
   print(f'written: {FLAGS.output}')
 

@@ -68,9 +68,7 @@ def agree(weights, torch_model, sizes=SIZES[1:2]):
     a, b = ours(weights, x), theirs(torch_model, weights, x)
     assert set(a) == set(b)
     for name in a:
-      # Logits are cosines over a temperature of about 1/100.
-      scale = np.exp(-weights.params['logit']['log_temperature']) if name == 'logits' else 1
-      np.testing.assert_allclose(a[name], b[name], rtol=0, atol=TOLERANCE * scale, err_msg=f'{name} at {size}')
+      np.testing.assert_allclose(a[name], b[name], rtol=0, atol=TOLERANCE, err_msg=f'{name} at {size}')
 
 
 def load(folder, kind='Tipsv2Model', **options):

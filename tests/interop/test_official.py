@@ -1,4 +1,5 @@
 """Official npz files: names, pairs, and every way in which they can be wrong."""
+import dataclasses
 import pathlib
 import pickle
 
@@ -53,6 +54,14 @@ def test_round_trip(tmp_path, model, tokenizer_model, format, fields):
   same(back.params, weights.params)
   assert {f: getattr(back, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')} == \
       {f: getattr(weights, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')}
+
+
+@pytest.mark.parametrize('format', [*LAYOUTS, 'safetensors', 'hf'])
+def test_a_tower_trained_with_dropout(tmp_path, model, format):
+  weights = model()
+  towers = {**weights.towers, 'text': dataclasses.replace(weights.text, dropout=0.1)}
+  back = read.read(put(weights.replace(towers=towers), tmp_path / 'there', format))
+  assert back.text.dropout == 0.1
 
 
 @pytest.mark.parametrize('format', LAYOUTS)

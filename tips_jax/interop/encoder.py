@@ -83,7 +83,7 @@ class Encoder:
     else:
       ids = np.asarray(texts)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-      raise InputError(f'texts: got an array of shape {ids.shape}, {ids.dtype}; expected a list of str or int ids [B, T]')
+      raise InputError(f'texts: got shape {ids.shape}, {ids.dtype}; expected a list of str or int ids [B, T]')
     if ids.size and not 0 <= ids.min() <= ids.max() < self.weights.text.vocab:
       raise InputError(f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to {self.weights.text.vocab - 1}')
     out = np.zeros((len(ids), self._joint_width('text')), np.float32)

@@ -117,7 +117,7 @@ def _text(torch, weights):
   def forward(p, ids_BT):
     keep = ids_BT != 0
     angle = torch.arange(ids_BT.shape[1], dtype=torch.float32)[:, None] * rate
-    x = p['embedding'][ids_BT] * math.sqrt(tower.width)
+    x = p['embedding'].index_select(0, ids_BT.flatten()).reshape(*ids_BT.shape, tower.width) * math.sqrt(tower.width)
     x = x + torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
     read = keep | ~keep.any(dim=1, keepdim=True)    # attention over no key at all would be NaN
     x = _norm(torch, _blocks(torch, x, p, tower, 'relu', read[:, None, None]), p, 'norm')

@@ -1,4 +1,5 @@
 """Any checkpoint -> Weights: which format it is, and whether its contract is one that we keep."""
+import dataclasses
 import json
 import pathlib
 
@@ -63,23 +64,27 @@ def _export(path, what):
     raise InputError(f'{str(path / CONTRACT)!r}: cannot be read ({error})') from None
   _check_contract(path, contract)
   if format == 'hf':
-    found = huggingface.read(path)
+    found = huggingface.read(path, towers=towers)
   elif format in official.LAYOUTS:
     found = official.read(path, towers=towers)
   elif format == 'safetensors':
     params = tree.nested(arrays.read_safetensors(path))
-    found = Weights(name=contract['name'], towers=towers, params={k: params.get(k, {}) for k in towers})
+    found = Weights(name=contract['name'], towers={k: _arrays_of(t) for k, t in towers.items()},
+                    params={k: params.get(k, {}) for k in towers})
     _check_shapes(found, path)
   else:
     raise InputError(f'{what}: got {str(path)!r}, an export to {format}, which is a program; expected {_EXPECTED}')
-  # Gauges and names that a foreign layout has no place for.
-  same = {k: found.towers.get(k) for k in towers if k != 'logit'}
-  if {k: t for k, t in towers.items() if k != 'logit'} != same:
-    changed = next(k for k, t in same.items() if t != towers[k])
-    raise InputError(f'{what} {str(path)!r}: {changed}: got arrays of {same[changed]}; expected {towers[changed]}, as '
-                     f'{CONTRACT} says')
+  for name, tower in towers.items():
+    if name != 'logit' and _arrays_of(tower) != found.towers.get(name):    # which tells no more than its bias
+      raise InputError(f'{what} {str(path)!r}: {name}: got arrays of {found.towers.get(name)}; expected {tower}, as '
+                       f'{CONTRACT} says')
   return found.replace(name=contract['name'], towers=towers, size=contract['size'], about=contract['about'],
                        text_length=contract['text_length'], tokenizer=_checked_tokenizer(path, contract))
+
+
+def _arrays_of(tower):
+  """The tower as its arrays tell it: they know of no dropout."""
+  return dataclasses.replace(tower, dropout=0.0) if hasattr(tower, 'dropout') else tower
 
 
 def _check_contract(path, contract):
