@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tips_jax.core import config as schema
+from tips_jax.core import parallel
 from tips_jax.models import towers, vit
 
 F32 = schema.Compute(dtype='float32')
@@ -164,3 +166,128 @@ def test_the_decoder_puts_visible_patches_back_in_their_places():
   changed = np.abs(np.asarray(bare(moved)) - np.asarray(bare(patch))).max(-1)
   assert np.argwhere(changed > 1e-6).tolist() == [[0, 0, 4]]
   assert np.abs(np.asarray(out)[0, 0, 4] - np.asarray(out)[0, 0, 3]).max() > 1e-3
+
+
+# --- what the evaluation reads inside -----------------------------------------------------------
+
+DEEP = dataclasses.replace(TINY, depth=3)
+DEEP_PARAMS = parameters(DEEP)
+WIDE = IMAGES[:, :, :8]    # a grid of 2 x 3
+
+
+def look(images=WIDE, params=DEEP_PARAMS, tower=DEEP, **options):
+  return jax.jit(lambda p, x: vit.inspect(p, tower, F32, x, **options))(params, images)
+
+
+def by_hand(images, params, tower):
+  """NumPy, float64: the normalised tokens [B * V, T, D] after each block, and after a last block of values alone."""
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+  unit = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  norm = lambda x, p: unit(x) * p['scale'] + p['bias']
+  dense = lambda x, p: x @ p['kernel'] + p['bias']
+  gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  cut = np.asarray(vit.patches(images.reshape(-1, *images.shape[2:]), tower.patch), np.float64) / 255
+  n, h, w = cut.shape[:3]
+  x = np.einsum('bhwpqc,pqcd->bhwd', cut, params['embedding']['kernel']) + params['embedding']['bias']
+  x = x + np.asarray(vit.positions(np.float32(params['posembed']), h, w))
+  x = np.concatenate([np.tile(params['cls'], (n, 1, 1)), x.reshape(n, h * w, -1)], axis=1)
+  after = []
+  for i in range(tower.depth):
+    block = jax.tree.map(lambda p, i=i: p[i], params['encoder']['blocks'])
+    y = norm(x, block['norm1'])
+    q, k, v = (dense(y, block['attention'][name]).reshape(n, -1, tower.heads, tower.width // tower.heads)
+               for name in ('query', 'key', 'value'))
+    weights = np.exp(np.einsum('bqhd,bkhd->bhqk', q, k) / np.sqrt(q.shape[-1]))
+    mixed = np.einsum('bhqk,bkhd->bqhd', weights / weights.sum(-1, keepdims=True), v)
+    ends = []
+    for read in (mixed, v):
+      z = x + dense(read.reshape(x.shape), block['attention']['out'])
+      ends.append(z + dense(gelu(dense(norm(z, block['norm2']), block['mlp']['up'])), block['mlp']['down']))
+    x = ends[0]
+    after.append(norm(x, params['norm']))
+  return after, norm(ends[1], params['norm'])
+
+
+def joined(out):
+  """Tokens [B * V, T, D] of an output."""
+  return np.concatenate([*(out[name][:, :, None] for name in DEEP.cls), out['patch']], axis=2).reshape(4, -1, 16)
+
+
+def test_taps_and_value_patches_by_hand():
+  after, alone = by_hand(WIDE, DEEP_PARAMS, DEEP)
+  out = look(taps=(2, 0), values=True)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  for tap, number in zip(out['taps'], (2, 0)):    # in the order that was asked for
+    close(joined(tap), after[number])
+  close(joined(out), after[-1])
+  close(out['value_patch'].reshape(4, -1, 16), alone[:, 2:])
+  assert np.abs(out['value_patch'] - out['patch']).max() > 0.1
+
+
+def test_looking_inside_changes_nothing():
+  whole = run(WIDE, DEEP_PARAMS, DEEP)
+  for options, more in (({}, set()), ({'taps': (1,)}, {'taps'}), ({'values': True}, {'value_patch'})):
+    out = look(**options)
+    assert set(out) == set(whole) | more
+    same({name: out[name] for name in whole}, whole)
+  one = DEEP_PARAMS | {'encoder': jax.tree.map(lambda p: p[:1], DEEP_PARAMS['encoder'])}
+  single = look(params=one, tower=dataclasses.replace(DEEP, depth=1), taps=(0,), values=True)
+  same(single['taps'][0]['patch'], single['patch'])
+  for taps in ((3,), (-1,)):
+    with pytest.raises(ValueError, match=r'taps: got .*; expected numbers of blocks from 0 to 2'):
+      look(taps=taps)
+
+
+def test_looking_inside_with_split_weights(mesh):
+  specs = jax.tree.map(lambda p: P(*[None] * (p.ndim - 1), 'fsdp') if p.shape[-1] % 4 == 0 else P(), DEEP_PARAMS)
+  local = lambda params, images, _: vit.inspect(params, DEEP, F32, images, taps=(1,), values=True)
+  images = np.tile(WIDE, (4, 1, 1, 1, 1))
+  with mesh(2, 4):
+    split = jax.jit(lambda p, x: parallel.map_batch(local, p, x, specs=specs))(DEEP_PARAMS, images)
+  same(jax.tree.map(lambda x: x[:2], split), look(taps=(1,), values=True))
+
+
+def test_taps_and_value_patches_are_those_of_transformers():
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  if not hasattr(transformers, 'Tipsv2VisionModel'):
+    pytest.skip('transformers without Tipsv2')
+  tower = dataclasses.replace(DEEP, mask_token=False)
+  model = transformers.Tipsv2VisionModel(transformers.Tipsv2VisionConfig(
+      hidden_size=16, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=12, patch_size=4,
+      hidden_act='gelu_pytorch_tanh')).eval()
+  p, state = DEEP_PARAMS, model.state_dict()
+  positions = np.concatenate([np.zeros((1, 1, 16)), p['posembed'].reshape(1, 9, 16)], axis=1)
+  theirs = {'embeddings.cls_token': p['cls'][:, :1], 'embeddings.register_tokens': p['cls'][:, 1:],
+            'embeddings.position_embeddings': positions,
+            'embeddings.patch_embeddings.projection.weight': p['embedding']['kernel'].transpose(3, 2, 0, 1),
+            'embeddings.patch_embeddings.projection.bias': p['embedding']['bias'],
+            'layernorm.weight': p['norm']['scale'], 'layernorm.bias': p['norm']['bias']}
+  names = {'attention.q_proj': ('attention', 'query'), 'attention.k_proj': ('attention', 'key'),
+           'attention.v_proj': ('attention', 'value'), 'attention.o_proj': ('attention', 'out'),
+           'mlp.fc1': ('mlp', 'up'), 'mlp.fc2': ('mlp', 'down')}
+  for i in range(3):
+    block = jax.tree.map(lambda x, i=i: x[i], p['encoder']['blocks'])
+    for name, (part, layer) in names.items():
+      theirs[f'encoder.layer.{i}.{name}.weight'] = block[part][layer]['kernel'].T
+      theirs[f'encoder.layer.{i}.{name}.bias'] = block[part][layer]['bias']
+    for norm in ('norm1', 'norm2'):
+      theirs |= {f'encoder.layer.{i}.{norm}.{ours}': block[norm][leaf]
+                 for ours, leaf in (('weight', 'scale'), ('bias', 'bias'))}
+  assert {k for k in state if k not in theirs} == {'embeddings.mask_token'} | {
+      f'encoder.layer.{i}.layer_scale{n}.lambda1' for i in range(3) for n in (1, 2)}
+  model.load_state_dict({k: torch.tensor(np.asarray(v, np.float32)) for k, v in theirs.items()}, strict=False)
+  images, after = IMAGES.reshape(4, 12, 12, 3).astype(np.float32) / 255, []
+  for layer in model.encoder.layer:
+    layer.register_forward_hook(lambda module, args, out: after.append(out))
+  pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+  with torch.inference_mode():
+    model(pixel_values=pixels)
+    attention = model.encoder.layer[2].attention
+    attention.forward = lambda x, **_: (attention.o_proj(attention.v_proj(x)), None)
+    alone = model(pixel_values=pixels).last_hidden_state[:, 2:]
+    after = [model.layernorm(x) for x in after[:3]]
+  out = look(images[:, None], tower=tower, taps=(0, 1, 2), values=True)
+  for tap, expected in zip(out['taps'], after):
+    np.testing.assert_allclose(joined(tap), expected, rtol=1e-4, atol=2e-5)
+  np.testing.assert_allclose(out['value_patch'][:, 0], alone, rtol=1e-4, atol=2e-5)

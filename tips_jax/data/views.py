@@ -119,7 +119,7 @@ def _open(data):
       _check_size(height, width)
       return height, width, lambda reduction: _decode_jpeg(data, height, width, reduction)
   image = _pillow(data)
-  return image.height, image.width, lambda reduction: _reduced(_rgbx(_load(image)), reduction)
+  return image.height, image.width, lambda reduction: _reduced(_rgbx(rgb(image)), reduction)
 
 
 def _decode_jpeg(data, height, width, reduction):
@@ -127,7 +127,7 @@ def _decode_jpeg(data, height, width, reduction):
     return simplejpeg.decode_jpeg(data, 'RGBX', fastdct=True, min_height=-(-height // reduction),
                                   min_width=-(-width // reduction))
   except (ValueError, KeyError):  # strict: harmless oddities stop it too; Pillow tells those from damage
-    return _reduced(_rgbx(_load(_pillow(data))), reduction)
+    return _reduced(_rgbx(rgb(_pillow(data))), reduction)
 
 
 def _rgbx(rgb):
@@ -159,7 +159,7 @@ def _pillow(data):
   return image
 
 
-def _load(image):
+def rgb(image):
   """uint8 [H, W, 3] RGB of an opened Pillow image."""
   try:
     image.load()
@@ -179,7 +179,7 @@ def _load(image):
 
 def decode(data):
   """The whole image: uint8 [H, W, 3] RGB, exact decoder. Raises ValueError with the reason."""
-  return _load(_pillow(data))
+  return rgb(_pillow(data))
 
 
 def evaluation(data, size):

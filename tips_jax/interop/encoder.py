@@ -2,6 +2,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -19,7 +20,8 @@ from tips_jax.core import parallel
 from tips_jax.core.config import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import tokenizer, views
-from tips_jax.models import towers
+from tips_jax.interop.weights import flat
+from tips_jax.models import towers, vit
 
 # Tokens of one call of the program on each device. On a CPU what a layer writes for them stays in the cache; several
 # such calls run at once, as XLA computes the many small products of attention one after the other.
@@ -55,6 +57,7 @@ class Encoder:
     self._turns = threading.Semaphore(cores if cpu else 2)    # calls under way: one computes while another is copied
     self._lock, self._params = threading.Lock(), {}
     self._image = jax.jit(self._on_devices(self._image_program), static_argnames=('cls', 'patches'))
+    self._inside = jax.jit(self._on_devices(self._inside_program), static_argnames=('taps', 'values'))
     self._text = jax.jit(self._on_devices(self._text_program))
 
   # --- what people call -------------------------------------------------------------------------
@@ -136,6 +139,28 @@ class Encoder:
 
   # --- what the evaluators call -----------------------------------------------------------------
 
+  @property
+  def name(self):
+    return self.weights.name
+
+  @property
+  def depth(self):
+    """Blocks of the image tower."""
+    return self.weights.image.depth
+
+  @property
+  def has_text(self):
+    return self.weights.text is not None
+
+  @functools.cached_property
+  def sha256(self):
+    """Of towers, parameters and the dtype of activations: whoever has the same one gives the same features."""
+    digest = hashlib.sha256(repr((self.weights.towers, self.cls, self._compute.dtype)).encode())
+    for name, x in sorted(flat(self.weights.params).items()):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(x))
+    return digest.hexdigest()
+
   def image(self, images_BHWC):
     """Each CLS token [B, D], 'patch' [B, h, w, D] and 'embedding' [B, E], of an array of images."""
     return self.features(images_BHWC)
@@ -143,6 +168,18 @@ class Encoder:
   def text(self, ids_BT):
     """Embeddings [B, E] of ids; None where there is no text tower."""
     return self.encode_text(ids_BT) if 'text' in self.weights.towers else None
+
+  def inspect(self, images_BHWC, *, taps=(), values=False):
+    """As `image`, and what some evaluators read inside.
+
+    taps: numbers of blocks; they add 'taps', a tuple of (patch [B, h, w, D], first CLS [B, D]) after each, normalised
+    as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that mixes no tokens, in the
+    joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
+    """
+    images = _checked(images_BHWC)
+    tokens = np.prod([-(-s // self.patch) for s in images.shape[1:3]])
+    program = functools.partial(self._inside, taps=tuple(taps), values=values)
+    return self._map(program, ('image', 'image_head'), images, int(tokens))
 
   def features(self, images, *, size=None, cls=None, patches=True):
     """As `image`, of all that `encode_image` takes; `patches=False` leaves the patches on the device."""
@@ -180,7 +217,7 @@ class Encoder:
       shape = f' of shape {image.shape}, {image.dtype}' if isinstance(image, np.ndarray) else f' {image!r:.80}'
       raise InputError(f'image: got {type(image).__name__}{shape}; expected a path, a PIL image or uint8 [H, W, 3]')
     try:
-      rgb = Image.fromarray(views._load(image))
+      rgb = Image.fromarray(views.rgb(image))
     except ValueError as error:
       raise InputError(f'image: {error}') from None
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
@@ -209,6 +246,17 @@ class Encoder:
       h, w = (-(-s // self.patch) for s in images.shape[1:3])
       out['patch'] = patch.reshape(len(images), h, w, -1)
     return out
+
+  def _inside_program(self, params, images, *, taps, values):
+    h, w = (-(-s // self.patch) for s in images.shape[1:3])
+    grid = lambda x: x[:, 0].reshape(len(images), h, w, -1).astype(jnp.float32)
+    out = vit.inspect(params['image'], self.weights.image, self._compute, images[:, None], taps=taps, values=values)
+    project = lambda x: self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
+    found = {name: out[name][:, 0].astype(jnp.float32) for name in self.cls_names}
+    found |= {'patch': grid(out['patch']), 'embedding': project(found[self.cls])}
+    if taps:
+      found['taps'] = tuple((grid(t['patch']), t[self.cls][:, 0].astype(jnp.float32)) for t in out['taps'])
+    return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
 
   def _text_program(self, params, ids):
     out = self._apply(params, 'text', ids=ids)['text']

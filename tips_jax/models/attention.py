@@ -1,5 +1,6 @@
 """Which attention runs: the fastest exact kernel of the platform, or the one that a config asks for."""
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from tips_jax.models import attention_tpu
@@ -18,11 +19,25 @@ def attention(q, k, v, key_mask=None, *, heads, kernel='auto'):
   if kernel == 'fused':
     return _per_head(lambda q, k, v, m, h: attention_tpu.attention(q, k, v, m, heads=h, interpret=not tpu),
                      q, k, v, key_mask, heads)
+  if kernel == 'plain' and _platform() == 'cpu':
+    return _plain(q, k, v, key_mask, heads)
   split = lambda x: x.reshape(*x.shape[:2], heads, -1)
   mask = None if key_mask is None else key_mask[:, None, None, :]
   implementation = 'cudnn' if kernel == 'cudnn' else 'xla'
   return jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask,
                                       implementation=implementation).reshape(q.shape)
+
+
+def _plain(q, k, v, key_mask, heads):
+  """Heads first, as CPU products want them, and the sum divided out where there are d values of it, not T."""
+  split = lambda x: x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+  scale = (q.shape[2] // heads) ** -0.5
+  logits = jnp.einsum('bhtd,bhsd->bhts', split(q * scale), split(k), preferred_element_type=jnp.float32)
+  if key_mask is not None:
+    logits = jnp.where(key_mask[:, None, None, :], logits, -1e30)
+  p = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+  y = jnp.einsum('bhts,bhsd->bhtd', p.astype(v.dtype), split(v), preferred_element_type=jnp.float32)
+  return (y / p.sum(-1, keepdims=True)).astype(q.dtype).swapaxes(1, 2).reshape(q.shape)
 
 
 def _platform():

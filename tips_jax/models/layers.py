@@ -126,6 +126,10 @@ class Attention(nn.Module):
     y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
     return self.out(keep(y))
 
+  def values(self, x_BTD):
+    """The attention of tokens that read nothing but themselves."""
+    return self.out(self.value(x_BTD))
+
 
 class Mlp(nn.Module):
   """Feed-forward layer: `gelu` (tanh form), `relu`, or `swiglu`: swish(x W_gate) * x W_up."""
@@ -178,6 +182,11 @@ class Block(nn.Module):
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
     return x + self.drop(y, rows_B)
+
+  def values(self, x_BTD):
+    """The block where every token's attention is its own value."""
+    x = x_BTD + self.attention.values(self.norm1(x_BTD))
+    return x + self.mlp(self.norm2(x))
 
 
 class Blocks(nn.Module):

@@ -33,32 +33,66 @@ class ViT(nn.Module):
   config: schema.ViT
   compute: schema.Compute
 
-  @nn.compact
-  def __call__(self, *inputs):
+  def setup(self):
     c, dtype, d = self.config, jnp.dtype(self.compute.dtype), self.config.width
-    embedding = PatchEmbedding(c, dtype, name='embedding')
-    token = layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype) if c.mask_token else None
+    self.embedding = PatchEmbedding(c, dtype)
+    self.mask_token = layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype) if c.mask_token else None
     init = nn.initializers.normal(1 / math.sqrt(d))
-    table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
-    cls = layers.weight(self, 'cls', nn.initializers.zeros, (1, len(c.cls), d), dtype)
+    self.posembed = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
+    self.cls = layers.weight(self, 'cls', nn.initializers.zeros, (1, len(c.cls), d), dtype)
+    self.encoder, self.norm = _blocks(c, self.compute, c.depth), layers.Norm(d)
 
-    def tokens(images, mask=None, kept=None):
-      x = embedding(layers.merge_views(images))
-      n, h, w, _ = x.shape
-      if mask is not None:
-        x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), token, x)
-      x = (x + positions(table, h, w).astype(dtype)).reshape(n, h * w, d)
-      if kept is not None:
-        x = layers.gather_tokens(x, layers.merge_views(kept))
-      return jnp.concatenate([jnp.tile(cls, (n, 1, 1)), x], axis=1)
+  def __call__(self, *inputs):
+    xs = self.encoder([self.tokens(**one) for one in inputs])
+    return [self.outputs(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
-    xs = layers.Blocks(d, c.depth, c.heads, c.mlp, c.ffn, 0.0, self.compute, name='encoder')(
-        [tokens(**one) for one in inputs])
-    norm, outputs = layers.Norm(d, name='norm'), []
-    for one, x in zip(inputs, xs):
-      x = norm(x).reshape(*one['images'].shape[:2], *x.shape[1:])
-      outputs.append({name: x[:, :, i] for i, name in enumerate(c.cls)} | {'patch': x[:, :, len(c.cls):]})
-    return outputs
+  def tokens(self, images, mask=None, kept=None):
+    """What the first block reads: [B * V, N + (P or M), D]."""
+    x = self.embedding(layers.merge_views(images))
+    n, h, w, d = x.shape
+    if mask is not None:
+      x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), self.mask_token, x)
+    x = (x + positions(self.posembed, h, w).astype(x.dtype)).reshape(n, h * w, d)
+    if kept is not None:
+      x = layers.gather_tokens(x, layers.merge_views(kept))
+    return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
+
+  def outputs(self, x, lead):
+    """Tokens after a block -> an output; lead: (B, V)."""
+    x, names = self.norm(x).reshape(*lead, *x.shape[1:]), self.config.cls
+    return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names):]}
+
+
+def _blocks(c, compute, depth):
+  return layers.Blocks(c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute)
+
+
+def inspect(params, tower, compute, images, *, taps=(), values=False):
+  """The output of a ViT for images [B, V, H, W, 3], as `towers.apply` gives it, and what some evaluators read inside.
+
+  taps: numbers of blocks (the first is 0); they add 'taps', a tuple, in their order, of the output that each would give
+  were it the last (DINOv2's get_intermediate_layers(norm=True)). values: adds 'value_patch' [B, V, P, D]: the patches
+  of a last block that mixes no tokens, where each token's attention is its own value (MaskCLIP, arXiv 2112.01071,
+  section 3.2). Raises ValueError for a tap that there is not.
+  """
+  c, depth = tower, tower.depth
+  if not all(0 <= tap < depth for tap in taps):
+    raise ValueError(f'taps: got {tuple(taps)}; expected numbers of blocks from 0 to {depth - 1}')
+  run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
+  outputs = lambda x: run('outputs', x, images.shape[:2])
+  after, start = {0: run('tokens', images)}, 0    # number of blocks done -> tokens
+  for stop in sorted({tap + 1 for tap in taps} | {depth} | ({depth - 1} - {0} if values else set())):
+    part = jax.tree.map(lambda p, run=slice(start, stop): p[run], params['encoder'])
+    [after[stop]] = _blocks(c, compute, stop - start).apply({'params': part}, [after[start]])
+    start = stop
+  out = outputs(after[depth])
+  if taps:
+    out['taps'] = tuple(outputs(after[tap + 1]) for tap in taps)
+  if values:
+    block = layers.Block(c.width, c.heads, c.mlp, c.ffn, 0.0, compute)
+    last = jax.tree.map(lambda p: p[-1], params['encoder']['blocks'])
+    out['value_patch'] = outputs(block.apply({'params': last}, after[depth - 1], method='values'))['patch']
+  return out
 
 
 class PatchEmbedding(nn.Module):
