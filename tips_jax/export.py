@@ -112,6 +112,8 @@ def _export(argv):
   size = onnx.fixed_size(weights.image, FLAGS.resolution) if options else None
   with write.new_folder(FLAGS.output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
+    if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:
+      print(f'note: {FLAGS.to} has no place for the mask token, which training alone reads', file=sys.stderr)
     if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype, size=size):
       raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
   print(f'written: {FLAGS.output}')

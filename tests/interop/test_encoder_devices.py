@@ -1,8 +1,8 @@
-"""An encoder over eight devices gives the very numbers of one device, where each device has as many rows in a call.
+"""An encoder over eight devices gives the very numbers of one device, with `exact`.
 
 A device's rows are independent of those of the others. But XLA chooses how to compute a matrix product by its shape,
 and with it the order in which float32 sums are rounded: an image that is encoded in a call of another number of rows
-agrees only to some 1e-6, on one device as on many.
+agrees only to some 1e-6, on one device as on many. `exact` gives every call the same number of rows on each device.
 """
 import functools
 
@@ -15,7 +15,7 @@ from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers
 
-WIDTH, COUNT, ROWS = 48, 32, 4
+WIDTH = 48
 TOWERS = {
     'image': schema.ViT(kind='vit', width=WIDTH, depth=3, heads=3, mlp=160, patch=4, grid=4, mask_token=True),
     'text': schema.TextTower(kind='text', width=WIDTH, depth=2, heads=3, mlp=96, vocab=300),
@@ -32,49 +32,48 @@ def weights():
   return Weights(name='test', towers=TOWERS, params=params, size=16, text_length=24)
 
 
-def encoder(devices, rows=ROWS, **options):
-  """With `rows` rows on each device in every call."""
+@functools.cache
+def encoder(devices, dtype='float32'):
   if len(jax.devices()) < devices:
     pytest.skip(f'needs {devices} devices')
-  e = Encoder(weights(), batch_size=rows * devices, devices=jax.devices()[:devices], **options)
-  e._lanes = 1    # else a small batch is cut into a part for each core
-  assert e._rows(COUNT, 17) == rows * devices
-  return e
+  return Encoder(weights(), dtype=dtype, devices=jax.devices()[:devices], exact=True)
 
 
-def images(size=16):
-  return np.random.default_rng(size).integers(0, 256, (COUNT, size, size, 3), np.uint8)
+def images(count, size=16):
+  return np.random.default_rng(size + count).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('size', [16, 22])    # 22: padded by the tower to 24
-def test_images_are_equal_to_the_last_bit(size, dtype):
-  one, all_ = (encoder(n, dtype=dtype).features(images(size)) for n in (1, 8))
+@pytest.mark.parametrize('count, size', [(1, 16), (21, 22), (70, 16)])    # 22: padded by the tower to 24
+def test_images_are_equal_to_the_last_bit(count, size, dtype):
+  one, all_ = (encoder(n, dtype).features(images(count, size)) for n in (1, 8))
   assert set(one) == set(all_) == {'web', 'synthetic', 'patch', 'embedding'}
   for name in one:
     assert np.ptp(one[name]) > 0.1
     np.testing.assert_array_equal(one[name], all_[name], err_msg=name)
 
 
-def test_texts_are_equal_to_the_last_bit():
+@pytest.mark.parametrize('count', [1, 21, 70])
+def test_texts_are_equal_to_the_last_bit(count):
   rng = np.random.default_rng(0)
-  ids = rng.integers(1, 300, (2 * COUNT, 24)).astype(np.int32)
-  ids[:COUNT, 10:] = 0    # one half is cut to 16 tokens, the other is not
+  ids = rng.integers(1, 300, (count, 24)).astype(np.int32)
+  ids[::2, 10:] = 0    # one half is cut to 16 tokens, the other is not
   one, all_ = (encoder(n).encode_text(ids) for n in (1, 8))
   assert np.ptp(one) > 0.1
   np.testing.assert_array_equal(one, all_)
 
 
-def test_neighbours_in_a_batch_do_not_matter():
-  x, order = images(), np.random.default_rng(0).permutation(COUNT)
-  whole, mixed = encoder(8).features(x), encoder(8).features(x[order])
+def test_neither_number_nor_order_of_the_images_matters():
+  x, order = images(70), np.random.default_rng(0).permutation(70)
+  whole, mixed, few = encoder(1).features(x), encoder(8).features(x[order]), encoder(8).features(x[:5])
   for name in whole:
     np.testing.assert_array_equal(whole[name][order], mixed[name], err_msg=name)
+    np.testing.assert_array_equal(whole[name][:5], few[name], err_msg=name)
 
 
 def test_other_numbers_of_rows_are_near():
   one, all_ = Encoder(weights(), devices=jax.devices()[:1]), Encoder(weights(), devices=jax.devices())
-  for count in (1, 21, COUNT):
-    a, b = one.features(images()[:count]), all_.features(images()[:count])
+  for count in (1, 21, 32):
+    a, b = one.features(images(count)), all_.features(images(count))
     for name in a:
       np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-5, err_msg=name)

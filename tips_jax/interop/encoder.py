@@ -36,9 +36,11 @@ class Encoder:
   dtype: of activations, 'float32' or 'bfloat16'; outputs are always float32 NumPy arrays.
   batch_size: images or texts of one call of the compiled program; as many as suit the device where it is not given.
   cls: name of the CLS token of the joint space; the first, as in transformers, where it is not given.
+  exact: every call has as many rows on each device, at the price of padding, so that an image's numbers depend neither
+    on how many images nor on how many devices there are: a product of other shape is rounded in another order.
   """
 
-  def __init__(self, weights, *, dtype='float32', batch_size=None, devices=None, cls=None):
+  def __init__(self, weights, *, dtype='float32', batch_size=None, devices=None, cls=None, exact=False):
     if dtype not in ('float32', 'bfloat16'):
       raise unknown('dtype', dtype, ('float32', 'bfloat16'))
     if batch_size is not None and batch_size < 1:
@@ -46,7 +48,7 @@ class Encoder:
     self.weights, self.size, self.patch = weights, weights.size, weights.image.patch
     self.width, self.cls_names = weights.image.width, tuple(weights.image.cls)
     self.cls = self._known(cls or self.cls_names[0])
-    self._compute, self._batch_size = schema.Compute(dtype=dtype), batch_size
+    self._compute, self._batch_size, self._exact = schema.Compute(dtype=dtype), batch_size, exact
     devices = list(devices or jax.local_devices())
     self._mesh = jax.sharding.Mesh(np.array(devices), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     cpu = devices[0].platform == 'cpu'
@@ -274,7 +276,7 @@ class Encoder:
     """Rows of one call: a power of two on each device, so that few shapes are compiled."""
     devices = self._mesh.size
     most = self._batch_size or max(self._tokens // max(tokens, 1), 1)
-    wanted = min(-(-count // self._lanes), most)
+    wanted = most if self._exact else min(-(-count // self._lanes), most)
     each = 1 << (-(-wanted // devices) - 1).bit_length()
     return devices * (each if each * devices <= most or each == 1 else each // 2)
 
@@ -287,7 +289,7 @@ class Encoder:
     def one(begin):
       some = rows[begin:begin + n]
       x = prepare(some) if prepare else some
-      missing = _bucket(len(x), n, self._mesh.size) - len(x)
+      missing = (n if self._exact else _bucket(len(x), n, self._mesh.size)) - len(x)
       if missing:
         x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
       with self._turns, jax.set_mesh(self._mesh):
