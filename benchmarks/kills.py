@@ -77,8 +77,8 @@ def arrays(workdir):
   import jax
   from orbax.checkpoint import v1 as ocp
 
-  from tips_jax.train import checkpoint
-  out = ocp.load_checkpointables(checkpoint.find(workdir, 'workdir'))
+  from tips_jax.interop import own
+  out = ocp.load_checkpointables(own.find(workdir, 'workdir'))
   parts = {k: out[k] for k in ('params', 'teachers', 'train', 'data') if k in out}
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_flatten_with_path(parts)[0]}
 

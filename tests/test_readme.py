@@ -122,7 +122,8 @@ def test_the_first_screen_has_the_two_commands():
 @pytest.mark.parametrize('page', PAGES)
 def test_flags_and_fields_in_the_text_exist(page):
   text = (ROOT / page).read_text()
-  known = set().union(*(flags_of(ROOT / f'tips_jax/{name}.py') for name in ('main', 'prepare', 'plan')))
+  known = set().union(*(flags_of(ROOT / f'tips_jax/{name}.py') for name in
+                        ('main', 'prepare', 'plan', 'export', 'encode', 'evaluate')))
   for flag in re.findall(r'`--(\w+)[=`.]', text):
     assert flag in known, flag
   distilled = importlib.import_module('configs.vits_distill').get_config()

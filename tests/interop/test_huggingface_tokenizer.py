@@ -77,11 +77,13 @@ def test_random_texts(both):
 
 
 AS_OURS = MODELS['as ours']
+NEWER = '\ua7f1\ua7f2\ua7f3\ua7f4\uab69'    # of Unicode 13 and later; known to SentencePiece alone
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)    # what differs is rare, and known: see NEWER
 @given(text=st.text(st.characters(max_codepoint=0x2ff, exclude_categories=['Cs']) |
-                    st.characters(categories=['L', 'N', 'P', 'S', 'Z'], max_codepoint=0xffff)))
+                    st.characters(categories=['L', 'N', 'P', 'S', 'Z'], max_codepoint=0xffff,
+                                  exclude_characters=NEWER)))
 def test_any_text(tmp_path_factory, text):
   if not hasattr(test_any_text, 'both'):
     test_any_text.both = pair(AS_OURS, tmp_path_factory.mktemp('any'))
@@ -90,10 +92,9 @@ def test_any_text(tmp_path_factory, text):
 
 def test_every_character_of_the_basic_plane(tmp_path):
   both = pair(AS_OURS, tmp_path)
-  newer = set('\ua7f1\ua7f2\ua7f3\ua7f4\uab69')    # of Unicode 13 and later; known to SentencePiece alone
   stand_ins = {'\ufdd0', '\ufdd1'}
   for c in map(chr, range(1, 0xffff)):
-    if not '\ud800' <= c <= '\udfff' and c not in newer | stand_ins:
+    if not '\ud800' <= c <= '\udfff' and c not in stand_ins | set(NEWER):
       same(both, c)
 
 

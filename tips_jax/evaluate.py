@@ -1,0 +1,225 @@
+"""Evaluates any checkpoint, frozen, on the nine tasks of TIPS: a table, results.json and a page with pictures.
+
+  python -m tips_jax.evaluate --checkpoint=PATH --suite=quick
+  python -m tips_jax.evaluate --checkpoint=PATH --suite=tips --data=DIR
+  python -m tips_jax.evaluate --checkpoint=PATH --task=segmentation --store=STORE
+  python -m tips_jax.evaluate --check --suite=voc,uned --data=DIR
+
+PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz files. A suite is
+'quick' (drawn scenes, minutes on a CPU), 'tips' (the twenty data sets), or data sets by name; docs/datasets.md says
+where they come from. Features are kept in --cache: a stopped run goes on where it was. Exit codes: 0 done, 2 bad input,
+130 or 143 stopped.
+"""
+import pathlib
+import signal
+import sys
+
+from absl import flags
+
+from tips_jax.core.config import InputError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string('checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)
+flags.DEFINE_string('weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS)
+flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS)
+flags.DEFINE_string('suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.",
+                    flag_values=FLAGS)
+flags.DEFINE_string('data', '', 'Folder of the data sets.', flag_values=FLAGS)
+flags.DEFINE_string('task', '', 'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
+                    'linear, instance, retrieval, zeroshot, zeroshot_segmentation.', flag_values=FLAGS)
+flags.DEFINE_string('store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.',
+                    flag_values=FLAGS)
+flags.DEFINE_string('output', '', 'Folder for the results; evaluation/NAME beside the checkpoint if not given.',
+                    flag_values=FLAGS)
+flags.DEFINE_string('cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.',
+                    flag_values=FLAGS)
+flags.DEFINE_bool('check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS)
+flags.DEFINE_bool('random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.',
+                  flag_values=FLAGS)
+flags.DEFINE_integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0, flag_values=FLAGS)
+flags.DEFINE_integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0, flag_values=FLAGS)
+flags.DEFINE_integer('batch_size', 64, 'Images that the encoder gets at once.', 1, flag_values=FLAGS)
+flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.', flag_values=FLAGS)
+
+_RANDOM = 'random_weights'    # folder of their results, inside the output
+
+
+def main(argv):
+  """Runs the command line `argv` (program name first) and returns the exit code."""
+  if {'--help', '-h', '-help'} & set(argv):
+    print(f'{__doc__}\n{FLAGS.get_help()}')
+    return 0
+  before = signal.signal(signal.SIGTERM, _stop)
+  try:
+    return _evaluate(argv)
+  except (InputError, flags.Error) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt as stop:
+    print('\nstopped: run the same command again to go on from the cache', file=sys.stderr)
+    return 143 if stop.args == ('SIGTERM',) else 130
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _stop(signum, frame):
+  raise KeyboardInterrupt('SIGTERM')
+
+
+def _evaluate(argv):
+  _flags(argv)
+  from tips_jax.evals import checker, suite_data  # only now: --help and bad flags answer at once
+  names, only = suite_data.names(FLAGS.suite) if FLAGS.suite else (), suite_data.kinds(FLAGS.task)
+  public = suite_data.public(names, only)
+  _data_folder(public)
+  if FLAGS.check:
+    return _check(public, only)
+  checker.require([checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()])
+
+  import tips_jax
+  encoder = tips_jax.load(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, dtype=FLAGS.dtype,
+                          exact=True)
+  output, cache = _folders()
+  jobs = [job for name in public for job in suite_data.benchmark(name, FLAGS.data, only=only, size=FLAGS.size)]
+  if FLAGS.store:
+    jobs += suite_data.own(FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text)
+  if suite_data.QUICK in names:
+    with _Progress('drawing scenes', 1) as bar:
+      jobs += suite_data.quick(cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar)
+  if not jobs:
+    raise InputError(f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs')
+  _refuse_another(output, encoder, jobs)
+  others = []
+  if suite_data.QUICK in names if FLAGS.random is None else FLAGS.random:
+    _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
+    others = [output / _RANDOM]
+  print(_run(encoder, jobs, output, cache, others=others, name=pathlib.Path(FLAGS.checkpoint).name or encoder.name))
+  print(f'written: {output / "index.html"}')
+  return 0
+
+
+def _flags(argv):
+  FLAGS.unparse_flags()
+  for name in FLAGS:
+    FLAGS[name].unparse()
+  rest = FLAGS(argv)[1:]
+  if rest:
+    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value')
+  if not FLAGS.check and not FLAGS.checkpoint:
+    raise InputError('--checkpoint: missing; expected python -m tips_jax.evaluate --checkpoint=PATH --suite=quick')
+  if bool(FLAGS.suite) == bool(FLAGS.store):
+    raise InputError(f'--suite, --store: got {"both" if FLAGS.suite else "neither"}; expected one of them: '
+                     '--suite=quick, --suite=tips --data=DIR, or --store=STORE')
+
+
+def _data_folder(public):
+  if public and not (FLAGS.data and pathlib.Path(FLAGS.data).expanduser().is_dir()):
+    got = f'got {FLAGS.data!r}, which is no folder' if FLAGS.data else 'missing'
+    raise InputError(f'--data: {got}; expected the folder of {", ".join(list(public)[:3])}'
+                     f'{", ..." if len(public) > 3 else ""}; docs/datasets.md says how it must look')
+
+
+def _check(public, only):
+  """Says whether the data are whole; returns the exit code."""
+  from tips_jax.evals import checker, suite_checks, suite_data
+  if FLAGS.store:
+    jobs = suite_data.own(FLAGS.store, only=only)
+    suite_checks.check_data(jobs)
+    print(f'{FLAGS.store}: ready for {", ".join(job.task.name for job in jobs)}')
+    return 0
+  reports = [checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
+  print(checker.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check')
+  return 0 if all(report.ok for report in reports) else 2
+
+
+def _folders():
+  """(output, cache): beside the checkpoint where flags do not say."""
+  from tips_jax.interop import own
+  folder, step = own.split(FLAGS.checkpoint)
+  folder = pathlib.Path(folder)
+  run = own.is_run(FLAGS.checkpoint)
+  place = (folder if run else folder.parent) / 'evaluation'
+  name = FLAGS.suite.replace(',', '+') or pathlib.Path(FLAGS.store).name
+  step = '' if step is None else f'step{step}'
+  marks = [FLAGS.task.replace(',', '+'), '' if run else folder.stem, FLAGS.weights, step]
+  default = place / '-'.join([name, *filter(None, marks)])
+  expand = lambda flag, other: pathlib.Path(flag).expanduser() if flag else other
+  return expand(FLAGS.output, default), expand(FLAGS.cache, place / 'cache')
+
+
+def _refuse_another(output, encoder, jobs):
+  """InputError where the output holds what this run would lose."""
+  from tips_jax.evals import sheet
+  if not (output / sheet.FILE).exists():
+    if output.is_dir() and set(p.name for p in output.iterdir()) - {_RANDOM, 'decoders', sheet.PICTURES}:
+      raise InputError(f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a new '
+                       'folder')
+    return
+  before = sheet.read(output)
+  if before['checkpoint']['sha256'] != encoder.sha256:
+    raise InputError(f'--output: {str(output)!r} holds the evaluation of another checkpoint, '
+                     f'{before["checkpoint"]["name"]!r}; expected another folder, --output=DIR: nothing is overwritten')
+  now = {(job.dataset, job.task.name) for job in jobs}
+  gone = [r for r in before['results'] if r['seconds'] and (r['dataset'], r['task']) not in now]
+  if gone:
+    raise InputError(f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run does not '
+                     'measure; expected another folder, --output=DIR: nothing is overwritten')
+
+
+def _run(encoder, jobs, output, cache, *, name, others=()):
+  """Runs the jobs and writes the results, after every data set while there are none yet; returns the table."""
+  from tips_jax.evals import cache as cache_lib
+  from tips_jax.evals import sheet, suite
+  fresh, found, data = not (output / sheet.FILE).exists(), [], [job.dataset for job in jobs]
+  facts = {'checkpoint': FLAGS.checkpoint, 'model': encoder.name, 'weights': FLAGS.weights or 'as the run chose',
+           'data': FLAGS.store or FLAGS.suite, 'images of a split': FLAGS.limit or 'all'}
+  write = lambda: sheet.write(output, found, title=f'Evaluation of {name}', facts=facts, checkpoint=name,
+                              sha256=encoder.sha256, others=others)
+
+  def after(outcome):
+    found.append(outcome)
+    shown = ', '.join(f'{k} {v:.3f}' for k, v in list(outcome.metrics.items())[:2])
+    print(f'{name}: {outcome.dataset} {outcome.task}: {shown}', file=sys.stderr)
+    if fresh and (len(found) == len(data) or data[len(found)] != outcome.dataset):
+      write()
+
+  suite.run(encoder, jobs, cache=cache_lib.Cache(cache), output=output, batch_size=FLAGS.batch_size, limit=FLAGS.limit,
+            progress=_Progress, after=after)
+  return write()
+
+
+def _random(encoder):
+  """The same towers before any training."""
+  from tips_jax.interop.encoder import Encoder
+  from tips_jax.models import towers
+  weights = encoder.weights
+  params = {name: towers.init(name, tower, seed=0) for name, tower in weights.towers.items()}
+  return Encoder(weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True)
+
+
+class _Progress:
+  """A progress line on stderr; calls with (done, total) move it too."""
+
+  def __init__(self, label, total):
+    from tips_jax.core.log import Progress
+    self._bar = Progress(total, label=label)
+
+  def update(self, done):
+    self._bar.update(done)
+
+  def __call__(self, done, total):
+    self._bar.total = total
+    self._bar.update(done)
+
+  def close(self):
+    self._bar.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
