@@ -94,7 +94,7 @@ def test_a_file_of_another_variant_than_its_name(tmp_path, model):
   folder = put(model(text=False), tmp_path / 'there', 'official_jax')
   (folder / write.CONTRACT).unlink()
   (folder / 'tiny_vision.npz').rename(folder / 'tips_oss_b14_highres_distilled_vision.npz')
-  with pytest.raises(InputError, match='got a image tower of width 32; expected 768, as the name says b'):
+  with pytest.raises(InputError, match='image tower: got width 32; expected 768, as the name says b'):
     read.read(folder)
 
 

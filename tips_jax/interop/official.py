@@ -135,5 +135,5 @@ def _recognise(found, file):
 def _check_name(file, tower, found):
   name = released(file)
   if name and _WIDTHS[name['scale']] != found.width:
-    raise InputError(f'{str(file)!r}: got a {tower} tower of width {found.width}; expected '
-                     f'{_WIDTHS[name["scale"]]}, as the name says {name["scale"]}')
+    raise InputError(f'{str(file)!r}: {tower} tower: got width {found.width}; expected {_WIDTHS[name["scale"]]}, as '
+                     f'the name says {name["scale"]}')
