@@ -14,7 +14,7 @@ from tips_jax.data import views
 from tips_jax.evals import features, segmentation
 
 _INK, _SOFT, _LINE, _ACCENT, _PALE, _WARM = '#1c2733', '#64748b', '#e2e8f0', '#0f766e', '#cbd5e1', '#d97706'
-_STYLE = {'font.family': 'sans-serif', 'font.size': 10, 'text.color': _INK, 'axes.edgecolor': _LINE,
+STYLE = {'font.family': 'sans-serif', 'font.size': 10, 'text.color': _INK, 'axes.edgecolor': _LINE,
           'axes.labelcolor': _SOFT, 'xtick.color': _SOFT, 'ytick.color': _SOFT, 'axes.titlesize': 11,
           'axes.titlelocation': 'left', 'axes.spines.top': False, 'axes.spines.right': False}
 _CLASSES = (
@@ -26,7 +26,7 @@ _COLUMNS, _QUERIES, _TOP, _GALLERY = 8, 6, 6, 1000
 def draw(folder, *, values, labels, encoder, store, config, tokenizer, text_length, probe, metrics_path, terms):
   """Draws what there is material for into `folder`; returns the file names in the order of the page."""
   drawn = []
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     for name, figure in (
         ('bars.png', lambda: bars(values, labels)),
         ('features.png', lambda: patch_features(encoder, store, config, probe)),
@@ -47,7 +47,7 @@ def bars(values, labels):
   names = list(values['after'])
   if not names:
     return None
-  figure = _figure(9.6, 0.62 * len(names) + 0.9)
+  figure = new_figure(9.6, 0.62 * len(names) + 0.9)
   axes = figure.add_subplot()
   y = np.arange(len(names))[::-1]
   get = lambda column: np.array([100 * values[column].get(name, np.nan) for name in names], float)
@@ -90,13 +90,13 @@ def patch_features(encoder, store, config, probe):
     if probe:
       masks['linear probe'] = [segmentation.upsample_argmax(probe.logits(patch[i]), square) for i in shown]
     masks['truth'] = [views.evaluation_mask(rows[i][1]['mask'], config.size) for i in shown]
-    strips += [(title, [_palette()[mask] for mask in found]) for title, found in masks.items()]
+    strips += [(title, [mask_palette()[mask] for mask in found]) for title, found in masks.items()]
     used = set(np.unique(list(masks.values())))
-  figure = _figure(1.25 * len(shown) + 0.3, 1.25 * len(strips))
+  figure = new_figure(1.25 * len(shown) + 0.3, 1.25 * len(strips))
   grid = figure.add_gridspec(len(strips), len(shown), wspace=0.05, hspace=0.05, left=0.03, right=1, top=1, bottom=0)
   for row, (title, tiles) in enumerate(strips):
     for column, tile in enumerate(tiles):
-      axes = _tile(figure, grid[row, column], tile)
+      axes = draw_tile(figure, grid[row, column], tile)
       if column == 0:
         axes.set_ylabel(title, color=_SOFT, labelpad=6)
   _legend(figure, sorted(used - {segmentation.IGNORE}), segmentation.class_names(store))
@@ -116,7 +116,7 @@ def retrieval_sheet(encoder, store, config, tokenizer, text_length):
   count, top = min(_QUERIES, len(text)), min(_TOP, len(image))
   queries = (2 * np.arange(count) + 1) * len(text) // (2 * count)
   source = store.source(config.split)
-  figure = _figure(1.22 * (top + 3.4), 1.22 * count)
+  figure = new_figure(1.22 * (top + 3.4), 1.22 * count)
   grid = figure.add_gridspec(count, top + 2, width_ratios=[2.7] + [1] * top + [0.7], wspace=0.06, hspace=0.06, left=0,
                              right=1, top=1, bottom=0)
   for row, query in enumerate(queries):
@@ -128,7 +128,7 @@ def retrieval_sheet(encoder, store, config, tokenizer, text_length):
                fontsize=9.5, linespacing=1.35, transform=words.transAxes)
     for column, place in enumerate(np.argsort(-scores, kind='stable')[:top]):
       tile = views.evaluation(source[int(found.record[place])]['image'], config.size)
-      axes = _tile(figure, grid[row, column + 1], tile)
+      axes = draw_tile(figure, grid[row, column + 1], tile)
       if place == right:
         axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor='#16a34a', linewidth=6))
     note = figure.add_subplot(grid[row, top + 1])
@@ -171,7 +171,7 @@ def _panels(curves, *, smooth):
     return None
   columns = len(curves) if len(curves) <= 4 else 3
   rows = -(-len(curves) // columns)
-  figure = _figure(10.2, 2.5 * rows)
+  figure = new_figure(10.2, 2.5 * rows)
   grid = figure.add_gridspec(rows, columns, hspace=0.5, wspace=0.22)
   for i, (name, (x, y)) in enumerate(curves.items()):
     axes = figure.add_subplot(grid[i // columns, i % columns])
@@ -205,13 +205,13 @@ def _smooth(y, half):
   return (total[i + ahead + 1] - total[i - back]) / (ahead + back + 1)
 
 
-def _figure(width, height):
+def new_figure(width, height):
   figure = Figure(figsize=(width, height))
   FigureCanvasAgg(figure)
   return figure
 
 
-def _tile(figure, place, image):
+def draw_tile(figure, place, image):
   axes = figure.add_subplot(place)
   axes.imshow(image, interpolation='antialiased', aspect='equal')
   axes.set(xticks=[], yticks=[])
@@ -224,7 +224,7 @@ def _enlarge(maps, size):
   return [np.clip(cv2.resize(m.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1) for m in maps]
 
 
-def _palette():
+def mask_palette():
   """256 colours by class id: soft ones first (surroundings, in `scenes`), 255 (void) is white."""
   first = matplotlib.colors.to_rgba_array(_CLASSES)[:, :3]
   i = np.arange(256 - len(first))
@@ -236,7 +236,7 @@ def _palette():
 def _legend(figure, ids, names):
   if not ids or not names:
     return
-  colours = _palette()
+  colours = mask_palette()
   handles = [Rectangle((0, 0), 1, 1, color=colours[i]) for i in ids]
   figure.legend(handles, [names[i] if i < len(names) else str(i) for i in ids], loc='upper center', frameon=False,
                 bbox_to_anchor=(0.51, -0.01), ncols=min(10, len(ids)), fontsize=9, handlelength=1, handleheight=1,

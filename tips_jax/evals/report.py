@@ -38,11 +38,11 @@ def write(workdir, *, before, after, chance, baseline, encoder, store, config: E
   values = dict(zip(COLUMNS, (before, after, chance, baseline)))
   try:
     (workdir / 'report').mkdir(parents=True, exist_ok=True)
-    _replace(workdir / 'report.json', json.dumps({c: _finite(values[c]) for c in COLUMNS}, indent=1) + '\n')
+    write_whole(workdir / 'report.json', json.dumps({c: _finite(values[c]) for c in COLUMNS}, indent=1) + '\n')
     drawn = pictures.draw(
         workdir / 'report', values=values, labels=_LABELS, encoder=encoder, store=store, config=config,
         tokenizer=tokenizer, text_length=text_length, probe=probe, metrics_path=metrics_path, terms=terms)
-    _replace(workdir / 'index.html', page(title, values, drawn, facts or {}))
+    write_whole(workdir / 'index.html', page(title, values, drawn, facts or {}))
   except OSError as error:
     raise InputError(f'workdir: cannot write the report to {str(workdir)!r} ({error.strerror})') from None
   return table(**values)
@@ -68,7 +68,7 @@ def page(title, values, pictures, facts) -> str:
       f'<section><h2>{_CAPTIONS[name][0]}</h2><p>{_CAPTIONS[name][1]}</p>'
       f'<img src="report/{name}" alt="{_CAPTIONS[name][0]}"></section>' for name in pictures)
   about = ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>' for k, v in facts.items())
-  return _PAGE.format(title=html.escape(title), rows=rows, figures=figures, facts=about, style=_STYLE)
+  return _PAGE.format(title=html.escape(title), rows=rows, figures=figures, facts=about, style=STYLE)
 
 
 def _names(values):
@@ -83,13 +83,13 @@ def _finite(values):
   return {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
 
 
-def _replace(path, text):
+def write_whole(path, text):
   temporary = path.with_suffix('.tmp')
   temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)
 
 
-_STYLE = '''
+STYLE = '''
 :root { --ink: #1c2733; --soft: #64748b; --line: #e2e8f0; --accent: #0f766e; --paper: #ffffff; --desk: #f4f6f8; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--desk); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }

@@ -37,7 +37,7 @@ def write(output, outcomes, *, title: str, facts=None, checkpoint: str = '', sha
   contents = [content, *(other if isinstance(other, dict) else read(other) for other in others)]
   try:
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
-    report._replace(output / FILE, json.dumps(content, indent=1, allow_nan=False) + '\n')
+    report.write_whole(output / FILE, json.dumps(content, indent=1, allow_nan=False) + '\n')
     rows, figures = _rows(contents), collections.defaultdict(list)    # section -> (label, PNG bytes, note)
     for section, label, png, note in _drawn(outcomes, rows):
       name = re.sub(r'[^\w.]+', '-', f'{label} {section}').strip('-.')
@@ -45,7 +45,7 @@ def write(output, outcomes, *, title: str, facts=None, checkpoint: str = '', sha
       temporary.write_bytes(png)
       os.replace(temporary, output / PICTURES / f'{name}.png')
       figures[section].append((label, png, note))
-    report._replace(output / PAGE, sheet_page.page(contents, rows, _heads(contents), figures))
+    report.write_whole(output / PAGE, sheet_page.page(contents, rows, _heads(contents), figures))
   except OSError as error:
     raise InputError(f'output: cannot write the results to {str(output)!r} ({error.strerror})') from None
   return table(contents)

@@ -26,7 +26,7 @@ def confusion(outcome) -> bytes | None:
   part = np.concatenate([part, rest[:, None]], 1) if len(chosen) < len(share) else part
   n, columns = part.shape
   with matplotlib.rc_context(STYLE):
-    figure = pictures._figure(0.52 * columns, 0.36 * n)
+    figure = pictures.new_figure(0.52 * columns, 0.36 * n)
     axes = figure.add_axes((0, 0, 1, 1))
     right = np.eye(n, columns, dtype=bool)
     colour = np.where(right[..., None], matplotlib.colors.to_rgb(_OURS), matplotlib.colors.to_rgb(WRONG))
@@ -71,7 +71,7 @@ def bars(rows) -> bytes | None:
   if not rows:
     return None
   with matplotlib.rc_context(STYLE):
-    figure = pictures._figure(6, 0.58 * len(rows) + 0.3)
+    figure = pictures.new_figure(6, 0.58 * len(rows) + 0.3)
     axes = figure.add_axes((0, 0, 1, 1))
     y = np.arange(len(rows))[::-1]
     axes.barh(y, [row[1] for row in rows], 0.36, color=_OURS, label='ours')

@@ -145,7 +145,7 @@ def _width(png):
   return round(struct.unpack('>I', png[16:20])[0] / 1.28)
 
 
-_STYLE = report._STYLE + '''
+_STYLE = report.STYLE + '''
 :root { color-scheme: light dark; --number: #0f766e; }
 section { padding: 24px 28px; }
 main { max-width: 1200px; }

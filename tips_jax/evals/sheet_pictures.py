@@ -25,7 +25,7 @@ from tips_jax.evals.segmentation import IGNORE
 
 MOST, TOP = 6, 6               # examples of a picture, images found for one
 INK, FAINT, RIGHT, WRONG = '#6f7f93', '#8a97a85c', '#1fa855', '#e5484d'
-STYLE = pictures._STYLE | {
+STYLE = pictures.STYLE | {
     'text.color': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': FAINT}
 _STRIPES = np.array([[166, 176, 189], [198, 206, 216]], np.uint8)
 _DEPTHS, _ERRORS = 'viridis', 'inferno'
@@ -61,7 +61,7 @@ def patch_features(outcome) -> bytes | None:
 def palette(names) -> np.ndarray:
   """Colours [256, 3] in [0, 1] by class id. `scenes` keeps its own; a class called background is grey."""
   if tuple(names) == tuple(scenes_draw.MASK_CLASSES):
-    return pictures._palette()
+    return pictures.mask_palette()
   i = np.arange(256)
   found = matplotlib.colors.hsv_to_rgb(np.stack(
       [(0.02 + i * 0.618034) % 1, np.array([0.72, 0.5, 0.85])[i % 3], np.array([0.93, 0.72, 0.55, 0.85])[i // 2 % 4]],
@@ -157,7 +157,7 @@ def _found(shown, names):
   texts = [e.get('text') for e in shown]
   wide = 2.6 if any(texts) else 1.25
   top = max(min(len(e['images']), TOP) for e in shown)
-  figure = pictures._figure(1.12 * (wide + top + 0.6), 1.12 * len(shown))
+  figure = pictures.new_figure(1.12 * (wide + top + 0.6), 1.12 * len(shown))
   grid = figure.add_gridspec(len(shown), top + 2, width_ratios=[wide] + [1] * top + [0.6], wspace=0.06, hspace=0.08,
                              left=0, right=1, top=1, bottom=0)
   for row, (e, text) in enumerate(zip(shown, texts)):
@@ -167,10 +167,10 @@ def _found(shown, names):
       words.text(0, 0.5, textwrap.fill(textwrap.shorten(text, 150, placeholder=' …'), 36), va='center', fontsize=9,
                  linespacing=1.3, transform=words.transAxes)
     else:
-      pictures._tile(figure, grid[row, 0], _square(e['image'])).set_anchor('W')
+      pictures.draw_tile(figure, grid[row, 0], _square(e['image'])).set_anchor('W')
     right = np.atleast_1d(e['right']).tolist() if e.get('right') is not None else []
     for place, image in enumerate(e['images'][:TOP]):
-      axes = pictures._tile(figure, grid[row, place + 1], _square(image))
+      axes = pictures.draw_tile(figure, grid[row, place + 1], _square(image))
       if place in right:
         axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=RIGHT, linewidth=6))
     if row == 0:
@@ -198,12 +198,12 @@ def _strips(strips):
   wide = [t.shape[1] / t.shape[0] for t in strips[0][1]]
   tall = min(_TALL, _WIDE / sum(wide))
   width = tall * sum(wide) + 0.06 * (len(wide) - 1)
-  figure = pictures._figure(width + 0.3, tall * len(strips) + 0.06 * (len(strips) - 1))
+  figure = pictures.new_figure(width + 0.3, tall * len(strips) + 0.06 * (len(strips) - 1))
   grid = figure.add_gridspec(len(strips), len(wide), width_ratios=wide, wspace=0.06 * len(wide) / width,
                              hspace=0.06 / tall, left=0.3 / (width + 0.3), right=1, top=1, bottom=0)
   for row, (title, tiles, notes) in enumerate(strips):
     for column, tile in enumerate(tiles):
-      axes = pictures._tile(figure, grid[row, column], np.clip(tile, 0, 1) if tile.dtype != np.uint8 else tile)
+      axes = pictures.draw_tile(figure, grid[row, column], np.clip(tile, 0, 1) if tile.dtype != np.uint8 else tile)
       if column == 0:
         axes.set_ylabel(title, labelpad=6, fontsize=9.5)
       if notes and notes[column]:
