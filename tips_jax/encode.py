@@ -10,12 +10,12 @@ import concurrent.futures
 import glob
 import os
 import pathlib
-import signal
 import sys
 import tempfile
 
 from absl import flags
 
+from tips_jax.core import command
 from tips_jax.core.config import InputError
 
 FLAGS = flags.FlagValues()
@@ -37,25 +37,7 @@ _AHEAD = 2    # groups of images that are decoded while the device works
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  if {'--help', '-h', '-help'} & set(argv):
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    return 0
-  before = signal.signal(signal.SIGTERM, _stop)
-  try:
-    _encode(argv)
-  except (InputError, flags.Error) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt as stop:
-    print('\nstopped: nothing was written', file=sys.stderr)
-    return 143 if stop.args == ('SIGTERM',) else 130
-  finally:
-    signal.signal(signal.SIGTERM, before)
-  return 0
-
-
-def _stop(signum, frame):
-  raise KeyboardInterrupt('SIGTERM')
+  return command.run(_encode, argv, FLAGS, about=__doc__, stopped='nothing was written')
 
 
 def _encode(argv):
@@ -80,12 +62,7 @@ def _encode(argv):
 
 def _inputs(argv):
   """(image paths, texts, output path) of the flags, all of which have been looked at."""
-  FLAGS.unparse_flags()
-  for name in FLAGS:
-    FLAGS[name].unparse()
-  rest = FLAGS(argv)[1:]
-  if rest:
-    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value; a glob needs quotes')
+  command.parse(FLAGS, argv, hint='; a glob needs quotes')
   for name in ('checkpoint', 'output'):
     if not FLAGS[name].value:
       raise InputError(f'--{name}: missing; expected python -m tips_jax.encode --checkpoint=PATH --images=GLOB '

@@ -11,11 +11,11 @@ where they come from. Features are kept in --cache: a stopped run goes on where 
 130 or 143 stopped.
 """
 import pathlib
-import signal
 import sys
 
 from absl import flags
 
+from tips_jax.core import command
 from tips_jax.core.config import InputError
 
 FLAGS = flags.FlagValues()
@@ -46,24 +46,8 @@ _RANDOM = 'random_weights'    # folder of their results, inside the output
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  if {'--help', '-h', '-help'} & set(argv):
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    return 0
-  before = signal.signal(signal.SIGTERM, _stop)
-  try:
-    return _evaluate(argv)
-  except (InputError, flags.Error) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt as stop:
-    print('\nstopped: run the same command again to go on from the cache', file=sys.stderr)
-    return 143 if stop.args == ('SIGTERM',) else 130
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-def _stop(signum, frame):
-  raise KeyboardInterrupt('SIGTERM')
+  return command.run(_evaluate, argv, FLAGS, about=__doc__,
+                     stopped='run the same command again to go on from the cache')
 
 
 def _evaluate(argv):
@@ -99,12 +83,7 @@ def _evaluate(argv):
 
 
 def _flags(argv):
-  FLAGS.unparse_flags()
-  for name in FLAGS:
-    FLAGS[name].unparse()
-  rest = FLAGS(argv)[1:]
-  if rest:
-    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value')
+  command.parse(FLAGS, argv)
   if not FLAGS.check and not FLAGS.checkpoint:
     raise InputError('--checkpoint: missing; expected python -m tips_jax.evaluate --checkpoint=PATH --suite=quick')
   if bool(FLAGS.suite) == bool(FLAGS.store):

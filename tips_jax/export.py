@@ -5,11 +5,11 @@
 The files are read back, and compared with the model on fixed inputs; where they differ, nothing is left behind. Exit
 codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143 stopped.
 """
-import signal
 import sys
 
 from absl import flags
 
+from tips_jax.core import command
 from tips_jax.core.config import InputError
 
 FLAGS = flags.FlagValues()
@@ -34,24 +34,7 @@ class Differs(Exception):
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  if {'--help', '-h', '-help'} & set(argv):
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    return 0
-  before = signal.signal(signal.SIGTERM, _stop)
-  try:
-    _export(argv)
-  except (InputError, flags.Error) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except Differs as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 4
-  except KeyboardInterrupt as stop:
-    print('\nstopped: nothing was written', file=sys.stderr)
-    return 143 if stop.args == ('SIGTERM',) else 130
-  finally:
-    signal.signal(signal.SIGTERM, before)
-  return 0
+  return command.run(_export, argv, FLAGS, about=__doc__, stopped='nothing was written')
 
 
 def reproduces(weights, format, folder, *, dtype, size=None):
@@ -81,17 +64,8 @@ def reproduces(weights, format, folder, *, dtype, size=None):
   return good
 
 
-def _stop(signum, frame):
-  raise KeyboardInterrupt('SIGTERM')
-
-
 def _export(argv):
-  FLAGS.unparse_flags()
-  for name in FLAGS:
-    FLAGS[name].unparse()
-  rest = FLAGS(argv)[1:]
-  if rest:
-    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value')
+  command.parse(FLAGS, argv)
   for name in ('checkpoint', 'to', 'output'):
     if not FLAGS[name].value:
       raise InputError(f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
@@ -110,13 +84,23 @@ def _export(argv):
                      'model that the weights were trained with')
   options = {'resolution': FLAGS.resolution} if FLAGS.to == 'onnx' else {}
   size = onnx.fixed_size(weights.image, FLAGS.resolution) if options else None
+  try:
+    _write(weights, options, size)
+  except Differs as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 4
+  print(f'written: {FLAGS.output}')
+  return 0
+
+
+def _write(weights, options, size):
+  from tips_jax.interop import write
   with write.new_folder(FLAGS.output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
     if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:
       print(f'note: {FLAGS.to} has no place for the mask token, which training alone reads', file=sys.stderr)
     if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype, size=size):
       raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
-  print(f'written: {FLAGS.output}')
 
 
 if __name__ == '__main__':

@@ -7,11 +7,11 @@ files, a Hugging Face save_to_disk folder, a TFDS folder or a TFDS name. Exit co
 stopped by Ctrl-C or SIGTERM. A stopped run leaves nothing behind; the same command starts anew.
 """
 
-import signal
 import sys
 
 from absl import flags
 
+from tips_jax.core import command
 from tips_jax.core.config import InputError
 
 FLAGS = flags.FlagValues()
@@ -47,34 +47,12 @@ flags.DEFINE_integer('limit', 0, 'Samples to read from each input; 0: all.', 0, 
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  if {'--help', '-h', '-help'} & set(argv):
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    return 0
-  before = signal.signal(signal.SIGTERM, _stop)
-  try:
-    _prepare(argv)
-  except (InputError, flags.Error) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt as stop:
-    print('\nstopped: nothing was written; run the same command again to start anew', file=sys.stderr)
-    return 143 if stop.args == ('SIGTERM',) else 130
-  finally:
-    signal.signal(signal.SIGTERM, before)
-  return 0
-
-
-def _stop(signum, frame):
-  raise KeyboardInterrupt('SIGTERM')
+  return command.run(_prepare, argv, FLAGS, about=__doc__,
+                     stopped='nothing was written; run the same command again to start anew')
 
 
 def _prepare(argv):
-  FLAGS.unparse_flags()
-  for name in FLAGS:
-    FLAGS[name].unparse()
-  rest = FLAGS(['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv])[1:]
-  if rest:
-    raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value')
+  command.parse(FLAGS, ['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv])
   for name in ('input', 'output'):
     if not FLAGS[name].value:
       raise InputError(f'--{name}: missing; expected python -m tips_jax.prepare --input=PATH --output=STORE')
