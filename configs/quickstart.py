@@ -5,27 +5,28 @@
 """
 from configs import methods, recipe, scales
 
-PATCH = 8
+PATCH = 16
 
 
 def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   method = recipe.late(methods.tips('quick', version), 'distill', 'masked', begin=0.1, until=0.3)
   method['towers'] |= dict(
-      image=scales.image('quick', grid=6, mask_token=True, patch=PATCH), text=scales.text('quick', vocab=1024),
+      image=scales.image('quick', grid=6, mask_token=True, patch=PATCH) | dict(centred=True),
+      text=scales.text('quick', vocab=1024),
       head=dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
   for term in ('distill', 'masked'):    # an EMA centre and soft targets turn uniform in so few steps (docs/lab.md)
     method['terms'][term]['args'] |= dict(teacher_temperature=0.04, centring='sinkhorn')
   # Scenes' captions say left and right: no flips.
-  views = {'global': dict(size=48, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=24, count=3)}
-  small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=360, batch_size=64)
-  scenes = dict(train=128, test=64) if rest == 'runlocal' else dict(train=4000, test=500)
+  views = {'global': dict(size=96, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=48, count=3)}
+  small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=1000, batch_size=32)
+  scenes = dict(train=128, test=64) if rest == 'runlocal' else dict(train=6000, test=500)
   config = recipe.pretrain(
       f'quickstart_{version}', method, 'quick', steps=1, compute=dict(dtype='float32'),
-      data=dict(views=views, scenes=scenes),
+      data=dict(views=views, text_length=32, scenes=scenes | dict(objects=1, typical=0.8)),    # docs/lab.md
       optimizer=dict(kind='adamw', learning_rate=1.5e-3, weight_decay=0.05),
-      schedule=dict(warmup_steps=50, decay='cosine', **small),
-      checkpoint=dict(every_steps=100), log=dict(every_steps=10),
+      schedule=dict(warmup_steps=100, decay='cosine', **small),
+      checkpoint=dict(every_steps=200), log=dict(every_steps=20),
       evals=dict(tasks=('retrieval', 'knn', 'segmentation'), size=96, limit=2000))
   if rest == 'runlocal':
     config['evals'] |= dict(limit=128)

@@ -72,7 +72,7 @@ def test_all_that_the_annotations_serve(checkpoints, store):
 
 
 def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
-  monkeypatch.setattr(suite_data, '_SCENES', dict(train=16, test=8, size=SIZE))
+  monkeypatch.setattr(suite_data, '_SCENES', suite_data._SCENES | dict(train=16, test=8, size=SIZE))
   code, out, err = call(suite='quick', task='knn,instance', batch_size=8)
   assert code == 0, err
   assert re.search(r'one +random weights +naive', out) and 'drawing scenes' in err
@@ -81,6 +81,25 @@ def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
   assert random['checkpoint']['sha256'] != sheet.read(tmp_path / 'out')['checkpoint']['sha256']
   code, out, _ = call('--norandom', suite='quick', task='knn,instance', batch_size=8)
   assert code == 0 and 'random weights' not in out
+
+
+def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
+  assert call(store=store, task='knn', output=tmp_path / 'small', limit=10)[0] == 0
+  assert call(store=store, task='knn', output=tmp_path / 'two', checkpoint=checkpoints / 'two')[0] == 0
+  code, out, err = call(store=store, task='knn', compare=f'{tmp_path / "two"},{tmp_path / "small"}')
+  assert code == 0 and re.search(r'one \w{6} +two +one \w{6} +naive', out), err
+  assert 'two: ' not in out and re.search(r'≠ mine, knn, one \w{6}: 10 images of train, not 24; 10 images of test', out)
+  assert '10 images of train' in (tmp_path / 'out/index.html').read_text()
+  code, table, _ = call(checkpoint=None, cache=None, output=None, compare=','.join(
+      str(tmp_path / name) for name in ('out', 'two', 'small')))
+  assert code == 0 and out.startswith(table)
+  for flags, message in ((dict(compare='a'), "got 'a' alone; expected two"),
+                         (dict(compare='a,b', store=store), '--compare, --store: got both without --checkpoint'),
+                         (dict(compare='a,b'), "cannot read 'a'")):
+    code, _, err = call(**{'checkpoint': None, 'cache': None, 'output': None} | flags)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+  code, _, err = call(store=store, task='knn', compare='nowhere')
+  assert code == 2 and "cannot read 'nowhere'" in err
 
 
 def test_default_folders_are_beside_the_checkpoint(call, plain, store, checkpoints):

@@ -4,6 +4,7 @@
   python -m tips_jax.evaluate --checkpoint=PATH --suite=tips --data=DIR
   python -m tips_jax.evaluate --checkpoint=PATH --task=segmentation --store=STORE
   python -m tips_jax.evaluate --check --suite=voc,uned --data=DIR
+  python -m tips_jax.evaluate --compare=OUTPUT,OUTPUT
 
 PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz files. A suite is
 'quick' (drawn scenes, minutes on a CPU), 'tips' (the twenty data sets), or data sets by name; docs/datasets.md says
@@ -33,6 +34,8 @@ flags.DEFINE_string('output', '', 'Folder for the results; evaluation/NAME besid
                     flag_values=FLAGS)
 flags.DEFINE_string('cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.',
                     flag_values=FLAGS)
+flags.DEFINE_string('compare', '', 'Folders of other finished evaluations, with commas: further columns. Without a '
+                    'checkpoint: only their table.', flag_values=FLAGS)
 flags.DEFINE_bool('check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS)
 flags.DEFINE_bool('random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.',
                   flag_values=FLAGS)
@@ -52,7 +55,11 @@ def main(argv):
 
 def _evaluate(argv):
   _flags(argv)
-  from tips_jax.evals import checker, suite_data  # only now: --help and bad flags answer at once
+  from tips_jax.evals import checker, sheet, suite_data  # only now: --help and bad flags answer at once
+  if FLAGS.compare and not FLAGS.checkpoint:
+    print(sheet.compare(_compared()))
+    return 0
+  others = [sheet.read(path) for path in _compared()]
   names, only = suite_data.names(FLAGS.suite) if FLAGS.suite else (), suite_data.kinds(FLAGS.task)
   public = suite_data.public(names, only)
   _data_folder(public)
@@ -73,10 +80,9 @@ def _evaluate(argv):
   if not jobs:
     raise InputError(f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs')
   _refuse_another(output, encoder, jobs)
-  others = []
   if suite_data.QUICK in names if FLAGS.random is None else FLAGS.random:
     _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
-    others = [output / _RANDOM]
+    others.insert(0, output / _RANDOM)
   print(_run(encoder, jobs, output, cache, others=others, name=pathlib.Path(FLAGS.checkpoint).name or encoder.name))
   print(f'written: {output / "index.html"}')
   return 0
@@ -84,11 +90,23 @@ def _evaluate(argv):
 
 def _flags(argv):
   command.parse(FLAGS, argv)
+  if FLAGS.compare and not FLAGS.checkpoint:
+    given = [name for name in ('check', 'suite', 'store', 'task', 'output', 'random') if FLAGS[name].present]
+    if given:
+      raise InputError(f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR alone, '
+                       'which prints a table, or --checkpoint=PATH to evaluate')
+    if len(_compared()) < 2:
+      raise InputError(f'--compare: got {FLAGS.compare!r} alone; expected two evaluations or more, or --checkpoint')
+    return
   if not FLAGS.check and not FLAGS.checkpoint:
     raise InputError('--checkpoint: missing; expected python -m tips_jax.evaluate --checkpoint=PATH --suite=quick')
   if bool(FLAGS.suite) == bool(FLAGS.store):
     raise InputError(f'--suite, --store: got {"both" if FLAGS.suite else "neither"}; expected one of them: '
                      '--suite=quick, --suite=tips --data=DIR, or --store=STORE')
+
+
+def _compared():
+  return [part.strip() for part in FLAGS.compare.split(',') if part.strip()]
 
 
 def _data_folder(public):
@@ -163,7 +181,7 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
       write()
 
   suite.run(encoder, jobs, cache=cache_lib.Cache(cache), output=output, batch_size=FLAGS.batch_size, limit=FLAGS.limit,
-            progress=_Progress, after=after)
+            progress=_Progress, after=after, tell=lambda line: print(f'{name}: {line}', file=sys.stderr))
   return write()
 
 

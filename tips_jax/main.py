@@ -64,7 +64,8 @@ def main(_):
     workdir = open_workdir(peers)
     keep_programs(peers, workdir)
     method = with_scenes(method, workdir, peers)
-    evaluation = Evaluation(method.config) if method.config.evals.tasks else None
+    evals = method.config.evals
+    evaluation = Evaluation(method.config) if evals.tasks or evals.suite else None
     from tips_jax.train import loop
   try:
     encoder = loop.train(method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics, peers=peers)
@@ -147,8 +148,8 @@ def with_scenes(method, workdir, peers):
   spec, path = data.scenes, None
   if peers.lead:
     progress = log.Progress(spec.train + spec.test, label='scene')
-    path = scenes.build(str(workdir / 'scenes'), train=spec.train, test=spec.test, size=spec.size,
-                        seed=method.config.seed, progress=lambda done, total: progress.update(done))
+    path = scenes.build(str(workdir / 'scenes'), **dataclasses.asdict(spec), seed=method.config.seed,
+                        progress=lambda done, total: progress.update(done))
     progress.close()
   path = peers.share('scenes', path)
   data = dataclasses.replace(data, store=path)
@@ -167,11 +168,13 @@ class Evaluation:
     path = config.data.tokenizer or self.store.tokenizer_path
     self.tokenizer = Tokenizer(path) if path and config.data.texts else None
     self.options = dict(tokenizer=self.tokenizer, text_length=config.data.text_length)
-    self.probe = {}
-    run.check(self.store, config.evals, tokenizer=self.tokenizer)
+    self.keep = {}
+    self.jobs = run.check(self.store, config.evals, tokenizer=self.tokenizer,
+                          has_text=config.evals.text_tower in config.towers)
 
   def metrics(self, encoder):
-    return self.run.evaluate(encoder, self.store, config=self.config.evals, keep=self.probe, **self.options)
+    return self.run.evaluate(encoder, self.store, config=self.config.evals, keep=self.keep, jobs=self.jobs,
+                             **self.options)
 
   def report(self, workdir, encoder):
     """report.json, index.html and pictures; the table goes to the terminal."""
@@ -182,10 +185,10 @@ class Evaluation:
     lines = [l for l in log.read(workdir / log.FILE) if any(k.startswith('eval/') for k in l)]
     values = [{k.removeprefix('eval/'): v for k, v in l.items() if k.startswith('eval/') and k != 'eval/seconds'}
               for l in lines]
-    chance, baseline = self.run.baselines(self.store, c.evals, patch=patch, **self.options)
+    chance, baseline = self.run.baselines(self.store, c.evals, patch=patch, keep=self.keep, **self.options)
     print(report.write(workdir, before=values[0] if lines[0]['step'] == 0 else {}, after=values[-1], chance=chance,
                        baseline=baseline, encoder=encoder, store=self.store, config=c.evals, title=c.name,
-                       probe=self.probe.get('probe'), metrics_path=workdir / log.FILE,
+                       probe=self.keep.get('probe'), metrics_path=workdir / log.FILE,
                        terms=('loss', *(n for n, t in c.terms.items() if t.weight)), **self.options))
     print(f'report: {workdir / "index.html"}')
 

@@ -230,9 +230,23 @@ def test_build_reuses_its_own_store_and_overwrites_nothing(built, tmp_path):
   with pytest.raises(InputError):
     scenes.build(tmp_path / 'mine', train=2, test=0, size=32)
   assert (tmp_path / 'mine' / 'notes.txt').read_text() == 'keep'
-  for bad in (dict(train=0), dict(test=-1), dict(size=8), dict(seed=-1), dict(train=2.5)):
+  for bad in (dict(train=0), dict(test=-1), dict(size=8), dict(seed=-1), dict(train=2.5), dict(objects=0),
+              dict(objects=6), dict(typical=1.5)):
     with pytest.raises(InputError, match=f'scenes.{next(iter(bad))}: got'):
       scenes.build(tmp_path / 'new', **{'train': 2, 'test': 0, 'size': 32, **bad})
+
+
+def test_typical_objects_look_as_their_kind():
+  items = [item for i in range(60) for item in scenes_draw.draw(i, size=32, typical=0.75).items]
+  textures = sum(item.texture == scenes_draw.LOOKS[item.shape][1] for item in items)
+  colours = sum(item.colour == scenes_draw.LOOKS[item.shape][0] for item in items)
+  assert 0.7 < textures / len(items) < 0.9 and 0.5 < colours / len(items) < textures / len(items)
+
+
+def test_no_scene_has_more_objects_than_asked_for():
+  for most in (1, 2):
+    found = [len(scenes.example(i, size=48, objects=most)['tags']) for i in range(40)]
+    assert max(found) == most
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):

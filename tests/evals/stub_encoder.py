@@ -15,7 +15,7 @@ class Stub:
     self.kernels = rng.normal(size=(8, self.patch**2 * 3, width)).astype(np.float32) / 14
     self.images, self.texts = 0, []
 
-  def inspect(self, images, *, taps=(), values=False):
+  def inspect(self, images, *, taps=(), values=False, patches=True):
     if self.stop_after is not None and self.images >= self.stop_after:
       raise KeyboardInterrupt
     self.images += len(images)
@@ -23,8 +23,10 @@ class Stub:
     p = self.patch
     cells = images.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3).reshape(b, h // p, w // p, -1) / np.float32(255)
     whole = cells.mean((1, 2)) - 0.5
-    out = {'web': whole @ self.kernels[0], 'synthetic': whole @ self.kernels[1], 'patch': cells @ self.kernels[2]}
+    out = {'web': whole @ self.kernels[0], 'synthetic': whole @ self.kernels[1]}
     out['embedding'] = out['web']
+    if patches:
+      out['patch'] = cells @ self.kernels[2]
     if taps:
       out['taps'] = tuple((cells @ self.kernels[3 + i], out['web']) for i in range(len(taps)))
     if values:

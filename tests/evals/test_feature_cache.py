@@ -1,4 +1,6 @@
 """The cache: what is read is what was computed, nothing is computed twice, and a killed run goes on."""
+import threading
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,19 @@ def test_only_what_is_asked_for_is_kept(cache):
   assert set(found.arrays) == {'web', 'synthetic', 'embedding'} and found.taps == ()
 
 
+@pytest.mark.parametrize('wanted', [{}, {'outputs': ('patch',)}, {'outputs': ('value_patch',)}, {'taps': (0,)}])
+def test_only_what_is_kept_is_asked_for(cache, wanted):
+  class Asked(Stub):
+    def inspect(self, images, **options):
+      asked.append(options)
+      return super().inspect(images, **options)
+  asked, wanted = [], {'outputs': (), 'taps': ()} | wanted
+  extract(cache, Asked(), Source(), **wanted)
+  outputs = wanted['outputs']
+  options = {'taps': wanted['taps'], 'patches': 'patch' in outputs, 'values': 'value_patch' in outputs}
+  assert asked == [options] * 6
+
+
 def test_a_second_time_nothing_is_computed(cache):
   first = extract(cache, Stub(), Source())
   again, source = Stub(), Source()
@@ -121,6 +136,43 @@ def test_unreadable_images_are_left_out(cache, broken, caplog):
     np.testing.assert_array_equal(patch[np.array([0, -1])], np.asarray(patch)[[0, -1]])
     np.testing.assert_array_equal(patch[:1], np.asarray(patch)[:1])
   assert len(caplog.records) == len(broken)    # said once
+
+
+@pytest.mark.parametrize('count, encoded', [(1, 1), (3, 4), (8, 8), (9, 16), (23, 24)])
+def test_few_images_are_not_filled_up_to_a_batch(cache, count, encoded):
+  """Batches of 8; images of one shape among many shapes are few."""
+  encoder = Stub()
+  assert len(extract(cache, encoder, Source(count=count), batch_size=8).rows) == count
+  assert encoder.images == encoded
+
+
+def test_a_batch_is_written_while_the_next_one_is_encoded(cache, monkeypatch):
+  writing, encoded = threading.Event(), threading.Event()
+
+  class Slow(Stub):
+    def inspect(self, images, **options):
+      assert not self.images or writing.wait(10)
+      out = super().inspect(images, **options)
+      if self.images > 4:
+        encoded.set()
+      return out
+
+  def write(self, *args, original=cache_lib._Table.write):
+    writing.set()
+    assert encoded.wait(10)    # of the batch after this one
+    original(self, *args)
+  monkeypatch.setattr(cache_lib._Table, 'write', write)
+  assert len(extract(cache, Slow(), Source()).rows) == COUNT
+
+
+def test_a_write_that_fails_is_said(cache, monkeypatch):
+  def write(*_):
+    raise InputError('disk')
+  monkeypatch.setattr(cache_lib._Table, 'write', write)
+  encoder = Stub()
+  with pytest.raises(InputError, match='disk'):
+    extract(cache, encoder, Source())
+  assert encoder.images <= 8    # no more than was under way
 
 
 def test_nothing_readable(cache):

@@ -33,6 +33,16 @@ def test_every_benchmark_has_a_protocol_and_the_other_way_round():
   assert set(protocols.PROTOCOLS) == set(benchmarks.READERS)
 
 
+@pytest.mark.parametrize('metric, unit', [
+    ('depth/rmse', ('m', 'lower')), ('nyu/dpt_depth/rmse_pooled', ('m', 'lower')), ('depth/abs_rel', ('%', 'lower')),
+    ('depth/delta1', ('%', 'higher')), ('dpt_normals/angular_rmse', ('deg', 'lower')),
+    ('navi/dpt_normals/median', ('deg', 'lower')), ('nyu_normals/dpt_normals/within_11.25', ('%', 'higher')),
+    ('linear/synthetic/accuracy', ('%', 'higher')), ('voc/zeroshot_segmentation_voc21/miou', ('%', 'higher')),
+    ('retrieval/t2i_r1', ('%', 'higher'))])
+def test_units(metric, unit):
+  assert protocols.unit(metric) == unit
+
+
 @pytest.mark.parametrize('name', ALL)
 def test_a_protocol_fits_its_reader(name):
   protocol, reader = protocols.get(name), benchmarks.READERS[name]

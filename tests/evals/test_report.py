@@ -75,6 +75,22 @@ def test_table():
   assert len({len(row) for row in rows}) == 1
 
 
+def test_errors_have_their_units_and_null_is_no_number(tmp_path, store, config, encoder, lines):
+  after = {'depth/rmse': 0.4567, 'dpt_normals/mean': 31.26, 'depth/abs_rel': 0.25, 'zeroshot/accuracy': None}
+  found = report.write(tmp_path, before={}, after=after, chance={'depth/rmse': 1.5}, baseline={}, encoder=encoder,
+                       store=store, config=dataclasses.replace(config, tasks=('depth',)), metrics_path=lines)
+  rows = [line.split() for line in found.splitlines()[1:]]
+  assert rows == [['depth/rmse', '-', '0.457', 'm', '1.500', 'm', '-'],
+                  ['dpt_normals/mean', '-', '31.3', '°', '-', '-'],
+                  ['depth/abs_rel', '-', '25.0', '%', '-', '-'], ['zeroshot/accuracy', '-', '-', '-', '-']]
+  assert json.loads((tmp_path / 'report.json').read_text())['after']['zeroshot/accuracy'] is None
+  assert 'linear depth, RMSE' in (tmp_path / 'index.html').read_text()
+
+
+def test_benchmarks_alone_draw_no_patches_of_a_split_that_is_not_there(store, config, encoder):
+  assert pictures.patch_features(encoder, store, dataclasses.replace(config, tasks=(), split='none'), None) is None
+
+
 def test_unwritable_folder(tmp_path, store, config, encoder):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write the report'):

@@ -1,6 +1,7 @@
 """Patch labels, full-resolution mIoU and the majority level against plain loops."""
 import collections
 
+import cv2
 import numpy as np
 import pytest
 
@@ -50,6 +51,13 @@ def test_logits_are_upsampled_bilinearly_before_the_argmax():
     expected = np.stack([bilinear(logits[..., k], shape) for k in range(4)]).argmax(0)
     found = segmentation.upsample_argmax(logits, shape)
     assert found.shape == shape and (found == expected).mean() > 0.995    # but for rounding at borders of classes
+
+
+def test_of_equal_classes_the_lowest_is_found():
+  logits = np.random.default_rng(1).integers(-1, 2, (4, 5, 6)).astype(np.float32)
+  resized = np.stack([cv2.resize(logits[..., k], (15, 12), interpolation=cv2.INTER_LINEAR) for k in range(6)])
+  assert ((resized == resized.max(0)).sum(0) > 1).mean() > 0.05
+  np.testing.assert_array_equal(segmentation.upsample_argmax(logits, (12, 15)), resized.argmax(0))
 
 
 def test_scorer_counts_every_known_pixel_once(png):

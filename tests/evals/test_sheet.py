@@ -186,6 +186,29 @@ def test_compare(tmp_path):
   assert '<th>random weights</th>' in (tmp_path / 'c' / 'index.html').read_text()
 
 
+def test_what_was_measured_otherwise_is_marked(tmp_path):
+  on = lambda images, sha256='a': {'test': {'images': images, 'sha256': sha256}}
+  one = lambda value, **about: sheet.results([outcome('knn', {'accuracy': value}, **about)], checkpoint='x')
+  first = one(0.5, options={'size': 224, 'k': (1, 2)}, data=on(100), chosen={'k': 1})
+  alike = one(0.25, options={'size': 224, 'k': (1, 2)}, data=on(100), chosen={'k': 2})
+  size = one(0.75, options={'size': 448, 'k': (1, 2)}, data=on(100))
+  count, other = one(0.8, options=first['results'][0]['options'], data=on(90)), one(
+      0.9, options=first['results'][0]['options'], data=on(100, 'b'))
+  old = one(1.0, options=first['results'][0]['options'], data=on(100))
+  del old['results'][0]['data']
+  contents = [json.loads(json.dumps(x)) for x in (first, alike, size, count, other, old)]
+  lines = sheet.table(contents).splitlines()
+  assert lines[1].split()[5:11] == ['50.0*', '25.0', '75.0≠', '80.0≠', '90.0≠', '100.0≠']
+  assert lines[2].startswith('≠ measured otherwise than the first number')
+  assert [line.split(': ', 1)[1] for line in lines[3:]] == [
+      'size 448, not 224', '90 images of test, not 100', 'other images of test',
+      'an older evaluation, which does not say on what data']
+  sheet.write(tmp_path, [outcome('knn', {'accuracy': 0.5}, options={'size': 224, 'k': (1, 2)}, data=on(100))],
+              title='t', others=contents[1:3])
+  page = (tmp_path / 'index.html').read_text()
+  assert page.count('<abbr title="size 448, not 224">≠</abbr>') == 1 and 'x 3: size 448, not 224' in page
+
+
 @pytest.mark.parametrize('text, words', [
     (None, 'cannot read'), ('{"a"', 'not JSON'), ('[]', 'got schema None'), ('{"schema": 9}', 'got schema 9')])
 def test_results_that_are_none(tmp_path, text, words):

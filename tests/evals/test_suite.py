@@ -30,7 +30,7 @@ def tiny(jobs):
   result = []
   for job in jobs:
     changed = {name: Constant(value, '?') for name, value in TINY.get(job.task.kind, {}).items()}
-    constants = {k: v for k, v in job.task.constants.items() if k in ('mode', 'templates') or k not in ('crop',)}
+    constants = {k: v for k, v in job.task.constants.items() if k != 'crop' or job.task.kind == 'segmentation'}
     result.append(dataclasses.replace(job, task=dataclasses.replace(job.task, constants=constants | changed)))
   return result
 
@@ -79,9 +79,9 @@ def test_both_cls_tokens_are_reported(everything):
 
 
 def test_features_are_computed_once(everything, path):
-  """Three passes: squeezed images (train and test), the same cut (taps), and images by their own shape (test)."""
+  """Four passes: squeezed images (train and test), the same cut (taps), in windows, and by their own shape (test)."""
   _, encoder, _, cache = everything
-  assert encoder.images == 2 * (24 + 16) + 16    # batches of 8 of 20 and of 12
+  assert encoder.images == 3 * (24 + 16) + 16    # batches of 8 of 20 and of 12
   again = Stub()
   suite.run(again, jobs_of(path), cache=cache, batch_size=8)
   assert again.images == 0 and again.texts == []
@@ -149,7 +149,7 @@ def test_interrupted_and_gone_on(path, tmp_path):
   encoder = Stub()
   resumed = suite.run(encoder, jobs, cache=cache, batch_size=8)
   whole = suite.run(Stub(), jobs, cache=cache_lib.Cache(tmp_path / 'other'), batch_size=8)
-  assert encoder.images == 24 + 16 - 16
+  assert encoder.images == 4 + 16 + 24 + 16    # what the windows still lacked; then squeezed
   assert [o.metrics for o in resumed] == [o.metrics for o in whole]
 
 
@@ -157,6 +157,45 @@ def test_limit(path, tmp_path):
   encoder = Stub()
   suite.run(encoder, jobs_of(path, 'knn'), cache=cache_lib.Cache(tmp_path), batch_size=4, limit=8)
   assert encoder.images == 16
+
+
+def test_what_was_measured_is_told(path, tmp_path):
+  jobs = jobs_of(path, 'knn', 'segmentation')
+  run = lambda jobs, **options: suite.run(Stub(), jobs, cache=cache_lib.Cache(tmp_path), batch_size=8, **options)
+  whole, part = run(jobs), run(jobs, limit=10)
+  for one, other in zip(whole, part):
+    assert one.data['train']['images'] == TRAIN and other.data['train']['images'] == 10
+    assert one.data['test']['sha256'] == other.data['test']['sha256'] == jobs[0].data.fingerprint('test')
+    assert one.options == other.options and one.options['size'] == SIZE
+  assert whole[0].chosen.keys() == {'k', 'synthetic/k'} and whole[1].options['patches'] == 'all'
+
+
+def with_constants(job, **values):
+  constants = job.task.constants | {name: Constant(value, '?') for name, value in values.items()}
+  return dataclasses.replace(job, task=dataclasses.replace(job.task, constants=constants))
+
+
+def test_segmentation_squeezed_or_in_windows(path, tmp_path):
+  """A square image is one window: both ways see the same pixels, and so do samples that hold all patches."""
+  [job] = jobs_of(path, 'segmentation')
+  run = lambda **values: suite.run(Stub(), [with_constants(job, **values)], cache=cache_lib.Cache(tmp_path))[0]
+  windows, square, sampled = run(), run(mode='square'), run(patches=100)
+  assert windows.metrics == square.metrics
+  assert sampled.options['patches'] == 100 // TRAIN and sampled.metrics != windows.metrics
+  assert windows.confusion.sum() == TEST * SIZE * SIZE
+
+
+def test_segmentation_keeps_the_aspect_ratio(tmp_path):
+  """A mask of 40 x 30 under windows of 16: every known pixel is scored once, and no image is squeezed."""
+  fake.WRITE['voc'](tmp_path / 'data')
+  [job] = [job for job in suite_data.benchmark('voc', tmp_path / 'data', only=('segmentation',), size=16)]
+  encoder = Stub()
+  [outcome] = suite.run(encoder, [job], cache=cache_lib.Cache(tmp_path / 'cache'), batch_size=1)
+  assert encoder.images == 5 * 2    # 21 x 16 pixels: two windows of each image
+  masks = [suite_parts.segmentation.decode_mask(job.data.source('test')[i]['mask']) for i in range(3)]
+  known = np.concatenate([mask[mask != 255] for mask in masks])
+  np.testing.assert_array_equal(outcome.confusion.sum(1), np.bincount(known, minlength=21))
+  assert outcome.examples[0]['patch'].shape == (2, 3, 8)
 
 
 def test_sliding_windows(path, tmp_path):
@@ -179,6 +218,13 @@ def test_a_cut_frame_takes_the_centre_of_image_and_annotation():
   array = np.arange(10 * 6 * 3, dtype=np.uint8).reshape(10, 6, 3)
   np.testing.assert_array_equal(frame.crop(array), array[2:8])
   np.testing.assert_array_equal(suite_parts.Frame(8, 8).crop(array), array)
+  assert suite_parts.Frame(8, 8, cut=0.875).crop(np.zeros((16, 32, 3))).shape == (14, 14, 3)
+
+
+@pytest.mark.parametrize('resize,cut', [('square', False), ('cut', True), ('centre', 0.875)])
+def test_a_protocol_says_how_images_are_resized(path, resize, cut):
+  [job] = jobs_of(path, 'knn')
+  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Frame(SIZE, SIZE, cut)
 
 
 # --- public benchmarks --------------------------------------------------------------------------
@@ -208,9 +254,12 @@ def test_a_fingerprint_tells_contents_apart(tmp_path):
   open_voc = lambda side: suite_data.Benchmark('voc', tmp_path / side, ('train', 'test'))
   first = open_voc('a')
   assert first.fingerprint('train') == open_voc('a').fingerprint('train') != first.fingerprint('test')
+  identity = first.identity('test')
+  assert identity == open_voc('b').identity('test') != first.identity('train')    # wherever it lies
   image = next((tmp_path / 'a').rglob('*val*.jpg'))
   image.write_bytes(image.read_bytes() + b'x')
   assert open_voc('a').fingerprint('test') != first.fingerprint('test')
+  assert open_voc('a').identity('test') != identity
 
 
 def test_names():

@@ -204,6 +204,17 @@ def test_evaluators_get_what_they_ask_for(encoder):
   assert Encoder(weights('image')).text(np.ones((1, 4), np.int32)) is None
 
 
+@pytest.mark.parametrize('options', [{}, {'taps': (0, 1)}, {'values': True}])
+def test_patches_that_nobody_wants_stay_on_the_device(options):
+  """Of several calls of the program; everything else is the same to the last bit."""
+  encoder = Encoder(weights(), batch_size=2, exact=True)
+  whole, rest = encoder.inspect(IMAGES, **options), encoder.inspect(IMAGES, patches=False, **options)
+  close(whole['patch'].reshape(5, 16, 32), by_hand(IMAGES)['patch'])
+  assert set(whole) - set(rest) == {'patch'} and {'web', 'synthetic', 'embedding'} <= set(rest)
+  assert ('taps' in rest, 'value_patch' in rest) == ('taps' in options, 'values' in options)
+  jax.tree.map(np.testing.assert_array_equal, {name: whole[name] for name in rest}, rest)
+
+
 def test_bfloat16_is_near_and_comes_back_as_float32(encoder):
   cls, patch = Encoder(weights(), dtype='bfloat16').encode_image(IMAGES)
   assert cls.dtype == patch.dtype == np.float32

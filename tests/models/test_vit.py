@@ -73,6 +73,15 @@ def test_patch_embedding_is_a_strided_convolution():
   np.testing.assert_allclose(embed.apply({'params': params}, x), y + 1, rtol=1e-5, atol=1e-5)
 
 
+def test_a_centred_embedding_begins_with_pixels_of_mean_0_and_deviation_1():
+  images = np.asarray(IMAGES[:, 0], np.float32) / 255
+  plain, centred = (vit.PatchEmbedding(dataclasses.replace(TINY, centred=c), jnp.float32) for c in (False, True))
+  key = jax.random.key(3)
+  expected = plain.apply(plain.init(key, images), (images - 0.5) * 4)
+  same(centred.apply(centred.init(key, images), images), expected, rtol=1e-4, atol=1e-5)
+  assert np.abs(centred.apply(centred.init(key, images), np.full_like(images, 0.5))).max() < 1e-5
+
+
 def test_the_table_is_resized_to_the_grid_of_the_image():
   table = rng.normal(size=(1, 3, 3, 2)).astype(np.float32)
   np.testing.assert_array_equal(vit.positions(table, 3, 3), table)

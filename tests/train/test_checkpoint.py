@@ -142,6 +142,12 @@ def test_keep_best(tmp_path):
   assert steps_left(tmp_path, config, scores) == [3, 8]
 
 
+def test_keep_the_lowest_error(tmp_path):
+  config = schema.Checkpoint(keep_last=1, best_metric='nyu/depth/rmse')
+  scores = list(enumerate([float('nan'), 0.9, 0.5, 0.2, 0.8, float('nan'), 0.5, 0.6], 1))
+  assert steps_left(tmp_path, config, scores) == [4, 8]
+
+
 # --- contracts ----------------------------------------------------------------------------------
 
 

@@ -171,6 +171,7 @@ def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
   asked, values = preemption.Preemption(), [0.1, 0.9, 0.5]
 
   def evaluate(encoder):
+    assert len(jax.jit(abs)(-1.0).devices()) == 1     # evaluators disturb no other process
     if len(values) == 2 and not asked.requested:      # a signal during the evaluation of step 2
       asked._handle(15, None)
     return {'knn/accuracy': values.pop(0)}

@@ -53,6 +53,8 @@ class Scenes:
   train: int = 0
   test: int = 0
   size: int = 96                                 # pixels, square
+  objects: int = 5                               # the most in a scene
+  typical: float = 0.0                           # share of objects that look as their kind does; else any colour
 
 
 @config
@@ -88,6 +90,7 @@ class ViT:
   grid: int = 16                                 # side of the position table, in patches
   cls: tuple[str, ...] = ('web', 'synthetic')    # names of the CLS tokens
   mask_token: bool = False
+  centred: bool = False                          # initial weights take pixels as (x - 1/2) * 4; else as x (official)
 
 
 @config
@@ -227,7 +230,7 @@ class Checkpoint:
   every_steps: int = 1000
   keep_last: int = 2
   keep_every: int = 0                            # steps; these are kept for good
-  best_metric: str = ''                          # the checkpoint with the highest value is kept too
+  best_metric: str = ''                          # the best checkpoint by it is kept too; of errors the lowest is best
 
 
 @config
@@ -252,7 +255,13 @@ class Mesh:
 
 @config
 class Evals:
-  tasks: tuple[Literal['retrieval', 'knn', 'segmentation'], ...] = ()
+  """What a run measures on the way. Tasks that learn do so on the split 'train'; all but the first three with the short
+  recipes of `evaluate --suite=quick`, and public benchmarks with their own.
+  """
+  tasks: tuple[Literal['retrieval', 'knn', 'segmentation', 'depth', 'dpt_depth', 'dpt_normals', 'linear', 'instance',
+                       'zeroshot', 'zeroshot_segmentation'], ...] = ()    # of the store
+  suite: str = ''                                # public benchmarks too, as --suite of `evaluate`, but not 'quick'
+  data: str = ''                                 # their folder
   every_steps: int = 0                           # 0: only at the start and the end
   at_start: bool = True
   split: str = 'test'

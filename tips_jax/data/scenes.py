@@ -4,7 +4,8 @@ Each record is a store's record (see store.py): a JPEG, a noisy web-like alt tex
 (none for 3 %), and exact annotations. mask: ids into MASK_CLASSES (six kinds of surroundings, then the shapes); label:
 the shape with most visible pixels; depth: millimetres, finite everywhere (sky and mountains are a backdrop at 12 m);
 normals: x right, y up, z towards the viewer; boxes: of the visible pixels, largest object first, with one region
-caption and one tag (the shape's name) each. A record is a function of (seed, split, index, size) alone.
+caption and one tag (the shape's name) each. A record is a function of (seed, split, index, size, objects, typical)
+alone.
 
 Left and right occur in the captions: train on this data set with `flip` 0.
 """
@@ -31,12 +32,14 @@ _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 25
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-  """How many scenes, their side in pixels, and the seed."""
+  """How many scenes, their side in pixels, the seed, the most objects of one, the share of those that look typical."""
   name: str = 'custom'
   train: int = 2000
   test: int = 500
   size: int = 96
   seed: int = 0
+  objects: int = scenes_draw.MOST
+  typical: float = 0.0
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -57,17 +60,18 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split, count):
     for i in range(count):
-      yield i, example(i, split=split, size=self.builder_config.size, seed=self.builder_config.seed)
+      c = self.builder_config
+      yield i, example(i, split=split, size=c.size, seed=c.seed, objects=c.objects, typical=c.typical)
 
 
 def _features():
   return store.features(store.ANNOTATIONS, labels=LABELS)
 
 
-def example(index, *, split='train', size=96, seed=0):
+def example(index, *, split='train', size=96, seed=0, objects=scenes_draw.MOST, typical=0.0):
   """Record `index` of a split: the dict that the store's features encode, images as JPEG or PNG bytes."""
   number = _FIRST[split] + index
-  scene = scenes_draw.draw(number, size=size, seed=seed)
+  scene = scenes_draw.draw(number, size=size, seed=seed, objects=objects, typical=typical)
   rng = np.random.default_rng((seed, number, 1))
   texts = scenes_words.captions(scene, rng)
   return {
@@ -82,7 +86,7 @@ def example(index, *, split='train', size=96, seed=0):
       'tags': [item.shape for item in scene.items]}
 
 
-def build(path, *, train, test, size, seed=0, progress=None):
+def build(path, *, train, test, size, seed=0, objects=scenes_draw.MOST, typical=0.0, progress=None):
   """Generate the store at `path`, and a tokenizer from its training texts, unless it is there already; return `path`.
 
   `progress(done, total)` is called after each record. Raises InputError for a bad number, and when `path` holds
@@ -90,10 +94,15 @@ def build(path, *, train, test, size, seed=0, progress=None):
   """
   from tips_jax.data import tokenizer  # here, so that drawing alone does not load SentencePiece
 
-  for name, value, least in (('train', train, 1), ('test', test, 0), ('size', size, 32), ('seed', seed, 0)):
-    if not isinstance(value, int) or value < least:
-      raise InputError(f'scenes.{name}: got {value!r}; expected an integer of at least {least}')
-  info = {'scenes': {'revision': _REVISION, 'train': train, 'test': test, 'size': size, 'seed': seed}}
+  spec = dict(train=train, test=test, size=size, seed=seed, objects=objects, typical=typical)
+  for name, least in dict(train=1, test=0, size=32, seed=0, objects=1).items():
+    if not isinstance(spec[name], int) or spec[name] < least:
+      raise InputError(f'scenes.{name}: got {spec[name]!r}; expected an integer of at least {least}')
+  if objects > scenes_draw.MOST:
+    raise InputError(f'scenes.objects: got {objects}; expected at most {scenes_draw.MOST}')
+  if not 0 <= typical <= 1:
+    raise InputError(f'scenes.typical: got {typical}; expected a share from 0 to 1')
+  info = {'scenes': {'revision': _REVISION, **spec}}
   path = os.path.abspath(os.path.expanduser(path))
   if os.path.exists(os.path.join(path, store.INFO_FILE)):
     found = store.open_store(path).info
@@ -108,7 +117,7 @@ def build(path, *, train, test, size, seed=0, progress=None):
     texts = []
     for split, count in (('train', train), ('test', test)):
       for i in range(count):
-        record = example(i, split=split, size=size, seed=seed)
+        record = example(i, split=split, size=size, seed=seed, objects=objects, typical=typical)
         writer.add(split, record)
         if split == 'train':
           texts += [record['alt_text'], *record['captions'], *record['region_captions']]

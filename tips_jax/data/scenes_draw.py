@@ -2,7 +2,8 @@
 
 A pinhole camera (focal length = picture width) looks over a ground plane at 1 to 5 solids, painted far to near.
 Colours and textures are drawn independently of the shape, and the surroundings use the same colours: a patch's raw
-pixels say little about its class, what is around it says much.
+pixels say little about its class, what is around it says much. Where asked for, a share of the objects looks as is
+typical of its kind instead, as in the world: what a small model can learn in minutes.
 Axes: x right, y up, z towards the viewer for normals; depth in metres along the viewing axis.
 """
 import dataclasses
@@ -16,6 +17,11 @@ COLOURS = {
     'teal': (32, 158, 160), 'blue': (48, 98, 210), 'purple': (128, 66, 172), 'pink': (240, 130, 178),
     'brown': (130, 82, 46), 'gray': (142, 146, 150)}
 SIZES = {'small': 0.27, 'medium': 0.38, 'large': 0.5}  # half-heights in metres
+LOOKS = {  # what is typical of a shape: colour, texture
+    'ball': ('orange', 'striped'), 'cube': ('brown', 'plain'), 'cone': ('orange', 'plain'), 'ring': ('yellow', 'plain'),
+    'star': ('yellow', 'gradient'), 'tree': ('green', 'speckled'), 'house': ('red', 'checked'),
+    'cross': ('gray', 'plain'), 'arrow': ('blue', 'plain'), 'cup': ('purple', 'zigzag'), 'fish': ('teal', 'ringed'),
+    'moon': ('gray', 'dotted'), 'heart': ('pink', 'plain'), 'table': ('brown', 'ringed')}
 STUFF = ('sky', 'wall', 'mountain', 'ground', 'water', 'floor')
 MASK_CLASSES = STUFF + tuple(SHAPES)
 # name: (far stuff, its pattern, near stuff, its pattern)
@@ -25,6 +31,8 @@ BACKGROUNDS = {
     'hall': ('wall', 'plain', 'floor', 'checked'), 'yard': ('wall', 'bricks', 'floor', 'tiles'),
     'parlour': ('wall', 'striped', 'floor', 'planks'), 'studio': ('wall', 'gradient', 'floor', 'plain')}
 
+_ODDS = (.1, .24, .29, .22, .15)  # of 1 to 5 objects
+MOST = len(_ODDS)
 _NEAR, _FAR, _HORIZON = 1.8, 3.4, 12.0  # metres: nearest and farthest object, and where the backdrop hangs
 _GAP, _THICK = 0.27, 0.22  # no two objects' depth intervals meet, so that painting far to near is exact
 
@@ -83,12 +91,13 @@ def _palette(colour):
   return np.asarray(COLOURS[colour], np.float32) / 255
 
 
-def _place(rng, *, horizon, height, colours):
-  """Choose 1 to 5 objects, far to near; all lengths in picture widths.
+def _place(rng, *, most, typical, horizon, height, colours):
+  """Choose 1 to `most` objects, far to near; all lengths in picture widths.
 
   No object's extent covers half of another's, but where one stands on the other.
   """
-  count = rng.choice(5, p=(.1, .24, .29, .22, .15)) + 1
+  odds = np.array(_ODDS[:most])
+  count = rng.choice(most, p=odds / odds.sum()) + 1
   slack = np.sort(rng.uniform(0, _FAR - _NEAR - _GAP * (count - 1), count))
   depths = (_NEAR + slack + _GAP * np.arange(count))[::-1]
   stacked = int(rng.integers(1, count)) if count > 1 and rng.random() < .22 else None
@@ -107,6 +116,9 @@ def _place(rng, *, horizon, height, colours):
         stretch=tuple(rng.uniform(.94, 1.06, 2).tolist()), pale_second=bool(rng.random() < .5),
         frequency=float(rng.uniform(1.3, 1.9)), phase=float(rng.uniform(0, 2 * np.pi)), on=below,
         lifted=bool(may_float and below is None and rng.random() < .3))
+    if typical and rng.random() < typical:
+      colour, item.texture = LOOKS[shape]
+      item.colour = colour if colour in colours else item.colour    # that of the surroundings would hide it
     item.radius = SIZES[item.size] * float(rng.uniform(.93, 1.07)) / item.z
     dx, dy = _to_picture(item, *table(item.shape)[1].T)
     base = horizon + height / item.z
@@ -260,8 +272,11 @@ def _paint(canvas, index, item, light):
   canvas.owner.reshape(-1)[where] = index
 
 
-def draw(index, *, size=96, seed=0):
-  """Draw scene number `index` at size x size pixels: a function of (index, size, seed) alone; returns a `Scene`."""
+def draw(index, *, size=96, seed=0, objects=MOST, typical=0.0):
+  """Draw scene number `index` at size x size pixels, of at most `objects` objects; returns a `Scene`.
+
+  typical: the share of objects with the LOOKS of their shape. It is a function of these five numbers alone.
+  """
   rng = np.random.default_rng((seed, index))
   name = _pick(rng, tuple(BACKGROUNDS))
   far_stuff, far_pattern, near_stuff, near_pattern = BACKGROUNDS[name]
@@ -273,7 +288,7 @@ def draw(index, *, size=96, seed=0):
 
   canvas = _Canvas(size)
   first, x, depth = _backdrop(canvas, rng, far=far, near=near, horizon=horizon, height=height, light=light)
-  items = _place(rng, horizon=horizon, height=height, colours=colours[2:])
+  items = _place(rng, most=objects, typical=typical, horizon=horizon, height=height, colours=colours[2:])
   for item in items:
     _shadow(canvas, item, light, first=first, x=x, depth=depth)
   for i, item in enumerate(items):

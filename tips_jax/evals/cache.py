@@ -21,7 +21,7 @@ from tips_jax.core.config import InputError
 from tips_jax.evals import features
 
 VERSION = 1          # of what `prepare` and the encoder make of a record: another one is computed anew
-_AHEAD = 4           # batches that are read and decoded while the device works
+_AHEAD = max(4, min(os.cpu_count() or 1, 16))    # batches that are read and decoded while the device works
 _FLUSH_S = 2.0       # seconds of work that a kill may cost
 _HALF = 65_504.0     # the largest float16
 _DONE, _UNREADABLE = 1, 2
@@ -80,17 +80,25 @@ class Cache:
     folder = self.folder / 'features' / _digest(about)
     table, seconds = _Table(folder, about), {'encoder': 0.0, 'reading': 0.0}
     start = time.monotonic()
-    options = {'taps': tuple(taps), 'values': 'value_patch' in outputs}
+    options = {'taps': tuple(taps), 'values': 'value_patch' in outputs, 'patches': 'patch' in outputs}
+
+    def keep(rows, found, labels, bad):
+      if len(rows):
+        table.write(rows, _wanted(found, encoder.cls_names, outputs), labels)
+      table.mark(bad, _UNREADABLE)
+      if progress:
+        progress.update(table.count())
+
     try:
-      for rows, images, labels, bad in _batches(source, prepare, table.todo(), batch_size):
-        if len(rows):
+      with concurrent.futures.ThreadPoolExecutor(1) as disk:    # writes a batch while the next one is encoded
+        kept = disk.submit(lambda: None)
+        for rows, images, labels, bad in _batches(source, prepare, table.todo(), batch_size):
           begin = time.monotonic()
-          found = encoder.inspect(images, **options)
+          found = encoder.inspect(images, **options) if len(rows) else None
           seconds['encoder'] += time.monotonic() - begin
-          table.write(rows, _wanted(found, encoder.cls_names, outputs), labels)
-        table.mark(bad, _UNREADABLE)
-        if progress:
-          progress.update(table.count())
+          kept.result()
+          kept = disk.submit(keep, rows, found, labels, bad)
+        kept.result()
     finally:    # stopped: what was computed stays
       table.flush()
     seconds['reading'] = time.monotonic() - start - seconds['encoder']
@@ -217,7 +225,11 @@ def _half(x):
 
 
 def _batches(source, prepare, numbers, size):
-  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows); images repeat the last one up to size."""
+  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows); images repeat the last one up to size.
+
+  Of fewer images than that, size is the power of two that holds them.
+  """
+  size = min(size, 1 << max(len(numbers) - 1, 0).bit_length())
 
   def read(chunk):
     rows, images, labels, bad = [], [], [], []

@@ -14,6 +14,7 @@ import scipy.optimize
 
 STRENGTHS = (1e-1, 1e-3, 1e-5)    # of the L2 penalty on standardised features, from strong to weak
 HELD_OUT = 5                      # one group in this many chooses the strength
+_BLOCK = 65_536                   # rows that are held in float64 at once
 _CHOOSING = 12_000                # rows that take part in the choice
 _CHOOSING_STEPS = 0.6             # of the steps, for each strength on trial
 
@@ -57,9 +58,14 @@ def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50
 def standardise(features):
   """(features with mean 0 and variance 1, mean [D], scale [D]); constant features become 0."""
   x = np.asarray(features, np.float32)
-  mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+  mean = x.mean(0, dtype=np.float64)
+  square = sum(np.square(x[i:i + _BLOCK] - mean).sum(0) for i in range(0, len(x), _BLOCK))    # no float64 copy of all
+  scale = np.sqrt(square / len(x))
   scale = np.where(scale > 1e-6 * np.maximum(np.abs(mean), 1e-6), scale, np.inf)
-  return (x - mean.astype(np.float32)) / scale.astype(np.float32), mean.astype(np.float32), scale.astype(np.float32)
+  mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+  x = x - mean
+  x /= scale    # in place: x may be most of the memory
+  return x, mean, scale
 
 
 def confusion(truth, predicted, *, size):

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from tips_jax.core import log
 from tips_jax.data import views
-from tips_jax.evals import features, segmentation
+from tips_jax.evals import features, protocols, segmentation
 
 _INK, _SOFT, _LINE, _ACCENT, _PALE, _WARM = '#1c2733', '#64748b', '#e2e8f0', '#0f766e', '#cbd5e1', '#d97706'
 STYLE = {'font.family': 'sans-serif', 'font.size': 10, 'text.color': _INK, 'axes.edgecolor': _LINE,
@@ -43,8 +43,8 @@ def draw(folder, *, values, labels, encoder, store, config, tokenizer, text_leng
 
 
 def bars(values, labels):
-  """Before and after as bars, chance and the pixel baseline as marks."""
-  names = list(values['after'])
+  """Before and after as bars, chance and the pixel baseline as marks, of what is a share."""
+  names = [name for name in values['after'] if protocols.unit(name)[0] == '%']
   if not names:
     return None
   figure = new_figure(9.6, 0.62 * len(names) + 0.9)
@@ -75,6 +75,8 @@ def bars(values, labels):
 
 def patch_features(encoder, store, config, probe):
   """Rows: images, principal components of their patches, predicted and true masks."""
+  if not config.tasks and config.split not in store.splits:    # benchmarks alone are measured
+    return None
   source = store.source(config.split)
   numbers = features.records(source, min(config.limit, max(_COLUMNS, config.batch_size)))    # one batch fits the PCA
   images, rows = next(features.batches(source, numbers, config=config), (None, None))
@@ -146,8 +148,8 @@ def losses(lines, terms):
 
 
 def progress(lines, names, labels):
-  """One panel for each metric (of the recalls, R@1) that was measured at three steps or more, in percent."""
-  curves = {labels.get(name, name): (steps, 100 * y)
+  """One panel for each metric (of the recalls, R@1) that was measured at three steps or more, as papers print it."""
+  curves = {labels.get(name, name): (steps, protocols.UNITS[protocols.unit(name)[0]][0] * y)
             for name in names if not name.endswith(('_r5', '_r10'))
             for steps, y in [_curve(lines, name)] if len(steps) >= 3}
   return _panels(curves, smooth=False)

@@ -18,6 +18,17 @@ METRICS = {    # name: (unit as published, what is better)
     'miou': ('%', 'higher'), 'accuracy': ('%', 'higher'), 'r1': ('%', 'higher'), 'i2t_r1': ('%', 'higher'),
     't2i_r1': ('%', 'higher'), 'rmse': ('m', 'lower'), 'angular_rmse': ('deg', 'lower'),
 }
+UNITS = {'%': (100, 1, '%'), 'm': (1, 3, 'm'), 'deg': (1, 1, '°')}    # unit: (factor, decimals, as printed)
+
+
+def unit(metric: str) -> tuple[str, str]:
+  """(unit as printed, what is better) of '.../TASK/.../METRIC', a task by its name as a flag."""
+  *path, name = metric.split('/')
+  if {'depth', 'dpt_depth'} & set(path) and name.startswith('rmse'):
+    return 'm', 'lower'
+  if 'dpt_normals' in path and not name.startswith('within'):
+    return 'deg', 'lower'
+  return '%', 'lower' if name == 'abs_rel' else 'higher'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +107,11 @@ class Protocol:
 _C = Constant
 SEGMENTATION = {
     'layers': _C('last', 'V', 'linear probe on the last layer: BatchNorm and 1x1 convolution, as DINOv2 BNHead'),
-    'crop': _C(512, 'T', 'as configs derived from DINOv2 have it'),
-    'stride': _C(341, 'M', 'of the sliding window at test time'),
-    'iterations': _C(40_000, 'T', 'mmseg schedule_40k, batch 16'),
+    'mode': _C('slide', 'T', "windows over the image at its own aspect ratio; 'square': squeezed, as `quick` does"),
+    'crop': _C(512, 'T', 'short side and window, in configs derived from DINOv2'),
+    'stride': _C(341, 'T', 'of the windows; another size of them scales it'),
+    'patches': _C(1_000_000, '?', 'that the probe learns from; DINOv2: all, in 40,000 steps of 16 crops. Of more, as '
+                  'many of each window; fewer where half of the memory does not hold them thrice'),
 }
 LINEAR_DEPTH = {
     'bins': _C(256, 'V', 'uniform; ReLU, then linear normalisation, then expectation (official DepthDecoder)'),
@@ -115,16 +128,21 @@ DPT_DEPTH = DPT | {
     'sigloss': _C(10.0, 'V', 'weight'), 'gradient': _C(0.5, 'V', 'weight'),
 }
 NORMALS = DPT | {'loss': _C('uncertainty-aware angular', 'V')}
-KNN = {'k': _C((10, 20, 100, 200), 'V', 'DINOv2; which TIPS printed: ?'), 'temperature': _C(0.07, 'V', 'DINOv2')}
-LINEAR = {
-    'learning_rates': _C((1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1), 'M',
-                         'DINOv2: 13 of them (V)'),
-    'blocks': _C((1, 4), 'V', 'last blocks, DINOv2'), 'average_pool': _C((False, True), 'V', 'DINOv2'),
-    'iterations': _C(12_500, 'V', 'DINOv2: 10 x 1250, SGD 0.9, cosine'),
+RESIZE = {
+    'resize': _C('square', 'V', "both sides to one size, as TIPS's own code and its Hugging Face processor; 'cut': the "
+                 "central square, 'centre': 7/8 of it (224 of 256), as DINOv2. What the paper's numbers have: ?"),
 }
-RETRIEVAL = {'k': _C((1, 5, 10), 'V', 'TIPS prints R@1'), 'text_length': _C(64, 'V'), 'lower': _C(True, 'V'),
+KNN = RESIZE | {
+    'k': _C((10, 20, 100, 200), 'V', 'DINOv2; which TIPS printed: ?'), 'temperature': _C(0.07, 'V', 'DINOv2'),
+}
+LINEAR = RESIZE | {
+    'features': _C('cls', '?', 'DINOv2: the best on the test split of {1, 4} last blocks, with and without pooled '
+                   'patches (V); which TIPS took is not published'),
+    'solver': _C('optimum', '?', 'L-BFGS, L2 chosen on held-out training images; DINOv2: the best of 13 rates of SGD'),
+}
+RETRIEVAL = RESIZE | {'k': _C((1, 5, 10), 'V', 'TIPS prints R@1'), 'text_length': _C(64, 'V'), 'lower': _C(True, 'V'),
              'cls': _C('web', '?', 'which CLS token serves it is not published; both are reported here')}
-ZEROSHOT = {'templates': _C('clip80', 'T', 'CLIP prompts; all 80 or the 7 best: ?'), 'cls': _C('web', '?')}
+ZEROSHOT = RESIZE | {'templates': _C('clip80', 'T', 'CLIP prompts; all 80 or the 7 best: ?'), 'cls': _C('web', '?')}
 ZEROSHOT_SEGMENTATION = {
     'templates': _C('tcl9', 'V'), 'size': _C(448, 'V', 'short side, bicubic'), 'window': _C(448, 'V'),
     'stride': _C(336, 'V'), 'mode': _C('whole', 'T', 'slide (TCL) only in the comparison with DINOv3'),
@@ -149,9 +167,10 @@ def _texts(**others):
 def _uned(domain, title, query, index=None):
   splits = {'test': Split(query, 'test')} | ({'index': Split(index, 'index')} if index else {})
   searched = _C('index' if index else 'test', 'V', 'test: without the query itself')
-  merged = _C(True, '?', "UnED's standard is one index of all eight domains (V); what TIPS did is not known")
+  merged = _C(8, '?', "index sets searched as one: UnED's protocol (V); its code has each domain's own, too (V). Which "
+              'of both TIPS averaged is not known: both are measured')
   task = Task(kind='instance_retrieval', splits=tuple(splits), metrics=('r1',),
-              constants={'k': _C((1,), 'V'), 'index': searched, 'merged': merged})
+              constants=RESIZE | {'k': _C((1,), 'V'), 'index': searched, 'merged': merged})
   return Protocol(name=f'uned_{domain}', title=f'UnED {title}', source='https://cmp.felk.cvut.cz/univ_emb/',
                   splits=splits, tasks=(task,), group='uned')
 

@@ -88,9 +88,13 @@ class Scorer:
 
 def upsample_argmax(logits_hwK, shape) -> np.ndarray:
   """Logits [h, w, K], bilinearly resized (half-pixel centres), to class ids [H, W]."""
-  planes = np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
-                     for plane in np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))])
-  return planes.argmax(0)
+  planes = np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))
+  best, found = np.full(shape, -np.inf, planes.dtype), np.zeros(shape, np.int64)
+  for k, plane in enumerate(planes):    # one at a time: all of them at full resolution are hundreds of MB
+    plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    np.copyto(found, k, where=plane > best)
+    np.maximum(best, plane, out=best)
+  return found
 
 
 def majority(train_counts, test_counts) -> float:

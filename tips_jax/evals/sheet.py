@@ -2,7 +2,11 @@
 
 An outcome (evals/suite.py) has `dataset`, `task`, `metrics` and `naive` (name -> number: shares in [0, 1], metres,
 degrees), `published` (metric -> published.Figures), `seconds`, `examples`, and perhaps `kind`, `options`, `classes` and
-`confusion`. All numbers are written as papers print them: percent, metres, degrees.
+`confusion`, `data` and `chosen`. All numbers are written as papers print them: percent, metres, degrees.
+
+Of several evaluations side by side a number counts against the first of its row only where both were measured alike:
+with the same options (the protocol's constants and the size) on the same images, by count and fingerprint. Any other
+number is marked, said why, and is never the best.
 """
 import collections
 import json
@@ -14,8 +18,8 @@ import re
 import numpy as np
 
 from tips_jax.core.config import InputError
-from tips_jax.evals import protocols, report, sheet_page
-from tips_jax.evals.sheet_page import ARROWS, KINDS, UNITS
+from tips_jax.evals import html_page, protocols, sheet_page
+from tips_jax.evals.sheet_page import ARROWS, KINDS, OTHER, UNITS
 
 SCHEMA = 1
 FILE, PAGE, PICTURES = 'results.json', 'index.html', 'pictures'
@@ -37,7 +41,7 @@ def write(output, outcomes, *, title: str, facts=None, checkpoint: str = '', sha
   contents = [content, *(other if isinstance(other, dict) else read(other) for other in others)]
   try:
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
-    report.write_whole(output / FILE, json.dumps(content, indent=1, allow_nan=False) + '\n')
+    html_page.write_whole(output / FILE, json.dumps(content, indent=1, allow_nan=False) + '\n')
     rows, figures = _rows(contents), collections.defaultdict(list)    # section -> (label, PNG bytes, note)
     for section, label, png, note in _drawn(outcomes, rows):
       name = re.sub(r'[^\w.]+', '-', f'{label} {section}').strip('-.')
@@ -45,14 +49,15 @@ def write(output, outcomes, *, title: str, facts=None, checkpoint: str = '', sha
       temporary.write_bytes(png)
       os.replace(temporary, output / PICTURES / f'{name}.png')
       figures[section].append((label, png, note))
-    report.write_whole(output / PAGE, sheet_page.page(contents, rows, _heads(contents), figures))
+    html_page.write_whole(output / PAGE, sheet_page.page(contents, rows, _heads(contents), figures,
+                                                              _notes(contents, rows)))
   except OSError as error:
     raise InputError(f'output: cannot write the results to {str(output)!r} ({error.strerror})') from None
   return table(contents)
 
 
 def compare(paths) -> str:
-  """The table of several results.json (or folders that hold one), side by side: the best of a row has a star."""
+  """The table of several results.json (or folders that hold one), side by side."""
   return table([read(path) for path in paths])
 
 
@@ -100,7 +105,7 @@ def _entry(outcome):
               'source': f.source} for metric, found in dict(outcome.published).items() for f in found]
   return {'dataset': outcome.dataset, 'task': outcome.task, 'kind': kind, 'metrics': metrics, 'published': figures,
           'seconds': {k: round(float(v), 3) for k, v in dict(outcome.seconds).items()},
-          'options': _plain(getattr(outcome, 'options', None) or {})}
+          **{name: _plain(getattr(outcome, name, None) or {}) for name in ('options', 'chosen', 'data')}}
 
 
 def _kind(outcome):
@@ -124,8 +129,9 @@ def _averaged(entries):
                                 for key in ('value', 'naive')}
                  for name, first in members[0]['metrics'].items()}
       found.insert(found.index(members[-1]) + 1, members[0] | {
-          'dataset': f'{group}, mean of {len(members)}', 'metrics': metrics, 'seconds': {},
-          'published': published})
+          'dataset': f'{group}, mean of {len(members)}', 'metrics': metrics, 'seconds': {}, 'chosen': {},
+          'published': published,
+          'data': {f'{m["dataset"]} {role}': one for m in members for role, one in m['data'].items()}})
   return found
 
 
@@ -135,12 +141,7 @@ def _mean(values):
 
 def _unit(kind, metric):
   """(unit, what is better) of a metric."""
-  metric = metric.rsplit('/', 1)[-1]
-  if kind.endswith('depth') and metric.startswith('rmse'):
-    return 'm', 'lower'
-  if kind == 'dpt_normals' and not metric.startswith('within'):
-    return 'deg', 'lower'
-  return '%', 'lower' if metric == 'abs_rel' else 'higher'
+  return protocols.unit(f'{kind}/{metric}')
 
 
 def _number(value, unit):
@@ -193,8 +194,8 @@ def table(contents) -> str:
   before = None
   for row in rows:
     unit = row['unit']
-    values = [sheet_page.number(v, unit) + ('*' if i in row['best'] else ' ') * several
-              for i, v in enumerate(row['values'])]
+    mark = lambda i, row=row: OTHER if row['other'][i] else '*' if i in row['best'] else ' '
+    values = [sheet_page.number(v, unit) + mark(i) * several for i, v in enumerate(row['values'])]
     lines.append([row['dataset'] if row['dataset'] != before else '', row['task'], sheet_page.metric(row['metric']),
                   f'{UNITS[unit][2]} {ARROWS[row["better"]]}', *values,
                   sheet_page.number(row['naive'], unit)])
@@ -204,32 +205,66 @@ def table(contents) -> str:
     lines += [[''] * (len(lines[0]) - 2) + figure for figure in figures[1:]]
   widths = [max(map(len, column)) for column in zip(*lines)]
   left = {0, 1, 2, len(widths) - 1}
-  return '\n'.join('  '.join(f'{cell:<{w}}' if i in left else f'{cell:>{w}}'
-                             for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines)
+  shown = ['  '.join(f'{cell:<{w}}' if i in left else f'{cell:>{w}}'
+                     for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
+  return '\n'.join(shown + _notes(contents, rows))
 
 
 def _rows(contents):
-  """One row for each data set, task and metric of the table that any of the contents has."""
-  found = {}
+  """One row for each data set, task and metric of the table that any of the contents has.
+
+  `other`: of each number, how it was measured otherwise than the first of the row; '' where both may be compared.
+  """
+  found, first = {}, {}
   for number, content in enumerate(contents):
     for entry in content['results']:
       names = [n for n in entry['metrics'] if n in KINDS[entry['kind']][1]] or list(entry['metrics'])[:1]
       for name in names:
-        metric = entry['metrics'][name]
-        row = found.setdefault((entry['dataset'], entry['task'], name), {
+        metric, key = entry['metrics'][name], (entry['dataset'], entry['task'], name)
+        row = found.setdefault(key, {
             'dataset': entry['dataset'], 'task': entry['task'], 'kind': entry['kind'], 'metric': name,
             'unit': metric['unit'], 'better': metric['better'], 'values': [None] * len(contents), 'naive': None,
-            'published': []})
+            'published': [], 'other': [''] * len(contents)})
         row['values'][number] = metric['value']
+        row['other'][number] = _otherwise(entry, first.setdefault(key, entry))
         row['naive'] = metric['naive'] if row['naive'] is None else row['naive']
         row['published'] = row['published'] or nearest(
             [f for f in entry['published'] if f['metric'] == name], contents[0]['checkpoint']['name'])
   for row in found.values():
-    known = [v for v in row['values'] if v is not None]
-    top = (max if row['better'] == 'higher' else min)(known, default=None)
-    row['best'] = {i for i, v in enumerate(row['values']) if v is not None and v == top}
+    alike = {i: v for i, v in enumerate(row['values']) if v is not None and not row['other'][i]}
+    top = (max if row['better'] == 'higher' else min)(alike.values(), default=None)
+    row['best'] = {i for i, v in alike.items() if v == top}
   order = {dataset: i for i, dataset in enumerate(dict.fromkeys(key[0] for key in found))}
   return sorted(found.values(), key=lambda row: order[row['dataset']])
+
+
+def _otherwise(entry, first) -> str:
+  """In what an entry was measured otherwise than the `first` of its row; '' where the two may be compared."""
+  if entry is first:
+    return ''
+  if 'data' not in entry or 'data' not in first:
+    return 'an older evaluation, which does not say on what data'
+  short = lambda x: f'{x!r:.48}' if x is not None else 'none'
+  own, wanted = entry['options'], first['options']
+  found = [f'{name} {short(own.get(name))}, not {short(wanted.get(name))}' for name in dict.fromkeys([*wanted, *own])
+           if own.get(name) != wanted.get(name)]
+  own, wanted = entry['data'], first['data']
+  for role in dict.fromkeys([*wanted, *own]):
+    ours, theirs = own.get(role, {}), wanted.get(role, {})
+    if ours.get('images') != theirs.get('images'):
+      found.append(f'{ours.get("images", 0):,} images of {role}, not {theirs.get("images", 0):,}')
+    elif ours != theirs:
+      found.append(f'other images of {role}')
+  return '; '.join(found)
+
+
+def _notes(contents, rows):
+  """Lines that say which numbers must not be compared, and why."""
+  heads = _heads(contents)
+  found = [f'{OTHER} {row["dataset"]}, {row["task"].replace("_", " ")}, {heads[i]}: {other}' for row in rows
+           for i, other in enumerate(row['other']) if other]
+  return [f'{OTHER} measured otherwise than the first number of its row, so not to be compared with it:',
+          *dict.fromkeys(found)] if found else []
 
 
 def _heads(contents):

@@ -6,7 +6,8 @@ import struct
 import cv2
 import numpy as np
 
-from tips_jax.evals import report
+from tips_jax.evals import html_page
+from tips_jax.evals.protocols import UNITS
 
 KINDS = {    # kind: (title, metrics of the table, what its picture shows and what is good)
     'segmentation': ('Linear segmentation', ('miou',),
@@ -53,12 +54,17 @@ MORE = {    # sections of no kind, in front of the others
 CONFUSION = ('The classes most often taken for one another, in percent of the true class: in a good matrix all that is '
              'strong stands on the diagonal.')
 _METRICS = {'miou': 'mIoU', 'rmse': 'RMSE', 'angular_rmse': 'RMSE', 'rmse_pooled': 'RMSE, pooled', 'r1': 'R@1',
-            'accuracy': 'accuracy', 'top1': 'top-1 accuracy', 'top5': 'top-5 accuracy', 'abs_rel': 'relative error',
+            'r1_own': 'R@1, own index', 'accuracy': 'accuracy', 'top1': 'top-1 accuracy', 'top5': 'top-5 accuracy',
+            'abs_rel': 'relative error',
             'delta1': 'within 25 %', 'pixel_accuracy': 'pixel accuracy', 'mean': 'mean angle', 'median': 'median angle',
             **{f'{way}_r{k}': f'{label} R@{k}' for k in (1, 5, 10)
                for way, label in (('i2t', 'image to text'), ('t2i', 'text to image'))}}
-UNITS = {'%': (100, 1, '%'), 'm': (1, 3, 'm'), 'deg': (1, 1, '°')}    # unit: (factor, decimals, as printed)
 ARROWS = {'higher': '↑', 'lower': '↓'}
+OTHER = '≠'    # a number that was measured otherwise than the first of its row
+_RESULTS = ('An arrow tells whether more or less is better. Naive: an answer that looks at no image. Published: the '
+            'released models nearest in size, marked by how far the number can be trusted: V read in a primary source, '
+            'T second-hand, T2 in two second-hand sources that agree. It holds for the whole protocol and the full '
+            'data set.')
 
 
 def metric(name: str) -> str:
@@ -77,26 +83,32 @@ def credit(figure) -> str:
   return f'{figure["model"].replace(" (released)", "")} [{figure["trust"]}]'
 
 
-def page(contents, rows, heads, figures) -> str:
+def page(contents, rows, heads, figures, notes) -> str:
   """The page. `contents`, `rows`: as in sheet.py; `heads`: of the columns of numbers; `figures`: section (of KINDS or
-  MORE) -> [(label, PNG bytes, note)]."""
+  MORE) -> [(label, PNG bytes, note)]; `notes`: what must be said below the table."""
   content = contents[0]
   checkpoint = content['checkpoint']
   about = {'checkpoint': checkpoint['name'], 'sha256': checkpoint['sha256'][:12], **content['facts']}
-  facts = ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>' for k, v in about.items() if v)
   entries = {kind: [e for e in content['results'] if e['kind'] == kind] for kind in KINDS}
   sections = '\n'.join(_section(key, figures.get(key, ()), entries.get(key, ())) for key in [*MORE, *KINDS]
                        if figures.get(key) or entries.get(key))
-  return _PAGE.format(title=html.escape(content['title']), style=_STYLE, facts=facts, table=_table(rows, heads),
-                      sections=sections)
+  below = ''.join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+  return html_page.page(
+      content['title'], lead='A frozen encoder, judged on images that it did not learn from.',
+      facts={k: v for k, v in about.items() if v}, sections=sections, style=_STYLE,
+      results=f'<p>{_RESULTS}</p>\n<div class="scroll">{_table(rows, heads)}</div>{below}',
+      footer='Every number with its unit and options is in <a href="results.json">results.json</a>; the pictures are '
+             'PNG files in <a href="pictures/">pictures</a>.')
 
 
 def _table(rows, heads):
   titles = ['data set', 'task', 'metric', *heads, 'naive', 'published']
   lines, before = [], None
   for row in rows:
-    values = ''.join(f'<td class="ours{" best" * (i in row["best"])}">{number(v, row["unit"])}</td>'
-                     for i, v in enumerate(row['values']))
+    values = ''.join(
+        f'<td class="ours{" best" * (i in row["best"])}{" other" * bool(other)}">{number(v, row["unit"])}'
+        + (f' <abbr title="{html.escape(other)}">{OTHER}</abbr>' if other else '') + '</td>'
+        for i, (v, other) in enumerate(zip(row['values'], row['other'])))
     published = ''.join(f'<div><small title="{html.escape(f["source"])}">{html.escape(credit(f))}</small> '
                         f'{number(f["value"], row["unit"])}</div>' for f in row['published']) or '-'
     first = row['dataset'] != before
@@ -127,8 +139,11 @@ def _details(entry):
       f'<td class="ours">{number(m["value"], m["unit"])}</td><td>{number(m["naive"], m["unit"])}</td></tr>'
       for name, m in entry['metrics'].items())
   notes = (', '.join(f'{k} {v:.1f} s' for k, v in entry['seconds'].items()),
-           ', '.join(f'{k} = {v}' for k, v in entry['options'].items()))
-  notes = ''.join(f'<p>{label}: {html.escape(note)}</p>' for label, note in zip(('Time', 'Protocol'), notes) if note)
+           ', '.join(f'{k} = {v}' for k, v in entry['options'].items()),
+           ', '.join(f'{k} = {v}' for k, v in entry['chosen'].items()),
+           ', '.join(f'{one["images"]:,} of {role}' for role, one in entry['data'].items()))
+  notes = ''.join(f'<p>{label}: {html.escape(note)}</p>'
+                  for label, note in zip(('Time', 'Protocol', 'Found', 'Images'), notes) if note)
   return (f'<details><summary>{html.escape(entry["dataset"])}: all numbers</summary><div class="scroll"><table>'
           f'<tr><th></th><th>ours</th><th>naive</th></tr>{rows}</table></div>{notes}</details>')
 
@@ -145,7 +160,7 @@ def _width(png):
   return round(struct.unpack('>I', png[16:20])[0] / 1.28)
 
 
-_STYLE = report.STYLE + '''
+_STYLE = '''
 :root { color-scheme: light dark; --number: #0f766e; }
 section { padding: 24px 28px; }
 main { max-width: 1200px; }
@@ -153,6 +168,7 @@ img { max-width: 100%; }
 figure { margin: 0 0 26px; } figure:last-child { margin: 0; } figure p { font-size: 14px; margin-bottom: 10px; }
 h3 { font-size: 15px; font-weight: 600; margin: 0 0 10px; }
 td { color: var(--ink); } td.ours { color: var(--number); } td.best { font-weight: 700; }
+td.other { color: var(--soft); } td abbr { text-decoration: none; color: #d1453b; } p.note { margin: 8px 0 0; }
 td i { color: var(--soft); font-style: normal; font-size: 13px; margin-left: 7px; }
 td small { color: var(--soft); font-size: 12px; margin-right: 6px; }
 table.wide td:nth-child(2), table.wide th:nth-child(2), table.wide td:nth-child(3), table.wide th:nth-child(3)
@@ -172,27 +188,4 @@ a { color: var(--number); }
 @media (prefers-color-scheme: dark) {
 :root { --ink: #dbe4ee; --soft: #8b9bb0; --line: #263241; --paper: #141c26; --desk: #0c121a; --number: #2ec4b2; }
 }
-'''
-
-_PAGE = '''<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-<h1>{title}</h1>
-<p>A frozen encoder, judged on images that it did not learn from.</p>
-<dl>{facts}</dl>
-<section><h2>Results</h2>
-<p>An arrow tells whether more or less is better. Naive: an answer that looks at no image. Published: the released
-models nearest in size, marked by how far the number can be trusted: V read in a primary source, T second-hand, T2 in
-two second-hand sources that agree. It holds for the whole protocol and the full data set.</p>
-<div class="scroll">{table}</div></section>
-{sections}
-<footer>Every number with its unit and options is in <a href="results.json">results.json</a>; the pictures are PNG files
-in <a href="pictures/">pictures</a>.</footer>
-</main></body></html>
 '''

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tips_jax.evals import protocols, suite_checks, suite_dense, suite_global
+from tips_jax.evals import protocols, suite_checks, suite_dense, suite_global, suite_space
 from tips_jax.evals.suite_parts import Parts, Work
 
 
 class Kind(NamedTuple):
   """measure(Work) -> fields of an Outcome. name: where it is not the protocols'. roles: the splits it needs. outputs:
   of the encoder, beside the CLS tokens. needs: the annotation. text: needs a text tower. shape: of the images that the
-  encoder sees: 'square', squeezed; 'cut', the central square; 'native', of the first image; 'own', each by its own."""
+  encoder sees: 'square', squeezed; 'cut', the central square; 'centre', 7/8 of it; 'native', of the first image; 'own',
+  each by its own; then cells(Work, (H, W)) -> patches that are kept of such an image."""
   measure: Any
   name: str = ''
   roles: tuple = ('train', 'test')
@@ -26,10 +27,12 @@ class Kind(NamedTuple):
   needs: str = ''
   text: bool = False
   shape: str = 'square'
+  cells: Any = None
 
 
 KINDS = {    # by their names in protocols.py
-    'segmentation': Kind(suite_dense.segments, outputs=('patch',), needs='mask'),
+    'segmentation': Kind(suite_dense.segments, outputs=('patch',), needs='mask', shape='own',
+                         cells=suite_dense.window_cells),
     'depth': Kind(suite_dense.linear_depth, outputs=('patch',), needs='depth', shape='native'),
     'dpt_depth': Kind(suite_dense.decoder, outputs=('taps',), needs='depth', shape='cut'),
     'normals': Kind(suite_dense.decoder, name='dpt_normals', outputs=('taps',), needs='normals', shape='cut'),
@@ -38,7 +41,8 @@ KINDS = {    # by their names in protocols.py
     'instance_retrieval': Kind(suite_global.instances, name='instance', roles=('test',), needs='label'),
     'retrieval': Kind(suite_global.texts_and_images, roles=('test',), needs='captions', text=True),
     'zeroshot': Kind(suite_global.named_classes, roles=('test',), needs='label', text=True),
-    'zeroshot_segmentation': Kind(suite_dense.named_segments, roles=('test',), needs='mask', text=True, shape='own'),
+    'zeroshot_segmentation': Kind(suite_dense.named_segments, roles=('test',), outputs=('value_patch',), needs='mask',
+                                  text=True, shape='own', cells=suite_dense.view_cells),
 }
 KIND_OF = {kind.name: name for name, kind in KINDS.items() if kind.name} | {name: name for name in KINDS}
 
@@ -50,18 +54,21 @@ class Job:
   data: has source(split) (len and [i] -> record), fingerprint(split), counts {split: images}, features (what its
   records carry), text_field, mask_classes, label_names(split); see evals/suite_data.py. splits: role ('train', 'test',
   'index') -> split. size: pixels of the short side; 0: as the images are (depth), or what the encoder is best at.
-  published: metric -> Figures.
+  published: metric -> Figures. pool: jobs of one name may search the indexes of all of them (suite_global.Pool).
   """
   dataset: str
   task: protocols.Task
   data: Any
   splits: dict
   size: int = 0
+  pool: str = ''
   published: dict = dataclasses.field(default_factory=dict)
 
   @property
   def about(self) -> Kind:
-    return KINDS[self.task.kind]
+    """Its Kind; a protocol may say that images are seen 'square', 'cut' or by the 'centre' of them."""
+    kind, shape = KINDS[self.task.kind], self.options.get('mode', self.options.get('resize'))
+    return kind._replace(shape=shape) if shape in ('square', 'cut', 'centre') else kind
 
   @functools.cached_property
   def options(self) -> dict:
@@ -75,7 +82,8 @@ class Outcome:
   naive: the metrics of an answer that knows no image. published: metric -> Figures, in the printed unit. examples: at
   most six of the measured split, evenly spaced; evals/sheet_pictures.py says what they hold. seconds: 'encoder' and
   'reading' (its share of what it has in common with other jobs), 'task'. confusion [K, K]: counts of (truth,
-  prediction). options: the constants of the protocol, and what validation chose.
+  prediction). options: the constants of the protocol and the size in pixels; data: role -> 'images', 'sha256' of the
+  split: where both are equal two outcomes may be compared. chosen: what validation chose, and other finds.
   """
   dataset: str
   task: str
@@ -88,31 +96,55 @@ class Outcome:
   classes: tuple = ()
   confusion: np.ndarray | None = None
   options: dict = dataclasses.field(default_factory=dict)
+  data: dict = dataclasses.field(default_factory=dict)
+  chosen: dict = dataclasses.field(default_factory=dict)
 
 
-def run(encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=None, after=None) -> list[Outcome]:
+def run(encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=None, after=None,
+        tell=None) -> list[Outcome]:
   """The outcomes of all jobs; those of one data set stand together.
 
-  encoder: `inspect`, `encode_text`, cls_names, patch, depth, name, sha256, has_text as of interop.encoder.Encoder.
+  encoder: `inspect`, `encode_text`, cls_names, patch, width, depth, name, sha256, has_text as of interop's Encoder.
   cache: a Cache. output: folder for the decoders that are trained, or None. limit: images of each split, evenly spaced;
-  0: all. progress(label, total) -> something with update(done) and close(). after(outcome): called with each. Raises
-  InputError where a job cannot be measured, before any feature is computed.
+  0: all. progress(label, total) -> something with update(done) and close(). after(outcome): called with each.
+  tell(line): told how much room the features take. Raises InputError where a job cannot be measured or the disk has not
+  that room, before any feature is computed.
   """
   suite_checks.check(encoder, jobs)
-  outcomes, groups = [], {}
+  groups, pools, works = {}, {}, []
   for job in jobs:
     groups.setdefault(id(job.data), []).append(job)
   for number, group in enumerate(groups.values(), start=1):
     parts = Parts(encoder, group, cache=cache, batch_size=batch_size, limit=limit, progress=progress,
                   label=f'({number}/{len(groups)})')
-    for job in group:
-      start, before = time.monotonic(), parts.total()
-      found = job.about.measure(Work(job=job, encoder=encoder, parts=parts, cache=cache, output=output))
-      own = time.monotonic() - start - (parts.total() - before)
-      options = job.options | {'size': job.size} | found.pop('options', {})
-      outcomes.append(Outcome(dataset=job.dataset, task=job.task.name, kind=job.about.name or job.task.kind,
-                              published=job.published, seconds={**parts.seconds(job), 'task': own}, options=options,
-                              **found))
-      if after:
-        after(outcomes[-1])
+    works += [Work(job=job, encoder=encoder, parts=parts, cache=cache, output=output) for job in group]
+  for work in works:
+    if work.job.pool:
+      work.pool = pools.setdefault((work.job.pool, work.job.task.name), suite_global.Pool())
+      work.pool.works.append(work)
+  suite_space.check(works, tell=tell)
+  outcomes = []
+  for work in works:
+    outcomes.append(_outcome(work, {id(one.parts): one.parts for one in works}.values()))
+    if after:
+      after(outcomes[-1])
   return outcomes
+
+
+def _outcome(work, every):
+  """Measures one job; `every`: the Parts of all, whose time in the encoder is not the task's."""
+  job, total = work.job, lambda: sum(parts.total() for parts in every)
+  start, before = time.monotonic(), total()
+  found = job.about.measure(work)
+  own = time.monotonic() - start - (total() - before)
+  options = job.options | {'size': _size(work)} | found.pop('options', {})
+  data = {role: {'images': len(work.parts.numbers(job, role)), 'sha256': job.data.identity(split)}
+          for role, split in job.splits.items()}
+  return Outcome(dataset=job.dataset, task=job.task.name, kind=job.about.name or job.task.kind, data=data,
+                 published=job.published, seconds={**work.parts.seconds(job), 'task': own}, options=options, **found)
+
+
+def _size(work):
+  """Pixels of the short side that were asked for; 0: of the images as they are."""
+  job = work.job
+  return job.size or (0 if job.about.shape in ('native', 'own') else getattr(work.encoder, 'size', 224))

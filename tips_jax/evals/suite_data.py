@@ -1,7 +1,8 @@
 """What the suite measures on: public benchmarks, a person's own store, and `scenes`, which is drawn when it is missing.
 
 All data sets look alike: source(split) has len and [i] -> record (as in a store), `counts` {split: images}, `features`,
-`text_field`, `instance_field`, `mask_classes`, label_names(split), and fingerprint(split), which tells contents apart.
+`text_field`, `mask_classes`, label_names(split), instances(split) (the classes of each record for retrieval; None: its
+label), fingerprint(split), which tells contents apart for the cache, and identity(split), which does so anywhere.
 """
 import dataclasses
 import functools
@@ -17,14 +18,13 @@ from tips_jax.evals.protocols import Constant, Task
 from tips_jax.evals.suite import KIND_OF, KINDS, Job
 
 QUICK = 'quick'
-_SCENES = dict(train=512, test=256, size=96)
+_SCENES = dict(train=512, test=256, size=96, objects=1, typical=0.8)
 _TEST = ('test', 'validation', 'val', 'dev')    # what the split to measure on may be called
 _LOOKED_AT = 16                                 # records that may show captions, and files that make a fingerprint
 
 
 class Store:
   """A store of the house, or a TFDS folder."""
-  instance_field = 'label'
 
   def __init__(self, opened):
     self._store = opened
@@ -39,6 +39,11 @@ class Store:
 
   def fingerprint(self, split):
     return self._store.fingerprint
+
+  identity = fingerprint    # of the records
+
+  def instances(self, split):
+    return None
 
   def label_names(self, split):
     return self._store.label_names()
@@ -71,7 +76,6 @@ class Benchmark:
     first = next(iter(self._readers.values()))
     self.mask_classes = tuple(first.mask_classes)
     self.features = {'image', *first.annotations, *(['captions'] if protocols.get(name).captions else [])}
-    self.instance_field = 'tags' if 'tags' in self.features else 'label'
 
   def source(self, split):
     return _Records(self._readers[split])
@@ -92,6 +96,21 @@ class Benchmark:
           digest.update(f'{path} {status.st_size} {status.st_mtime_ns}\n'.encode())
       self._fingerprints[split] = digest.hexdigest()
     return self._fingerprints[split]
+
+  def identity(self, split):
+    """Of the names of all samples, and of the sizes of some files: the same wherever the data set lies."""
+    reader = self._readers[split]
+    digest = hashlib.sha256(repr([reader.name, reader.official[split], len(reader)]).encode())
+    for item in reader.items:
+      digest.update(f'{reader._key(item)}\n'.encode())
+    for i in features.records(reader, _LOOKED_AT).tolist():
+      for path in filter(os.path.exists, reader._files(reader.items[i])):
+        digest.update(f'{os.path.basename(path)} {os.stat(path).st_size}\n'.encode())
+    return digest.hexdigest()
+
+  def instances(self, split):
+    reader = self._readers[split]
+    return [reader.tags_of(item) for item in reader.items] if 'tags' in self.features else None
 
 
 class _Records:
@@ -116,9 +135,11 @@ _CONSTANTS = {
     'instance_retrieval': {}, 'retrieval': protocols.RETRIEVAL, 'zeroshot': protocols.ZEROSHOT,
     'zeroshot_segmentation': protocols.ZEROSHOT_SEGMENTATION}
 _SMALL = dict(hidden=16, widths=(8, 16, 16, 16), epochs=3, bins=32, learning_rate=2e-3)
-_QUICK = {    # what `quick` does otherwise, to be done in minutes on two cores
+_QUICK = {    # what `hasty` does otherwise
+    'segmentation': dict(mode='square', patches=30_000),
     'depth': dict(steps=1000, batch=16, learning_rates=(1e-3, 3e-3), upsample=1, bins=64), 'dpt_depth': _SMALL,
-    'normals': {name: value for name, value in _SMALL.items() if name != 'bins'}, 'zeroshot': dict(templates='photo')}
+    'normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
+    'zeroshot': dict(templates='photo'), 'zeroshot_segmentation': dict(templates=('a {}.',))}
 _SIZES = {'segmentation': 'crop', 'dpt_depth': 'size', 'normals': 'size', 'zeroshot_segmentation': 'size'}
 
 
@@ -154,7 +175,7 @@ def benchmark(name, data_dir, *, only=(), size=0) -> list[Job]:
   tasks = [task for task in protocol.tasks if not only or task.kind in only]
   data = Benchmark(name, data_dir, dict.fromkeys(split for task in tasks for split in task.splits))
   return [Job(dataset=name, task=task, data=data, splits={split: split for split in task.splits},
-              size=size or _size(task),
+              size=size or _size(task), pool=protocol.group,
               published={metric: protocol.published(task.name, metric) for metric in task.metrics}) for task in tasks]
 
 
@@ -184,14 +205,18 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Job]:
 
 def quick(folder, *, only=(), size=0, texts=True, progress=None) -> list[Job]:
   """All tasks on `scenes`, drawn below `folder` where they are not yet there. progress(done, total)."""
-  path = scenes.build(pathlib.Path(folder) / 'scenes-{train}-{test}-{size}'.format(**_SCENES), **_SCENES,
-                      progress=progress)
+  name = 'scenes-{train}-{test}-{size}-{objects}-{typical}'.format(**_SCENES)
+  path = scenes.build(pathlib.Path(folder) / name, **_SCENES, progress=progress)
   found = []
   for job in own(path, only=only, texts=texts, name='scenes'):
-    changed = {name: Constant(value, '?') for name, value in _QUICK.get(job.task.kind, {}).items()}
-    task = dataclasses.replace(job.task, constants=job.task.constants | changed)
-    found.append(dataclasses.replace(job, task=task, size=size or _SCENES['size']))
+    found.append(dataclasses.replace(hasty(job), size=size or _SCENES['size']))
   return found
+
+
+def hasty(job) -> Job:
+  """The job with a recipe that is done in minutes on two cores."""
+  changed = {name: Constant(value, '?') for name, value in _QUICK.get(job.task.kind, {}).items()}
+  return dataclasses.replace(job, task=dataclasses.replace(job.task, constants=job.task.constants | changed))
 
 
 def _size(task):

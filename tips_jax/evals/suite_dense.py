@@ -5,46 +5,126 @@ Everything is measured at the resolution of the annotation.
 import functools
 import json
 import logging
+import os
 import pathlib
 
 import numpy as np
 
 from tips_jax.core.config import InputError
-from tips_jax.evals import depth, dpt, dpt_train, features, normals, prompts, segmentation, suite_parts, zeroshot
+from tips_jax.evals import (
+    depth,
+    dpt,
+    dpt_train,
+    features,
+    linear,
+    normals,
+    prompts,
+    segmentation,
+    suite_parts,
+    windows,
+    zeroshot,
+)
 from tips_jax.evals import zeroshot_segmentation as zs
 from tips_jax.evals.suite_global import class_names
 
 _BATCH = 32      # images whose predictions are held at once
 _NAIVE = 2000    # training images that naive answers learn from
+_IDS = 256       # a mask is uint8
 _DEPTH = ('bins', 'min_depth', 'max_depth', 'steps', 'batch', 'learning_rates', 'upsample')
 _DPT = {'hidden': 'channels', 'sigloss': 'sig_weight', 'gradient': 'gradient_weight'} | {name: name for name in (
     'learning_rate', 'epochs', 'warmup_epochs', 'batch', 'bins', 'min_depth', 'max_depth', 'widths')}
 
 
 def segments(work):
-  """A linear probe on patches, its strength chosen on held-out training images."""
-  train, test = work.part('train'), work.part('test')
-  gather, pixels = segmentation.TrainingPatches(len(train)), np.zeros(256, np.int64)
-  for rows in _batches(train):
-    gather(_floats(train.arrays['patch'][rows]), [train.encoded('mask', i) for i in rows])
-    pixels += sum(np.bincount(train.mask(i).ravel(), minlength=256) for i in rows)
-  probe = gather.fit()
-  if probe is None:
+  """A linear probe on the patches of the last layer, measured on images at their own aspect ratio.
+
+  The protocol of DINOv2 (mmseg: BatchNorm and a 1x1 convolution, which is one linear layer on standardised patches):
+  short side `crop`, windows of `crop` pixels every `stride`, the logits averaged where windows overlap, mIoU over all
+  pixels of the split at the resolution of the masks. What differs: features are cached, so the probe learns from the
+  windows that cover the training images, not from random, coloured, mirrored crops; a patch has the commonest class of
+  its pixels; and the probe is brought to its optimum (L-BFGS), not through 40,000 steps. Its strength is chosen on
+  held-out training images. Mode 'square' squeezes whole images into one window.
+  """
+  (train, view), (test, _) = _seen(work, 'train'), _seen(work, 'test')
+  probe, pixels, used = _patch_probe(work, train, view)
+  counts, examples, shown = np.zeros((_IDS, _IDS), np.int64), [], set(test.shown())
+  for rows in windows.by_image(test.rows) if work.job.about.shape == 'own' else np.arange(len(test))[:, None]:
+    patches, truth = _floats(test.arrays['patch'][rows]), test.mask(rows[0])
+    found, known = view.labels(probe.logits(patches), truth.shape), truth != segmentation.IGNORE
+    counts += linear.confusion(truth[known], found[known], size=_IDS)
+    if shown & set(rows.tolist()) and len(examples) < suite_parts.EXAMPLES:
+      examples.append({'image': test.image(rows[0]), 'truth': truth, 'predicted': found,
+                       'patch': view.patches(patches, truth.shape)})
+  names = tuple(work.job.task.classes or work.job.data.mask_classes)
+  return {'metrics': {'miou': linear.mean_iou(counts), 'pixel_accuracy': _right(counts)},
+          'naive': {'miou': segmentation.majority(pixels, counts.sum(1))}, 'classes': names, 'examples': examples,
+          'options': {'patches': used}, 'chosen': {'l2': probe.l2},
+          'confusion': counts[:len(names), :len(names)] if names else None}
+
+
+def _seen(work, role):
+  """(Part of all windows of the images of a split, what sees through them)."""
+  job = work.job
+  if job.about.shape != 'own':
+    return work.part(role), windows.Whole()
+  view, split = _windows(work), job.splits[role]
+  source, counts = job.data.source(split), {}
+  for number in work.parts.numbers(job, role).tolist():
+    try:
+      counts[number] = len(view.places(suite_parts.header(source[number])))
+    except ValueError as error:
+      logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
+  return work.parts.extract([job], split, windows.codes(counts), view, outputs={'patch'}, source=windows.Source(source),
+                            key=['windows', view.side, view.stride]), view
+
+
+def _windows(work):
+  """The windows of a job: whole patches, at least as large as asked."""
+  o = work.job.options
+  side = _whole(work.job.size or o['crop'], work.encoder)
+  return windows.Windows(side, max(1, side * o['stride'] // o['crop']))
+
+
+def window_cells(work, shape):
+  """Patches in all windows of an image of `shape` (H, W)."""
+  view = _windows(work)
+  return len(view.places(shape)) * (view.side // work.encoder.patch)**2
+
+
+def _patch_probe(work, train, view):
+  """(Probe on training patches, pixels [256] of each class in the masks, patches of a window: a number or 'all')."""
+  patch, labels, owner, pixels = train.arrays['patch'], [], [], np.zeros(_IDS, np.int64)
+  images = windows.by_image(train.rows) if work.job.about.shape == 'own' else np.arange(len(train))[:, None]
+  for number, rows in enumerate(images):
+    mask = train.mask(rows[0])
+    pixels += np.bincount(mask.ravel(), minlength=_IDS)
+    labels += [segmentation.patch_labels(one, patch.shape[1:3]).ravel() for one in view.masks(mask)]
+    owner += [number] * len(rows)
+  pixels[segmentation.IGNORE] = 0
+  chosen = [np.flatnonzero(one != segmentation.IGNORE) for one in labels]
+  total, used = sum(map(len, chosen)), 'all'
+  if not total:
     raise InputError(f'{work.job.dataset}: every pixel of the training masks is void; expected classes')
-  scorer, examples, shown = segmentation.Scorer(probe), [], set(test.shown())
-  for rows in _batches(test):
-    patches = _floats(test.arrays['patch'][rows])
-    scorer(patches, [test.encoded('mask', i) for i in rows])
-    for i, patch in zip(rows, patches):
-      if i in shown:
-        truth = test.mask(i)
-        found = segmentation.upsample_argmax(probe.logits(patch), truth.shape)
-        examples.append({'image': test.image(i), 'truth': truth, 'predicted': found, 'patch': patch})
-  names, pixels[segmentation.IGNORE] = tuple(work.job.task.classes or work.job.data.mask_classes), 0
-  return {'metrics': {'miou': scorer.mean_iou(), 'pixel_accuracy': _right(scorer.counts)},
-          'naive': {'miou': segmentation.majority(pixels, scorer.counts.sum(1))}, 'classes': names,
-          'examples': examples, 'options': {'l2': probe.l2},
-          'confusion': scorer.counts[:len(names), :len(names)] if names else None}
+  most = min(work.job.options['patches'], _fitting(patch.shape[-1]))
+  if total > most:
+    rng, used = np.random.default_rng(0), max(1, most // len(chosen))
+    chosen = [np.sort(rng.permutation(one)[:used]) for one in chosen]
+  ends = np.cumsum([len(one) for one in chosen])
+  x = np.empty((ends[-1], patch.shape[-1]), np.float32)
+  for row, (one, end) in enumerate(zip(chosen, ends)):
+    x[end - len(one):end] = patch[row].reshape(-1, x.shape[1])[one]
+  y = np.concatenate([label[one] for label, one in zip(labels, chosen)])
+  groups = np.repeat(owner, [len(one) for one in chosen])
+  return linear.fit(x, y, classes=int(y.max()) + 1, groups=groups), pixels, used
+
+
+def _fitting(width):
+  """Rows of features that the memory holds: the probe has them thrice."""
+  try:
+    free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  except (ValueError, OSError):    # not every system tells
+    return 1 << 40
+  return max(1, free // 2 // (3 * 4 * width))
 
 
 def linear_depth(work):
@@ -64,7 +144,7 @@ def linear_depth(work):
   baselines = depth.baselines(train.depth, _some(train), test.depth, range(len(test)), max_depth=most,
                               crop=o.get('crop'))
   return {'metrics': scorer.result(), 'naive': baselines['constant'], 'examples': examples,
-          'options': {'learning_rate': probe.learning_rate, 'mean_image': baselines['mean_image']}}
+          'chosen': {'learning_rate': probe.learning_rate, 'mean_image': baselines['mean_image']}}
 
 
 def decoder(work):
@@ -89,7 +169,7 @@ def decoder(work):
   rename = {'rmse': 'angular_rmse'} if task == 'normals' else {}
   named = lambda values: {rename.get(name, name): value for name, value in values.items()}
   return {'metrics': named(scorer.result()), 'naive': named(baselines['constant']), 'examples': examples,
-          'options': {'taps': dpt.taps_of(work.encoder.depth), 'mean_image': named(baselines['mean_image'])}}
+          'chosen': {'taps': dpt.taps_of(work.encoder.depth), 'mean_image': named(baselines['mean_image'])}}
 
 
 def _trained(work, train, truth, task):
@@ -112,13 +192,11 @@ def _trained(work, train, truth, task):
 
 def named_segments(work):
   """Zero-shot segmentation: each patch takes the class whose texts lie nearest. Images of one shape go together."""
-  job, o, encoder = work.job, work.job.options, work.encoder
+  job, o = work.job, work.job.options
   names = class_names(job)
-  whole = lambda n: -(-n // encoder.patch) * encoder.patch
-  side = whole(job.size or o['size'])
-  segmenter = zs.Segmenter(
-      classes=zeroshot.class_embeddings(work.texts, names, prompts.templates(o['templates'])), mode=o['mode'],
-      side=side, stride=min(o['stride'], side), patch=encoder.patch)
+  classes = zeroshot.class_embeddings(work.texts, names, prompts.templates(o['templates']))
+  segmenter = _segmenter(work, classes)
+  side = segmenter.side
   field = 'value_patch' if o['value_attention'] else 'patch'
   scorer, examples, numbers = zs.Scorer(segmenter.count), [], work.parts.numbers(job, 'test')
   shown = set(numbers[features.records(numbers, suite_parts.EXAMPLES)].tolist())
@@ -136,6 +214,26 @@ def named_segments(work):
         examples.append({'image': part.image(i), 'truth': truth, 'predicted': found})
   return {'metrics': scorer.result(), 'naive': scorer.chance(), 'examples': examples, 'confusion': scorer.counts,
           'classes': tuple(one if isinstance(one, str) else one[0] for one in names)}
+
+
+def _segmenter(work, classes):
+  o = work.job.options
+  side = _whole(work.job.size or o['size'], work.encoder)
+  return zs.Segmenter(classes=classes, mode=o['mode'], side=side, stride=min(o['stride'], side),
+                      patch=work.encoder.patch)
+
+
+def view_cells(work, shape):
+  """Patches in all views of an image of `shape` (H, W) for zero-shot segmentation."""
+  segmenter = _segmenter(work, np.zeros((1, 1)))
+  size = segmenter.size(*shape)
+  seen = size if segmenter.mode == 'whole' else (segmenter.side,) * 2
+  return _views(segmenter, size) * int(np.prod([n // segmenter.patch for n in seen]))
+
+
+def _whole(pixels, encoder):
+  """Pixels of whole patches, at least as many."""
+  return -(-pixels // encoder.patch) * encoder.patch
 
 
 class _View:

@@ -23,7 +23,7 @@ def neighbours(work):
     first = found if first is None else first
     metrics[f'{prefix}accuracy'], chosen[f'{prefix}k'] = _share(found, test.label), k
   return _classified(work, test, metrics, {'accuracy': knn.majority(train.label, test.label)}, first) | {
-      'options': chosen}
+      'chosen': chosen}
 
 
 def logistic(work):
@@ -38,7 +38,7 @@ def logistic(work):
     first = found if first is None else first
     metrics[f'{prefix}accuracy'], chosen[f'{prefix}l2'] = _share(found, test.label), probe.l2
   return _classified(work, test, metrics, {'accuracy': knn.majority(train.label, test.label)}, first) | {
-      'options': chosen}
+      'chosen': chosen}
 
 
 def named_classes(work):
@@ -55,20 +55,62 @@ def named_classes(work):
   return _classified(work, test, metrics, naive, first)
 
 
+class Pool:
+  """Data sets of one benchmark: their index sets can be searched as one. What they share is computed once."""
+
+  def __init__(self):
+    self.works, self._domains, self._found = [], {}, {}
+
+  def whole(self, size) -> bool:
+    """Whether all `size` data sets of the benchmark are there."""
+    return len(self.works) == size > 1
+
+  def domains(self, name, works=None) -> dict:
+    """data set -> Domain of the features `name`."""
+    return {work.job.dataset: self._domain(name, work) for work in works or self.works}
+
+  def search(self, name) -> dict:
+    """data set -> Found, every query in the index of all data sets."""
+    if name not in self._found:
+      self._found[name] = instance.search(self.domains(name), merged=True)
+    return self._found[name]
+
+  def _domain(self, name, work):
+    key = name, work.job.dataset
+    if key not in self._domains:
+      test, index = places(work)[0], places(work)[-1]
+      own = {} if index is test else dict(index=index.arrays[name], index_tags=_tags(work.job, 'index', index))
+      self._domains[key] = instance.Domain(query=test.arrays[name], tags=_tags(work.job, 'test', test), **own)
+    return self._domains[key]
+
+
+def places(work) -> list:
+  """The Parts of the queries and, where the data set has one, of the index."""
+  return [work.part(role) for role in ('test', 'index') if role in work.job.splits]
+
+
 def instances(work):
-  """R@1 of the nearest image: of `index` where the protocol has one, else of the other queries."""
-  test = work.part('test')
-  index = work.part('index') if 'index' in work.job.splits else None
-  tags, index_tags = _tags(work.job, test), index and _tags(work.job, index)
+  """R@1 of the nearest image, in the index of all data sets of the benchmark and in the data set's own.
+
+  UnED's protocol is one index merged of all eight domains ('r1'); its code also measures each domain in its own index
+  ('r1_own'). Which of them TIPS averaged is not published. Where not all domains are measured, 'r1' is of the own one.
+  """
+  pool, wanted = work.pool or Pool(), work.job.options.get('merged', 1)
+  merged = pool.whole(wanted)
   metrics, naive, examples = {}, {}, []
   for name, prefix in _tokens(work.encoder.cls_names):
-    domain = {work.job.dataset: instance.Domain(query=test.arrays[name], tags=tags, index_tags=index_tags,
-                                                index=index and index.arrays[name])}
-    metrics[f'{prefix}r1'] = instance.evaluate(domain)['r1']
+    domain = pool.domains(name, [work])
+    metrics[f'{prefix}r1'] = own = instance.evaluate(domain)['r1']
+    if merged:
+      found = pool.search(name)[work.job.dataset]
+      metrics |= {f'{prefix}r1': float(found.right[found.asked].mean()), f'{prefix}r1_own': own}
     if not examples:
-      naive['r1'] = instance.chance(domain)['r1']
-      examples = _found_instances(test, index or test, name, tags, index_tags or tags, leave_out=index is None)
-  return {'metrics': metrics, 'naive': _for_all(naive, metrics), 'examples': examples}
+      naive['r1'] = naive['r1_own'] = instance.chance(domain)['r1']
+      if merged:
+        naive['r1'] = instance.chance(pool.domains(name), merged=True)[f'r1/{work.job.dataset}']
+      examples = _found_instances(work, pool.works if merged else [work], name, pool.domains(name, [work]))
+  return {'metrics': metrics, 'naive': _for_all(naive, metrics), 'examples': examples,
+          'options': {'merged': wanted if merged else 1}}
 
 
 def texts_and_images(work):
@@ -136,23 +178,32 @@ def _classified(work, test, metrics, naive, found):
                        for i in test.shown() if test.label[i] >= 0]}
 
 
-def _tags(job, part):
+def _tags(job, role, part):
   """The class, or classes, of each row."""
-  field = job.data.instance_field
-  return part.label if field == 'label' else [part.record(i)[field] for i in range(len(part))]
+  found = job.data.instances(job.splits[role])
+  return part.label if found is None else [found[i] for i in part.rows]
 
 
-def _found_instances(test, index, name, tags, index_tags, *, leave_out):
-  """Queries and what lies nearest to each."""
-  shown = test.shown()
-  queries = np.asarray(test.arrays[name][np.array(shown)])
-  groups = dict(groups=np.arange(len(index)), query_groups=np.array(shown)) if leave_out else {}
-  _, rows = knn.nearest(index.arrays[name], queries, k=min(_TOP, len(index) - leave_out), **groups)
+def _found_instances(work, near, name, own):
+  """Queries and what lies nearest to each in the indexes of the works `near`; `own`: the Domain of the data set."""
+  test, [domain], found = work.part('test'), own.values(), []
+  tags = domain.tags if domain.index is None else domain.index_tags
+  shown = np.array(test.shown())
+  queries = np.asarray(test.arrays[name][shown])
+  for other in near:
+    part = places(other)[-1]
+    alone = other is work and part is test    # an image is not found by itself
+    groups = dict(groups=np.arange(len(part)), query_groups=shown) if alone else {}
+    scores, rows = knn.nearest(part.arrays[name], queries, k=min(_TOP, len(part) - alone), **groups)
+    found += [(scores[:, k], rows[:, k], part, other is work) for k in range(rows.shape[1])]
   examples = []
-  for i, near in zip(shown, rows):
-    own = set(instance.several(tags[i]))
-    right = [place for place, row in enumerate(near) if own & set(instance.several(index_tags[row]))]
-    examples.append({'image': test.image(i), 'images': [index.image(row) for row in near], 'right': right})
+  for q, i in enumerate(shown.tolist()):
+    wanted = set(instance.several(domain.tags[i]))
+    best = sorted(found, key=lambda one: -one[0][q])[:_TOP]
+    right = [place for place, (_, rows, _, here) in enumerate(best)
+             if here and wanted & set(instance.several(tags[rows[q]]))]
+    examples.append({'image': test.image(i), 'images': [part.image(rows[q]) for _, rows, part, _ in best],
+                     'right': right})
   return examples
 
 

@@ -13,15 +13,17 @@ from tips_jax.evals import depth, dpt, features, normals, segmentation
 
 EXAMPLES = 6
 _KEPT = 2048      # encoded annotations held in memory: probes read them once an epoch
+_CUT = {'cut': True, 'centre': 0.875}
 _LOOKED_AT = 16   # images that may tell the shape of a split
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """How an image becomes uint8 [height, width, 3]: `cut` to its central square first, or squeezed as it is."""
+  """How an image becomes uint8 [height, width, 3]: squeezed as it is, or `cut` to its central square first, of this
+  share of its short side (True: all of it)."""
   height: int
   width: int
-  cut: bool = False
+  cut: bool | float = False
 
   def __call__(self, record):
     image = Image.fromarray(self.crop(decode(record)))
@@ -31,7 +33,7 @@ class Frame:
     """The part of an image or an annotation [H, W, ...] that is seen."""
     if not self.cut:
       return array
-    side = min(array.shape[:2])
+    side = round(self.cut * min(array.shape[:2]))
     top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
     return array[top:top + side, left:left + side]
 
@@ -99,10 +101,10 @@ class Parts:
     source = job.data.source(job.splits[role])
     return features.records(source, self._limit or len(source))
 
-  def extract(self, jobs, split, numbers, prepare, *, outputs, key, **options) -> Part:
-    """Some records of a split, for jobs that share the price."""
+  def extract(self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options) -> Part:
+    """Some records of a split, or of `source`, which is made of it, for jobs that share the price."""
     data = jobs[0].data
-    source = data.source(split)
+    source = source or data.source(split)
     about = {'data': data.fingerprint(split), 'split': split, 'frame': key,
              'records': hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest()}
     with self._bar(f'{jobs[0].dataset} {split}', len(numbers)) as bar:
@@ -139,12 +141,14 @@ class Parts:
 
 @dataclasses.dataclass(kw_only=True)
 class Work:
-  """What a task has to work with: its job, the encoder, the splits, and where to keep what it trains."""
+  """What a task has to work with: its job, the encoder, the splits, where to keep what it trains, and what it shares
+  with the other jobs of its pool (suite_global.Pool)."""
   job: Any
   encoder: Any
   parts: Parts
   cache: Any
   output: Any
+  pool: Any = None
 
   def part(self, role) -> Part:
     return self.parts.get(self.job, role)
@@ -204,7 +208,7 @@ def frame(job, encoder) -> Frame:
     size = round(scale * height), round(scale * width)
   else:
     size = (side or getattr(encoder, 'size', 224),) * 2
-  return Frame(*(-(-n // encoder.patch) * encoder.patch for n in size), cut=shape == 'cut')
+  return Frame(*(-(-n // encoder.patch) * encoder.patch for n in size), cut=_CUT.get(shape, False))
 
 
 def _native(source):

@@ -21,7 +21,7 @@ from tips_jax.core.config import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import tokenizer, views
 from tips_jax.interop.weights import flat
-from tips_jax.models import towers, vit
+from tips_jax.models import towers
 
 # Tokens of one call of the program on each device. On a CPU what a layer writes for them stays in the cache; several
 # such calls run at once, as XLA computes the many small products of attention one after the other.
@@ -171,16 +171,21 @@ class Encoder:
     """Embeddings [B, E] of ids; None where there is no text tower."""
     return self.encode_text(ids_BT) if 'text' in self.weights.towers else None
 
-  def inspect(self, images_BHWC, *, taps=(), values=False):
+  def inspect(self, images_BHWC, *, taps=(), values=False, patches=True):
     """As `image`, and what some evaluators read inside.
 
+    patches: whether 'patch' is wanted; else it stays on the device, and the other numbers are the same to the last bit.
     taps: numbers of blocks; they add 'taps', a tuple of (patch [B, h, w, D], first CLS [B, D]) after each, normalised
     as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that mixes no tokens, in the
     joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
     """
     images = _checked(images_BHWC)
     tokens = np.prod([-(-s // self.patch) for s in images.shape[1:3]])
-    program = functools.partial(self._inside, taps=tuple(taps), values=values)
+
+    def program(params, x):    # one for both, so that no bit can differ
+      found = self._inside(params, x, taps=tuple(taps), values=values)
+      return {name: y for name, y in found.items() if patches or name != 'patch'}
+
     return self._map(program, ('image', 'image_head'), images, int(tokens))
 
   def features(self, images, *, size=None, cls=None, patches=True):
@@ -250,15 +255,9 @@ class Encoder:
     return out
 
   def _inside_program(self, params, images, *, taps, values):
-    h, w = (-(-s // self.patch) for s in images.shape[1:3])
-    grid = lambda x: x[:, 0].reshape(len(images), h, w, -1).astype(jnp.float32)
-    out = vit.inspect(params['image'], self.weights.image, self._compute, images[:, None], taps=taps, values=values)
     project = lambda x: self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
-    found = {name: out[name][:, 0].astype(jnp.float32) for name in self.cls_names}
-    found |= {'patch': grid(out['patch']), 'embedding': project(found[self.cls])}
-    if taps:
-      found['taps'] = tuple((grid(t['patch']), t[self.cls][:, 0].astype(jnp.float32)) for t in out['taps'])
-    return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
+    return towers.inspect(params['image'], self.weights.image, self._compute, images, cls=self.cls, project=project,
+                          taps=taps, values=values)
 
   def _text_program(self, params, ids):
     out = self._apply(params, 'text', ids=ids)['text']

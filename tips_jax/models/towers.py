@@ -58,6 +58,24 @@ def outputs(tower):
       return set()
 
 
+def inspect(params, tower, compute, images_BHWC, *, cls, project, taps=(), values=False):
+  """What evaluators read of an image tower, float32: each CLS token [B, D], 'patch' [B, h, w, D], 'embedding' [B, E].
+
+  cls: token of the joint space; project: [..., D] -> [..., E], into it. taps: numbers of blocks; they add 'taps', a
+  tuple of (patch [B, h, w, D], first CLS [B, D]) after each. values: adds 'value_patch' [B, h, w, E], as in
+  `vit.inspect`, in the joint space.
+  """
+  h, w = (-(-s // tower.patch) for s in images_BHWC.shape[1:3])
+  token = lambda x: x[:, 0].astype(jnp.float32)
+  grid = lambda x: token(x).reshape(len(images_BHWC), h, w, -1)
+  out = vit.inspect(params, tower, compute, images_BHWC[:, None], taps=taps, values=values)
+  found = {name: token(out[name]) for name in tower.cls}
+  found |= {'patch': grid(out['patch']), 'embedding': project(found[cls])}
+  if taps:
+    found['taps'] = tuple((grid(t['patch']), token(t[tower.cls[0]])) for t in out['taps'])
+  return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
+
+
 TOGETHER = ('vit', 'text')    # kinds of which one call takes several inputs, and gathers the weights once
 
 

@@ -101,9 +101,13 @@ class PatchEmbedding(nn.Module):
 
   def setup(self):
     p, d = self.config.patch, self.config.width
-    init = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-    self.kernel = layers.weight(self, 'kernel', init, (p, p, 3, d), self.dtype)
-    self.bias = layers.weight(self, 'bias', nn.initializers.zeros, (d,), self.dtype)
+    self.kernel = layers.weight(self, 'kernel', self._init, (p, p, 3, d), self.dtype)
+    bias = (lambda *_: -self.kernel.sum((0, 1, 2)) / 2) if self.config.centred else nn.initializers.zeros
+    self.bias = layers.weight(self, 'bias', bias, (d,), self.dtype)
+
+  def _init(self, key, shape):
+    kernel = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)(key, shape)
+    return kernel * 4 if self.config.centred else kernel
 
   def __call__(self, images_BHWC):
     x = patches(images_BHWC, self.config.patch).astype(self.dtype)

@@ -4,11 +4,13 @@ Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, count
 metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's fingerprint. Precedence at
 start-up: the own run in --workdir, then `init_from`, then initial weights.
 """
+import math
 import pathlib
 
 from orbax.checkpoint import v1 as ocp
 
 from tips_jax.core.config import Checkpoint, InputError
+from tips_jax.evals import protocols
 from tips_jax.interop import own
 from tips_jax.interop.own import FOLDER
 
@@ -26,7 +28,7 @@ class Checkpoints:
     if config.keep_every:
       keep.append(_POLICY.EveryNSteps(config.keep_every))
     if config.best_metric:
-      keep.append(_Best(self.scores))
+      keep.append(_Best(self.scores, min if protocols.unit(config.best_metric)[1] == 'lower' else max))
     self._path = pathlib.Path(workdir).absolute() / FOLDER
     with own.one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
@@ -80,13 +82,14 @@ class Checkpoints:
 
 
 class _Best:
-  """Keeps the checkpoint with the highest score, also where the score came after the save."""
+  """Keeps the checkpoint with the best score, of numbers, also where the score came after the save."""
 
-  def __init__(self, scores):
-    self._scores = scores
+  def __init__(self, scores, best):
+    self._scores, self._best = scores, best
 
   def should_preserve(self, checkpoints, *, context):
-    best = max((c.step for c in checkpoints if c.step in self._scores), key=self._scores.get, default=None)
+    scored = [c.step for c in checkpoints if math.isfinite(self._scores.get(c.step, math.nan))]
+    best = self._best(scored, key=self._scores.get, default=None)
     return [c.step == best for c in checkpoints]
 
 

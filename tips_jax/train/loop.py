@@ -90,7 +90,7 @@ class Run:
     part, parts = multihost.rows(sharding.batch(self.mesh), c.schedule.batch_size)
     self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=part,
                              process_count=parts, start=self.index)
-    self.contract = start.contract(c, self.pipeline)
+    self.contract, self.encoder.tokenizer = start.contract(c, self.pipeline), self.pipeline.tokenizer
     self.peers.agree('start', {
         'data': self.contract['data_fingerprint'][:8], 'tokenizer': str(self.contract['tokenizer_sha256'])[:8],
         'device': jax.devices()[0].device_kind})
@@ -185,7 +185,7 @@ class Run:
     with contextlib.suppress(Stopped) if self.peers.count > 1 else contextlib.nullcontext():
       if self.lead:
         begin = time.monotonic()
-        with self.preemption.interruptible():
+        with self.preemption.interruptible(), jax.set_mesh(sharding.alone()):    # of what evaluators learn
           result = evaluate(encoder)
         values = {f'eval/{k}': v for k, v in result.items()} | {'eval/seconds': time.monotonic() - begin}
       values = self.peers.share(f'evaluated/{self.step}', values)

@@ -136,7 +136,7 @@ def _check_numbers(c):
     raise InputError(f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}')
   if c.evals.weights != 'student':
     _known('evals.weights', c.evals.weights, {'student', *c.teachers})
-  if c.evals.tasks:
+  if c.evals.tasks or c.evals.suite:
     _known('evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'})
     _known('evals.cls', c.evals.cls, c.towers[c.evals.image_tower].cls)
   if 'retrieval' in c.evals.tasks:

@@ -50,6 +50,11 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def alone():
+  """A mesh of one device of this process: what is computed on it concerns no other."""
+  return jax.sharding.Mesh(jax.local_devices()[:1], ('data',), axis_types=(AxisType.Auto,))
+
+
 def spec(rules, sizes, name, leaf):
   """PartitionSpec of one array: the rule's axes go to the trailing dimensions, where they divide them."""
   axes = tree.match(rules, name, 'mesh.rules')[-leaf.ndim:] if leaf.ndim else ()
