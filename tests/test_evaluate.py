@@ -1,4 +1,5 @@
 """The evaluation as a user calls it: tables and pages, what is kept, what is refused, and how it stops."""
+import dataclasses
 import json
 import re
 
@@ -100,6 +101,21 @@ def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
     assert code == 2 and message in err and len(err.splitlines()) == 1
   code, _, err = call(store=store, task='knn', compare='nowhere')
   assert code == 2 and "cannot read 'nowhere'" in err
+
+
+def test_the_short_recipe_has_no_published_figures_beside_it(store):
+  depth, knn = (dataclasses.replace(job, published={'rmse': ('figure',)})
+                for job in suite_data.own(store, only=('depth', 'knn')))
+  short = suite_data.short(depth)
+  assert short.options['steps'] < depth.options['steps'] and not short.published
+  assert suite_data.short(knn) == knn and knn.published    # there is nothing to shorten
+
+
+def test_the_recipe_is_a_fact_of_the_page(call, plain, store, tmp_path):
+  assert call(store=store, task='depth', recipe='short', limit=6)[0] == 0
+  content = json.loads((tmp_path / 'out/results.json').read_text())
+  assert content['results'][0]['options']['bins'] == 64
+  assert content['facts']['recipe'] == 'short'
 
 
 def test_default_folders_are_beside_the_checkpoint(call, plain, store, checkpoints):

@@ -39,6 +39,8 @@ flags.DEFINE_string('compare', '', 'Folders of other finished evaluations, with 
 flags.DEFINE_bool('check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS)
 flags.DEFINE_bool('random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.',
                   flag_values=FLAGS)
+flags.DEFINE_enum('recipe', 'protocol', ['protocol', 'short'], 'How probes and decoders are trained; short: in '
+                  'minutes on a CPU, with no published figures beside it.', flag_values=FLAGS)
 flags.DEFINE_integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0, flag_values=FLAGS)
 flags.DEFINE_integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0, flag_values=FLAGS)
 flags.DEFINE_integer('batch_size', 64, 'Images that the encoder gets at once.', 1, flag_values=FLAGS)
@@ -74,6 +76,8 @@ def _evaluate(argv):
   jobs = [job for name in public for job in suite_data.benchmark(name, FLAGS.data, only=only, size=FLAGS.size)]
   if FLAGS.store:
     jobs += suite_data.own(FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text)
+  if FLAGS.recipe == 'short':
+    jobs = [suite_data.short(job) for job in jobs]
   if suite_data.QUICK in names:
     with _Progress('drawing scenes', 1) as bar:
       jobs += suite_data.quick(cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar)
@@ -169,7 +173,7 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
   from tips_jax.evals import sheet, suite
   fresh, found, data = not (output / sheet.FILE).exists(), [], [job.dataset for job in jobs]
   facts = {'checkpoint': FLAGS.checkpoint, 'model': encoder.name, 'weights': FLAGS.weights or 'as the run chose',
-           'data': FLAGS.store or FLAGS.suite, 'images of a split': FLAGS.limit or 'all'}
+           'data': FLAGS.store or FLAGS.suite, 'recipe': FLAGS.recipe, 'images of a split': FLAGS.limit or 'all'}
   write = lambda: sheet.write(output, found, title=f'Evaluation of {name}', facts=facts, checkpoint=name,
                               sha256=encoder.sha256, others=others)
 

@@ -62,7 +62,7 @@ def _own(store, config, tasks):
   found = suite_data.own(store.path, only=kinds, size=config.size) if kinds else []
   for job in found:
     job.data.counts[config.split] = len(job.data.source(config.split))    # it may be a slice: 'train[90%:]'
-  return [dataclasses.replace(suite_data.hasty(job), splits=job.splits | {'test': config.split}) for job in found]
+  return [dataclasses.replace(suite_data.short(job), splits=job.splits | {'test': config.split}) for job in found]
 
 
 def _names(config):
