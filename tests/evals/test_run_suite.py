@@ -54,7 +54,7 @@ def model(words):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
   """Recipes that take no time, and a folder of our own for what is temporary."""
-  monkeypatch.setattr(suite_data, '_QUICK', TINY)
+  monkeypatch.setattr(suite_data, '_SHORT', TINY)
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
   (tmp_path / 'temporary').mkdir()
 

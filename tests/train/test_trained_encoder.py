@@ -72,7 +72,7 @@ def test_other_weights_need_no_other_program(small):
 
 def test_the_suite_under_the_mesh_of_a_run(small, scenes_store, monkeypatch):
   """As the loop calls it: on one device, while the encoder works on all."""
-  monkeypatch.setattr(suite_data, '_QUICK', {
+  monkeypatch.setattr(suite_data, '_SHORT', {
       'depth': dict(steps=2, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8), 'linear': dict(steps=3),
       'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=40), 'zeroshot': dict(templates='photo')})
   store = store_lib.open_store(scenes_store)
