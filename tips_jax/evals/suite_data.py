@@ -137,7 +137,8 @@ _CONSTANTS = {
 _SMALL = dict(hidden=16, widths=(8, 16, 16, 16), epochs=8, bins=32, learning_rate=2e-3)
 _SHORT = {    # what `short` does otherwise
     'segmentation': dict(mode='square', patches=30_000),
-    'depth': dict(steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64), 'dpt_depth': _SMALL,
+    'depth': dict(steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64, cells=4),
+    'dpt_depth': _SMALL,
     'normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
     'zeroshot': dict(templates='photo')}
 _SCENES_WORDS = dict(templates=('a {}.',))    # the captions of scenes know no other words around a class

@@ -131,7 +131,8 @@ def linear_depth(work):
   """A linear layer to bins of depth; its learning rate is chosen on the last fifth of the training images."""
   train, test, o = work.part('train'), work.part('test'), work.job.options
   cls, most = work.encoder.cls_names[0], o['max_depth']
-  probe = depth.fit(train.arrays['patch'], train.arrays[cls], train.depth,
+  patch, cells = train.arrays['patch'], o.get('cells')    # a patch is so many pixels of truth in training; None: all
+  probe = depth.fit(patch, train.arrays[cls], train.depth, shape=cells and [cells * n for n in patch.shape[1:3]],
                     **{name: o[name] for name in _DEPTH if name in o})
   scorer, examples, shown = depth.Scorer(max_depth=most, crop=o.get('crop')), [], set(test.shown())
   for rows in _batches(test):
