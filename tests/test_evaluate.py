@@ -107,7 +107,7 @@ def test_the_short_recipe_has_no_published_figures_beside_it(store):
   depth, knn = (dataclasses.replace(job, published={'rmse': ('figure',)})
                 for job in suite_data.own(store, only=('depth', 'knn')))
   short = suite_data.short(depth)
-  assert short.options['steps'] < depth.options['steps'] and not short.published
+  assert short.options['bins'] < depth.options['bins'] and not short.published
   assert suite_data.short(knn) == knn and knn.published    # there is nothing to shorten
 
 
