@@ -5,7 +5,7 @@
 Random weights, float32, on drawn scenes, of which `--images` train and a fifth as many are measured; retrieval searches
 the former. They are drawn once, in --workdir where it is given. `wall`: all of `suite.run`, after a small run that
 compiles the towers; `encoder`: inside its calls; `reading`: waiting for images and the disk; `task`: what comes after.
-A quarter of an hour on two idle CPU cores; --images=200 a minute.
+Ten minutes on two idle CPU cores; --images=200 a minute.
 """
 import argparse
 import dataclasses
