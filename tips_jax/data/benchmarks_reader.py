@@ -3,7 +3,7 @@
 A reader lists its split from the official files alone (fast, no image is opened) and reads a sample when it is asked
 for one. A sample whose image or annotation is not there has no image, and its `problem` names the file.
 """
-
+import abc
 import io
 import json
 import os
@@ -21,7 +21,7 @@ VOID = 255  # in a mask: a pixel without class
 PAGE = 'docs/datasets.md'
 
 
-class Benchmark(Reader):
+class Benchmark(Reader, abc.ABC):
   """One split of a benchmark: iterate it, or read `reader[i]`; `len` is the number of samples it names.
 
   `name`: of the data set; `folders`: where it may lie in the data folder, most usual first; `official`: the split names
@@ -50,16 +50,17 @@ class Benchmark(Reader):
         return data_dir / folder
     raise InputError(f'{self.name}: missing data set: {data_dir} has no folder {self.folders[0]!r}; see {PAGE}')
 
+  @abc.abstractmethod
   def _list(self, split):
     """The light-weight items of a split, by its official name; InputError where the split is not there."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _files(self, item):
     """Paths of the files that make an item."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _sample(self, item):
-    raise NotImplementedError
+    """The Sample of an item."""
 
   def __len__(self):
     return len(self.items)

@@ -86,26 +86,24 @@ class Benchmark:
   def fingerprint(self, split):
     """Of the names of all files, and of size and time of some: a million would take too long."""
     if split not in self._fingerprints:
-      reader = self._readers[split]
-      digest = hashlib.sha256(repr([reader.name, reader.official[split], len(reader)]).encode())
-      for item in reader.items:
-        digest.update(f'{item}\n'.encode())
-      for i in features.records(reader, _LOOKED_AT).tolist():
-        for path in filter(os.path.exists, reader._files(reader.items[i])):
-          status = os.stat(path)
-          digest.update(f'{path} {status.st_size} {status.st_mtime_ns}\n'.encode())
-      self._fingerprints[split] = digest.hexdigest()
+      about = lambda path, status: f'{path} {status.st_size} {status.st_mtime_ns}'
+      self._fingerprints[split] = self._digest(split, str, about)
     return self._fingerprints[split]
 
   def identity(self, split):
     """Of the names of all samples, and of the sizes of some files: the same wherever the data set lies."""
+    about = lambda path, status: f'{os.path.basename(path)} {status.st_size}'
+    return self._digest(split, self._readers[split]._key, about)
+
+  def _digest(self, split, name, about):
+    """SHA-256 of name(item) of all items and about(path, status) of the files of some."""
     reader = self._readers[split]
     digest = hashlib.sha256(repr([reader.name, reader.official[split], len(reader)]).encode())
     for item in reader.items:
-      digest.update(f'{reader._key(item)}\n'.encode())
+      digest.update(f'{name(item)}\n'.encode())
     for i in features.records(reader, _LOOKED_AT).tolist():
       for path in filter(os.path.exists, reader._files(reader.items[i])):
-        digest.update(f'{os.path.basename(path)} {os.stat(path).st_size}\n'.encode())
+        digest.update(f'{about(path, os.stat(path))}\n'.encode())
     return digest.hexdigest()
 
   def instances(self, split):

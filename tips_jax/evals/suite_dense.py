@@ -137,11 +137,11 @@ def linear_depth(work):
   scorer, examples, shown = depth.Scorer(max_depth=most, crop=o.get('crop')), [], set(test.shown())
   for rows in _batches(test):
     patches = _floats(test.arrays['patch'][rows])
-    for i, patch, found in zip(rows, patches, probe.predict(patches, test.arrays[cls][rows])):
+    for i, own, found in zip(rows, patches, probe.predict(patches, test.arrays[cls][rows])):
       truth = test.depth(i)
       scorer.add(found, truth)
       if i in shown:
-        examples.append({'image': test.image(i), 'truth': truth, 'predicted': found, 'patch': patch})
+        examples.append({'image': test.image(i), 'truth': truth, 'predicted': found, 'patch': own})
   baselines = depth.baselines(train.depth, _some(train), test.depth, range(len(test)), max_depth=most,
                               crop=o.get('crop'))
   return {'metrics': scorer.result(), 'naive': baselines['constant'], 'examples': examples,
