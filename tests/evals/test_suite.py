@@ -123,6 +123,12 @@ def test_retrieval_is_that_of_all_captions(everything, path):
     assert (example['right'] is None) == (example['rank'] > 6)
 
 
+def test_depth_that_is_not_scored_is_not_shown(everything):
+  for task in ('depth', 'dpt_depth'):    # sky and mountains hang at 12 metres
+    assert all(example['truth'].max() <= 10 for example in everything[0][task].examples)
+    assert any((example['truth'] == 0).any() for example in everything[0][task].examples)
+
+
 def test_examples_have_the_resolution_of_the_data(everything):
   for task in ('segmentation', 'depth', 'dpt_depth', 'normals', 'zeroshot_segmentation'):
     for example in everything[0][task].examples:

@@ -141,7 +141,7 @@ def linear_depth(work):
       truth = test.depth(i)
       scorer.add(found, truth)
       if i in shown:
-        examples.append({'image': test.image(i), 'truth': truth, 'predicted': found, 'patch': own})
+        examples.append({'image': test.image(i), 'truth': _counted(truth, most), 'predicted': found, 'patch': own})
   baselines = depth.baselines(train.depth, _some(train), test.depth, range(len(test)), max_depth=most,
                               crop=o.get('crop'))
   return {'metrics': scorer.result(), 'naive': baselines['constant'], 'examples': examples,
@@ -163,6 +163,7 @@ def decoder(work):
       own = getattr(test, task)(i)
       scorer.add(one, own)
       if i in shown:
+        own = _counted(own, o['max_depth']) if task == 'depth' else own
         examples.append({'image': test.image(i), 'truth': own, 'predicted': one,
                          'patch': _floats(test.taps[-1][0][i])})
   naive = functools.partial(depth.baselines, max_depth=o['max_depth']) if task == 'depth' else normals.baselines
@@ -264,6 +265,11 @@ def _by_shape(source, numbers, segmenter):
     else:
       groups.setdefault(segmenter.size(height, width), []).append(number)
   return {size: np.array(group) for size, group in sorted(groups.items())}
+
+
+def _counted(truth, most):
+  """Depth as it is scored: what lies beyond `most` metres is missing."""
+  return np.where(depth.known(truth, max_depth=most), truth, 0)
 
 
 def _batches(part):
