@@ -30,8 +30,7 @@ def gradient(config, data, fsdp, accumulate, out):
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(os.environ['JAX_COORDINATOR_ADDRESS'], int(os.environ['JAX_NUM_PROCESSES']),
                                int(os.environ['JAX_PROCESS_ID']))
-  from tips_jax.core import config as schema
-  from tips_jax.core import strict, tree
+  from tips_jax.core import schema, strict, tree
   from tips_jax.train import lowering, sharding, state, step
   from tips_jax.train import method as method_lib
   file, _, arg = config.partition(':')

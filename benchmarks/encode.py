@@ -39,7 +39,7 @@ def write(name, folder):
   sys.path.insert(0, str(ROOT))
   import jax
 
-  from tips_jax.core import config as schema
+  from tips_jax.core import schema
   from tips_jax.interop.weights import Weights
   from tips_jax.interop.write import write as save
   from tips_jax.models import towers

@@ -18,11 +18,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
-from tips_jax.data import scenes, store
-from tips_jax.evals import suite, suite_data
-from tips_jax.evals.cache import Cache
+from tips_jax.core import schema, strict
+from tips_jax.data import store
+from tips_jax.data.scenes import dataset as scenes
+from tips_jax.evals import suite
+from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.features.cache import Cache
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers

@@ -22,7 +22,7 @@ import simplejpeg
 from absl import app, flags
 from PIL import Image
 
-from tips_jax.core.config import Data, Text, View
+from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import store, tokenizer, views
 from tips_jax.data.pipeline import Pipeline
 
@@ -44,9 +44,9 @@ def photo(rng):
     noise = rng.normal(size=(HEIGHT // step + 2, WIDTH // step + 2, 3)).astype(np.float32)
     image += step ** 0.9 * cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
   for _ in range(6):
-    centre = (int(rng.integers(WIDTH)), int(rng.integers(HEIGHT)))
-    colour = (rng.normal(size=3) * 60).tolist()
-    cv2.circle(image, centre, int(rng.integers(15, 90)), colour, thickness=-1, lineType=cv2.LINE_AA)
+    center = (int(rng.integers(WIDTH)), int(rng.integers(HEIGHT)))
+    color = (rng.normal(size=3) * 60).tolist()
+    cv2.circle(image, center, int(rng.integers(15, 90)), color, thickness=-1, lineType=cv2.LINE_AA)
   image = (image - image.mean()) / image.std() * 50 + 128
   return np.clip(image, 0, 255).astype(np.uint8)
 

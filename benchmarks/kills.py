@@ -77,7 +77,7 @@ def arrays(workdir):
   import jax
   from orbax.checkpoint import v1 as ocp
 
-  from tips_jax.interop import own
+  from tips_jax.interop import run as own
   out = ocp.load_checkpointables(own.find(workdir, 'workdir'))
   parts = {k: out[k] for k in ('params', 'teachers', 'train', 'data') if k in out}
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_flatten_with_path(parts)[0]}
@@ -131,7 +131,7 @@ def main():
     rounds += 1
     equal_state &= same(arrays(stopped), want[0])
     equal_curve &= curve(stopped) == want[1]
-  print(json.dumps({'kills': options.kills, 'terms': options.terms, 'exit_codes': codes, 'stopped_during': moments,
+  print(json.dumps({'kills': options.kills, 'losses': options.terms, 'exit_codes': codes, 'stopped_during': moments,
                     'runs': rounds, 'seconds_of_one': round(length, 1), 'equal_state': equal_state,
                     'equal_curve': equal_curve}))
   if not options.folder:

@@ -23,8 +23,7 @@ def measure(name):
   import jax
   import numpy as np
 
-  from tips_jax.core import config as schema
-  from tips_jax.core import strict
+  from tips_jax.core import schema, strict
   from tips_jax.train import method as method_lib
   from tips_jax.train import sharding, state, step, summary
   file, _, arg = name.partition(':')

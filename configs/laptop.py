@@ -17,14 +17,14 @@ def get_config(arg='v1'):
   else:
     name, cls, method = f'tips_{version}', ('web', 'synthetic'), methods.tips('quick', version)
     recipe.late(method, 'distill', 'masked', begin=0.1, until=0.3)
-    method['towers']['head'] = dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64,
+    method['towers']['head'] = dict(kind='dino_head', width=scales.width('quick'), hidden=256, bottleneck=64,
                                     prototypes=1024)
-    for term in ('distill', 'masked'):    # an EMA centre lags in so few steps (docs/lab.md)
-      method['terms'][term]['args'] |= dict(teacher_temperature=0.04, centring='sinkhorn')
+    for term in ('distill', 'masked'):    # an EMA center lags in so few steps (docs/lab.md)
+      method['losses'][term]['args'] |= dict(teacher_temperature=0.04, centering='sinkhorn')
     method['data']['views']['local'] = methods.LOCAL | dict(size=48, count=2)
     method['data']['texts']['synthetic'] = dict(field='captions')
   method['towers'] |= dict(
-      image=scales.image('quick', cls=cls, grid=6, mask_token=name != 'clip', patch=PATCH) | dict(centred=True),
+      image=scales.image('quick', cls=cls, grid=6, mask_token=name != 'clip', patch=PATCH) | dict(centered=True),
       text=scales.text('quick', vocab=8192) | dict(dropout=0.1))
   method['data']['views']['global'] = methods.GLOBAL | dict(size=96)
   config = recipe.pretrain(

@@ -1,6 +1,6 @@
 """Pretraining methods as data: which tower sees which view, and which losses follow.
 
-Every function returns the method's part of a config (towers, masks, passes, terms, teachers, views and texts); the
+Every function returns the method's part of a config (towers, masks, passes, losses, teachers, views and texts); the
 files beside this one add a scale, an optimizer and a schedule. Sources and defaults: arXiv numbers below; BUILD.md
 tells how to add a method.
 """
@@ -15,7 +15,7 @@ SPREAD = lambda features: dict(kind='spread', inputs=dict(features=features), we
 
 
 def head(scale, prototypes=32768):
-  return dict(kind='prototypes', width=scales.width(scale), prototypes=prototypes)
+  return dict(kind='dino_head', width=scales.width(scale), prototypes=prototypes)
 
 
 def contrast(kind, images, texts, *, valid, weight=1.0, **args):
@@ -28,7 +28,7 @@ def contrast(kind, images, texts, *, valid, weight=1.0, **args):
 def distill(student, teacher, *, head='head', teacher_head='ema.head', weight=1.0, pairing='same', **args):
   inputs = dict(student=f'{student}.z', teacher=f'{teacher}.z', student_prototypes=f'student.{head}.prototypes',
                 teacher_prototypes=f'{teacher_head}.prototypes')
-  return dict(kind='prototypes', inputs=inputs, weight=weight,
+  return dict(kind='dino', inputs=inputs, weight=weight,
               args=dict(pairing=pairing, teacher_temperature=TEACHER_TEMPERATURE, **args))
 
 
@@ -44,7 +44,7 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
   heads = {h: head(scale) for h in dict.fromkeys(['head', patch_head])}
   towers = dict(image=scales.image(scale, grid=grid, mask_token=True), text=scales.text(scale),
                 logit=dict(kind='logit'), **heads)
-  who = 'large' if frozen else 'ema'
+  by = 'large' if frozen else 'ema'
   tower = {'image': 'image', **{h: h for h in heads}}
   if frozen:
     tower = {name: f'large_{name}' for name in tower}
@@ -59,22 +59,22 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
   target = 'clean'
   if frozen or not v2:
     target = 'teacher'
-    passes |= dict(teacher=dict(who=who, tower=tower['image'], inputs=dict(images='batch.global')))
-  slots = {} if frozen or v2 else dict(slots='masks.random.slots')
+    passes |= dict(teacher=dict(by=by, tower=tower['image'], inputs=dict(images='batch.global')))
+  masked_indices = {} if frozen or v2 else dict(masked_indices='masks.random.masked_indices')
   source = 'clean' if frozen else 'masked'
   if not frozen:
     passes |= dict(masked=dict(tower='image', inputs=dict(images='batch.global', mask='masks.random.mask')))
   passes |= dict(
-      student_patch=dict(tower=patch_head, inputs=dict(tokens=f'{source}.patch', **slots)),
-      teacher_cls=dict(who=who, tower=tower['head'], inputs=dict(tokens=f'{target}.web')),
-      teacher_patch=dict(who=who, tower=tower[patch_head], inputs=dict(tokens=f'{target}.patch', **slots)))
-  terms = dict(
+      student_patch=dict(tower=patch_head, inputs=dict(tokens=f'{source}.patch', **masked_indices)),
+      teacher_cls=dict(by=by, tower=tower['head'], inputs=dict(tokens=f'{target}.web')),
+      teacher_patch=dict(by=by, tower=tower[patch_head], inputs=dict(tokens=f'{target}.patch', **masked_indices)))
+  losses = dict(
       contrastive_web=contrast('softmax_contrastive', 'clean.web', 'web_text.text',
                                valid='batch.web_valid', weight=0.5),
       contrastive_synthetic=contrast('softmax_contrastive', 'clean.synthetic', 'synthetic_text.text',
                                      valid='batch.synthetic_valid', weight=0.5),
-      distill=distill('student_cls', 'teacher_cls', teacher_head=f'{who}.{tower["head"]}', pairing='all'),
-      masked=distill('student_patch', 'teacher_patch', head=patch_head, teacher_head=f'{who}.{tower[patch_head]}',
+      distill=distill('student_cls', 'teacher_cls', teacher_head=f'{by}.{tower["head"]}', pairing='all'),
+      masked=distill('student_patch', 'teacher_patch', head=patch_head, teacher_head=f'{by}.{tower[patch_head]}',
                      weight=2.0),
       spread=SPREAD('clean.web'))
   if frozen:
@@ -84,8 +84,8 @@ def tips(scale, version='v1', *, teacher_scale='', separate_heads=False):
     teacher = dict(kind='ema', towers=covered, momentum=dict(start=0.994, end=1.0, shape='cosine'))
   captions = dict(field='captions', pick='random' if v2 else 'first')
   return dict(
-      towers=towers, masks={} if frozen else dict(random=dict(view='global', ratio=0.75)), passes=passes, terms=terms,
-      teachers={who: teacher},
+      towers=towers, masks={} if frozen else dict(random=dict(view='global', ratio=0.75)), passes=passes, losses=losses,
+      teachers={by: teacher},
       data=dict(views={'global': GLOBAL, 'local': LOCAL}, texts=dict(web=WEB, synthetic=captions)),
       optimizer=dict(freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0))))
 
@@ -101,7 +101,7 @@ def _two_towers(scale, logit, width):
           text=dict(tower='text', inputs=dict(ids='batch.text')),
           image_embedding=dict(tower='image_projection', inputs=dict(x='clean.cls')),
           text_embedding=dict(tower='text_projection', inputs=dict(x='text.text'))),
-      terms=dict(spread=SPREAD('clean.cls')),
+      losses=dict(spread=SPREAD('clean.cls')),
       data=dict(views={'global': GLOBAL}, texts=dict(text=CLIP_TEXT)),
       evals=dict(image_head='image_projection', text_head='text_projection', cls='cls', retrieval_cls='cls'))
 
@@ -112,14 +112,14 @@ _PAIR = ('image_embedding.embedding', 'text_embedding.embedding')
 def clip(scale):
   """CLIP (arXiv 2103.00020): InfoNCE, one caption, logit scale at most 100."""
   c = _two_towers(scale, dict(kind='logit', temperature=0.07), 512)
-  c['terms'] |= dict(contrastive=contrast('softmax_contrastive', *_PAIR, valid='batch.text_valid', max_scale=100.0))
+  c['losses'] |= dict(contrastive=contrast('softmax_contrastive', *_PAIR, valid='batch.text_valid', max_scale=100.0))
   return c
 
 
 def siglip(scale):
   """SigLIP (arXiv 2303.15343): sigmoid loss, temperature 0.1 and bias -10 at the start."""
   c = _two_towers(scale, dict(kind='logit', temperature=0.1, bias=-10.0), 768)
-  c['terms'] |= dict(contrastive=contrast('sigmoid_contrastive', *_PAIR, valid='batch.text_valid'))
+  c['losses'] |= dict(contrastive=contrast('sigmoid_contrastive', *_PAIR, valid='batch.text_valid'))
   return c
 
 
@@ -130,10 +130,10 @@ def silc(scale):
   c['data']['views'] = {'global': GLOBAL | dict(count=2), 'local': LOCAL | dict(count=8, flip=0.5)}
   c['passes'] |= dict(
       local=dict(tower='image', inputs=dict(images='batch.local')),
-      teacher=dict(who='ema', tower='image', inputs=dict(images='batch.global')),
+      teacher=dict(by='ema', tower='image', inputs=dict(images='batch.global')),
       student_cls=dict(tower='head', inputs=dict(tokens='local.cls')),
-      teacher_cls=dict(who='ema', tower='head', inputs=dict(tokens='teacher.cls')))
-  c['terms'] |= dict(distill=distill('student_cls', 'teacher_cls', pairing='all'))
+      teacher_cls=dict(by='ema', tower='head', inputs=dict(tokens='teacher.cls')))
+  c['losses'] |= dict(distill=distill('student_cls', 'teacher_cls', pairing='all'))
   c['teachers'] = dict(ema=dict(kind='ema', towers=('image', 'head'), momentum=0.996))
   return c
 
@@ -144,7 +144,7 @@ def dino_ibot(scale):
   2 global and 8 local crops; the 18 pairs of views weigh the same; Sinkhorn targets. Two choices differ from DINOv2:
   masks are random at one ratio rather than blocks at many, and there is no KoLeo term.
   """
-  loss = dict(centring='sinkhorn')
+  loss = dict(centering='sinkhorn')
   return dict(
       towers=dict(image=scales.image(scale, cls=('cls',), mask_token=True), head=head(scale, 65536),
                   patch_head=head(scale, 65536)),
@@ -152,14 +152,14 @@ def dino_ibot(scale):
       passes=dict(
           masked=dict(tower='image', inputs=dict(images='batch.global', mask='masks.random.mask')),
           local=dict(tower='image', inputs=dict(images='batch.local')),
-          teacher=dict(who='ema', tower='image', inputs=dict(images='batch.global')),
+          teacher=dict(by='ema', tower='image', inputs=dict(images='batch.global')),
           student_global=dict(tower='head', inputs=dict(tokens='masked.cls')),
           student_local=dict(tower='head', inputs=dict(tokens='local.cls')),
-          student_patch=dict(tower='patch_head', inputs=dict(tokens='masked.patch', slots='masks.random.slots')),
-          teacher_cls=dict(who='ema', tower='head', inputs=dict(tokens='teacher.cls')),
-          teacher_patch=dict(who='ema', tower='patch_head',
-                             inputs=dict(tokens='teacher.patch', slots='masks.random.slots'))),
-      terms=dict(
+          student_patch=dict(tower='patch_head', inputs=dict(tokens='masked.patch', masked_indices='masks.random.masked_indices')),
+          teacher_cls=dict(by='ema', tower='head', inputs=dict(tokens='teacher.cls')),
+          teacher_patch=dict(by='ema', tower='patch_head',
+                             inputs=dict(tokens='teacher.patch', masked_indices='masks.random.masked_indices'))),
+      losses=dict(
           distill_global=distill('student_global', 'teacher_cls', weight=2 / 18, pairing='other', **loss),
           distill_local=distill('student_local', 'teacher_cls', weight=16 / 18, pairing='all', **loss),
           masked=distill('student_patch', 'teacher_patch', head='patch_head', teacher_head='ema.patch_head', **loss),
@@ -168,7 +168,7 @@ def dino_ibot(scale):
                              momentum=dict(start=0.992, end=1.0, shape='cosine'))),
       data=dict(views={'global': GLOBAL | dict(count=2, scale=(0.32, 1.0)),
                        'local': LOCAL | dict(count=8, scale=(0.05, 0.32), flip=0.5)}),
-      optimizer=dict(freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0))), evals=dict(cls='cls', weights='ema'))
+      optimizer=dict(freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0))), evals=dict(cls='cls', encoder='ema'))
 
 
 def mae(scale):
@@ -178,10 +178,10 @@ def mae(scale):
                   decoder=dict(kind='pixel_decoder', width=scales.width(scale))),
       masks=dict(random=dict(view='global', ratio=0.75)),
       passes=dict(
-          visible=dict(tower='image', inputs=dict(images='batch.global', kept='masks.random.kept')),
-          painted=dict(tower='decoder', inputs=dict(patch='visible.patch', kept='masks.random.kept',
+          visible=dict(tower='image', inputs=dict(images='batch.global', visible='masks.random.visible')),
+          painted=dict(tower='decoder', inputs=dict(patch='visible.patch', visible='masks.random.visible',
                                                     mask='masks.random.mask'))),
-      terms=dict(pixels=dict(kind='pixels', inputs=dict(prediction='painted.pixels', images='batch.global',
+      losses=dict(pixels=dict(kind='pixels', inputs=dict(prediction='painted.pixels', images='batch.global',
                                                         mask='masks.random.mask'), args=dict(patch=14)),
                  spread=SPREAD('visible.cls')),
       data=dict(views={'global': GLOBAL | dict(scale=(0.2, 1.0))}), evals=dict(cls='cls'))

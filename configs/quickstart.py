@@ -1,4 +1,4 @@
-"""TIPS in ten minutes on two CPU cores: generates scenes, trains a tiny model, reports what it learnt.
+"""TIPS in ten minutes on two CPU cores: generates scenes, trains a tiny model, reports what it learned.
 
   python -m tips_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   python -m tips_jax.main --config=configs/quickstart.py:v2 --workdir=runs/quickstart_v2
@@ -12,11 +12,11 @@ def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   method = recipe.late(methods.tips('quick', version), 'distill', 'masked', begin=0.1, until=0.3)
   method['towers'] |= dict(
-      image=scales.image('quick', grid=6, mask_token=True, patch=PATCH) | dict(centred=True),
+      image=scales.image('quick', grid=6, mask_token=True, patch=PATCH) | dict(centered=True),
       text=scales.text('quick', vocab=1024),
-      head=dict(kind='prototypes', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
-  for term in ('distill', 'masked'):    # an EMA centre and soft targets turn uniform in so few steps (docs/lab.md)
-    method['terms'][term]['args'] |= dict(teacher_temperature=0.04, centring='sinkhorn')
+      head=dict(kind='dino_head', width=scales.width('quick'), hidden=256, bottleneck=64, prototypes=1024))
+  for term in ('distill', 'masked'):    # an EMA center and soft targets turn uniform in so few steps (docs/lab.md)
+    method['losses'][term]['args'] |= dict(teacher_temperature=0.04, centering='sinkhorn')
   # Scenes' captions say left and right: no flips.
   views = {'global': dict(size=96, scale=(0.4, 1.0), flip=0.0), 'local': dict(size=48, count=3)}
   small = dict(total_steps=60, batch_size=32) if rest == 'runlocal' else dict(total_steps=1000, batch_size=32)

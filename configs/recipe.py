@@ -2,8 +2,7 @@
 import ml_collections
 
 from configs import scales
-from tips_jax.core import config as schema
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 
 
 def merge(*parts):
@@ -50,17 +49,17 @@ def high_resolution(config, *, steps, batch=4096):
   """The 448 / 140 pixel stage: a tenth of the rate, all state but the step from the run named by `init_from`."""
   rate = config['optimizer']['learning_rate'] / 10
   return merge(config, dict(
-      name=config['name'] + '_hr', init_parts=('params', 'teachers', 'memory', 'optimizer'),
+      name=config['name'] + '_hr', init_parts=('params', 'teachers', 'loss_state', 'optimizer'),
       data=dict(views={'global': dict(size=448), 'local': dict(size=140)}), evals=dict(size=448),
       optimizer=dict(learning_rate=rate, freeze_rules=(('.*', 0.0),)),
       schedule=dict(total_steps=steps, batch_size=batch, warmup_steps=steps // 10)))
 
 
 def late(method, *names, share=1.0, begin=0.1, until=0.3):
-  """The method with these terms' weights, times `share`, raised from zero: a short run needs features to distil."""
+  """The method with these losses' weights, times `share`, raised from zero: a short run needs features to distil."""
   for name in names:
-    weight = method['terms'][name]['weight'] * share
-    method['terms'][name]['weight'] = dict(start=0.0, end=weight, begin=begin, until=until)
+    weight = method['losses'][name]['weight'] * share
+    method['losses'][name]['weight'] = dict(start=0.0, end=weight, begin=begin, until=until)
   return method
 
 
@@ -79,7 +78,7 @@ def runlocal(config):
       small = tiny | dict(ffn=tower['ffn'])
     elif kind == 'text':
       small = scales.text('tiny', vocab=1024)
-    elif kind == 'prototypes':
+    elif kind == 'dino_head':
       small |= dict(hidden=32, bottleneck=16, prototypes=64)
     elif kind == 'projection':
       small |= dict(output=16)

@@ -10,9 +10,8 @@ import time
 import jax
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict, tree
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, strict, tree
+from tips_jax.core.errors import InputError
 from tips_jax.models import towers
 from tips_jax.train import method, summary
 
@@ -61,10 +60,10 @@ def test_runlocal_is_the_same_method_smaller(name):
   args = [('', 'runlocal')] + ([('v2', 'v2,runlocal')] if name in VERSIONED else [])
   for whole, small in args:
     whole, small = (strict.build(schema.Config, get_config(name, a)) for a in (whole, small))
-    for group in ('towers', 'passes', 'terms', 'teachers', 'masks'):
+    for group in ('towers', 'passes', 'losses', 'teachers', 'masks'):
       assert set(getattr(whole, group)) == set(getattr(small, group))
     assert whole.passes == small.passes
-    assert whole.terms == small.terms
+    assert whole.losses == small.losses
     assert small.schedule.total_steps <= 60 and small.schedule.batch_size <= 32
     assert small.data.scenes.train and not small.data.store
 
@@ -135,7 +134,7 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
 
 
 @pytest.mark.parametrize('args, said', [
-    (('--config=configs/vitb.py', '--config.optimiser.x=1'), "unknown field 'optimiser'; did you mean 'optimizer'"),
+    (('--config=configs/vitb.py', '--config.optimzer.x=1'), "unknown field 'optimzer'; did you mean 'optimizer'"),
     (('--config=configs/vitb.py', '--config.schedule.total_stepz=1'), "did you mean 'total_steps'"),
     (('--config=configs/vitb.py', '--config.schedule.total_steps=abc'), "--config.schedule.total_steps=abc"),
     (('--config=configs/vitx.py',), 'configs/vitx.py'),

@@ -13,7 +13,7 @@ from PIL import Image
 
 import tips_jax
 from tips_jax import encode
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.data import tokenizer
 from tips_jax.interop.weights import Weights
 from tips_jax.interop.write import write

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from benchmarks import kills
-from tips_jax.data import scenes, tokenizer
+from tips_jax.data import tokenizer
+from tips_jax.data.scenes import dataset as scenes
 
 STEPS = 6
 FIELDS = {'schedule.total_steps': STEPS, 'checkpoint.every_steps': 2, 'evals.every_steps': 4}

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data import fake_benchmarks as fake
+from tests.data.benchmarks import fake_benchmarks as fake
 from tests.interop.conftest import model
 from tips_jax import evaluate
-from tips_jax.data import scenes
-from tips_jax.evals import cache as cache_lib
-from tips_jax.evals import sheet, suite, suite_data
+from tips_jax.data.scenes import dataset as scenes
+from tips_jax.evals import suite
+from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.features import cache as cache_lib
+from tips_jax.evals.report import results as sheet
 from tips_jax.interop import read, write
 from tips_jax.interop.encoder import Encoder
 

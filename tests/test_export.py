@@ -12,12 +12,13 @@ import pytest
 import tips_jax
 from configs import vitb
 from tips_jax import export
-from tips_jax.core import config as schema
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.data import tokenizer
-from tips_jax.interop import own, parity, read, write
+from tips_jax.interop import parity, read, write
+from tips_jax.interop import run as own
 from tips_jax.interop.weights import flat
-from tips_jax.train import checkpoint, start
+from tips_jax.runs import checkpoint
+from tips_jax.train import initialization as start
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 

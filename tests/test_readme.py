@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 
@@ -142,7 +141,7 @@ def test_links_and_named_files_exist(page):
 
 
 def test_exit_codes_are_the_documented_ones():
-  from tips_jax.train.preemption import EXIT
+  from tips_jax.runtime.signals import EXIT
   codes = re.findall(r'^\| (\d+) \|', (ROOT / 'README.md').read_text(), re.M)
   assert codes == ['0', '2', '3', str(EXIT), str(128 + signal.SIGABRT)]    # the last one is jax's
   source = (ROOT / 'tips_jax/main.py').read_text()
@@ -155,11 +154,11 @@ def test_the_worked_example_works(monkeypatch):
   exec(function, agreement.__dict__)    # noqa: S102
   added = eval('{' + line + '}', {'Objective': method_lib.Objective, 'agreement': agreement})    # noqa: S307
   for name, objective in added.items():
-    monkeypatch.setitem(method_lib.TERMS, name, objective)
+    monkeypatch.setitem(method_lib.LOSSES, name, objective)
   scope = {}
   exec(config, scope)    # noqa: S102
   method = method_lib.build(strict.build(schema.Config, scope['get_config']('runlocal')))
-  assert 'agreement' in method.config.terms and 'other.cls' in method.reads
+  assert 'agreement' in method.config.losses and 'other.cls' in method.reads
   assert jax.eval_shape(lambda: state_lib.init(method)).params['image']
   one = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, 8)), jnp.float32)
   loss = agreement.agreement(one, -one, temperature=2.0)

@@ -15,8 +15,8 @@ import tempfile
 
 from absl import flags
 
-from tips_jax.core import command
-from tips_jax.core.config import InputError
+from tips_jax.core import cli as command
+from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string('checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)

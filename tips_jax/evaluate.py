@@ -16,11 +16,11 @@ import sys
 
 from absl import flags
 
-from tips_jax.core import command
-from tips_jax.core.config import InputError
+from tips_jax.core import cli as command
+from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string('checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)
+flags.DEFINE_string('checkpoint', '', 'TaskInputs folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)
 flags.DEFINE_string('weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS)
 flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS)
 flags.DEFINE_string('suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.",
@@ -57,7 +57,11 @@ def main(argv):
 
 def _evaluate(argv):
   _flags(argv)
-  from tips_jax.evals import checker, sheet, suite_data  # only now: --help and bad flags answer at once
+  from tips_jax.evals.datasets import jobs as suite_data
+  from tips_jax.evals.datasets import (  # only now: --help and bad flags answer at once
+    on_disk as checker,
+  )
+  from tips_jax.evals.report import results as sheet
   if FLAGS.compare and not FLAGS.checkpoint:
     print(sheet.compare(_compared()))
     return 0
@@ -122,7 +126,9 @@ def _data_folder(public):
 
 def _check(public, only):
   """Says whether the data are whole; returns the exit code."""
-  from tips_jax.evals import checker, suite_checks, suite_data
+  from tips_jax.evals.datasets import jobs as suite_data
+  from tips_jax.evals.datasets import on_disk as checker
+  from tips_jax.evals.datasets import records as suite_checks
   if FLAGS.store:
     jobs = suite_data.own(FLAGS.store, only=only)
     suite_checks.check_data(jobs)
@@ -135,7 +141,7 @@ def _check(public, only):
 
 def _folders():
   """(output, cache): beside the checkpoint where flags do not say."""
-  from tips_jax.interop import own
+  from tips_jax.interop import run as own
   folder, step = own.split(FLAGS.checkpoint)
   folder = pathlib.Path(folder)
   run = own.is_run(FLAGS.checkpoint)
@@ -150,7 +156,7 @@ def _folders():
 
 def _refuse_another(output, encoder, jobs):
   """InputError where the output holds what this run would lose."""
-  from tips_jax.evals import sheet
+  from tips_jax.evals.report import results as sheet
   if not (output / sheet.FILE).exists():
     if output.is_dir() and set(p.name for p in output.iterdir()) - {_RANDOM, 'decoders', sheet.PICTURES}:
       raise InputError(f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a new '
@@ -169,8 +175,9 @@ def _refuse_another(output, encoder, jobs):
 
 def _run(encoder, jobs, output, cache, *, name, others=()):
   """Runs the jobs and writes the results, after every data set while there are none yet; returns the table."""
-  from tips_jax.evals import cache as cache_lib
-  from tips_jax.evals import sheet, suite
+  from tips_jax.evals import suite
+  from tips_jax.evals.features import cache as cache_lib
+  from tips_jax.evals.report import results as sheet
   fresh, found, data = not (output / sheet.FILE).exists(), [], [job.dataset for job in jobs]
   facts = {'checkpoint': FLAGS.checkpoint, 'model': encoder.name, 'weights': FLAGS.weights or 'as the run chose',
            'data': FLAGS.store or FLAGS.suite, 'recipe': FLAGS.recipe, 'images of a split': FLAGS.limit or 'all'}

@@ -9,8 +9,8 @@ import sys
 
 from absl import flags
 
-from tips_jax.core import command
-from tips_jax.core.config import InputError
+from tips_jax.core import cli as command
+from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string('checkpoint', '', 'WORKDIR or WORKDIR@step of a run; a Hugging Face folder, an export, or official '

@@ -12,7 +12,7 @@ if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not i
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
-from tips_jax.train.preemption import EXIT, Preemption, Stopped
+from tips_jax.runtime.signals import EXIT, Preemption, Stopped
 
 PREEMPTION = Preemption()
 PEERS = []    # the processes of the run, once they are known
@@ -28,9 +28,8 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, strict
+from tips_jax.core.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None,
                                           'Config file, with an argument after a colon: configs/vitb.py:v2.')
@@ -87,7 +86,8 @@ def load_config():
 
 def join(config):
   """The other processes of the run; none without --multihost."""
-  from tips_jax.train import multihost, rendezvous
+  from tips_jax.runtime import peers as multihost
+  from tips_jax.runtime import rendezvous
   if _MULTIHOST.value:
     peers = multihost.join(config, PREEMPTION)
   else:
@@ -127,7 +127,7 @@ def open_workdir(peers):
 
 def keep_programs(peers, workdir):
   """Compiled programs are kept for the next start."""
-  from tips_jax.train import cache
+  from tips_jax.runtime import compile_cache as cache
   folder = cache.use(workdir, _CACHE.value)
   if folder and peers.lead:
     print(f'compiled programs: {folder}', file=sys.stderr)
@@ -138,7 +138,7 @@ def with_scenes(method, workdir, peers):
   import dataclasses
 
   from tips_jax.core import log
-  from tips_jax.data import scenes
+  from tips_jax.data.scenes import dataset as scenes
   data = method.config.data
   if data.store:
     return method
@@ -162,7 +162,7 @@ class Evaluation:
   def __init__(self, config):
     from tips_jax.data import store
     from tips_jax.data.tokenizer import Tokenizer
-    from tips_jax.evals import run
+    from tips_jax.evals import during_training as run
     self.config, self.run = config, run
     self.store = store.open_store(config.data.store)
     path = config.data.tokenizer or self.store.tokenizer_path
@@ -179,7 +179,7 @@ class Evaluation:
   def report(self, workdir, encoder):
     """report.json, index.html and pictures; the table goes to the terminal."""
     from tips_jax.core import log
-    from tips_jax.evals import report
+    from tips_jax.evals.report import training as report
     c = self.config
     patch = c.towers[c.evals.image_tower].patch
     lines = [l for l in log.read(workdir / log.FILE) if any(k.startswith('eval/') for k in l)]
@@ -189,14 +189,14 @@ class Evaluation:
     print(report.write(workdir, before=values[0] if lines[0]['step'] == 0 else {}, after=values[-1], chance=chance,
                        baseline=baseline, encoder=encoder, store=self.store, config=c.evals, title=c.name,
                        probe=self.keep.get('probe'), metrics_path=workdir / log.FILE,
-                       terms=('loss', *(n for n, t in c.terms.items() if t.weight)), **self.options))
+                       losses=('loss', *(n for n, t in c.losses.items() if t.weight)), **self.options))
     print(f'report: {workdir / "index.html"}')
 
 
 def run():
   """Entry point: one line and a code for whatever a user can mend, a traceback for our own faults."""
   logging.set_verbosity(logging.WARNING)    # jax and orbax tell more than a user needs; --verbosity=0 brings it back
-  # A config file may import its neighbours, wherever it is called from.
+  # A config file may import its neighbors, wherever it is called from.
   for arg in sys.argv:
     if arg.startswith('--config='):
       sys.path.insert(0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent))
@@ -224,7 +224,7 @@ def run():
 def parse(argv):
   """absl's parser, with its errors as InputErrors."""
   if {'--help', '-help', '-h'} & set(argv):
-    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/config.py, or --dry_run.')
+    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/schema.py, or --dry_run.')
     sys.exit()
   try:
     rest = flags.FLAGS(argv)

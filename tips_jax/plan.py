@@ -11,7 +11,7 @@ import sys
 from absl import app, flags, logging
 
 from tips_jax import main as training
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:4x4, v5p:8x8x8 and so on: ahead of time, with libtpu; gpu or '
                                 'cpu: the attached devices; auto: search, for --chips of --chip.')
@@ -62,7 +62,7 @@ def main(_):
 def run():
   """Entry point: one line and a code for whatever a user can mend."""
   logging.set_verbosity(logging.WARNING)
-  for arg in sys.argv:    # a config file may import its neighbours
+  for arg in sys.argv:    # a config file may import its neighbors
     if arg.startswith('--config='):
       sys.path.insert(0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent))
   try:
@@ -75,7 +75,7 @@ def run():
 def parse(argv):
   """main's parser; its own help."""
   if {'--help', '-help', '-h'} & set(argv):
-    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/config.py.')
+    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/schema.py.')
     sys.exit()
   return training.parse(argv)
 

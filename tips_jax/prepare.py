@@ -11,8 +11,8 @@ import sys
 
 from absl import flags
 
-from tips_jax.core import command
-from tips_jax.core.config import InputError
+from tips_jax.core import cli as command
+from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string('input', '', 'File, folder, glob pattern or TFDS name.', flag_values=FLAGS)
@@ -59,9 +59,10 @@ def _prepare(argv):
   if FLAGS.test_input and (FLAGS.test_fraction or FLAGS.split == 'test'):
     raise InputError('--test_input: got it beside --test_fraction or --split=test; expected one source of test')
 
-  from tips_jax.data import convert, store  # only now: --help and bad flags answer at once
-  from tips_jax.data.columns import Columns
-  from tips_jax.data.ingest import Options, open_input
+  from tips_jax.data import store
+  from tips_jax.data.ingest import convert  # only now: --help and bad flags answer at once
+  from tips_jax.data.ingest.columns import Columns
+  from tips_jax.data.ingest.formats import Options, open_input
 
   columns = Columns(image=FLAGS.image_column, alt_text=FLAGS.alt_text_column, captions=tuple(FLAGS.captions_column),
                     label=FLAGS.label_column, mask=FLAGS.mask_column)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tips_jax.core import log
-from tips_jax.core.config import InputError, Log
+from tips_jax.core.errors import InputError
+from tips_jax.core.schema import Log
 
 QUIET = Log(tensorboard=False)
 

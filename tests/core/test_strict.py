@@ -5,9 +5,8 @@ import typing
 import ml_collections
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, strict
+from tips_jax.core.errors import InputError
 
 GROUPS = [g for g in vars(schema).values() if dataclasses.is_dataclass(g)]
 EXAMPLES = {str: 'x', int: 3, float: 0.5}
@@ -105,7 +104,7 @@ def test_bad_towers(tower, message):
 
 
 def term(**fields):
-  return strict.build(schema.Term, dict(kind='k', inputs={}, **fields))
+  return strict.build(schema.WeightedLoss, dict(kind='k', inputs={}, **fields))
 
 
 def test_a_weight_is_a_number_or_a_ramp():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core import tree
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from tips_jax.core.config import Data, InputError, Text, View
+from tips_jax.core.errors import InputError
+from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import store, tokenizer
 from tips_jax.data.pipeline import Pipeline, _Key
 
@@ -95,9 +96,9 @@ def test_views_and_texts_are_those_of_the_record(folders, opened):
   pipeline = opened(config(folders))
   for batch in read(pipeline, 5):
     for row, i in enumerate(batch['index']):
-      colour = np.array((i * 5, 255 - i * 5, i * 3))
-      assert np.abs(batch['global'][row].mean((0, 1, 2)) - colour).max() < 12
-      assert np.abs(batch['local'][row].mean((0, 1, 2)) - colour).max() < 12
+      color = np.array((i * 5, 255 - i * 5, i * 3))
+      assert np.abs(batch['global'][row].mean((0, 1, 2)) - color).max() < 12
+      assert np.abs(batch['local'][row].mean((0, 1, 2)) - color).max() < 12
       own = alt_text(i) or (captions(i) or [''])
       allowed = [own] if isinstance(own, str) else own[:1]
       assert any((batch['web'][row] == pipeline.tokenizer.encode(text, 12)).all() for text in allowed)
@@ -295,7 +296,7 @@ def test_a_tokenizer_can_be_named(folders, opened):
     ({'threads': 0}, {}, 'data.threads: got 0'),
     ({'workers': -1}, {}, 'data.workers'),
     ({'prefetch': 0}, {}, 'data.prefetch'),
-    ({'weights': (1.0, 2.0)}, {}, 'data.weights'),
+    ({'mixture': (1.0, 2.0)}, {}, 'data.mixture'),
     ({'tokenizer': 'nowhere.model'}, {}, 'nowhere.model'),
     ({}, {'batch_size': 9, 'process_count': 2}, 'batch_size: got 9'),
     ({}, {'process_index': 2, 'process_count': 2}, 'process_index'),

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tips_jax import prepare
-from tips_jax.data import checks, store
+from tips_jax.data import store
+from tips_jax.data.ingest import checks
 
 
 def picture(i, *, size=(32, 24), kind='jpeg', mode='RGB'):

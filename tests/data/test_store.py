@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.data import store
 
 

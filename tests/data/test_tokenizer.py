@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.data import tokenizer
 
 WORDS = 'a red dog runs under the green tree beside two houses near water'.split()
@@ -72,7 +72,7 @@ def test_no_text_has_an_unknown_or_padding_id_inside(path):
   assert len(used) > 5 and (used > 1).all()
 
 
-def test_over_long_text_is_cut_and_leaves_its_neighbours_padding_alone(path):
+def test_over_long_text_is_cut_and_leaves_its_neighbors_padding_alone(path):
   t = tokenizer.Tokenizer(path)
   long, short = ' '.join(WORDS * 20), 'a red dog'
   assert len(spm.SentencePieceProcessor(model_file=path).encode(long)) > 64

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from tips_jax.core.config import View
+from tips_jax.core.schema import View
 from tips_jax.data import views
 
 GLOBAL = View(size=64, scale=(0.4, 1.0))
@@ -77,7 +77,7 @@ def test_boxes_follow_the_law_of_random_resized_crop(view):
 
 
 @pytest.mark.parametrize('height, width, expected', [(20, 400, (0, 186, 20, 27)), (400, 20, (186, 0, 27, 20))])
-def test_an_image_too_slim_for_any_box_gives_its_centre(height, width, expected):
+def test_an_image_too_slim_for_any_box_gives_its_center(height, width, expected):
   view = View(size=8, count=3, scale=(1.0, 1.0), flip=0.0)
   assert views.draw_boxes(height, width, view, np.random.default_rng(0)) == [(*expected, False)] * 3
 
@@ -208,18 +208,18 @@ def close(crop, left, right, tolerance=6):
     encode(halves(), 'GIF', save_all=True, append_images=[Image.new('RGB', (64, 64), 'green')]),
 ], ids=['png', 'bmp', 'webp', 'palette', 'gif', 'jpeg', 'progressive', 'animation'])
 @pytest.mark.parametrize('size', [64, 24])
-def test_colour_formats(data, size):
+def test_color_formats(data, size):
   for image in (crop_whole(data, size), views.evaluation(data, size).astype(int)):
     assert close(image, RED, BLUE, tolerance=12)
 
 
-def test_cmyk_and_grey_jpegs():
+def test_cmyk_and_gray_jpegs():
   cmyk = encode(halves('CMYK'), 'JPEG', quality=95)
   assert close(crop_whole(cmyk, 32), RED, BLUE, tolerance=25)
-  grey = encode(halves('L'), 'JPEG', quality=95)
+  gray = encode(halves('L'), 'JPEG', quality=95)
   expected = np.asarray(halves('L'))[0, [0, -1]].astype(int)
-  assert close(crop_whole(grey, 32), expected[0], expected[1])
-  assert crop_whole(grey, 32).shape == (32, 32, 3)
+  assert close(crop_whole(gray, 32), expected[0], expected[1])
+  assert crop_whole(gray, 32).shape == (32, 32, 3)
 
 
 def test_transparency_becomes_white():
@@ -282,8 +282,8 @@ def test_unreadable_images_say_why(data, reason):
 def triangle(n, size):
   """[size, n] weights of an antialiased bilinear resize."""
   scale = n / size
-  centre = (np.arange(size)[:, None] + 0.5) * scale
-  weights = np.maximum(0, 1 - np.abs(np.arange(n) + 0.5 - centre) / max(scale, 1))
+  center = (np.arange(size)[:, None] + 0.5) * scale
+  weights = np.maximum(0, 1 - np.abs(np.arange(n) + 0.5 - center) / max(scale, 1))
   return weights / weights.sum(1, keepdims=True)
 
 
@@ -296,7 +296,7 @@ def test_evaluation_is_an_antialiased_bilinear_resize_of_the_whole_image(height,
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_masks_are_resized_by_nearest_neighbour(dtype):
+def test_masks_are_resized_by_nearest_neighbor(dtype):
   mask = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)
   data = encode(Image.fromarray(mask), 'PNG')
   for size in (16, 80):

@@ -1,4 +1,4 @@
-"""A small store of coloured quadrants with every annotation, and an encoder that reads them."""
+"""A small store of colored quadrants with every annotation, and an encoder that reads them."""
 import json
 import os
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tips_jax.core.config import Evals
+from tips_jax.core.schema import Evals
 from tips_jax.data import store as store_lib
 from tips_jax.data import tokenizer as tokenizer_lib
 
 SIZE, GRID, CLASSES = 32, 4, 3
-COLOURS = np.array([[220, 30, 30], [30, 200, 40], [40, 60, 220]], np.uint8)
+COLORS = np.array([[220, 30, 30], [30, 200, 40], [40, 60, 220]], np.uint8)
 NAMES = ('red', 'green', 'blue')
 
 
@@ -21,10 +21,10 @@ def _png(array):
 
 
 def scene(rng):
-  """(image, mask, classes [2, 2]): each quadrant has one of three colours, its class; the left edge is void."""
+  """(image, mask, classes [2, 2]): each quadrant has one of three colors, its class; the left edge is void."""
   quadrants = rng.integers(0, CLASSES, (2, 2))
   mask = np.kron(quadrants, np.ones((SIZE // 2, SIZE // 2), int)).astype(np.uint8)
-  image = np.clip(COLOURS[mask].astype(int) + rng.integers(-20, 21, (SIZE, SIZE, 1)), 0, 255).astype(np.uint8)
+  image = np.clip(COLORS[mask].astype(int) + rng.integers(-20, 21, (SIZE, SIZE, 1)), 0, 255).astype(np.uint8)
   mask[:, 0] = 255
   return image, mask, quadrants
 
@@ -53,7 +53,7 @@ def _write_store(path, *, train=40, test=20, annotations=('label', 'mask'), capt
 
 
 class Reader:
-  """An encoder that knows the answer: mean colours, and one-hot words by corner. `noise` spoils it."""
+  """An encoder that knows the answer: mean colors, and one-hot words by corner. `noise` spoils it."""
 
   def __init__(self, tokenizer, noise=0.0):
     self.noise, self.rng = noise, np.random.default_rng(1)
@@ -67,9 +67,9 @@ class Reader:
     self.images.append(images.copy())
     side = images.shape[1] // GRID
     patch = images.reshape(len(images), GRID, side, GRID, side, 3).mean((2, 4)) / 255
-    colour = np.stack([patch[:, 0, 1], patch[:, 0, 2], patch[:, 3, 1], patch[:, 3, 2]], 1).argmax(-1)    # corners
+    color = np.stack([patch[:, 0, 1], patch[:, 0, 2], patch[:, 3, 1], patch[:, 3, 2]], 1).argmax(-1)    # corners
     return {'web': self._spoil(patch[:, 0, 1]), 'synthetic': self._spoil(patch[:, 0, 2]), 'patch': self._spoil(patch),
-            'embedding': self._spoil(np.eye(CLASSES)[colour].reshape(len(images), -1))}
+            'embedding': self._spoil(np.eye(CLASSES)[color].reshape(len(images), -1))}
 
   def text(self, ids):
     self.texts.append(ids.copy())

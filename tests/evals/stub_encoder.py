@@ -15,7 +15,7 @@ class Stub:
     self.kernels = rng.normal(size=(8, self.patch**2 * 3, width)).astype(np.float32) / 14
     self.images, self.texts = 0, []
 
-  def inspect(self, images, *, taps=(), values=False, patches=True):
+  def inspect(self, images, *, intermediate_layers=(), values=False, patches=True):
     if self.stop_after is not None and self.images >= self.stop_after:
       raise KeyboardInterrupt
     self.images += len(images)
@@ -27,8 +27,8 @@ class Stub:
     out['embedding'] = out['web']
     if patches:
       out['patch'] = cells @ self.kernels[2]
-    if taps:
-      out['taps'] = tuple((cells @ self.kernels[3 + i], out['web']) for i in range(len(taps)))
+    if intermediate_layers:
+      out['intermediate_layers'] = tuple((cells @ self.kernels[3 + i], out['web']) for i in range(len(intermediate_layers)))
     if values:
       out['value_patch'] = cells @ self.kernels[7]
     return out

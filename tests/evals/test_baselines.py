@@ -4,7 +4,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tips_jax.evals import baselines, features, retrieval, segmentation
+from tips_jax.evals import baselines
+from tips_jax.evals.features import reading as features
+from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.tasks import retrieval
 
 
 def test_patches_are_cut_as_the_grid_says():
@@ -14,14 +17,14 @@ def test_patches_are_cut_as_the_grid_says():
   np.testing.assert_allclose(cut[1, 1, 2], images[1, 4:8, 8:12].ravel() / 255, rtol=1e-6)
 
 
-def test_the_description_ends_with_the_colour_histogram():
+def test_the_description_ends_with_the_color_histogram():
   images = np.zeros((1, 8, 8, 3), np.uint8)
   images[0, :, :4] = (255, 0, 130)    # levels 3, 0, 2
   histogram = (baselines._describe(images)[0, -64:] / 10) ** 2
   assert histogram[0] == pytest.approx(0.5) and histogram[3 * 16 + 2] == pytest.approx(0.5)
 
 
-def test_the_regression_finds_images_by_words_of_colour(store, tokenizer, config):
+def test_the_regression_finds_images_by_words_of_color(store, tokenizer, config):
   pixels = baselines.Pixels(config, patch=8)
   assert pixels.text(np.zeros((2, 8), np.int32)) is None
   assert pixels.fit(store, 'train', tokenizer=tokenizer, text_length=8)

@@ -7,18 +7,13 @@ import warnings
 import numpy as np
 import pytest
 
-from tips_jax.evals import (
-  depth,
-  features,
-  instance,
-  knn,
-  linear,
-  normals,
-  retrieval,
-  segmentation,
-  zeroshot,
-  zeroshot_segmentation,
-)
+from tips_jax.evals.features import reading as features
+from tips_jax.evals.probes import depth, normals
+from tips_jax.evals.probes import logistic as linear
+from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.probes import search as knn
+from tips_jax.evals.tasks import instance_retrieval as instance
+from tips_jax.evals.tasks import retrieval, zeroshot, zeroshot_segmentation
 
 VOID = 255
 
@@ -96,7 +91,7 @@ def test_recalls_equal_the_hit_rate(tm, case):
 
 
 @pytest.mark.parametrize('case', ['random', 'singletons', 'duplicates', 'broken rows', 'two rows'])
-def test_instance_recall_equals_hit_rate_and_nearest_neighbours(sk, tm, case):
+def test_instance_recall_equals_hit_rate_and_nearest_neighbors(sk, tm, case):
   """Ties as in image-text retrieval. Queries whose class no other image has take no part, here as in torchmetrics."""
   rng = np.random.default_rng(1)
   n = 2 if case == 'two rows' else 80
@@ -139,12 +134,12 @@ def test_knn_equals_scikit_learn(sk, k, case):
   """
   rng = np.random.default_rng(k)
   labels = np.zeros(90, int) if case == 'one class' else rng.integers(0, 5, 90) * (2 if case == 'empty class' else 1)
-  centres = rng.normal(size=(10, 6))
-  x = centres[labels] + rng.normal(size=(90, 6))
+  centers = rng.normal(size=(10, 6))
+  x = centers[labels] + rng.normal(size=(90, 6))
   if case == 'duplicates':
     copies = rng.integers(0, 25, 90)
     x, labels = x[copies], labels[copies]
-  test = np.concatenate([x[:10], centres[rng.integers(0, 10, 50)] + rng.normal(size=(50, 6))])
+  test = np.concatenate([x[:10], centers[rng.integers(0, 10, 50)] + rng.normal(size=(50, 6))])
   if case == 'zero rows':
     x[::9] = 0
   expected = sk.neighbors.KNeighborsClassifier(**vote(k)).fit(x, labels).predict(test)
@@ -179,7 +174,7 @@ def test_majority_equals_the_dummy(sk):
 
 @pytest.mark.parametrize('l2', [1e-1, 1e-3])
 def test_linear_probe_equals_logistic_regression(sk, l2):
-  """l2 is per row here, and on standardised features: C = 1 / (l2 N) after a StandardScaler."""
+  """l2 is per row here, and on standardized features: C = 1 / (l2 N) after a StandardScaler."""
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 4, 300)
   x = (rng.normal(size=(4, 6))[labels] + rng.normal(size=(300, 6))) * 10.0 ** rng.integers(-2, 3, 6) + 5
@@ -195,7 +190,7 @@ def test_linear_probe_equals_logistic_regression(sk, l2):
   assert (logits.argmax(1) == model.predict(scaler.transform(test))).mean() > 0.99
 
 
-@pytest.mark.parametrize('case', ['random', 'broken rows', 'one row', 'unlabelled'])
+@pytest.mark.parametrize('case', ['random', 'broken rows', 'one row', 'unlabeled'])
 def test_zero_shot_top_k_equals_both(sk, tm, case):
   """Rows that are not finite count as zero: all classes tie, and the lowest is the answer (the highest in
   scikit-learn, any in torchmetrics); so the references get scores that fall with the class."""
@@ -204,7 +199,7 @@ def test_zero_shot_top_k_equals_both(sk, tm, case):
   image = (classes[labels] + 1.5 * rng.normal(size=(len(labels), 6))).astype(np.float32)
   if case == 'broken rows':
     image[rng.random(len(image)) < 0.3] = np.nan
-  if case == 'unlabelled':
+  if case == 'unlabeled':
     labels[::3] = -1
   scorer = zeroshot.Scorer(classes)
   for part in (np.s_[:50], np.s_[50:]):

@@ -5,13 +5,21 @@ import json
 import numpy as np
 import pytest
 
-from tests.data import fake_benchmarks as fake
+from tests.data.benchmarks import fake_benchmarks as fake
 from tests.evals.stub_encoder import Stub
-from tips_jax.core.config import InputError
-from tips_jax.data import scenes, store
-from tips_jax.evals import cache as cache_lib
-from tips_jax.evals import dpt, dpt_train, features, protocols, retrieval, sheet, suite, suite_data, suite_parts
-from tips_jax.evals.protocols import Constant
+from tips_jax.core.errors import InputError
+from tips_jax.data import store
+from tips_jax.data.scenes import dataset as scenes
+from tips_jax.evals import suite
+from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.datasets import protocols
+from tips_jax.evals.datasets.protocols import Constant
+from tips_jax.evals.features import cache as cache_lib
+from tips_jax.evals.features import reading as features
+from tips_jax.evals.features import splits as suite_parts
+from tips_jax.evals.probes import dpt, dpt_train
+from tips_jax.evals.report import results as sheet
+from tips_jax.evals.tasks import retrieval
 
 SIZE, TRAIN, TEST = 32, 20, 12
 TINY = {'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
@@ -79,7 +87,7 @@ def test_both_cls_tokens_are_reported(everything):
 
 
 def test_features_are_computed_once(everything, path):
-  """Four passes: squeezed images (train and test), the same cut (taps), in windows, and by their own shape (test)."""
+  """Four passes: squeezed images (train and test), the same cut (intermediate_layers), in windows, and by their own shape (test)."""
   _, encoder, _, cache = everything
   assert encoder.images == 3 * (24 + 16) + 16    # batches of 8 of 20 and of 12
   again = Stub()
@@ -124,7 +132,7 @@ def test_retrieval_is_that_of_all_captions(everything, path):
 
 
 def test_depth_that_is_not_scored_is_not_shown(everything):
-  for task in ('depth', 'dpt_depth'):    # sky and mountains hang at 12 metres
+  for task in ('depth', 'dpt_depth'):    # sky and mountains hang at 12 meters
     assert all(example['truth'].max() <= 10 for example in everything[0][task].examples)
     assert any((example['truth'] == 0).any() for example in everything[0][task].examples)
 
@@ -140,8 +148,8 @@ def test_examples_have_the_resolution_of_the_data(everything):
 
 def test_a_projection_leaves_one_token():
   arrays = {'web': np.eye(3), 'synthetic': np.eye(3) * 2, 'embedding': np.ones((3, 5))}
-  part = type('Part', (), {'arrays': arrays})()
-  from tips_jax.evals import suite_global
+  part = type('SplitFeatures', (), {'arrays': arrays})()
+  from tips_jax.evals.tasks import common as suite_global
   assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['embedding']
   arrays['embedding'] = arrays['synthetic']
   assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['web', 'synthetic']
@@ -219,18 +227,18 @@ def test_frames_are_whole_patches(path, asked, wanted):
   assert (frame.height, frame.width) == wanted
 
 
-def test_a_cut_frame_takes_the_centre_of_image_and_annotation():
-  frame = suite_parts.Frame(8, 8, cut=True)
+def test_a_cut_frame_takes_the_center_of_image_and_annotation():
+  frame = suite_parts.Resize(8, 8, cut=True)
   array = np.arange(10 * 6 * 3, dtype=np.uint8).reshape(10, 6, 3)
   np.testing.assert_array_equal(frame.crop(array), array[2:8])
-  np.testing.assert_array_equal(suite_parts.Frame(8, 8).crop(array), array)
-  assert suite_parts.Frame(8, 8, cut=0.875).crop(np.zeros((16, 32, 3))).shape == (14, 14, 3)
+  np.testing.assert_array_equal(suite_parts.Resize(8, 8).crop(array), array)
+  assert suite_parts.Resize(8, 8, cut=0.875).crop(np.zeros((16, 32, 3))).shape == (14, 14, 3)
 
 
-@pytest.mark.parametrize('resize,cut', [('square', False), ('cut', True), ('centre', 0.875)])
+@pytest.mark.parametrize('resize,cut', [('square', False), ('cut', True), ('center', 0.875)])
 def test_a_protocol_says_how_images_are_resized(path, resize, cut):
   [job] = jobs_of(path, 'knn')
-  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Frame(SIZE, SIZE, cut)
+  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Resize(SIZE, SIZE, cut)
 
 
 # --- public benchmarks --------------------------------------------------------------------------

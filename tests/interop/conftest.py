@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.data import tokenizer
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tips_jax.core import config as schema
-from tips_jax.core.config import InputError
+from tips_jax.core import schema
+from tips_jax.core.errors import InputError
 from tips_jax.data import tokenizer, views
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
@@ -104,23 +104,23 @@ def test_a_tower_goes_to_the_device_when_it_is_used():
 
 
 def test_files_pillow_images_and_arrays_become_one_thing(encoder, tmp_path):
-  colour = rng.integers(0, 256, (40, 30, 3), np.uint8)
-  Image.fromarray(colour).save(tmp_path / 'a.png')
+  color = rng.integers(0, 256, (40, 30, 3), np.uint8)
+  Image.fromarray(color).save(tmp_path / 'a.png')
   data = (tmp_path / 'a.png').read_bytes()
   want = encoder.encode_image(views.evaluation(data, 16)[None])
-  for x in (tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.open(tmp_path / 'a.png'), colour):
+  for x in (tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.open(tmp_path / 'a.png'), color):
     for got, one in zip(encoder.encode_image([x]), want):
       close(got, one)
-  assert encoder.encode_image([colour, colour[:7]], size=24)[1].shape == (2, 6, 6, 32)
+  assert encoder.encode_image([color, color[:7]], size=24)[1].shape == (2, 6, 6, 32)
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'LA', '1', 'I;16'])
 def test_every_mode_becomes_rgb_as_in_data(encoder, tmp_path, mode):
-  grey = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8))
+  gray = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8))
   if mode == 'RGBA':
     image = Image.fromarray(rng.integers(0, 256, (20, 20, 4), np.uint8))
   else:
-    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256) if mode == 'I;16' else grey.convert(mode)
+    image = Image.fromarray(np.asarray(gray).astype(np.uint16) * 256) if mode == 'I;16' else gray.convert(mode)
   image.save(tmp_path / 'x.png')
   want = views.evaluation((tmp_path / 'x.png').read_bytes(), 16)
   np.testing.assert_array_equal(encoder.resize(image), want)
@@ -204,14 +204,14 @@ def test_evaluators_get_what_they_ask_for(encoder):
   assert Encoder(weights('image')).text(np.ones((1, 4), np.int32)) is None
 
 
-@pytest.mark.parametrize('options', [{}, {'taps': (0, 1)}, {'values': True}])
+@pytest.mark.parametrize('options', [{}, {'intermediate_layers': (0, 1)}, {'values': True}])
 def test_patches_that_nobody_wants_stay_on_the_device(options):
   """Of several calls of the program; everything else is the same to the last bit."""
   encoder = Encoder(weights(), batch_size=2, exact=True)
   whole, rest = encoder.inspect(IMAGES, **options), encoder.inspect(IMAGES, patches=False, **options)
   close(whole['patch'].reshape(5, 16, 32), by_hand(IMAGES)['patch'])
   assert set(whole) - set(rest) == {'patch'} and {'web', 'synthetic', 'embedding'} <= set(rest)
-  assert ('taps' in rest, 'value_patch' in rest) == ('taps' in options, 'values' in options)
+  assert ('intermediate_layers' in rest, 'value_patch' in rest) == ('intermediate_layers' in options, 'values' in options)
   jax.tree.map(np.testing.assert_array_equal, {name: whole[name] for name in rest}, rest)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers

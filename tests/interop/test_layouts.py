@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from configs import scales
 from tests.interop import conftest
-from tips_jax.core import config as schema
-from tips_jax.core.config import InputError
-from tips_jax.interop import pytorch, scenic
+from tips_jax.core import schema
+from tips_jax.core.errors import InputError
+from tips_jax.interop.official import pytorch, scenic
 from tips_jax.interop.weights import flat
 from tips_jax.models import towers
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.interop.conftest import model
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.interop import onnx, parity
 
 for package in ('torch', 'onnx', 'onnxscript', 'onnxruntime'):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.interop.conftest import model
-from tips_jax.core import config as schema
-from tips_jax.interop import huggingface, parity
+from tips_jax.core import schema
+from tips_jax.interop import parity
+from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.models import towers
 
 TINY = model()

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import heads, towers
 
 F32 = schema.Compute(dtype='float32')
-HEAD = schema.PrototypeHead(kind='prototypes', width=6, hidden=10, bottleneck=4, layers=3, prototypes=12)
+HEAD = schema.DINOHead(kind='dino_head', width=6, hidden=10, bottleneck=4, layers=3, prototypes=12)
 rng = np.random.default_rng(0)
 TOKENS = rng.normal(size=(2, 3, 5, 6)).astype(np.float32)
 
@@ -30,7 +30,7 @@ def gelu(x):
 
 @pytest.mark.parametrize('layers', [1, 2, 3])
 def test_the_head_is_an_mlp_onto_the_unit_sphere(layers):
-  tower = schema.PrototypeHead(kind='prototypes', width=6, hidden=10, bottleneck=4, layers=layers, prototypes=12)
+  tower = schema.DINOHead(kind='dino_head', width=6, hidden=10, bottleneck=4, layers=layers, prototypes=12)
   params, x = parameters(tower), TOKENS
   for i in range(layers):
     x = (gelu(x) if i else x) @ params[f'layer{i}']['kernel'] + params[f'layer{i}']['bias']
@@ -47,9 +47,9 @@ def test_cls_tokens_have_no_patch_axis():
 
 
 def test_slots_choose_tokens():
-  slots = rng.permuted(np.tile(np.arange(5), (2, 3, 1)), axis=-1)[..., :2]
-  z, chosen = run(HEAD, {'tokens': TOKENS})['z'], run(HEAD, {'tokens': TOKENS, 'slots': slots})['z']
-  np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(z), slots[..., None], axis=2), rtol=1e-5, atol=1e-6)
+  masked_indices = rng.permuted(np.tile(np.arange(5), (2, 3, 1)), axis=-1)[..., :2]
+  z, chosen = run(HEAD, {'tokens': TOKENS})['z'], run(HEAD, {'tokens': TOKENS, 'masked_indices': masked_indices})['z']
+  np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(z), masked_indices[..., None], axis=2), rtol=1e-5, atol=1e-6)
 
 
 def test_bottlenecks_are_float32_whatever_computes_them():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import layers
 
 rng = np.random.default_rng(0)

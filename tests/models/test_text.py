@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import layers, towers
 
 TINY = schema.TextTower(kind='text', width=16, depth=2, heads=2, mlp=24, vocab=50, dropout=0.4)
@@ -53,7 +53,7 @@ def test_the_order_of_words_matters():
   assert np.abs(run(ids([[7, 3]], 8)) - run(ids([[3, 7]], 8))).max() > 1e-2
 
 
-def test_without_blocks_it_is_the_mean_of_normalised_tokens():
+def test_without_blocks_it_is_the_mean_of_normalized_tokens():
   params = PARAMS | {'encoder': jax.tree.map(np.zeros_like, PARAMS['encoder'])}
   rate = 1e4 ** (-np.arange(8) / 7)
   for text, row in zip(TEXTS[:3], run(ids(TEXTS, 8), params)):

@@ -1,4 +1,4 @@
-"""Towers by name: published sizes, initialisation, types."""
+"""Towers by name: published sizes, initialization, types."""
 import functools
 
 import jax
@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
+from tips_jax.core import schema, tree
 from tips_jax.models import towers
 
 # name: width, depth, heads, mlp, ffn, text depth, text mlp, and parameters in millions as published:
@@ -22,7 +21,7 @@ PUBLISHED = {
 TINY = {
     'image': schema.ViT(kind='vit', width=8, depth=2, heads=2, mlp=16, patch=4, grid=2, mask_token=True),
     'text': schema.TextTower(kind='text', width=8, depth=1, heads=2, mlp=16, vocab=20),
-    'head': schema.PrototypeHead(kind='prototypes', width=8, hidden=8, bottleneck=4, prototypes=16),
+    'head': schema.DINOHead(kind='dino_head', width=8, hidden=8, bottleneck=4, prototypes=16),
     'projection': schema.ProjectionHead(kind='projection', width=8, output=4),
     'decoder': schema.PixelDecoder(kind='pixel_decoder', width=8, decoder_width=8, depth=1, heads=2, mlp=8, patch=4,
                                    grid=2),
@@ -76,7 +75,7 @@ def test_parameters_are_float32(name):
   assert {x.dtype for x in jax.tree.leaves(shapes(name, TINY[name]))} == {jnp.dtype('float32')}
 
 
-def test_initialisation_depends_on_name_and_seed_alone():
+def test_initialization_depends_on_name_and_seed_alone():
   same = lambda a, b: all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
   one = params('projection')
   together = jax.jit(lambda: {n: towers.init(n, TINY[n], seed=0) for n in ('head', 'projection')})()

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tips_jax.core import config as schema
-from tips_jax.core import parallel
+from tips_jax.core import parallel, schema
 from tips_jax.models import towers, vit
 
 F32 = schema.Compute(dtype='float32')
@@ -52,7 +51,7 @@ def test_views_and_images_do_not_meet():
   same(jax.tree.map(lambda x: x[1:, :1], run()), out)
 
 
-def test_sizes_that_do_not_divide_are_padded_around_the_centre():
+def test_sizes_that_do_not_divide_are_padded_around_the_center():
   images = IMAGES[:, :, :9, :10]    # 3 rows are missing: 1 above, 2 below; 2 columns: 1 and 1
   padded = np.pad(images, [(0, 0), (0, 0), (1, 2), (1, 1), (0, 0)])
   same(run(images), run(padded))
@@ -73,13 +72,13 @@ def test_patch_embedding_is_a_strided_convolution():
   np.testing.assert_allclose(embed.apply({'params': params}, x), y + 1, rtol=1e-5, atol=1e-5)
 
 
-def test_a_centred_embedding_begins_with_pixels_of_mean_0_and_deviation_1():
+def test_a_centered_embedding_begins_with_pixels_of_mean_0_and_deviation_1():
   images = np.asarray(IMAGES[:, 0], np.float32) / 255
-  plain, centred = (vit.PatchEmbedding(dataclasses.replace(TINY, centred=c), jnp.float32) for c in (False, True))
+  plain, centered = (vit.PatchEmbedding(dataclasses.replace(TINY, centered=c), jnp.float32) for c in (False, True))
   key = jax.random.key(3)
   expected = plain.apply(plain.init(key, images), (images - 0.5) * 4)
-  same(centred.apply(centred.init(key, images), images), expected, rtol=1e-4, atol=1e-5)
-  assert np.abs(centred.apply(centred.init(key, images), np.full_like(images, 0.5))).max() < 1e-5
+  same(centered.apply(centered.init(key, images), images), expected, rtol=1e-4, atol=1e-5)
+  assert np.abs(centered.apply(centered.init(key, images), np.full_like(images, 0.5))).max() < 1e-5
 
 
 def test_the_table_is_resized_to_the_grid_of_the_image():
@@ -87,7 +86,7 @@ def test_the_table_is_resized_to_the_grid_of_the_image():
   np.testing.assert_array_equal(vit.positions(table, 3, 3), table)
   for h, w in ((6, 6), (2, 2), (3, 5)):
     np.testing.assert_allclose(vit.positions(table, h, w), jax.image.resize(table, (1, h, w, 2), 'bilinear'), rtol=1e-6)
-  # Antialiased: halving a checkerboard gives grey, not one of its colours.
+  # Antialiased: halving a checkerboard gives gray, not one of its colors.
   board = (np.indices((8, 8)).sum(0) % 2).astype(np.float32)[None, :, :, None]
   assert np.abs(np.asarray(vit.positions(board, 4, 4))[0, 1:-1, 1:-1] - 0.5).max() < 0.05
 
@@ -129,20 +128,20 @@ def test_a_zero_token_is_a_zero_embedding():
 def test_a_tower_without_a_mask_token_takes_no_mask():
   bare = schema.ViT(kind='vit', width=16, depth=1, heads=2, mlp=32, patch=4, grid=3)
   assert 'mask_token' not in parameters(bare) and 'mask_token' in PARAMS
-  assert set(towers.inputs(bare)) == {'images', 'kept'} and set(towers.inputs(TINY)) == {'images', 'kept', 'mask'}
+  assert set(towers.inputs(bare)) == {'images', 'visible'} and set(towers.inputs(TINY)) == {'images', 'visible', 'mask'}
 
 
 def test_kept_tokens_alone_are_computed():
   everything = np.tile(np.arange(9), (2, 2, 1))
-  same(run(kept=everything), run())
-  kept = np.tile([2, 3, 7], (2, 2, 1))
-  out = run(kept=kept)
+  same(run(visible=everything), run())
+  visible = np.tile([2, 3, 7], (2, 2, 1))
+  out = run(visible=visible)
   assert out['patch'].shape == (2, 2, 3, 16)
   images = IMAGES.copy()
-  images[:, :, :4, :8] = 0                                   # patches 0 and 1 are not kept
-  same(run(images, kept=kept), out)
+  images[:, :, :4, :8] = 0                                   # patches 0 and 1 are not visible
+  same(run(images, visible=visible), out)
   order = np.tile([7, 2, 3], (2, 2, 1))
-  swapped = run(kept=order)
+  swapped = run(visible=order)
   same(swapped['web'], out['web'])
   same(swapped['patch'], out['patch'][:, :, [2, 0, 1]])      # tokens take their positions along
 
@@ -161,10 +160,10 @@ DECODER = schema.PixelDecoder(kind='pixel_decoder', width=16, decoder_width=8, d
 def test_the_decoder_puts_visible_patches_back_in_their_places():
   params = parameters(DECODER)
   mask = np.ones((2, 1, 9), bool)
-  kept = np.array([[[0, 4, 8]], [[1, 2, 5]]])
-  np.put_along_axis(mask, kept, False, axis=2)
+  visible = np.array([[[0, 4, 8]], [[1, 2, 5]]])
+  np.put_along_axis(mask, visible, False, axis=2)
   patch = rng.normal(size=(2, 1, 3, 16)).astype(np.float32)
-  decode = lambda params, patch: apply(params, DECODER, F32, {'patch': patch, 'kept': kept, 'mask': mask})['pixels']
+  decode = lambda params, patch: apply(params, DECODER, F32, {'patch': patch, 'visible': visible, 'mask': mask})['pixels']
   out = decode(params, patch)
   assert out.shape == (2, 1, 9, 48)
   # With the encoder's blocks out of the way, a pixel depends on its own token and position alone.
@@ -189,7 +188,7 @@ def look(images=WIDE, params=DEEP_PARAMS, tower=DEEP, **options):
 
 
 def by_hand(images, params, tower):
-  """NumPy, float64: the normalised tokens [B * V, T, D] after each block, and after a last block of values alone."""
+  """NumPy, float64: the normalized tokens [B * V, T, D] after each block, and after a last block of values alone."""
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
   unit = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
   norm = lambda x, p: unit(x) * p['scale'] + p['bias']
@@ -224,10 +223,10 @@ def joined(out):
 
 def test_taps_and_value_patches_by_hand():
   after, alone = by_hand(WIDE, DEEP_PARAMS, DEEP)
-  out = look(taps=(2, 0), values=True)
+  out = look(intermediate_layers=(2, 0), values=True)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-  for tap, number in zip(out['taps'], (2, 0)):    # in the order that was asked for
-    close(joined(tap), after[number])
+  for layer, number in zip(out['intermediate_layers'], (2, 0)):    # in the order that was asked for
+    close(joined(layer), after[number])
   close(joined(out), after[-1])
   close(out['value_patch'].reshape(4, -1, 16), alone[:, 2:])
   assert np.abs(out['value_patch'] - out['patch']).max() > 0.1
@@ -235,25 +234,25 @@ def test_taps_and_value_patches_by_hand():
 
 def test_looking_inside_changes_nothing():
   whole = run(WIDE, DEEP_PARAMS, DEEP)
-  for options, more in (({}, set()), ({'taps': (1,)}, {'taps'}), ({'values': True}, {'value_patch'})):
+  for options, more in (({}, set()), ({'intermediate_layers': (1,)}, {'intermediate_layers'}), ({'values': True}, {'value_patch'})):
     out = look(**options)
     assert set(out) == set(whole) | more
     same({name: out[name] for name in whole}, whole)
   one = DEEP_PARAMS | {'encoder': jax.tree.map(lambda p: p[:1], DEEP_PARAMS['encoder'])}
-  single = look(params=one, tower=dataclasses.replace(DEEP, depth=1), taps=(0,), values=True)
-  same(single['taps'][0]['patch'], single['patch'])
-  for taps in ((3,), (-1,)):
-    with pytest.raises(ValueError, match=r'taps: got .*; expected numbers of blocks from 0 to 2'):
-      look(taps=taps)
+  single = look(params=one, tower=dataclasses.replace(DEEP, depth=1), intermediate_layers=(0,), values=True)
+  same(single['intermediate_layers'][0]['patch'], single['patch'])
+  for intermediate_layers in ((3,), (-1,)):
+    with pytest.raises(ValueError, match=r'intermediate_layers: got .*; expected numbers of blocks from 0 to 2'):
+      look(intermediate_layers=intermediate_layers)
 
 
 def test_looking_inside_with_split_weights(mesh):
   specs = jax.tree.map(lambda p: P(*[None] * (p.ndim - 1), 'fsdp') if p.shape[-1] % 4 == 0 else P(), DEEP_PARAMS)
-  local = lambda params, images, _: vit.inspect(params, DEEP, F32, images, taps=(1,), values=True)
+  local = lambda params, images, _: vit.inspect(params, DEEP, F32, images, intermediate_layers=(1,), values=True)
   images = np.tile(WIDE, (4, 1, 1, 1, 1))
   with mesh(2, 4):
     split = jax.jit(lambda p, x: parallel.map_batch(local, p, x, specs=specs))(DEEP_PARAMS, images)
-  same(jax.tree.map(lambda x: x[:2], split), look(taps=(1,), values=True))
+  same(jax.tree.map(lambda x: x[:2], split), look(intermediate_layers=(1,), values=True))
 
 
 def test_taps_and_value_patches_are_those_of_transformers():
@@ -296,7 +295,7 @@ def test_taps_and_value_patches_are_those_of_transformers():
     attention.forward = lambda x, **_: (attention.o_proj(attention.v_proj(x)), None)
     alone = model(pixel_values=pixels).last_hidden_state[:, 2:]
     after = [model.layernorm(x) for x in after[:3]]
-  out = look(images[:, None], tower=tower, taps=(0, 1, 2), values=True)
-  for tap, expected in zip(out['taps'], after):
-    np.testing.assert_allclose(joined(tap), expected, rtol=1e-4, atol=2e-5)
+  out = look(images[:, None], tower=tower, intermediate_layers=(0, 1, 2), values=True)
+  for layer, expected in zip(out['intermediate_layers'], after):
+    np.testing.assert_allclose(joined(layer), expected, rtol=1e-4, atol=2e-5)
   np.testing.assert_allclose(out['value_patch'][:, 0], alone, rtol=1e-4, atol=2e-5)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.objectives import distill
 
 B, V, P, D, K = 8, 2, 7, 5, 12
@@ -20,11 +20,11 @@ def unit(*shape):
 
 STUDENT, TEACHER = unit(B, V, P, D), unit(B, V, P, D)
 WS, WT = (2 * rng.normal(size=(D, K)).astype(np.float32) for _ in range(2))
-CENTRE = 0.3 * rng.normal(size=K).astype(np.float32)
-MEMORY = {'centre': CENTRE}
+CENTER = 0.3 * rng.normal(size=K).astype(np.float32)
+STATE = {'center': CENTER}
 
 
-def normalised(w):
+def normalized(w):
   return w / (w * w).sum(0, keepdims=True) ** 0.5
 
 
@@ -39,11 +39,11 @@ def sinkhorn_reference(scores, tau, iterations=3):
   return (q * n).T
 
 
-def targets(centring, tau, iterations=3):
-  scores = TEACHER @ normalised(WT)
-  if centring == 'sinkhorn':
+def targets(centering, tau, iterations=3):
+  scores = TEACHER @ normalized(WT)
+  if centering == 'sinkhorn':
     return sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(scores.shape).astype(np.float32)
-  q = np.exp((scores - (CENTRE if centring == 'ema' else 0)) / tau)
+  q = np.exp((scores - (CENTER if centering == 'ema' else 0)) / tau)
   return q / q.sum(-1, keepdims=True)
 
 
@@ -55,15 +55,15 @@ def paired(q, pairing):
   return np.stack([np.mean([q[:, u] for u in others(v)], axis=0) for v in range(V)], axis=1)
 
 
-def dense(student, ws, *, pairing='same', tau_s=0.1, tau_t=0.07, centring='ema', reduction='mean', weight=1.0):
-  q = paired(targets(centring, tau_t), pairing)
-  logits = jnp.einsum('bvpd,dk->bvpk', student, normalised(ws), precision='highest') / tau_s
+def dense(student, ws, *, pairing='same', tau_s=0.1, tau_t=0.07, centering='ema', reduction='mean', weight=1.0):
+  q = paired(targets(centering, tau_t), pairing)
+  logits = jnp.einsum('bvpd,dk->bvpk', student, normalized(ws), precision='highest') / tau_s
   loss = weight * -(q * jax.nn.log_softmax(logits)).sum(-1)
   return loss.mean() if reduction == 'mean' else loss.sum((1, 2)).mean()
 
 
-def run(student=STUDENT, teacher=TEACHER, ws=WS, wt=WT, memory=MEMORY, **args):
-  return distill.prototypes(student, teacher, ws, wt, memory=memory, **args)
+def run(student=STUDENT, teacher=TEACHER, ws=WS, wt=WT, state=STATE, **args):
+  return distill.dino(student, teacher, ws, wt, state=state, **args)
 
 
 def close(a, b, rtol=1e-5):
@@ -75,16 +75,16 @@ def expected(**args):
   return jax.jit(jax.value_and_grad(functools.partial(dense, **args), (0, 1)))(STUDENT, WS)
 
 
-CASES = [    # mesh, pairing, centring, reduction, chunk
+CASES = [    # mesh, pairing, centering, reduction, chunk
     ((1, 1), 'same', 'ema', 'mean', 64), ((1, 1), 'all', 'none', 'sum', 3), ((1, 1), 'other', 'sinkhorn', 'mean', 1),
     ((2, 1), 'same', 'sinkhorn', 'mean', 3), ((2, 2), 'other', 'ema', 'sum', 7),
     ((2, 4), 'all', 'sinkhorn', 'mean', 64),
 ]
 
 
-@pytest.mark.parametrize('shape, pairing, centring, reduction, chunk', CASES)
-def test_equals_the_plain_formula(mesh, shape, pairing, centring, reduction, chunk):
-  args = dict(pairing=pairing, centring=centring, reduction=reduction)
+@pytest.mark.parametrize('shape, pairing, centering, reduction, chunk', CASES)
+def test_equals_the_plain_formula(mesh, shape, pairing, centering, reduction, chunk):
+  args = dict(pairing=pairing, centering=centering, reduction=reduction)
   fn = lambda s, ws: run(s, ws=ws, chunk=chunk, **args).value
   with mesh(*shape):
     result = jax.jit(jax.value_and_grad(fn, (0, 1)))(STUDENT, WS)
@@ -100,8 +100,8 @@ def test_temperatures_may_be_traced(mesh, shape):
 
 
 def test_the_teacher_gets_no_gradient():
-  for centring in ('ema', 'sinkhorn'):
-    fn = lambda s, t, wt: run(s, t, wt=wt, centring=centring).value
+  for centering in ('ema', 'sinkhorn'):
+    fn = lambda s, t, wt: run(s, t, wt=wt, centering=centering).value
     grads = jax.jit(jax.grad(fn, (0, 1, 2)))(STUDENT, TEACHER, WT)
     assert np.any(grads[0]) and not np.any(grads[1]) and not np.any(grads[2])
 
@@ -109,10 +109,10 @@ def test_the_teacher_gets_no_gradient():
 @pytest.mark.parametrize('tau', [0.02, 0.07])
 @pytest.mark.parametrize('iterations', [1, 3, 8])
 def test_sinkhorn_is_that_of_swav(tau, iterations):
-  scores = jnp.asarray(TEACHER @ normalised(WT))
+  scores = jnp.asarray(TEACHER @ normalized(WT))
   shard = distill.parallel._Shard(())
   size = (len(TEACHER), 1)
-  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalised(WT), jnp.float32(tau), size, iterations, shard)
+  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalized(WT), jnp.float32(tau), size, iterations, shard)
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
   np.testing.assert_allclose(q, reference, rtol=2e-4, atol=1e-6)
@@ -120,7 +120,7 @@ def test_sinkhorn_is_that_of_swav(tau, iterations):
 
 def test_sinkhorn_spreads_over_prototypes():
   skewed = np.abs(TEACHER) * np.sign(WT[:, :1].T) * 0.5 + 0.5 * TEACHER    # most tokens like the same prototypes
-  use = lambda centring: run(teacher=skewed, centring=centring, sinkhorn_iterations=50).metrics['prototype_use']
+  use = lambda centering: run(teacher=skewed, centering=centering, sinkhorn_iterations=50).metrics['prototype_use']
   assert use('sinkhorn') > 0.99 and use('none') < 0.8
 
 
@@ -147,22 +147,22 @@ def test_no_token_axis_is_one_token():
 def test_all_pairs_local_with_global_views():
   local = unit(B, 5, D)
   q = targets('ema', 0.07)[:, :, 0].mean(1)
-  logits = local @ normalised(WS) / 0.1
+  logits = local @ normalized(WS) / 0.1
   loss = np.mean([-(q * jax.nn.log_softmax(logits[:, v])).sum(-1) for v in range(5)])
   np.testing.assert_allclose(run(local, TEACHER[:, :, 0], pairing='all').value, loss, rtol=1e-5)
 
 
 def test_the_order_of_the_batch_does_not_matter():
   order = np.random.default_rng(1).permutation(B)
-  for centring in ('ema', 'sinkhorn'):
-    close(run(STUDENT[order], TEACHER[order], centring=centring), run(centring=centring), rtol=1e-4)
+  for centering in ('ema', 'sinkhorn'):
+    close(run(STUDENT[order], TEACHER[order], centering=centering), run(centering=centering), rtol=1e-4)
 
 
 def test_flat_prototypes_cost_log_k():
   zero = np.zeros((B, V, P, D), np.float32)
-  loss = run(zero, TEACHER, memory={'centre': np.zeros(K, np.float32)})
+  loss = run(zero, TEACHER, state={'center': np.zeros(K, np.float32)})
   np.testing.assert_allclose(loss.value, np.log(K), rtol=1e-5)
-  loss = run(zero, zero, memory={'centre': np.full(K, 3.0, np.float32)})
+  loss = run(zero, zero, state={'center': np.full(K, 3.0, np.float32)})
   np.testing.assert_allclose(loss.metrics['teacher_entropy'], np.log(K), rtol=1e-5)
   np.testing.assert_allclose(loss.metrics['prototype_use'], 1, rtol=1e-5)
 
@@ -170,28 +170,28 @@ def test_flat_prototypes_cost_log_k():
 @pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
 def test_memory_and_metrics(mesh, shape):
   with mesh(*shape):
-    loss = jax.jit(lambda s, t: run(s, t, chunk=3, centre_momentum=0.8))(STUDENT, TEACHER)
-  scores = TEACHER @ normalised(WT)
-  centre = 0.8 * CENTRE + 0.2 * scores.mean((0, 1, 2))
-  np.testing.assert_allclose(loss.memory['centre'], centre, rtol=1e-4, atol=1e-6)
-  q, s = targets('ema', 0.07), STUDENT @ normalised(WS)
+    loss = jax.jit(lambda s, t: run(s, t, chunk=3, center_momentum=0.8))(STUDENT, TEACHER)
+  scores = TEACHER @ normalized(WT)
+  center = 0.8 * CENTER + 0.2 * scores.mean((0, 1, 2))
+  np.testing.assert_allclose(loss.state['center'], center, rtol=1e-4, atol=1e-6)
+  q, s = targets('ema', 0.07), STUDENT @ normalized(WS)
   use = q.mean((0, 1, 2))
   reference = {
       'teacher_entropy': -(q * np.log(q)).sum(-1).mean(), 'prototype_use': np.exp(-(use * np.log(use)).sum()) / K,
-      'agreement': (q.argmax(-1) == s.argmax(-1)).mean(), 'centre_norm': np.linalg.norm(centre)}
+      'agreement': (q.argmax(-1) == s.argmax(-1)).mean(), 'center_norm': np.linalg.norm(center)}
   assert set(loss.metrics) == set(reference)
   for name, value in reference.items():
     np.testing.assert_allclose(loss.metrics[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_memory_starts_at_zero():
-  start = distill.memory({'teacher_prototypes': WT})
-  assert start['centre'].shape == (K,) and not np.any(start['centre'])
+  start = distill.initial_state({'teacher_prototypes': WT})
+  assert start['center'].shape == (K,) and not np.any(start['center'])
 
 
 def test_all_patches_are_the_masked_loss_with_a_weight_of_one():
-  slots = np.tile(np.arange(P), (B, V, 1))
-  at = lambda z: np.take_along_axis(z, slots[..., None], axis=2)
+  masked_indices = np.tile(np.arange(P), (B, V, 1))
+  at = lambda z: np.take_along_axis(z, masked_indices[..., None], axis=2)
   masked = run(at(STUDENT), at(TEACHER)).value                 # iBOT with every patch masked
   every = run().value                                          # iBOT++
   np.testing.assert_allclose(masked, every, rtol=1e-6)
@@ -200,7 +200,7 @@ def test_all_patches_are_the_masked_loss_with_a_weight_of_one():
 
 @pytest.mark.parametrize('args, message', [
     (dict(pairing='others'), "prototypes.pairing: got 'others'; .* did you mean 'other'"),
-    (dict(centring='sinkhron'), "prototypes.centring: got 'sinkhron'; .* did you mean 'sinkhorn'"),
+    (dict(centering='sinkhron'), "prototypes.centering: got 'sinkhron'; .* did you mean 'sinkhorn'"),
     (dict(reduction='average'), "prototypes.reduction: got 'average'"),
     (dict(teacher=TEACHER[:, :1]), 'got 2 views of the student and 1 of the teacher'),
     (dict(student=STUDENT[:, :1], teacher=TEACHER[:, :1], pairing='other'), 'expected the same number, at least two'),

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.objectives import masked
 
 rng = np.random.default_rng(0)
@@ -14,11 +14,11 @@ draw = jax.jit(masked.random_mask, static_argnums=(1, 2))
 def test_counts_are_exact_and_parts_consistent(patches, ratio):
   m = jax.tree.map(np.asarray, draw(jax.random.key(0), (3, 2, patches), ratio))
   count = round(ratio * patches)
-  assert m['mask'].dtype == bool and m['slots'].dtype == m['kept'].dtype == np.int32
-  assert m['slots'].shape == (3, 2, count) and m['kept'].shape == (3, 2, patches - count)
+  assert m['mask'].dtype == bool and m['masked_indices'].dtype == m['visible'].dtype == np.int32
+  assert m['masked_indices'].shape == (3, 2, count) and m['visible'].shape == (3, 2, patches - count)
   for i in np.ndindex(3, 2):
-    np.testing.assert_array_equal(m['slots'][i], np.flatnonzero(m['mask'][i]))
-    np.testing.assert_array_equal(m['kept'][i], np.flatnonzero(~m['mask'][i]))
+    np.testing.assert_array_equal(m['masked_indices'][i], np.flatnonzero(m['mask'][i]))
+    np.testing.assert_array_equal(m['visible'][i], np.flatnonzero(~m['mask'][i]))
 
 
 def test_masks_are_uniform_and_differ():
@@ -31,25 +31,25 @@ def test_masks_are_uniform_and_differ():
   assert (again == mask).all() and (other != mask).any()
 
 
-def reference(prediction, images, mask, patch, normalise):
+def reference(prediction, images, mask, patch, normalize):
   """MAE's loss, patch by patch."""
   errors, w = [], images.shape[3]
   for i, j, p in np.argwhere(mask):
     row, column = divmod(p, w // patch)
     target = images[i, j, row * patch:(row + 1) * patch, column * patch:(column + 1) * patch].astype(np.float64).ravel()
-    if normalise:
+    if normalize:
       target = (target - target.mean()) / np.sqrt(target.var() + 1e-6)
     errors.append(np.mean((prediction[i, j, p] - target) ** 2))
   return np.mean(errors)
 
 
-@pytest.mark.parametrize('normalise', [0, 1])
-def test_pixels_against_numpy(normalise):
+@pytest.mark.parametrize('normalize', [0, 1])
+def test_pixels_against_numpy(normalize):
   images = rng.random((2, 2, 8, 12, 3)).astype(np.float32)
   prediction, mask = rng.normal(size=(2, 2, 6, 48)).astype(np.float32), rng.random((2, 2, 6)) < 0.5
-  fn = jax.jit(jax.value_and_grad(lambda x: masked.pixels(x, images, mask, patch=4, normalise=normalise).value))
+  fn = jax.jit(jax.value_and_grad(lambda x: masked.pixels(x, images, mask, patch=4, normalize=normalize).value))
   value, grad = fn(prediction)
-  np.testing.assert_allclose(value, reference(prediction, images, mask, 4, normalise), rtol=1e-5)
+  np.testing.assert_allclose(value, reference(prediction, images, mask, 4, normalize), rtol=1e-5)
   assert not np.any(grad[~mask]) and np.all(np.any(grad[mask], axis=-1))
 
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.planning import chips, cost, hlo
+from tips_jax.planning import cost, hlo
+from tips_jax.planning import topologies as chips
 
 CPU = chips.CHIPS['cpu']
 

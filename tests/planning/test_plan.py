@@ -10,8 +10,9 @@ import jax
 import pytest
 
 from tests.train.conftest import METHODS, Small
-from tips_jax.core.config import InputError
-from tips_jax.planning import chips, compiler, estimate, parts, report, search
+from tips_jax.core.errors import InputError
+from tips_jax.planning import compiler, estimate, parts, report, search
+from tips_jax.planning import topologies as chips
 from tips_jax.train import lowering, sharding, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -175,7 +176,7 @@ def test_peaks_are_those_of_the_chips():
   assert chips.of_kind('NVIDIA H200').name == 'h200'
 
 
-PASSES, TERMS = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
+PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
 
 
 @pytest.mark.parametrize('op_name, expected', [
@@ -184,13 +185,13 @@ PASSES, TERMS = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
     ('jit(step)/transpose(jvp())/shard_map/local/ViT/blocks/checkpoint/rematted_computation/blocks/attention/query/dot',
      ('local', 'recompute', 'attention')),
     ('jit(step)/transpose(jvp())/shard_map/masked/ViT/blocks/norm1/mul', ('masked', 'backward', 'norm')),
-    ('jit(step)/transpose(jvp(masked))/shard_map/while/body/dot_general', ('term masked', 'backward', 'loss')),
+    ('jit(step)/transpose(jvp(masked))/shard_map/while/body/dot_general', ('loss masked', 'backward', 'loss')),
     ('jit(step)/jvp(local)/ViT/blocks/attention/pallas_call', ('local', 'forward', 'kernel')),
     ('jit(step)/mul', ('update', 'forward', 'optimizer')),
     ('', ('other', 'forward', 'rest')),
 ])
 def test_parts_of_a_method(op_name, expected):
-  assert parts.part(op_name, PASSES, TERMS) == parts.Part(*expected)
+  assert parts.part(op_name, PASSES, LOSSES) == parts.Part(*expected)
 
 
 def run(*words):

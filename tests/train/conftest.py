@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.train import method as method_lib
 from tips_jax.train import sharding
 from tips_jax.train import state as state_lib
@@ -79,5 +78,5 @@ def small():
 @pytest.fixture(scope='session')
 def scenes_store(tmp_path_factory):
   """A store of a few scenes, with alt texts, captions and a tokenizer."""
-  from tips_jax.data import scenes
+  from tips_jax.data.scenes import dataset as scenes
   return scenes.build(str(tmp_path_factory.mktemp('data') / 'scenes'), train=40, test=8, size=48)

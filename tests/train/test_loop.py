@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from tips_jax.core import log
-from tips_jax.core.config import InputError
-from tips_jax.train import checkpoint, loop, preemption, sharding
+from tips_jax.core.errors import InputError
+from tips_jax.runs import checkpoint
+from tips_jax.runtime import signals as preemption
+from tips_jax.train import loop, sharding
 
 TOTAL = 4
 
@@ -212,4 +214,4 @@ def test_signals_are_noted_or_raised_once():
   later = preemption.Preemption()
   later._handle(15, None)
   with pytest.raises(preemption.Stopped), later.interruptible():
-    pytest.fail('a signal that came before is honoured')
+    pytest.fail('a signal that came before is honored')

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core.config import InputError
+from tips_jax.core import schema
+from tips_jax.core.errors import InputError
 from tips_jax.train import optim
 
 rng = np.random.default_rng(0)
 
 
 def config(*, optimizer=None, **schedule):
-  return schema.Config(name='x', data=schema.Data(views={}), towers={}, passes={}, terms={},
+  return schema.Config(name='x', data=schema.Data(views={}), towers={}, passes={}, losses={},
                        optimizer=optimizer or schema.Optimizer(),
                        schedule=schema.Schedule(**dict(total_steps=100, batch_size=4) | schedule))
 

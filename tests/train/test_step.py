@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
+from tips_jax.core import schema, tree
 from tips_jax.models import towers
 from tips_jax.train import optim
 from tips_jax.train import step as step_lib
@@ -88,7 +87,7 @@ def assert_same(got, stepped, relative=1e-5):
   """Loss, memory and gradient; the latter relative to the gradient's norm (parameters after Adam amplify noise)."""
   (loss, memory, grads, _), (_, states, metrics, want) = got, stepped
   np.testing.assert_allclose(loss, metrics[0]['loss'], rtol=relative)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), memory, states[1].memory)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), memory, states[1].loss_state)
   assert norm(jax.tree.map(lambda a, b: a - b, grads, want)) < relative * norm(want)
 
 
@@ -146,7 +145,7 @@ def test_masks_are_those_of_one_device(name, small):
       masks.append(jax.tree.map(np.asarray, draw(small.batch(method, mesh=mesh), jax.random.key(5))))
   assert equal(*masks)
   count = round(method.config.masks['random'].ratio * 16)
-  assert (masks[0]['mask'].sum(-1) == count).all() and masks[0]['slots'].shape[-1] == count
+  assert (masks[0]['mask'].sum(-1) == count).all() and masks[0]['masked_indices'].shape[-1] == count
 
 
 # --- teachers -----------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def test_non_finite_update_is_skipped(name, stepper, small):
   for count in (1, 2):
     after, metrics = step(bad, batch)
     assert not np.isfinite(metrics['loss'])
-    for part in ('params', 'teachers', 'memory', 'optimizer'):
+    for part in ('params', 'teachers', 'loss_state', 'optimizer'):
       assert equal(getattr(after, part), getattr(bad, part))
     assert (int(after.step), int(after.bad_steps), int(after.skipped)) == (count, count, count)
     bad = after

@@ -4,8 +4,7 @@ import importlib
 import jax
 import pytest
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.models import towers
 from tips_jax.train import method as method_lib
 from tips_jax.train import summary

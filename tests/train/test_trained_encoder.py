@@ -7,7 +7,8 @@ import pytest
 
 from tips_jax.data import store as store_lib
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.evals import run, suite_data
+from tips_jax.evals import during_training as run
+from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.interop.encoder import Encoder as Loaded
 from tips_jax.interop.weights import Weights
 from tips_jax.train import sharding
@@ -42,7 +43,7 @@ def close(found, wanted):
 @pytest.mark.parametrize('mesh', [dict(data=8), dict(data=2, fsdp=4)], ids=['data', 'fsdp'])
 def test_it_gives_what_a_loaded_model_gives(small, name, mesh):
   encoder, loaded = both(small, name, **mesh)
-  options = dict(taps=(1, 0), values=True)
+  options = dict(intermediate_layers=(1, 0), values=True)
   close(encoder.inspect(IMAGES, **options), loaded.inspect(IMAGES, **options))
   close(encoder.inspect(IMAGES, patches=False), loaded.inspect(IMAGES, patches=False))
   close(encoder.inspect(IMAGES), encoder.image(IMAGES))
@@ -62,10 +63,10 @@ def test_texts(small, scenes_store):
 
 def test_other_weights_need_no_other_program(small):
   encoder, _ = both(small, 'tips_v2', data=8)
-  first = encoder.inspect(IMAGES, taps=(0,))
+  first = encoder.inspect(IMAGES, intermediate_layers=(0,))
   params = jax.tree.map(lambda x: x + 0.1, encoder._params)
   other = encoder.of(small.host_state('tips_v2').replace(params=params))
-  assert np.abs(other.inspect(IMAGES, taps=(0,))['web'] - first['web']).max() > 1e-3
+  assert np.abs(other.inspect(IMAGES, intermediate_layers=(0,))['web'] - first['web']).max() > 1e-3
   assert encoder._inside._cache_size() == 1 and other._inside is encoder._inside
   assert other.sha256 != encoder.sha256
 

@@ -7,7 +7,8 @@ import shutil
 import sys
 import time
 
-from tips_jax.core.config import InputError, Log
+from tips_jax.core.errors import InputError
+from tips_jax.core.schema import Log
 
 FILE = 'metrics.jsonl'
 

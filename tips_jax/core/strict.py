@@ -4,7 +4,7 @@ import difflib
 import types
 import typing
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 
 
 def did_you_mean(name, known):

@@ -3,7 +3,7 @@ import re
 
 import jax
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 
 
 def name(path):

@@ -10,7 +10,7 @@ BATCH_AXES = ('data', 'fsdp')    # mesh axes that the batch is split over
 
 
 class Loss(NamedTuple):
-  """What an objective returns: a float32 scalar, scalars to log, and its memory for the next step."""
+  """What an objective returns: a float32 scalar, scalars to log, and its state for the next step."""
   value: Any
   metrics: dict
-  memory: dict = {}
+  state: dict = {}

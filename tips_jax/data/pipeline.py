@@ -17,7 +17,8 @@ from absl import flags
 from numpy.random.bit_generator import ISeedSequence
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tips_jax.core.config import Data, InputError
+from tips_jax.core.errors import InputError
+from tips_jax.core.schema import Data
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data import views
@@ -58,7 +59,7 @@ class Pipeline:
     self._max_bad_fraction = config.max_bad_fraction
     self._seen = self._bad = 0
     share = batch_size // process_count
-    mine = _order(sizes, config.weights, seed)[start:].batch(share, drop_remainder=True)[process_index::process_count]
+    mine = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)[process_index::process_count]
     threads = max(1, config.threads // max(1, config.workers))
     self._load = _Load(config, _Records(sources), self.tokenizer, seed, threads,
                        first=start + process_index * share, stride=batch_size)
@@ -133,8 +134,8 @@ def check(config: Data):
     _require(value >= least, f'data.{field}', value, f'at least {least}')
   _require(0 <= config.max_bad_fraction <= 1, 'data.max_bad_fraction', config.max_bad_fraction, 'a fraction')
   count = 1 + len(config.extra_stores)
-  fitting = not config.weights or len(config.weights) == count and min(config.weights) > 0
-  _require(fitting, 'data.weights', config.weights, f'{count} positive numbers, one per store, or ()')
+  fitting = not config.mixture or len(config.mixture) == count and min(config.mixture) > 0
+  _require(fitting, 'data.mixture', config.mixture, f'{count} positive numbers, one per store, or ()')
 
 
 def _require(good, what, x, expected):
@@ -172,7 +173,7 @@ def _tokenizer(config, first):
 
 
 def _fingerprint(config, opened, sizes):
-  weights = config.weights or sizes
+  weights = config.mixture or sizes
   parts = [config.split, *([s.fingerprint, float(w)] for s, w in zip(opened, weights))]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
 
 FORMAT = 1
@@ -38,7 +38,7 @@ def features(annotations=(), *, labels=None):
   """The TFDS features of a store: image, id, alt_text, captions and the named annotations.
 
   `labels` are the class names of 'label'. Image features take encoded bytes. Sizes in pixels: mask uint8 class ids
-  (255: ignore), depth uint16 millimetres, normals uint8 (n * 127.5 + 127.5), boxes (ymin, xmin, ymax, xmax) in [0, 1].
+  (255: ignore), depth uint16 millimeters, normals uint8 (n * 127.5 + 127.5), boxes (ymin, xmin, ymax, xmax) in [0, 1].
   """
   f = tfds.features
   texts = f.Sequence(f.Text())

@@ -1,7 +1,7 @@
 """Text to token ids: SentencePiece BPE with byte fallback, lower-cased ASCII, padded with 0 to a fixed length T.
 
 The official TIPS `tokenizer.model` loads as it is. Each text is cut and padded on its own, so that an over-long
-neighbour in a batch never changes the padding of a short one.
+neighbor in a batch never changes the padding of a short one.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 import sentencepiece as spm
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 
 PAD_ID = 0
 UNK_ID = 1

@@ -3,7 +3,7 @@
 A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one pixel per output
 pixel; where the full image itself has fewer, it is decoded whole. The scales between (7/8, 3/4 ...) cost more than a
 whole decode. Crops are then read from a pyramid of half octaves (halved, or blurred, and sampled linearly), so
-shrinking is antialiased. Other formats go through Pillow: transparency is composited on white, grey and palettes become
+shrinking is antialiased. Other formats go through Pillow: transparency is composited on white, gray and palettes become
 RGB, 16 bits are scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
 evaluation.
 """
@@ -164,8 +164,8 @@ def rgb(image):
   try:
     image.load()
     if image.mode.startswith('I'):  # 16 bits; Pillow's own conversion would clip them
-      grey = np.asarray(image).astype(np.int64)
-      return np.repeat(np.clip(grey >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+      gray = np.asarray(image).astype(np.int64)
+      return np.repeat(np.clip(gray >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
       image = image.convert('RGBA')
       image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -191,7 +191,7 @@ def evaluation(data, size):
 
 
 def evaluation_mask(data, size):
-  """A one-channel PNG (class ids, depth) resized to a square by nearest neighbour: [size, size], uint8 or uint16."""
+  """A one-channel PNG (class ids, depth) resized to a square by nearest neighbor: [size, size], uint8 or uint16."""
   image = _pillow(data)
   try:
     mask = np.asarray(image)

@@ -2,16 +2,19 @@
 
 The pixel baseline is an `Encoder` like any other: kNN gets the image shrunk to 16 x 16, the segmentation probe the raw
 pixels of each patch (nothing tells it where the patch lies), and retrieval a ridge regression, fitted on the training
-split, from the shrunk image and its colour histogram to the bag of words of its texts.
+split, from the shrunk image and its color histogram to the bag of words of its texts.
 """
 import cv2
 import numpy as np
 
-from tips_jax.core.config import Evals
-from tips_jax.evals import features, knn, retrieval, segmentation
+from tips_jax.core.schema import Evals
+from tips_jax.evals.features import reading as features
+from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.probes import search as knn
+from tips_jax.evals.tasks import retrieval
 
 _SIDE = 16         # pixels of the shrunk image
-_BINS = 4          # of the colour histogram, per channel
+_BINS = 4          # of the color histogram, per channel
 _WORDS = 1000      # the commonest tokens make the bag
 _RIDGE = 1.0       # times the mean variance of the features: chosen once, on held-out training images of `scenes`
 
@@ -71,7 +74,7 @@ class Pixels:
     row, where = np.nonzero(places >= 0)
     bag = np.zeros((len(ids), len(self._tokens)), np.float32)
     bag[row, places[row, where]] = 1
-    return features.normalise(bag * self._weights)
+    return features.normalize(bag * self._weights)
 
 
 def chance(store, config: Evals) -> dict[str, float]:
@@ -105,10 +108,10 @@ def _shrink(images_BHWC):
 
 
 def _describe(images_BHWC):
-  """Shrunk pixels and colour histogram, [B, F]."""
+  """Shrunk pixels and color histogram, [B, F]."""
   level = images_BHWC // np.uint8(256 // _BINS)
-  colour = (level[..., 0] * _BINS + level[..., 1]) * _BINS + level[..., 2]    # below 256: stays uint8
-  histogram = np.stack([np.bincount(c.ravel(), minlength=_BINS**3) for c in colour]) / colour[0].size
+  color = (level[..., 0] * _BINS + level[..., 1]) * _BINS + level[..., 2]    # below 256: stays uint8
+  histogram = np.stack([np.bincount(c.ravel(), minlength=_BINS**3) for c in color]) / color[0].size
   return np.concatenate([_shrink(images_BHWC), 10 * np.sqrt(histogram).astype(np.float32)], 1)
 
 

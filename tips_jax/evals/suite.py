@@ -1,7 +1,7 @@
 """Several tasks on several data sets for one frozen encoder: features once, then every task from them.
 
-A `Job` is one measurement; `run` checks all of them before any feature is computed, extracts what the tasks of a data
-set share in one pass (evals/suite_parts.py, evals/cache.py), and gives an `Outcome` each. Hyper-parameters are chosen
+A `Evaluation` is one measurement; `run` checks all of them before any feature is computed, extracts what the tasks of a data
+set share in one pass (evals/features/splits.py, evals/features/cache.py), and gives an `Result` each. Hyper-parameters are chosen
 on a part of the training split; nothing is ever chosen on the split that is measured.
 """
 import dataclasses
@@ -11,15 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tips_jax.evals import protocols, suite_checks, suite_dense, suite_global, suite_space
-from tips_jax.evals.suite_parts import Parts, Work
+from tips_jax.evals.datasets import protocols
+from tips_jax.evals.datasets import records as suite_checks
+from tips_jax.evals.features import disk_space as suite_space
+from tips_jax.evals.features.splits import DatasetFeatures, TaskInputs
+from tips_jax.evals.tasks import common as suite_global
+from tips_jax.evals.tasks import dense as suite_dense
 
 
-class Kind(NamedTuple):
-  """measure(Work) -> fields of an Outcome. name: where it is not the protocols'. roles: the splits it needs. outputs:
+class TaskSpec(NamedTuple):
+  """measure(TaskInputs) -> fields of an Result. name: where it is not the protocols'. roles: the splits it needs. outputs:
   of the encoder, beside the CLS tokens. needs: the annotation. text: needs a text tower. shape: of the images that the
-  encoder sees: 'square', squeezed; 'cut', the central square; 'centre', 7/8 of it; 'native', of the first image; 'own',
-  each by its own; then cells(Work, (H, W)) -> patches that are kept of such an image."""
+  encoder sees: 'square', squeezed; 'cut', the central square; 'center', 7/8 of it; 'native', of the first image; 'own',
+  each by its own; then cells(TaskInputs, (H, W)) -> patches that are kept of such an image."""
   measure: Any
   name: str = ''
   roles: tuple = ('train', 'test')
@@ -31,28 +35,28 @@ class Kind(NamedTuple):
 
 
 KINDS = {    # by their names in protocols.py
-    'segmentation': Kind(suite_dense.segments, outputs=('patch',), needs='mask', shape='own',
+    'segmentation': TaskSpec(suite_dense.segments, outputs=('patch',), needs='mask', shape='own',
                          cells=suite_dense.window_cells),
-    'depth': Kind(suite_dense.linear_depth, outputs=('patch',), needs='depth', shape='native'),
-    'dpt_depth': Kind(suite_dense.decoder, outputs=('taps',), needs='depth', shape='cut'),
-    'normals': Kind(suite_dense.decoder, name='dpt_normals', outputs=('taps',), needs='normals', shape='cut'),
-    'knn': Kind(suite_global.neighbours, needs='label'),
-    'linear': Kind(suite_global.logistic, needs='label'),
-    'instance_retrieval': Kind(suite_global.instances, name='instance', roles=('test',), needs='label'),
-    'retrieval': Kind(suite_global.texts_and_images, roles=('test',), needs='captions', text=True),
-    'zeroshot': Kind(suite_global.named_classes, roles=('test',), needs='label', text=True),
-    'zeroshot_segmentation': Kind(suite_dense.named_segments, roles=('test',), outputs=('value_patch',), needs='mask',
+    'depth': TaskSpec(suite_dense.linear_depth, outputs=('patch',), needs='depth', shape='native'),
+    'dpt_depth': TaskSpec(suite_dense.decoder, outputs=('intermediate_layers',), needs='depth', shape='cut'),
+    'normals': TaskSpec(suite_dense.decoder, name='dpt_normals', outputs=('intermediate_layers',), needs='normals', shape='cut'),
+    'knn': TaskSpec(suite_global.neighbors, needs='label'),
+    'linear': TaskSpec(suite_global.logistic, needs='label'),
+    'instance_retrieval': TaskSpec(suite_global.instances, name='instance', roles=('test',), needs='label'),
+    'retrieval': TaskSpec(suite_global.texts_and_images, roles=('test',), needs='captions', text=True),
+    'zeroshot': TaskSpec(suite_global.named_classes, roles=('test',), needs='label', text=True),
+    'zeroshot_segmentation': TaskSpec(suite_dense.named_segments, roles=('test',), outputs=('value_patch',), needs='mask',
                                   text=True, shape='own', cells=suite_dense.view_cells),
 }
 KIND_OF = {kind.name: name for name, kind in KINDS.items() if kind.name} | {name: name for name in KINDS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class Evaluation:
   """One task on one data set.
 
   data: has source(split) (len and [i] -> record), fingerprint(split), counts {split: images}, features (what its
-  records carry), text_field, mask_classes, label_names(split); see evals/suite_data.py. splits: role ('train', 'test',
+  records carry), text_field, mask_classes, label_names(split); see evals/datasets/jobs.py. splits: role ('train', 'test',
   'index') -> split. size: pixels of the short side; 0: as the images are (depth), or what the encoder is best at.
   published: metric -> Figures. pool: jobs of one name may search the indexes of all of them (suite_global.Pool).
   """
@@ -65,10 +69,10 @@ class Job:
   published: dict = dataclasses.field(default_factory=dict)
 
   @property
-  def about(self) -> Kind:
-    """Its Kind; a protocol may say that images are seen 'square', 'cut' or by the 'centre' of them."""
+  def about(self) -> TaskSpec:
+    """Its TaskSpec; a protocol may say that images are seen 'square', 'cut' or by the 'center' of them."""
     kind, shape = KINDS[self.task.kind], self.options.get('mode', self.options.get('resize'))
-    return kind._replace(shape=shape) if shape in ('square', 'cut', 'centre') else kind
+    return kind._replace(shape=shape) if shape in ('square', 'cut', 'center') else kind
 
   @functools.cached_property
   def options(self) -> dict:
@@ -76,11 +80,11 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-  """What a job found. Metrics: shares in [0, 1], metres, degrees; 'TOKEN/NAME' is NAME of another CLS token.
+class Result:
+  """What a job found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of another CLS token.
 
   naive: the metrics of an answer that knows no image. published: metric -> Figures, in the printed unit. examples: at
-  most six of the measured split, evenly spaced; evals/sheet_pictures.py says what they hold. seconds: 'encoder' and
+  most six of the measured split, evenly spaced; evals/report/figures.py says what they hold. seconds: 'encoder' and
   'reading' (its share of what it has in common with other jobs), 'task'. confusion [K, K]: counts of (truth,
   prediction). options: the constants of the protocol and the size in pixels; data: role -> 'images', 'sha256' of the
   split: where both are equal two outcomes may be compared. chosen: what validation chose, and other finds.
@@ -101,7 +105,7 @@ class Outcome:
 
 
 def run(encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=None, after=None,
-        tell=None) -> list[Outcome]:
+        tell=None) -> list[Result]:
   """The outcomes of all jobs; those of one data set stand together.
 
   encoder: `inspect`, `encode_text`, cls_names, patch, width, depth, name, sha256, has_text as of interop's Encoder.
@@ -115,9 +119,9 @@ def run(encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=N
   for job in jobs:
     groups.setdefault(id(job.data), []).append(job)
   for number, group in enumerate(groups.values(), start=1):
-    parts = Parts(encoder, group, cache=cache, batch_size=batch_size, limit=limit, progress=progress,
+    parts = DatasetFeatures(encoder, group, cache=cache, batch_size=batch_size, limit=limit, progress=progress,
                   label=f'({number}/{len(groups)})')
-    works += [Work(job=job, encoder=encoder, parts=parts, cache=cache, output=output) for job in group]
+    works += [TaskInputs(job=job, encoder=encoder, parts=parts, cache=cache, output=output) for job in group]
   for work in works:
     if work.job.pool:
       work.pool = pools.setdefault((work.job.pool, work.job.task.name), suite_global.Pool())
@@ -132,7 +136,7 @@ def run(encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=N
 
 
 def _outcome(work, every):
-  """Measures one job; `every`: the Parts of all, whose time in the encoder is not the task's."""
+  """Measures one job; `every`: the DatasetFeatures of all, whose time in the encoder is not the task's."""
   job, total = work.job, lambda: sum(parts.total() for parts in every)
   start, before = time.monotonic(), total()
   found = job.about.measure(work)
@@ -140,7 +144,7 @@ def _outcome(work, every):
   options = job.options | {'size': _size(work)} | found.pop('options', {})
   data = {role: {'images': len(work.parts.numbers(job, role)), 'sha256': job.data.identity(split)}
           for role, split in job.splits.items()}
-  return Outcome(dataset=job.dataset, task=job.task.name, kind=job.about.name or job.task.kind, data=data,
+  return Result(dataset=job.dataset, task=job.task.name, kind=job.about.name or job.task.kind, data=data,
                  published=job.published, seconds={**work.parts.seconds(job), 'task': own}, options=options, **found)
 
 

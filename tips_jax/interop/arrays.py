@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 
 INDEX = 'model.safetensors.index.json'

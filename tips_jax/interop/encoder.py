@@ -15,9 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from tips_jax.core import config as schema
-from tips_jax.core import parallel
-from tips_jax.core.config import InputError
+from tips_jax.core import parallel, schema
+from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import tokenizer, views
 from tips_jax.interop.weights import flat
@@ -59,7 +58,7 @@ class Encoder:
     self._turns = threading.Semaphore(cores if cpu else 2)    # calls under way: one computes while another is copied
     self._lock, self._params = threading.Lock(), {}
     self._image = jax.jit(self._on_devices(self._image_program), static_argnames=('cls', 'patches'))
-    self._inside = jax.jit(self._on_devices(self._inside_program), static_argnames=('taps', 'values'))
+    self._inside = jax.jit(self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values'))
     self._text = jax.jit(self._on_devices(self._text_program))
 
   # --- what people call -------------------------------------------------------------------------
@@ -77,7 +76,7 @@ class Encoder:
   def encode_text(self, texts):
     """[B, E] float32 in the joint space, of a list of str, or of int ids [B, T] padded with 0.
 
-    Each text is lower-cased (ASCII), tokenised and cut to `weights.text_length` tokens on its own. Raises InputError
+    Each text is lower-cased (ASCII), tokenized and cut to `weights.text_length` tokens on its own. Raises InputError
     where the model has no text tower or, for str, no tokenizer.
     """
     self._need('text', 'a text tower')
@@ -92,7 +91,7 @@ class Encoder:
     if ids.size and not 0 <= ids.min() <= ids.max() < self.weights.text.vocab:
       raise InputError(f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to {self.weights.text.vocab - 1}')
     out = np.zeros((len(ids), self._joint_width('text')), np.float32)
-    # Padding costs time and changes nothing. A text's own length decides, so that its neighbours do not matter.
+    # Padding costs time and changes nothing. A text's own length decides, so that its neighbors do not matter.
     own = np.where(ids != 0, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=0)
     lengths = [n for n in _LENGTHS if n < ids.shape[1]] + [ids.shape[1]]
     bucket = np.searchsorted(lengths, own)
@@ -171,11 +170,11 @@ class Encoder:
     """Embeddings [B, E] of ids; None where there is no text tower."""
     return self.encode_text(ids_BT) if 'text' in self.weights.towers else None
 
-  def inspect(self, images_BHWC, *, taps=(), values=False, patches=True):
+  def inspect(self, images_BHWC, *, intermediate_layers=(), values=False, patches=True):
     """As `image`, and what some evaluators read inside.
 
     patches: whether 'patch' is wanted; else it stays on the device, and the other numbers are the same to the last bit.
-    taps: numbers of blocks; they add 'taps', a tuple of (patch [B, h, w, D], first CLS [B, D]) after each, normalised
+    intermediate_layers: numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h, w, D], first CLS [B, D]) after each, normalized
     as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that mixes no tokens, in the
     joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
     """
@@ -183,7 +182,7 @@ class Encoder:
     tokens = np.prod([-(-s // self.patch) for s in images.shape[1:3]])
 
     def program(params, x):    # one for both, so that no bit can differ
-      found = self._inside(params, x, taps=tuple(taps), values=values)
+      found = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
       return {name: y for name, y in found.items() if patches or name != 'patch'}
 
     return self._map(program, ('image', 'image_head'), images, int(tokens))
@@ -254,10 +253,10 @@ class Encoder:
       out['patch'] = patch.reshape(len(images), h, w, -1)
     return out
 
-  def _inside_program(self, params, images, *, taps, values):
+  def _inside_program(self, params, images, *, intermediate_layers, values):
     project = lambda x: self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
     return towers.inspect(params['image'], self.weights.image, self._compute, images, cls=self.cls, project=project,
-                          taps=taps, values=values)
+                          intermediate_layers=intermediate_layers, values=values)
 
   def _text_program(self, params, ids):
     out = self._apply(params, 'text', ids=ids)['text']
@@ -347,7 +346,7 @@ def _checked(images):
     raise InputError(f'images: got {x.dtype}; expected uint8, or floats in [0, 1]')
   x = x.astype(np.float32)
   if x.size and not (x.min() >= 0 and x.max() <= 1):    # also false for nan
-    raise InputError(f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalised further')
+    raise InputError(f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized further')
   return x
 
 

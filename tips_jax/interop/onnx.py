@@ -14,7 +14,7 @@ import warnings
 
 import numpy as np
 
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.interop.weights import PREPROCESSING, flat
 
 FILES = {'image': 'image.onnx', 'text': 'text.onnx'}
@@ -28,7 +28,7 @@ def write(weights, folder, *, resolution='dynamic'):
   """Writes `image.onnx` and, of a model with one, `text.onnx` (and `*.onnx.data` where large); returns their names.
 
   image.onnx: `pixel_values` [B, 3, H, W] float32 in [0, 1] -> `cls` [B, N, D] and `patch` [B, h, w, D]; images are
-  padded with zeros around their centre to multiples of the patch. text.onnx: `input_ids` [B, T] int64, 0 is padding ->
+  padded with zeros around their center to multiples of the patch. text.onnx: `input_ids` [B, T] int64, 0 is padding ->
   `text` [B, D], zeros of a row of padding alone. Where the model has heads: `embedding` [B, N, E] or [B, E].
   resolution: 'dynamic' (any H and W), 'native' (patch times grid), or pixels: 224, '336x448' (height, width).
   InputError for another resolution, or without torch, onnx and onnxscript.

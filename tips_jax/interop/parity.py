@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tips_jax.core import config as schema
-from tips_jax.core.config import InputError
+from tips_jax.core import schema
+from tips_jax.core.errors import InputError
 from tips_jax.interop import onnx
 from tips_jax.models import towers
 

@@ -3,11 +3,13 @@ import dataclasses
 import json
 import pathlib
 
-from tips_jax.core import config as schema
-from tips_jax.core import strict, tree
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, strict, tree
+from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.interop import arrays, huggingface, official, own
+from tips_jax.interop import arrays
+from tips_jax.interop import run as own
+from tips_jax.interop.huggingface import folder as huggingface
+from tips_jax.interop.official import npz as official
 from tips_jax.interop.weights import PREPROCESSING, Weights, flat
 from tips_jax.interop.write import CONTRACT, VERSION
 

@@ -4,15 +4,14 @@ import hashlib
 
 import numpy as np
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, tree
+from tips_jax.core.errors import InputError
 
 TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head')    # names here, whatever a run calls them
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
 PREPROCESSING = {'channels': 'RGB', 'range': [0, 1], 'mean': 0, 'std': 1, 'resize': 'bilinear, antialiased',
-                 'padding': 'centre, zeros, to a multiple of the patch', 'lower_case': 'ASCII'}
+                 'padding': 'center, zeros, to a multiple of the patch', 'lower_case': 'ASCII'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 
 from tips_jax.core import strict
-from tips_jax.core.config import InputError
-from tips_jax.interop import arrays, huggingface, official, onnx
-from tips_jax.interop.own import TOKENIZER
+from tips_jax.core.errors import InputError
+from tips_jax.interop import arrays, onnx
+from tips_jax.interop.huggingface import folder as huggingface
+from tips_jax.interop.official import npz as official
+from tips_jax.interop.run import TOKENIZER
 from tips_jax.interop.weights import PREPROCESSING, flat, sha256
 
 CONTRACT = 'tips_jax.json'

@@ -4,29 +4,29 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import layers
 
 _init = nn.initializers.truncated_normal(0.02)
 
 
-class PrototypeHead(nn.Module):
+class DINOHead(nn.Module):
   """DINO head (arXiv 2104.14294, appendix C): MLP to a bottleneck on the unit sphere.
 
-  Input: tokens [B, V, D] or [B, V, P, D]; slots [B, V, M]: only these of the P. Output: `z`, unit vectors in float32.
-  The logits are z @ prototypes with normalised columns; the loss forms them in chunks, never here.
+  Input: tokens [B, V, D] or [B, V, P, D]; masked_indices [B, V, M]: only these of the P. Output: `z`, unit vectors in float32.
+  The logits are z @ prototypes with normalized columns; the loss forms them in chunks, never here.
   """
-  config: schema.PrototypeHead
+  config: schema.DINOHead
   compute: schema.Compute
 
   @nn.compact
-  def __call__(self, tokens, slots=None):
+  def __call__(self, tokens, masked_indices=None):
     c = self.config
     if self.is_initializing():    # the loss reads them
       self.param('prototypes', _init, (c.bottleneck, c.prototypes))
     x = tokens.astype(self.compute.dtype)
-    if slots is not None:
-      x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(slots)).reshape(*slots.shape, -1)
+    if masked_indices is not None:
+      x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(masked_indices)).reshape(*masked_indices.shape, -1)
     widths = [c.width] + [c.hidden] * (c.layers - 1) + [c.bottleneck]
     for i, shape in enumerate(zip(widths, widths[1:])):
       x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(nn.gelu(x) if i else x)

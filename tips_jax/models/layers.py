@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tips_jax.core import config as schema
-from tips_jax.core import parallel
+from tips_jax.core import parallel, schema
 from tips_jax.models import attention
 
 xavier = nn.initializers.xavier_uniform()

@@ -4,7 +4,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import layers
 
 

@@ -1,17 +1,17 @@
-"""Name -> module: builds, initialises and applies any tower of the schema."""
+"""Name -> module: builds, initializes and applies any tower of the schema."""
 import zlib
 
 import jax
 import jax.numpy as jnp
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import heads, text, vit
 
 _MODULES = {
     'vit': vit.ViT,
     'pixel_decoder': vit.PixelDecoder,
     'text': text.TextTower,
-    'prototypes': heads.PrototypeHead,
+    'dino_head': heads.DINOHead,
     'projection': heads.ProjectionHead,
     'logit': heads.Logit,
 }
@@ -25,20 +25,20 @@ def inputs(tower):
   match tower:
     case schema.ViT():
       images = jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8)
-      return {'images': images, 'kept': i(1, 1, 1)} | ({'mask': b(1, 1, 1)} if tower.mask_token else {})
+      return {'images': images, 'visible': i(1, 1, 1)} | ({'mask': b(1, 1, 1)} if tower.mask_token else {})
     case schema.TextTower():
       return {'ids': i(1, 2)}
-    case schema.PrototypeHead():
-      return {'tokens': f(1, 1, 1, tower.width), 'slots': i(1, 1, 1)}
+    case schema.DINOHead():
+      return {'tokens': f(1, 1, 1, tower.width), 'masked_indices': i(1, 1, 1)}
     case schema.ProjectionHead():
       return {'x': f(1, tower.width)}
     case schema.PixelDecoder():
-      return {'patch': f(1, 1, 1, tower.width), 'kept': i(1, 1, 1), 'mask': b(1, 1, 1)}
+      return {'patch': f(1, 1, 1, tower.width), 'visible': i(1, 1, 1), 'mask': b(1, 1, 1)}
     case schema.Logit():
       return {}
 
 
-OPTIONAL = {'vit': {'mask', 'kept'}, 'prototypes': {'slots'}}
+OPTIONAL = {'vit': {'mask', 'visible'}, 'dino_head': {'masked_indices'}}
 
 
 def outputs(tower):
@@ -48,7 +48,7 @@ def outputs(tower):
       return {*tower.cls, 'patch'}
     case schema.TextTower():
       return {'text'}
-    case schema.PrototypeHead():
+    case schema.DINOHead():
       return {'z'}
     case schema.ProjectionHead():
       return {'embedding'}
@@ -58,21 +58,21 @@ def outputs(tower):
       return set()
 
 
-def inspect(params, tower, compute, images_BHWC, *, cls, project, taps=(), values=False):
+def inspect(params, tower, compute, images_BHWC, *, cls, project, intermediate_layers=(), values=False):
   """What evaluators read of an image tower, float32: each CLS token [B, D], 'patch' [B, h, w, D], 'embedding' [B, E].
 
-  cls: token of the joint space; project: [..., D] -> [..., E], into it. taps: numbers of blocks; they add 'taps', a
+  cls: token of the joint space; project: [..., D] -> [..., E], into it. intermediate_layers: numbers of blocks; they add 'intermediate_layers', a
   tuple of (patch [B, h, w, D], first CLS [B, D]) after each. values: adds 'value_patch' [B, h, w, E], as in
   `vit.inspect`, in the joint space.
   """
   h, w = (-(-s // tower.patch) for s in images_BHWC.shape[1:3])
   token = lambda x: x[:, 0].astype(jnp.float32)
   grid = lambda x: token(x).reshape(len(images_BHWC), h, w, -1)
-  out = vit.inspect(params, tower, compute, images_BHWC[:, None], taps=taps, values=values)
+  out = vit.inspect(params, tower, compute, images_BHWC[:, None], intermediate_layers=intermediate_layers, values=values)
   found = {name: token(out[name]) for name in tower.cls}
   found |= {'patch': grid(out['patch']), 'embedding': project(found[cls])}
-  if taps:
-    found['taps'] = tuple((grid(t['patch']), token(t[tower.cls[0]])) for t in out['taps'])
+  if intermediate_layers:
+    found['intermediate_layers'] = tuple((grid(t['patch']), token(t[tower.cls[0]])) for t in out['intermediate_layers'])
   return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
 
 

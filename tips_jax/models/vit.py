@@ -5,12 +5,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tips_jax.core import config as schema
+from tips_jax.core import schema
 from tips_jax.models import layers
 
 
 def patches(images_BHWC, patch):
-  """[B, h, w, patch, patch, 3] of images that are centre-padded with zeros to multiples of `patch`."""
+  """[B, h, w, patch, patch, 3] of images that are center-padded with zeros to multiples of `patch`."""
   pads = [-s % patch for s in images_BHWC.shape[1:3]]
   x = jnp.pad(images_BHWC, [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)])
   b, h, w, c = x.shape
@@ -26,8 +26,8 @@ def positions(table_1GGD, h, w):
 class ViT(nn.Module):
   """ViT of TIPS (arXiv 2410.16512, section 3), of one or several batches of images.
 
-  Each input: images [B, V, H, W, 3], uint8 or floats in [0, 1], not normalised further; mask [B, V, P] bool: patches
-  replaced by the mask token, before positions are added; kept [B, V, M] int: only these patches are computed.
+  Each input: images [B, V, H, W, 3], uint8 or floats in [0, 1], not normalized further; mask [B, V, P] bool: patches
+  replaced by the mask token, before positions are added; visible [B, V, M] int: only these patches are computed.
   Each output: for every CLS name [B, V, D], and `patch` [B, V, P or M, D].
   """
   config: schema.ViT
@@ -46,15 +46,15 @@ class ViT(nn.Module):
     xs = self.encoder([self.tokens(**one) for one in inputs])
     return [self.outputs(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
-  def tokens(self, images, mask=None, kept=None):
+  def tokens(self, images, mask=None, visible=None):
     """What the first block reads: [B * V, N + (P or M), D]."""
     x = self.embedding(layers.merge_views(images))
     n, h, w, d = x.shape
     if mask is not None:
       x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), self.mask_token, x)
     x = (x + positions(self.posembed, h, w).astype(x.dtype)).reshape(n, h * w, d)
-    if kept is not None:
-      x = layers.gather_tokens(x, layers.merge_views(kept))
+    if visible is not None:
+      x = layers.gather_tokens(x, layers.merge_views(visible))
     return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
 
   def outputs(self, x, lead):
@@ -67,27 +67,27 @@ def _blocks(c, compute, depth):
   return layers.Blocks(c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute)
 
 
-def inspect(params, tower, compute, images, *, taps=(), values=False):
+def inspect(params, tower, compute, images, *, intermediate_layers=(), values=False):
   """The output of a ViT for images [B, V, H, W, 3], as `towers.apply` gives it, and what some evaluators read inside.
 
-  taps: numbers of blocks (the first is 0); they add 'taps', a tuple, in their order, of the output that each would give
+  intermediate_layers: numbers of blocks (the first is 0); they add 'intermediate_layers', a tuple, in their order, of the output that each would give
   were it the last (DINOv2's get_intermediate_layers(norm=True)). values: adds 'value_patch' [B, V, P, D]: the patches
   of a last block that mixes no tokens, where each token's attention is its own value (MaskCLIP, arXiv 2112.01071,
-  section 3.2). Raises ValueError for a tap that there is not.
+  section 3.2). Raises ValueError for a layer that there is not.
   """
   c, depth = tower, tower.depth
-  if not all(0 <= tap < depth for tap in taps):
-    raise ValueError(f'taps: got {tuple(taps)}; expected numbers of blocks from 0 to {depth - 1}')
+  if not all(0 <= layer < depth for layer in intermediate_layers):
+    raise ValueError(f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 to {depth - 1}')
   run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
   outputs = lambda x: run('outputs', x, images.shape[:2])
   after, start = {0: run('tokens', images)}, 0    # number of blocks done -> tokens
-  for stop in sorted({tap + 1 for tap in taps} | {depth} | ({depth - 1} - {0} if values else set())):
+  for stop in sorted({layer + 1 for layer in intermediate_layers} | {depth} | ({depth - 1} - {0} if values else set())):
     part = jax.tree.map(lambda p, run=slice(start, stop): p[run], params['encoder'])
     [after[stop]] = _blocks(c, compute, stop - start).apply({'params': part}, [after[start]])
     start = stop
   out = outputs(after[depth])
-  if taps:
-    out['taps'] = tuple(outputs(after[tap + 1]) for tap in taps)
+  if intermediate_layers:
+    out['intermediate_layers'] = tuple(outputs(after[layer + 1]) for layer in intermediate_layers)
   if values:
     block = layers.Block(c.width, c.heads, c.mlp, c.ffn, 0.0, compute)
     last = jax.tree.map(lambda p: p[-1], params['encoder']['blocks'])
@@ -102,12 +102,12 @@ class PatchEmbedding(nn.Module):
   def setup(self):
     p, d = self.config.patch, self.config.width
     self.kernel = layers.weight(self, 'kernel', self._init, (p, p, 3, d), self.dtype)
-    bias = (lambda *_: -self.kernel.sum((0, 1, 2)) / 2) if self.config.centred else nn.initializers.zeros
+    bias = (lambda *_: -self.kernel.sum((0, 1, 2)) / 2) if self.config.centered else nn.initializers.zeros
     self.bias = layers.weight(self, 'bias', bias, (d,), self.dtype)
 
   def _init(self, key, shape):
     kernel = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)(key, shape)
-    return kernel * 4 if self.config.centred else kernel
+    return kernel * 4 if self.config.centered else kernel
 
   def __call__(self, images_BHWC):
     x = patches(images_BHWC, self.config.patch).astype(self.dtype)
@@ -120,20 +120,20 @@ class PatchEmbedding(nn.Module):
 class PixelDecoder(nn.Module):
   """MAE decoder (arXiv 2111.06377, section 3).
 
-  Input: patch [B, V, M, D] of the kept patches, kept [B, V, M], mask [B, V, P].
+  Input: patch [B, V, M, D] of the visible patches, visible [B, V, M], mask [B, V, P].
   Output: pixels [B, V, P, patch * patch * 3].
   """
   config: schema.PixelDecoder
   compute: schema.Compute
 
   @nn.compact
-  def __call__(self, patch, kept, mask):
+  def __call__(self, patch, visible, mask):
     c, dtype = self.config, jnp.dtype(self.compute.dtype)
     lead, width = patch.shape[:2], c.decoder_width
-    index, hidden = layers.merge_views(kept), layers.merge_views(mask)
+    index, hidden = layers.merge_views(visible), layers.merge_views(mask)
     x = layers.Dense((c.width, width), dtype, name='embed')(layers.merge_views(patch).astype(dtype))
     token = layers.weight(self, 'mask_token', nn.initializers.normal(0.02), (1, 1, width), dtype)
-    rank = jnp.cumsum(~hidden, axis=1) - 1        # place of a visible patch among the kept ones, which are sorted
+    rank = jnp.cumsum(~hidden, axis=1) - 1        # place of a visible patch among the visible ones, which are sorted
     x = jnp.where(hidden[..., None], token, layers.gather_tokens(x, jnp.clip(rank, 0, index.shape[1] - 1)))
     side = math.isqrt(hidden.shape[1])
     init = nn.initializers.normal(1 / math.sqrt(width))

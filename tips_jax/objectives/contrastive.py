@@ -13,7 +13,7 @@ def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smo
             max_scale=0.0):
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, section 2.3).
 
-  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalised here.
+  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalized here.
   log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors nor negatives.
   block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none. Metrics: temperature,
   and accuracy of the nearest text of each image.

@@ -1,25 +1,25 @@
 """Self-distillation through prototypes: DINO on CLS tokens, iBOT and iBOT++ on patches.
 
 Logits are formed a chunk of tokens at a time from the heads' bottlenecks, where the data is. Targets are
-softmax(logits / temperature - offset); the offset of each prototype comes from an EMA centre or from Sinkhorn.
+softmax(logits / temperature - offset); the offset of each prototype comes from an EMA center or from Sinkhorn.
 """
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from tips_jax.core import parallel
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import Loss
 
 
-def memory(shapes):
-  """The centre: running mean of the teacher's logits, one float32 per prototype."""
-  return {'centre': jnp.zeros(shapes['teacher_prototypes'].shape[-1:])}
+def initial_state(shapes):
+  """The center: running mean of the teacher's logits, one float32 per prototype."""
+  return {'center': jnp.zeros(shapes['teacher_prototypes'].shape[-1:])}
 
 
-def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memory, pairing='same',
-               student_temperature=0.1, teacher_temperature=0.07, centring='ema', centre_momentum=0.9,
+def dino(student, teacher, student_prototypes, teacher_prototypes, *, state, pairing='same',
+               student_temperature=0.1, teacher_temperature=0.07, centering='ema', center_momentum=0.9,
                sinkhorn_iterations=3, reduction='mean', chunk=2048):
   """Cross-entropy of the teacher's prototype distribution under the student's.
 
@@ -27,20 +27,20 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
 
   Args:
     student, teacher: bottlenecks [B, V, D] or [B, V, P, D], unit vectors; no gradient reaches the teacher.
-    student_prototypes, teacher_prototypes: [D, K]; columns are normalised here.
-    memory: {'centre': [K]}; `centre_momentum` of the old one is kept.
+    student_prototypes, teacher_prototypes: [D, K]; columns are normalized here.
+    state: {'center': [K]}; `center_momentum` of the old one is kept.
     pairing: 'same' view by view; 'all' every student view against the mean target of the teacher's views;
       'other' against the mean target of the teacher's other views.
-    centring: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global batch) or 'none'.
+    centering: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global batch) or 'none'.
     reduction: 'mean' over views and tokens, or 'sum' over them; the batch is always averaged.
     chunk: tokens, of all images and views of a device, whose logits are held at once.
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K), agreement of the
-  most likely prototypes, norm of the centre.
+  most likely prototypes, norm of the center.
   """
   for what, name, known in (('pairing', pairing, ('same', 'all', 'other')), ('reduction', reduction, ('mean', 'sum')),
-                            ('centring', centring, ('ema', 'sinkhorn', 'none'))):
+                            ('centering', centering, ('ema', 'sinkhorn', 'none'))):
     if name not in known:
-      raise unknown(f'prototypes.{what}', name, known)
+      raise unknown(f'dino.{what}', name, known)
   s, t = _tokens(student), _tokens(lax.stop_gradient(teacher))
   _check(s, t, pairing)
   ws, wt = _unit_columns(student_prototypes), _unit_columns(lax.stop_gradient(teacher_prototypes))
@@ -48,13 +48,13 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
 
   def local(batch, shared, shard):
     s, t = batch
-    ws, wt, centre = shared
+    ws, wt, center = shared
     rows = shard.sum(jnp.float32(s.shape[0]))
     size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
-    if centring == 'sinkhorn':
+    if centering == 'sinkhorn':
       offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
     else:
-      offset = centre / tau_t if centring == 'ema' else 0.0
+      offset = center / tau_t if centering == 'ema' else 0.0
 
     @jax.checkpoint
     def part(s, t):
@@ -74,24 +74,24 @@ def prototypes(student, teacher, student_prototypes, teacher_prototypes, *, memo
     loss, *means = jax.tree.map(lambda x: x / rows, total)
     return loss, *(x * size[1] / s.shape[2] for x in means)    # means over a chunk's tokens -> over all
 
-  loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, memory['centre']))
+  loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, state['center']))
   if reduction == 'mean':
     loss = loss / (s.shape[1] * s.shape[2])
-  batch_centre = t.mean((0, 1, 2)) @ wt
-  centre = centre_momentum * memory['centre'] + (1 - centre_momentum) * batch_centre
+  batch_center = t.mean((0, 1, 2)) @ wt
+  center = center_momentum * state['center'] + (1 - center_momentum) * batch_center
   perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
   metrics = {'teacher_entropy': entropy, 'prototype_use': perplexity / wt.shape[1], 'agreement': same,
-             'centre_norm': jnp.linalg.norm(centre)}
-  return Loss(loss, metrics, {'centre': centre})
+             'center_norm': jnp.linalg.norm(center)}
+  return Loss(loss, metrics, {'center': center})
 
 
 def _check(s, t, pairing):
   (_, views, tokens), (_, teacher_views, teacher_tokens) = s.shape[:3], t.shape[:3]
   if tokens != teacher_tokens or not tokens:
-    raise InputError(f'prototypes: got {tokens} tokens of the student and {teacher_tokens} of the teacher; '
+    raise InputError(f'dino: got {tokens} tokens of the student and {teacher_tokens} of the teacher; '
                      'expected the same number, at least one')
   if pairing != 'all' and views != teacher_views or pairing == 'other' and views < 2:
-    raise InputError(f'prototypes: got {views} views of the student and {teacher_views} of the teacher; '
+    raise InputError(f'dino: got {views} views of the student and {teacher_views} of the teacher; '
                      f'pairing {pairing!r} expected the same number{", at least two" if pairing == "other" else ""}')
 
 
@@ -136,7 +136,7 @@ def _pair(q_BVPK, views, pairing):
 def _sinkhorn(t, wt, tau, size, iterations, shard):
   """Log mass of each prototype, so that softmax(logits / tau - it) spreads the tokens evenly over prototypes.
 
-  As in SwAV, prototypes are normalised first and tokens last. Only [K] numbers are kept, the logits are formed anew in
+  As in SwAV, prototypes are normalized first and tokens last. Only [K] numbers are kept, the logits are formed anew in
   each iteration. |logits / tau| is at most 1 / tau: the constant that the first sums need subtracted.
   """
   chunks = _chunks(t, size)

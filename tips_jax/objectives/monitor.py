@@ -6,7 +6,7 @@ from tips_jax.core.types import Loss
 
 
 def spread(features):
-  """Spread of features over the batch: [B, V, D], L2-normalised here. The value is zero.
+  """Spread of features over the batch: [B, V, D], L2-normalized here. The value is zero.
 
   Metrics: `std`, of the components over the batch, times sqrt(D): 1 for uniform directions, 0 for a collapse; `rank`,
   the participation ratio (sum of eigenvalues)^2 / sum of squares of the covariance, from 1 to D.

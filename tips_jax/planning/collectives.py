@@ -23,7 +23,7 @@ from tips_jax.train import sharding
 #   reductions 2 (D-1)/D times the float32 gradient of one chip's part, once per trained tower; of what fsdp does not
 #              split, over both axes
 #   contrast   embeddings of the other modality gathered, and their gradients scattered, once per contrastive term
-#   prototypes what terms read of the weights: gathered once, and the student's gradient scattered once
+#   prototypes what losses read of the weights: gathered once, and the student's gradient scattered once
 # With `accumulate` in n parts the calls run n times, and forward once more each. Sums of scalars, masks and optimizer
 # statistics are not in it.
 FORMULA = ('minimum: (F-1)/F of the weights, gathered 2 x and scattered 1 x per student call of a tower, gathered 1 x '
@@ -172,30 +172,30 @@ def minimum(method, mesh):
   abstract = jax.eval_shape(lambda: state.init(method))
   parts = c.schedule.accumulate
   split, rest, shared = {}, {}, {}
-  reads = {path for term in c.terms.values() for path in term.inputs.values()}
-  for who, towers in (('student', abstract.params), *abstract.teachers.items()):
+  reads = {path for term in c.losses.values() for path in term.inputs.values()}
+  for by, towers in (('student', abstract.params), *abstract.teachers.items()):
     for tower, params in towers.items():
       leaves = [(x, sharding.spec(c.mesh.rules, sizes, f'{tower}/{n}', x)) for n, x in tree.named_leaves(params)]
       over = lambda spec: math.prod(sizes[a] for a in spec if a == 'tensor')
-      read = {path.split('.')[2] for path in reads if path.startswith(f'{who}.{tower}.')}
-      split[who, tower] = sum(x.size / over(s) for x, s in leaves if 'fsdp' in s)
-      shared[who, tower] = sum(x.size / over(s) for (n, _), (x, s) in zip(tree.named_leaves(params), leaves)
+      read = {path.split('.')[2] for path in reads if path.startswith(f'{by}.{tower}.')}
+      split[by, tower] = sum(x.size / over(s) for x, s in leaves if 'fsdp' in s)
+      shared[by, tower] = sum(x.size / over(s) for (n, _), (x, s) in zip(tree.named_leaves(params), leaves)
                                if 'fsdp' in s and n in read)
-      rest[who, tower] = sum(x.size / over(s) for x, s in leaves if 'fsdp' not in s)
+      rest[by, tower] = sum(x.size / over(s) for x, s in leaves if 'fsdp' not in s)
   gather = scatter = reduce = contrast = 0.0
   for group in method.order:           # passes of a group share one call of their tower
     p = c.passes[group[0]]
-    who = p.who if (p.who, p.tower) in split else 'student'
-    one = (f - 1) / f * width * (split[who, p.tower] - shared[who, p.tower]) * parts
-    trained = p.who == 'student'
+    by = p.by if (p.by, p.tower) in split else 'student'
+    one = (f - 1) / f * width * (split[by, p.tower] - shared[by, p.tower]) * parts
+    trained = p.by == 'student'
     gather += one * (1 + trained + (parts > 1) * trained)
     scatter += one * trained
-  prototypes = (f - 1) / f * width * sum(n * (1 + (who == 'student')) for (who, _), n in shared.items())
+  prototypes = (f - 1) / f * width * sum(n * (1 + (by == 'student')) for (by, _), n in shared.items())
   for tower in abstract.params:
-    if any(p.tower == tower and p.who == 'student' for p in c.passes.values()):
+    if any(p.tower == tower and p.by == 'student' for p in c.passes.values()):
       reduce += 2 * (d - 1) / d * 4 * split['student', tower] / f
       reduce += 2 * (d * f - 1) / (d * f) * 4 * rest['student', tower]
-  for term in c.terms.values():
+  for term in c.losses.values():
     if 'contrastive' in term.kind:
       contrast += 2 * (d * f - 1) / (d * f) * batch * _embedding(c, term) * 4
   return dict(gather=gather, scatter=scatter, reduce=reduce, contrast=contrast, prototypes=prototypes)

@@ -12,7 +12,8 @@ import tempfile
 import threading
 import time
 
-from tips_jax.planning import chips, cost, hlo
+from tips_jax.planning import cost, hlo
+from tips_jax.planning import topologies as chips
 
 _LLO = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles'
 # How XLA says that a program is too big: bytes in all (arguments are among them), and the bytes that there are.
@@ -58,7 +59,7 @@ def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=N
 
   Args:
     platform: 'tpu', 'gpu' or 'cpu'.
-    dump: folder that keeps the optimised HLO.
+    dump: folder that keeps the optimized HLO.
     say: told a line now and then.
     options: of the compiler, beside the dump's.
   Raises: TooBig.

@@ -5,11 +5,12 @@ import math
 import jax
 
 from tips_jax.core import tree
-from tips_jax.planning import chips, collectives, compiler, cost, parts
+from tips_jax.planning import collectives, compiler, cost, parts
+from tips_jax.planning import topologies as chips
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train import state as state_lib
 
-GROUPS = ('params', 'teachers', 'optimizer', 'memory')
+GROUPS = ('params', 'teachers', 'optimizer', 'loss_state')
 
 
 def plan(method, mesh, chip, *, topology, slices=1, dump='', say=compiler.progress, options=None, price=0.0):
@@ -56,7 +57,7 @@ def memory(method, mesh, chip):
   groups = {g: own({g: getattr(abstract, g)}) for g in GROUPS}
   devices = math.prod(mesh.shape.get(a, 1) for a in ('data', 'fsdp'))
   groups['batch'] = tree.nbytes(lowering.abstract_batch(method)) / devices
-  names = dict(params='parameters', memory='memory of terms')
+  names = dict(params='parameters', loss_state='state of the losses')
   return dict(groups={names.get(g, g): n for g, n in groups.items()}, limit=chip.hbm)
 
 

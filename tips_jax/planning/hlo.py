@@ -1,4 +1,4 @@
-"""Reads optimised HLO text: computations, instructions, and how often each of them runs in a step."""
+"""Reads optimized HLO text: computations, instructions, and how often each of them runs in a step."""
 import dataclasses
 import functools
 import math

@@ -134,7 +134,7 @@ def _parts(rows, t, most=14):
 
 
 def _short(name, width):
-  name = name.removeprefix('term ')
+  name = name.removeprefix('loss ')
   return name if len(name) <= width else name[:width - 1] + '~'
 
 

@@ -6,17 +6,17 @@ import math
 import time
 import typing
 
-from tips_jax.core import config as schema
-from tips_jax.core.config import InputError
+from tips_jax.core import schema
+from tips_jax.core.errors import InputError
 from tips_jax.objectives import distill
-from tips_jax.planning import chips as chips_lib
 from tips_jax.planning import collectives, compiler, estimate, report
+from tips_jax.planning import topologies as chips_lib
 from tips_jax.train import method as method_lib
 from tips_jax.train import sharding, summary
 
 REMATS = typing.get_args(typing.get_type_hints(schema.Compute)['remat'])
 _PEAK = 0.5                            # share of peak that the rough model takes for granted
-_CHUNK = inspect.signature(distill.prototypes).parameters['chunk'].default    # tokens with logits at once
+_CHUNK = inspect.signature(distill.dino).parameters['chunk'].default    # tokens with logits at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +147,9 @@ class Model:
         tokens, depth = _tokens(c, p, tower), tower.depth
         wide = (2 if getattr(tower, 'ffn', '') == 'swiglu' else 1) * tower.mlp
         each = {'none': 14 * tower.width + 3 * wide, 'products': 6 * tower.width + wide, 'full': tower.width}
-        kept += 2 * tokens * depth * each[choice.remat] * (p.who == 'student')
+        kept += 2 * tokens * depth * each[choice.remat] * (p.by == 'student')
         working = max(working, 2 * tokens * (16 * tower.width + 4 * wide))
-    heads = [t.prototypes for t in c.towers.values() if t.kind == 'prototypes']
+    heads = [t.prototypes for t in c.towers.values() if t.kind == 'dino_head']
     logits = _CHUNK * max(heads, default=0) * 4 * 3
     gradients = self.groups(choice)['parameters'] * 1.5
     return images * (kept + working) + logits + gradients
@@ -178,8 +178,8 @@ def _tokens(c, p, tower):
     return c.data.text_length
   view = c.data.views[p.inputs['images'].removeprefix('batch.')]
   patches = math.ceil(view.size / tower.patch) ** 2
-  if 'kept' in p.inputs:
-    patches -= round(c.masks[p.inputs['kept'].split('.')[1]].ratio * patches)
+  if 'visible' in p.inputs:
+    patches -= round(c.masks[p.inputs['visible'].split('.')[1]].ratio * patches)
   return view.count * (patches + len(tower.cls))
 
 

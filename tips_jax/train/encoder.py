@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core import parallel
-from tips_jax.evals import features
+from tips_jax.evals.features import reading as features
 from tips_jax.models import towers
 from tips_jax.train import sharding
 
@@ -30,12 +30,12 @@ class Encoder:
                                mesh.axis_names, axis_types=mesh.axis_types)
     self._mesh = mesh
     self._image, self._text = self._per_device(self._encode_image), self._per_device(self._encode_text)
-    self._inside = self._per_device(self._inspect, static=('taps', 'values'))
+    self._inside = self._per_device(self._inspect, static=('intermediate_layers', 'values'))
     self.tokenizer, self.name, self.size = None, method.config.name, method.config.evals.size
 
   def of(self, state):
     """The encoder with the weights of a state. All processes call it together."""
-    params = {**state.params, **state.teachers.get(self._method.config.evals.weights, {})}
+    params = {**state.params, **state.teachers.get(self._method.config.evals.encoder, {})}
     if self._whole:
       here = sharding.replicated(self._mesh)
       params = jax.tree.map(lambda x: jax.make_array_from_single_device_arrays(
@@ -62,10 +62,10 @@ class Encoder:
   width = property(lambda self: self._tower.width)
   has_text = property(lambda self: self._method.config.evals.text_tower in self._params)
 
-  def inspect(self, images_BHWC, *, taps=(), values=False, patches=True):
+  def inspect(self, images_BHWC, *, intermediate_layers=(), values=False, patches=True):
     """As `image`, and what `towers.inspect` says; without `patches` these stay on the device."""
     def program(params, x):
-      found = self._inside(params, x, taps=tuple(taps), values=values)
+      found = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
       return {name: y for name, y in found.items() if patches or name != 'patch'}
     return self._call(program, images_BHWC)
 
@@ -107,9 +107,9 @@ class Encoder:
     out['patch'] = out['patch'].reshape(len(images), h, w, -1)
     return out
 
-  def _inspect(self, params, images, *, taps, values):
+  def _inspect(self, params, images, *, intermediate_layers, values):
     c = self._method.config
-    return towers.inspect(params[c.evals.image_tower], self._tower, c.compute, images, cls=self._joint, taps=taps,
+    return towers.inspect(params[c.evals.image_tower], self._tower, c.compute, images, cls=self._joint, intermediate_layers=intermediate_layers,
                           values=values, project=lambda x: self._project(params, x))
 
   @property

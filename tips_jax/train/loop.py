@@ -23,13 +23,17 @@ import time
 import jax
 
 from tips_jax.core import log, strict
-from tips_jax.core.config import InputError
+from tips_jax.core.errors import InputError
 from tips_jax.data.pipeline import Pipeline
-from tips_jax.interop import own
-from tips_jax.train import cache, checkpoint, lowering, multihost, sharding, start, summary
+from tips_jax.interop import run as own
+from tips_jax.runs import checkpoint
+from tips_jax.runtime import compile_cache as cache
+from tips_jax.runtime import peers as multihost
+from tips_jax.runtime.signals import Stopped
+from tips_jax.runtime.watchdog import Watchdog
+from tips_jax.train import initialization as start
+from tips_jax.train import lowering, sharding, summary
 from tips_jax.train.encoder import Encoder
-from tips_jax.train.preemption import Stopped
-from tips_jax.train.watchdog import Watchdog
 
 _HOST = ('index', 'bad')    # entries of a batch that stay on the host
 _AHEAD = 2                  # batches on their way to the device
@@ -297,7 +301,7 @@ class Clock:
     speed = self._steps * batch_size / passed
     out = {'images_per_s': speed, 'data_wait': self._waited / passed}
     if self._peak:
-      out['model_flop_utilisation'] = speed * self._flops / self._peak
+      out['model_flop_utilization'] = speed * self._flops / self._peak
     self.restart()
     return out
 

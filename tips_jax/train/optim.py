@@ -3,8 +3,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
+from tips_jax.core import schema, tree
 
 # Second moments are factored over dimensions of at least this size: above any depth, so that the stacked layers stay
 # apart, and below any head width.

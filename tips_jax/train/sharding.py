@@ -6,9 +6,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
-from tips_jax.core.config import InputError
+from tips_jax.core import schema, tree
+from tips_jax.core.errors import InputError
 from tips_jax.core.types import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from tips_jax.core.strict import unknown
 from tips_jax.models import towers
 from tips_jax.train import optim
-from tips_jax.train.method import TERMS
+from tips_jax.train.method import LOSSES
 
 
 @flax.struct.dataclass
 class State:
   params: Any        # {tower: tree}, float32: the student
   teachers: Any      # {teacher: {tower: tree}}
-  memory: Any        # {term: arrays}: DINO's centres
+  loss_state: Any        # {term: arrays}: DINO's centers
   optimizer: Any
   step: Any          # int32: updates tried
   bad_steps: Any     # int32: non-finite updates in a row
@@ -36,21 +36,21 @@ def init(method):
   """The first State. Jit it with the shardings of `sharding.state`, or eval_shape it: it allocates nothing itself."""
   student, teachers = parameters(method)
   zero = lambda: jnp.zeros((), jnp.int32)
-  return State(params=student, teachers=teachers, memory=memory(method, student, teachers),
+  return State(params=student, teachers=teachers, loss_state=loss_state(method, student, teachers),
                optimizer=optim.transform(method.config.optimizer).init(student), step=zero(), bad_steps=zero(),
                skipped=zero())
 
 
-def memory(method, student, teachers):
+def loss_state(method, student, teachers):
   """Zeroed memory of every term that has one; sizes come from the parameters that the term reads."""
   result = {}
-  for name, term in method.config.terms.items():
+  for name, term in method.config.losses.items():
     shapes = {}
     for arg, path in term.inputs.items():
-      who, _, rest = path.partition('.')
-      if who == 'student' or who in teachers:
-        shapes[arg] = leaf({**student, **teachers.get(who, {})}, rest)
-    value = TERMS[term.kind].memory(shapes)
+      by, _, rest = path.partition('.')
+      if by == 'student' or by in teachers:
+        shapes[arg] = leaf({**student, **teachers.get(by, {})}, rest)
+    value = LOSSES[term.kind].state(shapes)
     if value:
       result[name] = value
   return result

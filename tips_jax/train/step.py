@@ -2,8 +2,8 @@
 
     masks    drawn from (seed, step)
     passes   towers on views, in order; teachers without gradient
-    terms    losses over what the passes produced, summed
-    update   gradient -> optimizer -> teachers -> memory; skipped as a whole when anything is not finite
+    losses   weighted, over what the passes produced, summed
+    update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when anything is not finite
 """
 import zlib
 
@@ -16,7 +16,7 @@ from tips_jax.core import parallel
 from tips_jax.models import towers
 from tips_jax.objectives import masked
 from tips_jax.train import optim, sharding
-from tips_jax.train.method import TERMS, mask_patch
+from tips_jax.train.method import LOSSES, mask_patch
 from tips_jax.train.state import leaf
 
 
@@ -27,7 +27,7 @@ def make(method):
   def step(state, batch):
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     loss_fn = lambda params: loss(method, params, state, batch, rng)
-    (value, (memory, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (value, (loss_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -37,7 +37,7 @@ def make(method):
 
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     state = state.replace(
-        params=keep(params, state.params), teachers=keep(teachers, state.teachers), memory=keep(memory, state.memory),
+        params=keep(params, state.params), teachers=keep(teachers, state.teachers), loss_state=keep(loss_state, state.loss_state),
         optimizer=keep(optimizer, state.optimizer), step=state.step + 1,
         bad_steps=jnp.where(ok, 0, state.bad_steps + 1), skipped=state.skipped + ~ok)
     metrics |= {'loss': value, 'gradient_norm': norm, 'bad_steps': state.bad_steps, 'skipped_steps': state.skipped,
@@ -48,7 +48,7 @@ def make(method):
 
 
 def loss(method, params, state, batch, rng):
-  """(sum of weight * term, (new memory, metrics)) of the global batch."""
+  """(sum of weight * term, (new loss state, metrics)) of the global batch."""
   config, progress = method.config, state.step / method.config.schedule.total_steps
   weights = {name: stop_gradient({**params, **teacher}) for name, teacher in state.teachers.items()}
   weights['student'] = params
@@ -56,24 +56,24 @@ def loss(method, params, state, batch, rng):
   masks = {name: draw_mask(config, name, batch, rng) for name in config.masks}
   feats = features(method, weights, {'batch': batch, 'masks': masks}, rng)
 
-  total, memory, metrics = jnp.float32(0), {}, {}
-  for name, term in config.terms.items():
+  total, loss_state, metrics = jnp.float32(0), {}, {}
+  for name, term in config.losses.items():
     inputs = {a: feats[p] if p in feats else leaf(weights[p.split('.')[0]], p.partition('.')[2])
               for a, p in term.inputs.items()}
-    if name in state.memory:
-      inputs['memory'] = state.memory[name]
+    if name in state.loss_state:
+      inputs['state'] = state.loss_state[name]
     args = {a: optim.ramp(x, progress) for a, x in term.args.items()}
     with jax.named_scope(name):
-      result = TERMS[term.kind].fn(**inputs, **args)
+      result = LOSSES[term.kind].fn(**inputs, **args)
     total += optim.ramp(term.weight, progress) * result.value
     metrics |= {name: result.value} | {f'{name}/{k}': v for k, v in result.metrics.items()}
-    if name in state.memory:
-      memory[name] = stop_gradient(result.memory)
-  return total, (memory, metrics)
+    if name in state.loss_state:
+      loss_state[name] = stop_gradient(result.state)
+  return total, (loss_state, metrics)
 
 
 def features(method, weights, roots, rng):
-  """{path: array} of what terms read; every device runs the passes on its own rows.
+  """{path: array} of what losses read; every device runs the passes on its own rows.
 
   With `accumulate` in parts, each computed again in the backward pass. Terms see the features of the whole batch, so
   parts change memory and time and never the loss (as GradCache, arXiv 2101.06983).
@@ -96,13 +96,13 @@ def run_passes(method, weights, roots, rows, rng):
   config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
   feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
   for names in method.order:
-    who, tower = config.passes[names[0]].who, config.passes[names[0]].tower
+    by, tower = config.passes[names[0]].by, config.passes[names[0]].tower
     inputs = [{arg: feats[path] for arg, path in config.passes[n].inputs.items()} for n in names]
-    key = jax.random.fold_in(rng, zlib.crc32(names[0].encode())) if who == 'student' else None
-    if who != 'student':
+    key = jax.random.fold_in(rng, zlib.crc32(names[0].encode())) if by == 'student' else None
+    if by != 'student':
       inputs = stop_gradient(inputs)
     with jax.named_scope('+'.join(names)):
-      outs = towers.apply_all(weights[who][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows)
+      outs = towers.apply_all(weights[by][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows)
     feats |= {f'{name}.{k}': v for name, out in zip(names, outs) for k, v in out.items()}
   return {path: feats[path] for path in method.reads}
 
@@ -117,7 +117,7 @@ def draw_mask(config, name, batch, rng):
 
 
 def update_teachers(config, teachers, params, step):
-  """EMA teachers move towards the new student; frozen ones stay."""
+  """EMA teachers move toward the new student; frozen ones stay."""
   progress = step / config.schedule.total_steps
   move = lambda t, old: optim.ema(old, {k: params[k] for k in old}, optim.ramp(t.momentum, progress))
   return {name: move(config.teachers[name], old) if config.teachers[name].kind == 'ema' else old

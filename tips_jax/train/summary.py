@@ -3,8 +3,7 @@ import math
 
 import jax
 
-from tips_jax.core import config as schema
-from tips_jax.core import tree
+from tips_jax.core import schema, tree
 from tips_jax.train import sharding, state
 
 # Dense bfloat16 peak, FLOP/s per device, by the vendors' data sheets; names as jax gives them.
@@ -25,7 +24,7 @@ def _transformer(width, depth, mlp, ffn, tokens):
 
 
 def flops(method):
-  """{pass or term: forward and backward FLOPs per image}, by closed form; normalisation and softmax left out."""
+  """{pass or term: forward and backward FLOPs per image}, by closed form; normalization and softmax left out."""
   c, result, tokens = method.config, {}, {}
   for name in (n for group in method.order for n in group):
     p = c.passes[name]
@@ -33,18 +32,18 @@ def flops(method):
     if isinstance(tower, schema.ViT):
       view = c.data.views[p.inputs['images'].removeprefix('batch.')]
       n, count = math.ceil(view.size / tower.patch) ** 2, view.count
-      if 'kept' in p.inputs:
-        n -= round(c.masks[p.inputs['kept'].split('.')[1]].ratio * n)
+      if 'visible' in p.inputs:
+        n -= round(c.masks[p.inputs['visible'].split('.')[1]].ratio * n)
       tokens[name] = {**{cls: count for cls in tower.cls}, 'patch': n * count}
       one = _transformer(tower.width, tower.depth, tower.mlp, tower.ffn, n + len(tower.cls))
       forward = count * (one + 2 * 3 * tower.patch**2 * tower.width * n)
     elif isinstance(tower, schema.TextTower):
       forward = _transformer(tower.width, tower.depth, tower.mlp, 'relu', c.data.text_length)
-    elif isinstance(tower, schema.PrototypeHead):
+    elif isinstance(tower, schema.DINOHead):
       source, output = p.inputs['tokens'].split('.')
       rows = tokens[source][output]
-      if 'slots' in p.inputs:
-        rows = round(rows * c.masks[p.inputs['slots'].split('.')[1]].ratio)
+      if 'masked_indices' in p.inputs:
+        rows = round(rows * c.masks[p.inputs['masked_indices'].split('.')[1]].ratio)
       widths = [tower.width] + [tower.hidden] * (tower.layers - 1) + [tower.bottleneck, tower.prototypes]
       forward = 2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
     elif isinstance(tower, schema.PixelDecoder):
@@ -57,7 +56,7 @@ def flops(method):
       forward = 2 * tower.width * tower.output
     else:
       forward = 0
-    result[name] = forward * (3 if p.who == 'student' else 1)
+    result[name] = forward * (3 if p.by == 'student' else 1)
   return result
 
 
@@ -77,12 +76,12 @@ def text(method, *, devices=1):
     frozen = tree.match(o.freeze_rules, short, 'optimizer.freeze_rules')
     lines.append(f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  {leaf.dtype!s:<9}'
                  f'{",".join(spec):<26}{decay:>6g}{rate:>6g}{frozen:>8g}')
-  lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}who']
+  lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}by']
   for tower, params in abstract.params.items():
     lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    student (float32)')
-  for who, towers in abstract.teachers.items():
+  for by, towers in abstract.teachers.items():
     for tower, params in towers.items():
-      lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    {who} ({c.teachers[who].kind}, float32)')
+      lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    {by} ({c.teachers[by].kind}, float32)')
   parts, batch = flops(method), c.schedule.batch_size
   total = sum(parts.values())
   lines += ['', f'{"pass":<28}{"GFLOP per image":>16}{"share":>8}']
@@ -93,7 +92,7 @@ def text(method, *, devices=1):
   for size in sizes.values():
     each *= size
   lines.append(f'memory of the state on {each} device(s), mesh {sizes}: GiB in all, and of one device')
-  for part in ('params', 'teachers', 'optimizer', 'memory'):
+  for part in ('params', 'teachers', 'optimizer', 'loss_state'):
     leaves = tree.named_leaves({part: getattr(abstract, part)})
     own = sum(x.size * x.dtype.itemsize / math.prod(sizes[a] for a in sharding.spec(c.mesh.rules, sizes, n, x) if a)
               for n, x in leaves)

@@ -1,0 +1,187 @@
+import io
+import json
+import os
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from PIL import Image
+
+from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.columns import Columns
+from tips_jax.data.ingest.formats import Options, open_input
+
+
+def jpeg(i, *, size=(24, 20), kind='jpeg'):
+  pixels = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, kind)
+  return out.getvalue()
+
+
+def write_images(folder, count):
+  folder.mkdir(parents=True, exist_ok=True)
+  for i in range(count):
+    (folder / f'{i}.jpg').write_bytes(jpeg(i))
+
+
+def read(path, **options):
+  return list(open_input(str(path), Options(**options)))
+
+
+def image_rows(count):
+  return {'image': [{'bytes': jpeg(i), 'path': f'{i}.jpg'} for i in range(count)],
+          'caption': [f'alt {i}' for i in range(count)],
+          'recaptions': [['long', f'short {i}'][:i % 3] for i in range(count)],
+          'label': [i % 2 for i in range(count)]}
+
+
+def hf_table(count):
+  features = {'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']}, 'image': {'_type': 'Image'}}
+  metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+  table = pa.table(image_rows(count))
+  return table.replace_schema_metadata(metadata)
+
+
+def check_rows(samples, count):
+  assert [s.image for s in samples] == [jpeg(i) for i in range(count)]
+  assert [s.alt_text for s in samples] == [f'alt {i}' for i in range(count)]
+  assert [s.captions for s in samples] == [['long', f'short {i}'][:i % 3] for i in range(count)]
+
+
+def test_parquet_with_structs_over_several_files_of_a_split(tmp_path):
+  pq.write_table(hf_table(100), tmp_path / 'train-00000-of-00002.parquet', row_group_size=30)
+  pq.write_table(hf_table(100).slice(0, 0), tmp_path / 'train-00001-of-00002.parquet')
+  pq.write_table(hf_table(2), tmp_path / 'test-00000-of-00001.parquet')
+  check_rows(read(tmp_path), 100)
+  check_rows(read(tmp_path, split='test'), 2)
+  reader = open_input(str(tmp_path), Options(columns=Columns(label='label')))
+  assert reader.label_names == ('cat', 'dog') and reader.total == 100 and next(iter(reader)).extra == {'label': 0}
+  assert next(iter(reader)).key == '0.jpg'
+
+
+def test_parquet_with_bytes_under_an_unusual_name_and_with_paths(tmp_path):
+  pq.write_table(pa.table({'picture': [jpeg(0), None], 'TEXT': ['a', 'b']}), tmp_path / 'a.parquet')
+  first, second = read(tmp_path / 'a.parquet')
+  assert first.image == jpeg(0) and first.alt_text == 'a' and first.key == 'a.parquet:0'
+  assert second.image is None and second.problem == 'empty image cell'
+  write_images(tmp_path / 'pictures', 1)
+  pq.write_table(pa.table({'path': ['pictures/0.jpg', 'gone.jpg'], 'text': ['a', 'b']}), tmp_path / 'b.parquet')
+  first, second = read(tmp_path / 'b.parquet')
+  assert first.image == jpeg(0) and first.key == 'pictures/0.jpg' and second.problem == 'no such file'
+  pq.write_table(pa.table({'image': ['https://x/y.jpg'], 'text': ['a']}), tmp_path / 'c.parquet')
+  with pytest.raises(InputError, match='web addresses'):
+    read(tmp_path / 'c.parquet')
+
+
+def test_truncated_parquet(tmp_path):
+  pq.write_table(hf_table(20), tmp_path / 'a.parquet')
+  os.truncate(tmp_path / 'a.parquet', 3000)
+  with pytest.raises(InputError, match='not a whole parquet file'):
+    read(tmp_path)
+
+
+def save_to_disk(folder, table):
+  folder.mkdir(parents=True)
+  with pa.ipc.new_stream(str(folder / 'data-00000-of-00001.arrow'), table.schema) as writer:
+    writer.write_table(table, max_chunksize=70)
+  (folder / 'state.json').write_text(json.dumps({'_data_files': [{'filename': 'data-00000-of-00001.arrow'}]}))
+  (folder / 'dataset_info.json').write_text('{}')
+
+
+def test_hugging_face_folder(tmp_path):
+  save_to_disk(tmp_path / 'one', hf_table(100))
+  check_rows(read(tmp_path / 'one'), 100)
+  reader = open_input(str(tmp_path / 'one'), Options(columns=Columns(label='label')))
+  assert reader.total == 100 and reader.label_names == ('cat', 'dog')
+
+
+def test_hugging_face_dict_of_splits(tmp_path):
+  for split, count in (('train', 4), ('validation', 2)):
+    save_to_disk(tmp_path / 'both' / split, hf_table(count))
+  (tmp_path / 'both' / 'dataset_dict.json').write_text('{"splits": ["train", "validation"]}')
+  check_rows(read(tmp_path / 'both'), 4)
+  check_rows(read(tmp_path / 'both', split='validation'), 2)
+  with pytest.raises(InputError, match="got 'valid'.*did you mean 'validation'"):
+    read(tmp_path / 'both', split='valid')
+
+
+def test_truncated_arrow(tmp_path):
+  save_to_disk(tmp_path / 'cut', hf_table(100))
+  file = tmp_path / 'cut' / 'data-00000-of-00001.arrow'
+  os.truncate(file, file.stat().st_size // 2)
+  with pytest.raises(InputError, match='truncated or damaged'):
+    read(tmp_path / 'cut')
+
+
+class CocoLike(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version('2.0.0')
+
+  def _info(self):
+    f = tfds.features
+    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
+        'image': f.Image(shape=(None, None, 3), encoding_format='jpeg'), 'image/filename': f.Text(),
+        'captions': f.Sequence({'id': np.int64, 'text': f.Text()}), 'label': f.ClassLabel(names=['cat', 'dog']),
+        'mask': f.Image(shape=(None, None, 1), encoding_format='png'), 'depth': f.Tensor(shape=(2,), dtype=np.float32),
+        'boxes': f.Sequence(f.BBoxFeature())}))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(6), 'test': self._generate_examples(2)}
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      yield i, {'image': io.BytesIO(jpeg(i)), 'image/filename': f'{i}.jpg', 'label': i % 2, 'mask': b'png',
+                'depth': np.zeros(2, np.float32), 'boxes': [tfds.features.BBox(0.0, 0.0, 0.5, 1.0)] * (i % 2),
+                'captions': [{'id': 1, 'text': f'c{i}'}, {'id': 2, 'text': 'd'}]}
+
+
+def check_coco(samples):
+  assert len(samples) == 6
+  for sample in samples:
+    i = int(sample.key.split('.')[0])
+    assert sample.image == jpeg(i) and sample.alt_text == '' and sample.captions == [f'c{i}', 'd']
+    assert set(sample.extra) == {'label', 'mask', 'boxes'} and sample.extra['label'] == i % 2
+    assert sample.extra['boxes'].shape == (i % 2, 4) and sample.extra['mask'] == b'png'
+
+
+def test_tfds_by_folder_and_name_with_annotations_that_fit(tmp_path, monkeypatch):
+  CocoLike(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  folder = tmp_path / 'coco_like' / '2.0.0'
+  for name in ('coco_like', folder, folder.parent):
+    reader = open_input(str(name), Options())
+    assert reader.annotations == ('label', 'mask', 'boxes') and reader.label_names == ('cat', 'dog')
+    check_coco(list(reader))
+  assert open_input('coco_like', Options(split='test')).total == 2
+  with pytest.raises(InputError, match="did you mean 'train'"):
+    open_input('coco_like', Options(split='trian'))
+
+
+def as_tfrecords(folder):
+  """Rewrites a prepared array_record data set in the TFRecord format, as most TFDS data sets are."""
+  for path in list(folder.glob('*.array_record*')):
+    reader = array_record_module.ArrayRecordReader(str(path))
+    with open(str(path).replace('.array_record', '.tfrecord'), 'wb') as file:
+      for record in reader.read_all():
+        file.write(struct.pack('<Q', len(record)) + bytes(4) + record + bytes(4))
+    path.unlink()
+  info = folder / 'dataset_info.json'
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+
+
+def test_tfds_in_tfrecord_format_without_tensorflow(tmp_path):
+  CocoLike(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+  folder = tmp_path / 'coco_like' / '2.0.0'
+  as_tfrecords(folder)
+  check_coco(read(folder))
+  file = next(folder.glob('*train.tfrecord*'))
+  os.truncate(file, file.stat().st_size - 10)
+  with pytest.raises(InputError, match='truncated after 5 records'):
+    read(folder)
+  file.unlink()
+  with pytest.raises(InputError, match='is missing'):
+    read(folder)

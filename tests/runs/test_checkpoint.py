@@ -1,0 +1,243 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tips_jax.core import schema, tree
+from tips_jax.core.errors import InputError
+from tips_jax.interop import run as own
+from tips_jax.runs import checkpoint
+from tips_jax.train import initialization as start_lib
+from tips_jax.train import state as state_lib
+
+CONTRACT = {'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-3}},
+            'towers': {'image': {'width': 32, 'patch': 14}}, 'text_length': 64, 'tokenizer_sha256': 'abc',
+            'preprocessing': {'mean': 0}, 'data_fingerprint': 'f'}
+
+
+def different(state, seed=0):
+  """The same state with other numbers everywhere, so that nothing is equal by chance."""
+  rng = np.random.default_rng(seed)
+  draw = lambda x: (rng.standard_normal(x.shape) if jnp.issubdtype(x.dtype, jnp.floating)
+                    else rng.integers(1, 99, x.shape)).astype(x.dtype)
+  return jax.tree.map(draw, state)
+
+
+def host(x):
+  return jax.tree.map(np.asarray, x)
+
+
+def assert_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+
+
+def write(workdir, state, *, step=None, next_index=0, config=None):
+  saver = checkpoint.Checkpoints(workdir, config or schema.Checkpoint())
+  saver.save(int(state.step) if step is None else step, state, next_index=next_index, contract=CONTRACT)
+  saver.close()
+
+
+@pytest.fixture(scope='module')
+def saved(small, tmp_path_factory):
+  """(work folder, state) of a TIPS v2 run on eight devices."""
+  method, workdir = small.method('tips_v2'), tmp_path_factory.mktemp('run')
+  state = different(small.host_state('tips_v2')).replace(step=np.int32(7))
+  write(workdir, small.place(method, small.mesh(8, data=2, fsdp=4), state), next_index=56)
+  return workdir, state
+
+
+def tiny(step, value=0.0):
+  return state_lib.State(params={'a': {'w': jnp.full(3, value)}}, teachers={}, loss_state={}, optimizer=(jnp.int32(step),),
+                         step=jnp.int32(step), bad_steps=jnp.int32(0), skipped=jnp.int32(0))
+
+
+# --- own run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('count, axes', [(8, dict(data=2, fsdp=4)), (4, dict(data=1, fsdp=4)), (4, dict(data=4)),
+                                         (1, dict())])
+def test_restores_on_any_mesh(saved, small, count, axes):
+  workdir, state = saved
+  abstract = small.abstract(small.method('tips_v2'), small.mesh(count, **axes))
+  reader = checkpoint.Checkpoints(workdir, schema.Checkpoint())
+  assert reader.latest == 7 and reader.next_index(7) == 56 and reader.contract(7) == CONTRACT
+  restored, index = reader.restore(7, abstract)
+  reader.close()
+  assert index == 56
+  assert_equal(restored, state)
+  assert all(jax.tree.leaves(jax.tree.map(lambda x, a: x.sharding == a.sharding, restored, abstract)))
+
+
+def test_checkpoint_of_another_model(saved, small):
+  workdir, _ = saved
+  reader = checkpoint.Checkpoints(workdir, schema.Checkpoint())
+
+  def message(**towers):
+    with pytest.raises(InputError) as error:
+      reader.restore(7, small.abstract(small.method('tips_v2', towers=towers), small.mesh()))
+    return str(error.value)
+  text = message(image=dict(mlp=128))
+  assert 'params/image/encoder/blocks/mlp/' in text and '64' in text and '128' in text and 'another model' in text
+  assert 'got no params/image/' in message(image=dict(ffn='swiglu'))
+  reader.close()
+
+
+def test_damaged_checkpoint(saved, small, tmp_path):
+  shutil.copytree(saved[0], tmp_path / 'run')
+  for path in (tmp_path / 'run' / 'checkpoints' / '7' / 'params').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:7])
+  reader = checkpoint.Checkpoints(tmp_path / 'run', schema.Checkpoint())
+  with pytest.raises(InputError, match='checkpoint.*7'):
+    reader.restore(7, small.abstract(small.method('tips_v2'), small.mesh()))
+  reader.close()
+
+
+def test_the_state_may_be_overwritten_while_it_is_saved(tmp_path):
+  saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
+  add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = tiny(1, 5.0)
+  saver.save(1, state, next_index=0, contract={})
+  state = add(state)
+  saver.wait()
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  restored, _ = saver.restore(1, abstract)
+  saver.close()
+  assert_equal(restored, tiny(1, 5.0))
+
+
+def test_unfinished_checkpoints_are_not_seen(tmp_path):
+  write(tmp_path, tiny(3))
+  shutil.copytree(tmp_path / 'checkpoints' / '3', tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp')
+  assert own.find(tmp_path, 'init_from').name == '3'
+  saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
+  assert saver.latest == 3
+  saver.close()
+
+
+def steps_left(tmp_path, config, scores=()):
+  saver = checkpoint.Checkpoints(tmp_path, config)
+  for step in range(1, 9):
+    saver.save(step, tiny(step), next_index=step, contract={})
+    saver.scores |= dict(scores[step - 1:step])      # the evaluation comes later
+  saver.close()
+  return sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+
+
+def test_keep_last(tmp_path):
+  assert steps_left(tmp_path, schema.Checkpoint(keep_last=2)) == [7, 8]
+
+
+def test_keep_every(tmp_path):
+  assert steps_left(tmp_path, schema.Checkpoint(keep_last=1, keep_every=3)) == [3, 6, 8]
+
+
+def test_keep_best(tmp_path):
+  config = schema.Checkpoint(keep_last=1, best_metric='m')
+  scores = list(enumerate([0.1, 0.2, 0.9, 0.3, 0.8, 0.4, 0.5, 0.6], 1))
+  assert steps_left(tmp_path, config, scores) == [3, 8]
+
+
+def test_keep_the_lowest_error(tmp_path):
+  config = schema.Checkpoint(keep_last=1, best_metric='nyu/depth/rmse')
+  scores = list(enumerate([float('nan'), 0.9, 0.5, 0.2, 0.8, float('nan'), 0.5, 0.6], 1))
+  assert steps_left(tmp_path, config, scores) == [4, 8]
+
+
+# --- contracts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('change, named', [
+    ({'tokenizer_sha256': 'xyz'}, "tokenizer_sha256 was 'abc', is 'xyz'"),
+    ({'text_length': 32}, 'text_length was 64, is 32'),
+    ({'towers': {'image': {'width': 32, 'patch': 16}}}, 'towers.image.patch was 14, is 16'),
+    ({'towers': {**CONTRACT['towers'], 'text': {}}}, 'towers.text'),
+    ({'preprocessing': {'mean': 0.5}}, 'preprocessing.mean was 0, is 0.5')])
+def test_fixed_fields_are_named(change, named):
+  with pytest.raises(InputError) as error:
+    checkpoint.check_contract(CONTRACT, {**CONTRACT, **change}, 'runs/a')
+  assert named in str(error.value) and 'runs/a' in str(error.value)
+
+
+def test_other_fields_may_change_and_are_told():
+  new = {**CONTRACT, 'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-4}}, 'data_fingerprint': 'g'}
+  assert checkpoint.check_contract(CONTRACT, new, 'x') == ['config.optimizer.learning_rate was 0.001, is 0.0001',
+                                                          "data was 'f', is 'g'"]
+  assert checkpoint.check_contract(CONTRACT, CONTRACT, 'x') == []
+
+
+# --- weights of other runs ----------------------------------------------------------------------
+
+
+def begin(small, name, said=None, **changes):
+  method, mesh = small.method(name, **changes), small.mesh(8, data=4, fsdp=2)
+  abstract = small.abstract(method, mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return start_lib.initial_state(method, shardings, abstract, (said if said is not None else []).append)
+
+
+def test_high_resolution_stage_takes_all_but_the_step(saved, small):
+  workdir, low = saved
+  parts = ('params', 'teachers', 'loss_state', 'optimizer')
+  high = begin(small, 'tips_v2', init_from=str(workdir), init_parts=parts,
+               data=dict(views={'global': dict(size=112), 'local': dict(size=56)}))
+  for part in parts:
+    assert_equal(getattr(high, part), getattr(low, part))
+  assert high.params['image']['posembed'].shape == (1, 4, 4, 32)
+  assert int(high.step) == 0 and int(high.skipped) == 0
+
+
+def test_only_the_named_parts(saved, small):
+  workdir, low = saved
+  state = begin(small, 'tips_v2', init_from=str(workdir), init_parts=('params',))
+  fresh = small.host_state('tips_v2')
+  assert_equal(state.params, low.params)
+  assert_equal(state.teachers['ema']['head'], low.params['head'])      # not the old teacher, not a random one
+  for part in ('loss_state', 'optimizer'):
+    assert_equal(getattr(state, part), getattr(fresh, part))
+
+
+def test_towers_that_the_other_run_lacks_start_afresh(saved, small):
+  workdir, low = saved
+  said, fresh = [], small.host_state('tips_v1')
+  state = begin(small, 'tips_v1', said, init_from=str(workdir), init_parts=('params', 'teachers'))
+  assert_equal(state.params, low.params)
+  assert_equal(state.teachers['ema']['head'], low.teachers['ema']['head'])
+  assert_equal(state.teachers['ema']['image'], low.params['image'])    # an EMA teacher starts as the student
+  assert not np.array_equal(fresh.params['image']['posembed'], low.params['image']['posembed'])
+  assert any('ema' in line and 'fresh: image' in line for line in said)
+
+
+def test_weights_of_another_shape(saved, small):
+  with pytest.raises(InputError, match='params/text/.*another model'):
+    begin(small, 'tips_v2', init_from=str(saved[0]), towers=dict(text=dict(mlp=96)))
+
+
+def test_run_without_checkpoint(small, tmp_path):
+  with pytest.raises(InputError, match='init_from: got .*expected a work folder'):
+    begin(small, 'tips_v2', init_from=str(tmp_path))
+
+
+def test_frozen_teacher_by_other_names(saved, small):
+  workdir, other = saved
+  state = begin(small, 'tips_distill', teachers=dict(large=dict(init_from=str(workdir))),
+                towers=dict(large_image=dict(ffn='gelu')))
+  large = state.teachers['large']
+  assert_equal(large['large_image'], other.params['image'])            # v2's teacher has no image tower
+  assert_equal(large['large_head'], other.teachers['ema']['head'])     # its EMA head rather than the student's
+  assert_equal(state.params['image'], small.host_state('tips_distill').params['image'])
+
+
+def test_frozen_teacher_needs_a_run(small):
+  with pytest.raises(InputError, match='teachers.large.init_from'):
+    begin(small, 'tips_distill')
+
+
+def test_names_of_a_saved_part(saved):
+  path = own.find(saved[0], 'x')
+  names = own.names(path, 'params')
+  assert {n for n, _ in tree.named_leaves(saved[1].params)} == set(names)
+  assert names['image/posembed'] == ((1, 4, 4, 32), np.float32) and own.names(path, 'nothing') == {}

@@ -1,0 +1,228 @@
+"""What the tasks of a data set share: its splits as rectangles, encoded once, with their annotations beside them."""
+import dataclasses
+import functools
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tips_jax.data import views
+from tips_jax.evals.features import reading as features
+from tips_jax.evals.probes import depth, dpt, normals
+from tips_jax.evals.probes import masks as segmentation
+
+EXAMPLES = 6
+_KEPT = 2048      # encoded annotations held in memory: probes read them once an epoch
+_CUT = {'cut': True, 'center': 0.875}
+_LOOKED_AT = 16   # images that may tell the shape of a split
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """How an image becomes uint8 [height, width, 3]: squeezed as it is, or `cut` to its central square first, of this
+  share of its short side (True: all of it)."""
+  height: int
+  width: int
+  cut: bool | float = False
+
+  def __call__(self, record):
+    image = Image.fromarray(self.crop(decode(record)))
+    return np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR))
+
+  def crop(self, array):
+    """The part of an image or an annotation [H, W, ...] that is seen."""
+    if not self.cut:
+      return array
+    side = round(self.cut * min(array.shape[:2]))
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    return array[top:top + side, left:left + side]
+
+
+class SplitFeatures:
+  """A split, or some of its records, with its features; i counts the readable images."""
+
+  def __init__(self, source, numbers, found, crop=lambda array: array):
+    self.arrays, self.intermediate_layers, self.label, self.key = found.arrays, found.intermediate_layers, found.label, found.key
+    self.rows, self._source, self._crop = numbers[found.rows], source, crop
+    self._annotation = functools.lru_cache(_KEPT)(lambda name, i: self.record(i)[name])
+
+  def __len__(self):
+    return len(self.rows)
+
+  def record(self, i):
+    return self._source[int(self.rows[i])]
+
+  def image(self, i):
+    """uint8 [H, W, 3] at its own resolution."""
+    return self._crop(decode(self.record(i)))
+
+  def encoded(self, name, i) -> dict:
+    """The record's annotation alone, as it is stored, under its name."""
+    return {name: self._annotation(name, int(i))}
+
+  def mask(self, i):
+    """Class ids uint8 [H, W]."""
+    return self._crop(segmentation.decode_mask(self._annotation('mask', int(i))))
+
+  def depth(self, i):
+    """Meters [H, W], 0 = missing."""
+    return self._crop(depth.decode(self._annotation('depth', int(i))))
+
+  def normals(self, i):
+    """[H, W, 3], zeros = missing."""
+    return self._crop(normals.decode(self._annotation('normals', int(i))))
+
+  def shown(self):
+    """At most EXAMPLES numbers, evenly spaced."""
+    return features.records(self, EXAMPLES).tolist()
+
+
+class DatasetFeatures:
+  """The splits of one data set, each encoded when it is first needed, with all outputs that any of its jobs needs."""
+
+  def __init__(self, encoder, jobs, *, cache, batch_size, limit, progress, label):
+    self._encoder, self._jobs, self._cache, self._batch_size = encoder, jobs, cache, batch_size
+    self._limit, self._progress, self._label = limit, progress, label
+    self._parts, self._seconds = {}, {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
+    self._frames = {id(job): frame(job, encoder) for job in jobs if job.about.shape != 'own'}
+
+  def get(self, job, role) -> SplitFeatures:
+    """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
+    split, shape = job.splits[role], self._frames[id(job)]
+    if (split, shape) not in self._parts:
+      users = [one for one in self._jobs if self._frames.get(id(one)) == shape and split in one.splits.values()]
+      outputs = {output for one in users for output in one.about.outputs}
+      self._parts[split, shape] = self.extract(users, split, self.numbers(job, role), shape, outputs=outputs,
+                                               crop=shape.crop, key=dataclasses.astuple(shape))
+    return self._parts[split, shape]
+
+  def numbers(self, job, role):
+    """Numbers of the records of a split that take part."""
+    source = job.data.source(job.splits[role])
+    return features.records(source, self._limit or len(source))
+
+  def extract(self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options) -> SplitFeatures:
+    """Some records of a split, or of `source`, which is made of it, for jobs that share the price."""
+    data = jobs[0].data
+    source = source or data.source(split)
+    about = {'data': data.fingerprint(split), 'split': split, 'frame': key,
+             'records': hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest()}
+    with self._bar(f'{jobs[0].dataset} {split}', len(numbers)) as bar:
+      found = self._cache.extract(
+          self._encoder, _Some(source, numbers), prepare, key=about, outputs=sorted(set(outputs) - {'intermediate_layers'}),
+          intermediate_layers=dpt.intermediate_layers_of(self._encoder.depth) if 'intermediate_layers' in outputs else (), batch_size=self._batch_size,
+          progress=bar)
+    self._charge(jobs, found.seconds)
+    return SplitFeatures(source, numbers, found, **options)
+
+  def texts(self, job, texts) -> np.ndarray:
+    """Embeddings [T, E] of texts."""
+    with self._bar('texts', len(set(texts))) as bar:
+      found, seconds = self._cache.texts(self._encoder, texts, progress=bar)
+    self._charge([job], {'encoder': seconds})
+    return found
+
+  def seconds(self, job) -> dict:
+    """'encoder' and 'reading' of a job so far, its share of what it has in common with others."""
+    return dict(self._seconds[id(job)])
+
+  def total(self) -> float:
+    """Seconds in the encoder and reading, of all jobs."""
+    return sum(sum(one.values()) for one in self._seconds.values())
+
+  def _charge(self, jobs, seconds):
+    for job in jobs:
+      for name, value in seconds.items():
+        self._seconds[id(job)][name] += value / len(jobs)
+
+  def _bar(self, label, total):
+    return _Bar(self._progress(f'{self._label} {label}', total) if self._progress else None)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaskInputs:
+  """What a task has to work with: its job, the encoder, the splits, where to keep what it trains, and what it shares
+  with the other jobs of its pool (suite_global.Pool)."""
+  job: Any
+  encoder: Any
+  parts: DatasetFeatures
+  cache: Any
+  output: Any
+  pool: Any = None
+
+  def part(self, role) -> SplitFeatures:
+    return self.parts.get(self.job, role)
+
+  def texts(self, texts) -> np.ndarray:
+    return self.parts.texts(self.job, texts)
+
+
+class _Some:
+  """Some records of a source, by number."""
+
+  def __init__(self, source, numbers):
+    self._source, self._numbers = source, numbers
+
+  def __len__(self):
+    return len(self._numbers)
+
+  def __getitem__(self, i):
+    return self._source[int(self._numbers[i])]
+
+
+class _Bar:
+  """A progress line, or none, that is closed whatever happens."""
+
+  def __init__(self, bar):
+    self._bar = bar
+
+  def __enter__(self):
+    return self._bar
+
+  def __exit__(self, *_):
+    if self._bar:
+      self._bar.close()
+
+
+def decode(record) -> np.ndarray:
+  """uint8 [H, W, 3]; ValueError where the image is missing or broken."""
+  _there(record)
+  return views.decode(record['image'])
+
+
+def header(record) -> tuple[int, int]:
+  """(height, width) of a record's image, without decoding it; ValueError where there is none."""
+  _there(record)
+  try:
+    return Image.open(io.BytesIO(record['image'])).size[::-1]
+  except Exception as error:    # Pillow raises whatever a broken file makes of it
+    raise ValueError(f'broken image: {error}') from None
+
+
+def frame(job, encoder) -> Resize:
+  """The Resize of a job: whole patches, at least as large as asked."""
+  shape, side = job.about.shape, job.size
+  if shape == 'native':
+    height, width = _native(job.data.source(job.splits['train']))
+    scale = side / min(height, width) if side else 1
+    size = round(scale * height), round(scale * width)
+  else:
+    size = (side or getattr(encoder, 'size', 224),) * 2
+  return Resize(*(-(-n // encoder.patch) * encoder.patch for n in size), cut=_CUT.get(shape, False))
+
+
+def _native(source):
+  """(height, width) of the first image that can be read."""
+  for i in range(min(len(source), _LOOKED_AT)):
+    try:
+      return header(source[i])
+    except ValueError:
+      continue
+  return 224, 224
+
+
+def _there(record):
+  if not record['image']:
+    raise ValueError(record.get('problem') or 'no image')

@@ -1,0 +1,104 @@
+"""Linear segmentation: the labels of patches for the probe, and mIoU at the full resolution of the masks."""
+import json
+import pathlib
+
+import cv2
+import numpy as np
+
+from tips_jax.evals.probes import logistic as linear
+
+IGNORE = 255
+_IDS = 256              # a mask is uint8
+_PATCHES = 30_000       # rows of the probe; more change the result by less than its noise
+
+
+def class_names(store) -> tuple[str, ...]:
+  """The names of the mask classes, from the store's annotations.json; () where it has none."""
+  path = pathlib.Path(store.path) / 'annotations.json'
+  return tuple(json.loads(path.read_text()).get('mask_classes', ())) if path.exists() else ()
+
+
+def decode_mask(png: bytes) -> np.ndarray:
+  """Class ids uint8 [H, W] of an encoded mask."""
+  mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  if mask is None:
+    raise ValueError('mask cannot be decoded')
+  return mask if mask.ndim == 2 else mask[..., 0]
+
+
+def patch_labels(mask, grid) -> np.ndarray:
+  """The commonest class [h, w] in each cell of a grid (h, w) over a mask [H, W]; ties: the lowest.
+
+  255 where more than half of the cell is void.
+  """
+  (h, w), (height, width) = grid, mask.shape
+  tall, wide = -(-height // h), -(-width // w)
+  if (tall * h, wide * w) != mask.shape:
+    mask = cv2.resize(mask, (wide * w, tall * h), interpolation=cv2.INTER_NEAREST_EXACT)
+  cell = np.repeat(np.arange(h * w).reshape(h, w), tall, 0).repeat(wide, 1)
+  counts = np.bincount((cell * _IDS + mask).ravel(), minlength=h * w * _IDS).reshape(h * w, _IDS)
+  labels = counts[:, :IGNORE].argmax(1)
+  return np.where(2 * counts[:, IGNORE] > tall * wide, IGNORE, labels).reshape(h, w)
+
+
+class TrainingPatches:
+  """Gathers a sample of patches and their labels from the batches of a split (as `visit` of features.extract)."""
+
+  def __init__(self, images: int, *, seed: int = 0):
+    self._images, self._rng, self._count = max(images, 1), np.random.default_rng(seed), 0
+    self._features, self._labels, self._groups = [], [], []
+
+  def __call__(self, patch_BhwD, records):
+    per_image = -(-_PATCHES // self._images)
+    for patch, record in zip(patch_BhwD, records):
+      labels = patch_labels(decode_mask(record['mask']), patch.shape[:2]).ravel()
+      known = np.flatnonzero(labels != IGNORE)
+      chosen = self._rng.permutation(known)[:per_image]
+      self._features.append(patch.reshape(-1, patch.shape[-1])[chosen])
+      self._labels.append(labels[chosen])
+      self._groups.append(np.full(len(chosen), self._count))
+      self._count += 1
+
+  def fit(self) -> linear.Probe | None:
+    """The probe; None where every pixel was void."""
+    labels = np.concatenate(self._labels)
+    if not len(labels):
+      return None
+    return linear.fit(np.concatenate(self._features), labels, classes=int(labels.max()) + 1,
+                      groups=np.concatenate(self._groups))
+
+
+class Scorer:
+  """Counts predictions of a probe against masks (as `visit` of features.extract)."""
+
+  def __init__(self, probe: linear.Probe | None):
+    self.probe, self.counts = probe, np.zeros((_IDS, _IDS), np.int64)
+
+  def __call__(self, patch_BhwD, records):
+    if self.probe is None:
+      return
+    for logits, record in zip(self.probe.logits(patch_BhwD), records):
+      mask = decode_mask(record['mask'])
+      known = mask != IGNORE
+      self.counts += linear.confusion(mask[known], upsample_argmax(logits, mask.shape)[known], size=_IDS)
+
+  def mean_iou(self) -> float:
+    return linear.mean_iou(self.counts)
+
+
+def upsample_argmax(logits_hwK, shape) -> np.ndarray:
+  """Logits [h, w, K], bilinearly resized (half-pixel centers), to class ids [H, W]."""
+  planes = np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))
+  best, found = np.full(shape, -np.inf, planes.dtype), np.zeros(shape, np.int64)
+  for k, plane in enumerate(planes):    # one at a time: all of them at full resolution are hundreds of MB
+    plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    np.copyto(found, k, where=plane > best)
+    np.maximum(best, plane, out=best)
+  return found
+
+
+def majority(train_counts, test_counts) -> float:
+  """mIoU of answering the most frequent class of train everywhere, from the pixel counts by class [256] of both."""
+  predicted = np.zeros((_IDS, _IDS), np.int64)
+  predicted[:, train_counts.argmax()] = test_counts
+  return linear.mean_iou(predicted)

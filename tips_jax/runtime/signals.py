@@ -1,0 +1,51 @@
+"""Signals: a run that is asked to stop saves and says so with its exit code.
+
+SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and are noted during a
+training step, after which the loop saves. Exit code EXIT: stopped, saved, run the same command again. In a run of
+several processes a signal to one is a signal to all (multihost.py).
+"""
+import contextlib
+import os
+import signal
+
+EXIT = 75    # EX_TEMPFAIL of sysexits.h
+
+
+class Stopped(BaseException):
+  """The process was asked to stop. Not an Exception: nobody may swallow it."""
+
+
+class Preemption:
+  """`requested` after a signal; inside `interruptible()` the signal raises Stopped at once.
+
+  `disposable`: inside `interruptible(disposable=True)`, while no signal has been heard: nothing would be lost if the
+  process ended here and now.
+  """
+
+  def __init__(self):
+    self.requested = self.disposable = False
+    self._interruptible = False
+
+  def install(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._handle)
+    return self
+
+  def _handle(self, number, frame):
+    if self.requested and number == signal.SIGINT:
+      os._exit(EXIT)    # a second Ctrl-C: now
+    self.requested = True
+    if self._interruptible:
+      self._interruptible = self.disposable = False    # once: what follows is saving
+      raise Stopped
+
+  @contextlib.contextmanager
+  def interruptible(self, *, disposable=False):
+    """Code that may be left at any point; a signal that came before is honored here."""
+    if self.requested:
+      raise Stopped
+    self._interruptible, self.disposable = True, disposable
+    try:
+      yield
+    finally:
+      self._interruptible = self.disposable = False
