@@ -1,12 +1,15 @@
-"""Where an evaluation's time goes: kNN, retrieval and linear segmentation, each from an empty cache.
+"""Where an evaluation's time goes: kNN, retrieval and linear segmentation, each from an empty
+cache.
 
   python benchmarks/evaluate.py [--scale=s] [--images=5000] [--size=112] [--workdir=DIR]
 
-Random weights, float32, on drawn scenes, of which `--images` train and a fifth as many are measured; retrieval searches
-the former. They are drawn once, in --workdir where it is given. `wall`: all of `suite.run`, after a small run that
-compiles the towers; `encoder`: inside its calls; `reading`: waiting for images and the disk; `task`: what comes after.
-Ten minutes on two idle CPU cores; --images=200 a minute.
+Random weights, float32, on drawn scenes, of which `--images` train and a fifth as many are
+measured; retrieval searches the former. They are drawn once, in --workdir where it is given.
+`wall`: all of `suite.run`, after a small run that compiles the towers; `encoder`: inside its calls;
+`reading`: waiting for images and the disk; `task`: what comes after. Ten minutes on two idle CPU
+cores; --images=200 a minute.
 """
+
 import argparse
 import dataclasses
 import importlib
@@ -64,11 +67,18 @@ def run(args, folder):
     wall, seconds = measure(model, job)
     images = sum(counts[split] for split in job.splits.values())
     parts = [f'{s:.1f}' for s in (wall, seconds['encoder'], seconds['reading'], seconds['task'])]
-    print(row(job.task.name, images, *parts, f'{seconds["encoder"] / wall:.0%}', f'{images / wall:.1f}'), flush=True)
+    print(
+      row(
+        job.task.name, images, *parts, f'{seconds["encoder"] / wall:.0%}', f'{images / wall:.1f}'
+      ),
+      flush=True,
+    )
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--scale', default='s', choices=scales.SCALES)
   parser.add_argument('--images', type=int, default=5000)
   parser.add_argument('--size', type=int, default=112)

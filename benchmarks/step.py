@@ -1,9 +1,13 @@
-"""Seconds a step, images/s, compile time and peak memory of every config's `:runlocal`: one JSON line each.
+"""Seconds a step, images/s, compile time and peak memory of every config's `:runlocal`: one JSON
+line each.
 
-  python benchmarks/step.py [CONFIG ...]      for instance: python benchmarks/step.py vitb.py:v2 clip.py
+  python benchmarks/step.py [CONFIG ...]      for instance: python benchmarks/step.py vitb.py:v2
+  clip.py
 
-Each config runs in a process of its own, so that the peak is its own. Random images; the input is not measured.
+Each config runs in a process of its own, so that the peak is its own. Random images; the input is
+not measured.
 """
+
 import json
 import pathlib
 import resource
@@ -26,12 +30,18 @@ def measure(name):
   from tips_jax.core import schema, strict
   from tips_jax.train import method as method_lib
   from tips_jax.train import sharding, state, step, summary
+
   file, _, arg = name.partition(':')
   module = importlib.import_module('configs.' + file.removesuffix('.py'))
-  method = method_lib.build(strict.build(schema.Config, module.get_config(','.join(filter(None, [arg, 'runlocal'])))))
+  method = method_lib.build(
+    strict.build(schema.Config, module.get_config(','.join(filter(None, [arg, 'runlocal']))))
+  )
   c, rng = method.config, np.random.default_rng(0)
   size = c.schedule.batch_size
-  batch = {n: rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8) for n, v in c.data.views.items()}
+  batch = {
+    n: rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8)
+    for n, v in c.data.views.items()
+  }
   for text in c.data.texts:
     batch[text] = rng.integers(2, 300, (size, c.data.text_length)).astype(np.int32)
     batch[f'{text}_valid'] = np.ones(size, bool)
@@ -50,20 +60,35 @@ def measure(name):
       times.append(time.perf_counter() - begin)
   median = sorted(times)[STEPS // 2]
   memory = fn.memory_analysis()
-  print(json.dumps({
-      'config': name, 'device': jax.devices()[0].device_kind, 'batch_size': size, 'seconds_per_step': round(median, 4),
-      'images_per_s': round(size / median, 1), 'compile_s': round(compiled, 1),
-      'gflops': round(sum(summary.flops(method).values()) * size / median / 1e9, 2),
-      'step_temporaries_mib': round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
-      'process_peak_mib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-      'loss': round(float(metrics['loss']), 4)}))
+  print(
+    json.dumps(
+      {
+        'config': name,
+        'device': jax.devices()[0].device_kind,
+        'batch_size': size,
+        'seconds_per_step': round(median, 4),
+        'images_per_s': round(size / median, 1),
+        'compile_s': round(compiled, 1),
+        'gflops': round(sum(summary.flops(method).values()) * size / median / 1e9, 2),
+        'step_temporaries_mib': round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
+        'process_peak_mib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        'loss': round(float(metrics['loss']), 4),
+      }
+    )
+  )
 
 
 def main(names):
-  names = names or sorted(p.name for p in (ROOT / 'configs').glob('*.py') if 'def get_config' in p.read_text())
+  names = names or sorted(
+    p.name for p in (ROOT / 'configs').glob('*.py') if 'def get_config' in p.read_text()
+  )
   for name in names:
     run = subprocess.run([sys.executable, __file__, '--one', name], capture_output=True, text=True)
-    print(run.stdout.strip() or json.dumps({'config': name, 'error': run.stderr.strip().splitlines()[-1:]}), flush=True)
+    print(
+      run.stdout.strip()
+      or json.dumps({'config': name, 'error': run.stderr.strip().splitlines()[-1:]}),
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

@@ -1,21 +1,33 @@
-"""Sizes of the towers: one row per scale of the papers (TIPS README; TIPSv2, table 16), and one for a laptop."""
+"""Sizes of the towers: one row per scale of the papers (TIPS README; TIPSv2, table 16), and one for
+a laptop.
+"""
 
 SCALES = {
-    # name: width, depth, heads, image mlp, ffn, text depth, text mlp
-    'tiny': (32, 2, 2, 64, 'gelu', 2, 64),
-    'quick': (128, 4, 4, 384, 'gelu', 2, 384),
-    's': (384, 12, 6, 1536, 'gelu', 12, 1536),
-    'b': (768, 12, 12, 3072, 'gelu', 12, 3072),
-    'l': (1024, 24, 16, 4096, 'gelu', 12, 4096),
-    'so400m': (1152, 27, 16, 4304, 'gelu', 27, 4304),
-    'g': (1536, 40, 24, 4096, 'swiglu', 12, 6144),
+  # name: width, depth, heads, image mlp, ffn, text depth, text mlp
+  'tiny': (32, 2, 2, 64, 'gelu', 2, 64),
+  'quick': (128, 4, 4, 384, 'gelu', 2, 384),
+  's': (384, 12, 6, 1536, 'gelu', 12, 1536),
+  'b': (768, 12, 12, 3072, 'gelu', 12, 3072),
+  'l': (1024, 24, 16, 4096, 'gelu', 12, 4096),
+  'so400m': (1152, 27, 16, 4304, 'gelu', 27, 4304),
+  'g': (1536, 40, 24, 4096, 'swiglu', 12, 6144),
 }
 
 
 def image(scale, *, cls=('web', 'synthetic'), grid=16, mask_token=False, patch=14):
   width, depth, heads, mlp, ffn, _, _ = SCALES[scale]
-  return dict(kind='vit', width=width, depth=depth, heads=heads, mlp=mlp, ffn=ffn, patch=patch, grid=grid, cls=cls,
-              mask_token=mask_token)
+  return dict(
+    kind='vit',
+    width=width,
+    depth=depth,
+    heads=heads,
+    mlp=mlp,
+    ffn=ffn,
+    patch=patch,
+    grid=grid,
+    cls=cls,
+    mask_token=mask_token,
+  )
 
 
 def text(scale, *, vocab=32000):
@@ -28,7 +40,9 @@ def width(scale):
 
 
 def compute(scale):
-  """What only a matrix product could bring back is kept; see docs/plans.md for where that does not fit."""
+  """What only a matrix product could bring back is kept; see docs/plans.md for where that does not
+  fit.
+  """
   return dict(remat='none' if scale in ('tiny', 'quick') else 'products')
 
 

@@ -3,10 +3,13 @@
   python -m tips_jax.main --config=configs/vitb_distill.py --workdir=W --config.data.store=STORE \
     --config.teachers.large.init_from=RUN
 """
+
 from configs import methods, recipe
 
 
 def get_config(arg='v2'):
   version, rest = recipe.version(arg)
   method = methods.tips('b', version, teacher_scale='g')
-  return recipe.finish(recipe.pretrain(f'vitb_distill_{version}', method, 'g', steps=90_000, batch=8192), rest)
+  return recipe.finish(
+    recipe.pretrain(f'vitb_distill_{version}', method, 'g', steps=90_000, batch=8192), rest
+  )

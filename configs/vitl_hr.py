@@ -1,9 +1,12 @@
-"""TIPS ViT-L/14, high-resolution stage: 448 and 140 px from the run of vitl.py. v1: 0.1 epoch; v2: 9,000 steps.
+"""TIPS ViT-L/14, high-resolution stage: 448 and 140 px from the run of vitl.py. v1: 0.1 epoch; v2:
+9,000 steps.
 
 The position table keeps its grid and is resized inside the model.
 
-  python -m tips_jax.main --config=configs/vitl_hr.py --workdir=W --config.data.store=STORE --config.init_from=RUN
+  python -m tips_jax.main --config=configs/vitl_hr.py --workdir=W --config.data.store=STORE
+  --config.init_from=RUN
 """
+
 from configs import methods, recipe
 
 

@@ -1,8 +1,9 @@
 """TIPS ViT-S/14: 70 epochs of 116 M images at batch 16,384 (v1); 90,000 steps of 8,192 (v2).
 
-  python -m tips_jax.main --config=configs/vits.py --workdir=W --config.data.store=STORE
-  python -m tips_jax.main --config=configs/vits.py:v2 --workdir=W --config.data.store=STORE
+python -m tips_jax.main --config=configs/vits.py --workdir=W --config.data.store=STORE
+python -m tips_jax.main --config=configs/vits.py:v2 --workdir=W --config.data.store=STORE
 """
+
 from configs import methods, recipe
 
 
@@ -10,4 +11,6 @@ def get_config(arg='v1'):
   version, rest = recipe.version(arg)
   steps, batch = (495_600, 16384) if version == 'v1' else (90_000, 8192)
   method = methods.tips('s', version)
-  return recipe.finish(recipe.pretrain(f'vits_{version}', method, 's', steps=steps, batch=batch), rest)
+  return recipe.finish(
+    recipe.pretrain(f'vits_{version}', method, 's', steps=steps, batch=batch), rest
+  )

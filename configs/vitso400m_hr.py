@@ -2,8 +2,10 @@
 
 v1: 0.1 epoch; v2: 9,000 steps. The position table keeps its grid and is resized inside the model.
 
-  python -m tips_jax.main --config=configs/vitso400m_hr.py --workdir=W --config.data.store=STORE --config.init_from=RUN
+  python -m tips_jax.main --config=configs/vitso400m_hr.py --workdir=W --config.data.store=STORE
+  --config.init_from=RUN
 """
+
 from configs import methods, recipe
 
 

@@ -1,13 +1,23 @@
 """Eight fake devices on the CPU, set up before anything imports jax."""
+
 import os
 
 # Tests compile much and compute little: XLA's plainest code takes a quarter of the time to make.
-os.environ['XLA_FLAGS'] = ' '.join([
-    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false'])
-os.environ.setdefault('NPROC', '32')    # collectives wait for each other: a thread for every device, on any machine
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
+  ]
+)
+os.environ.setdefault(
+  'NPROC', '32'
+)  # collectives wait for each other: a thread for every device, on any machine
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')    # tests compile for longer than they compute
+os.environ.setdefault(
+  'JAX_DISABLE_MOST_OPTIMIZATIONS', '1'
+)  # tests compile for longer than they compute
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -16,10 +26,14 @@ import pytest  # noqa: E402
 @pytest.fixture
 def mesh():
   """mesh(data, fsdp): a context in which jitted code runs on data * fsdp fake devices."""
+
   def use(data=1, fsdp=1):
     count = data * fsdp
     if len(jax.devices()) < count:
       pytest.skip(f'needs {count} devices')
     auto = (jax.sharding.AxisType.Auto,) * 2
-    return jax.set_mesh(jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=auto, devices=jax.devices()[:count]))
+    return jax.set_mesh(
+      jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=auto, devices=jax.devices()[:count])
+    )
+
   return use

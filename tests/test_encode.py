@@ -1,4 +1,5 @@
 """The command line: what lands in the file, and that nothing lands anywhere else."""
+
 import os
 import pathlib
 import signal
@@ -20,9 +21,13 @@ from tips_jax.interop.write import write
 from tips_jax.models import towers
 
 ROOT = pathlib.Path(__file__).parent.parent
-KNOWN = {'image': schema.ViT(kind='vit', width=32, depth=1, heads=2, mlp=64, patch=4, grid=4, mask_token=True),
-         'text': schema.TextTower(kind='text', width=32, depth=1, heads=2, mlp=64, vocab=300),
-         'logit': schema.Logit(kind='logit')}
+KNOWN = {
+  'image': schema.ViT(
+    kind='vit', width=32, depth=1, heads=2, mlp=64, patch=4, grid=4, mask_token=True
+  ),
+  'text': schema.TextTower(kind='text', width=32, depth=1, heads=2, mlp=64, vocab=300),
+  'logit': schema.Logit(kind='logit'),
+}
 TEXTS = ['A red ball', 'a blue box', 'rain on the roof']
 
 
@@ -33,8 +38,17 @@ def place(tmp_path_factory):
   tokenizer.train(TEXTS * 20, folder / 'tokenizer.model', vocab_size=300)
   params = {k: jax.device_get(towers.init(k, t, seed=0)) for k, t in KNOWN.items()}
   (folder / 'model').mkdir()
-  write(Weights(name='t', towers=KNOWN, params=params, size=16, tokenizer=(folder / 'tokenizer.model').read_bytes()),
-        'safetensors', folder / 'model')
+  write(
+    Weights(
+      name='t',
+      towers=KNOWN,
+      params=params,
+      size=16,
+      tokenizer=(folder / 'tokenizer.model').read_bytes(),
+    ),
+    'safetensors',
+    folder / 'model',
+  )
   rng = np.random.default_rng(0)
   (folder / 'images').mkdir()
   for name in ('c.png', 'a.png', 'b.jpg', 'e.png'):
@@ -44,23 +58,45 @@ def place(tmp_path_factory):
   return folder
 
 
-def run(place, tmp_path, *extra, images='images/*', texts='texts.txt', output='out.npz', checkpoint='model'):
-  given = {'checkpoint': checkpoint and place / checkpoint, 'images': images and place / images,
-           'texts': texts and place / texts, 'output': tmp_path / output}
+def run(
+  place,
+  tmp_path,
+  *extra,
+  images='images/*',
+  texts='texts.txt',
+  output='out.npz',
+  checkpoint='model',
+):
+  given = {
+    'checkpoint': checkpoint and place / checkpoint,
+    'images': images and place / images,
+    'texts': texts and place / texts,
+    'output': tmp_path / output,
+  }
   return encode.main(['encode', *(f'--{k}={v}' for k, v in given.items() if v), *extra])
 
 
 def test_what_is_in_the_file(place, tmp_path, capsys):
   assert run(place, tmp_path, '--patches') == 0
   told = capsys.readouterr()
-  assert 'left out' in told.err and 'd.png' in told.err and told.err.count('left out') == 1 and 'ETA' in told.err
+  assert (
+    'left out' in told.err
+    and 'd.png' in told.err
+    and told.err.count('left out') == 1
+    and 'ETA' in told.err
+  )
   out = np.load(tmp_path / 'out.npz')
   e = tips_jax.load(place / 'model')
   paths = [str(place / 'images' / n) for n in ('a.png', 'b.jpg', 'c.png', 'e.png')]
   assert out['paths'].tolist() == paths and out['cls_names'].tolist() == ['web', 'synthetic']
   assert out['texts'].tolist() == TEXTS
   cls, patch = e.encode_image(paths)
-  for name, want in {'cls': cls, 'patch': patch, 'text': e.encode_text(TEXTS), 'image_embedding': cls[:, 0]}.items():
+  for name, want in {
+    'cls': cls,
+    'patch': patch,
+    'text': e.encode_text(TEXTS),
+    'image_embedding': cls[:, 0],
+  }.items():
     np.testing.assert_allclose(out[name], want, rtol=1e-5, atol=1e-5)
   assert out['temperature'] == pytest.approx(e.temperature)
   assert os.listdir(tmp_path) == ['out.npz']
@@ -78,13 +114,25 @@ def test_images_or_texts_alone_size_and_groups(place, tmp_path, monkeypatch):
   assert sorted(np.load(tmp_path / 'two.npz')) == ['temperature', 'text', 'texts']
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'checkpoint': ''}, '--checkpoint: missing'), ({'images': 'none/*.jpg'}, 'matches no file'),
-    ({'texts': 'none.txt'}, 'cannot read'), ({'texts': 'images/b.jpg'}, 'not UTF-8'), ({'output': 'x.txt'}, '.npz'),
-    ({'output': 'no/such/x.npz'}, 'folder that exists'), ({'images': '', 'texts': ''}, 'got neither'),
-    ({'extra': ['--dtype=float16']}, 'dtype'), ({'extra': ['--sizes=3']}, 'sizes'), ({'extra': ['x.jpg']}, 'x.jpg'),
-    ({'extra': ['--patches'], 'images': ''}, '--patches')])
-def test_bad_flags_are_one_line_before_any_model(place, tmp_path, capsys, monkeypatch, change, message):
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'checkpoint': ''}, '--checkpoint: missing'),
+    ({'images': 'none/*.jpg'}, 'matches no file'),
+    ({'texts': 'none.txt'}, 'cannot read'),
+    ({'texts': 'images/b.jpg'}, 'not UTF-8'),
+    ({'output': 'x.txt'}, '.npz'),
+    ({'output': 'no/such/x.npz'}, 'folder that exists'),
+    ({'images': '', 'texts': ''}, 'got neither'),
+    ({'extra': ['--dtype=float16']}, 'dtype'),
+    ({'extra': ['--sizes=3']}, 'sizes'),
+    ({'extra': ['x.jpg']}, 'x.jpg'),
+    ({'extra': ['--patches'], 'images': ''}, '--patches'),
+  ],
+)
+def test_bad_flags_are_one_line_before_any_model(
+  place, tmp_path, capsys, monkeypatch, change, message
+):
   monkeypatch.setattr(tips_jax, 'load', lambda *_, **__: pytest.fail('a model was loaded'))
   change = dict(change)
   assert run(place, tmp_path, *change.pop('extra', []), **change) == 2
@@ -99,7 +147,7 @@ def test_nothing_is_overwritten(place, tmp_path, capsys, monkeypatch):
   (tmp_path / 'out.npz').unlink()
   before = encode._write
 
-  def appears(output, arrays):    # while the images were encoded
+  def appears(output, arrays):  # while the images were encoded
     output.write_text('mine')
     before(output, arrays)
 
@@ -126,14 +174,26 @@ def test_a_stop_leaves_nothing(place, tmp_path, number, code):
   (tmp_path / 'images').mkdir()
   for i in range(3000):
     os.link(place / 'images/a.png', tmp_path / f'images/{i}.png')
-  script = ('import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '
-            'from tips_jax import encode; from tips_jax.interop.encoder import Encoder; '
-            'Encoder.group = lambda self, size=None: 1; sys.exit(encode.main(sys.argv))')
+  script = (
+    'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '
+    'from tips_jax import encode; from tips_jax.interop.encoder import Encoder; '
+    'Encoder.group = lambda self, size=None: 1; sys.exit(encode.main(sys.argv))'
+  )
   process = subprocess.Popen(
-      [sys.executable, '-c', script, f'--checkpoint={place / "model"}', f'--images={tmp_path}/images/*.png',
-       f'--output={tmp_path}/out.npz'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    [
+      sys.executable,
+      '-c',
+      script,
+      f'--checkpoint={place / "model"}',
+      f'--images={tmp_path}/images/*.png',
+      f'--output={tmp_path}/out.npz',
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   line = ''
-  while 'image 1/' not in line:    # the first group is done
+  while 'image 1/' not in line:  # the first group is done
     line = process.stderr.readline()
     assert line, process.wait()
   time.sleep(0.05)

@@ -1,4 +1,5 @@
 """The program as a user starts it: whole runs, stopped runs, and every kind of bad input."""
+
 import json
 import os
 import random
@@ -16,13 +17,15 @@ from tips_jax.data.scenes import dataset as scenes
 STEPS = 6
 FIELDS = {'schedule.total_steps': STEPS, 'checkpoint.every_steps': 2, 'evals.every_steps': 4}
 EXIT = 75
-LIMITED = ('import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); '
-           'os.execv(sys.argv[2], sys.argv[2:])')
+LIMITED = (
+  'import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); '
+  'os.execv(sys.argv[2], sys.argv[2:])'
+)
 
 
 @pytest.fixture(scope='module')
 def env(tmp_path_factory):
-  plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'    # as conftest.py
+  plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # as conftest.py
   env = kills.environment(tmp_path_factory.mktemp('compiled'))
   return {**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} {plain}'}
 
@@ -39,16 +42,18 @@ def whole(env, tmp_path_factory):
 @pytest.fixture
 def refused(env):
   """Runs a command that must end with exit code 2 and one line, and returns the line."""
+
   def run(workdir, *, config=None, limit=None, **overrides):
     fields = {**FIELDS, 'evals.tasks': '()', **overrides}
     arguments = kills.command(workdir, **fields, **({'config': config} if config else {}))
-    if limit:      # bytes of a file, as a full disk would set them
+    if limit:  # bytes of a file, as a full disk would set them
       arguments = [sys.executable, '-c', LIMITED, str(limit), *arguments]
     code, _, err = kills.attempt(arguments, env)
     lines = [line for line in err.splitlines() if line.startswith('error: ')]
     assert code == 2 and len(lines) == 1 and 'Traceback' not in err, err
     assert err.splitlines()[-1] == lines[0], err
     return lines[0]
+
   return run
 
 
@@ -69,7 +74,14 @@ def test_ends_with_a_report(whole):
 def test_one_line_of_metrics_a_step(whole):
   curve = kills.curve(whole[0])
   assert list(curve) == list(range(STEPS + 1))
-  assert {'loss', 'contrastive_web', 'contrastive_synthetic', 'distill', 'masked', 'learning_rate'} <= set(curve[1])
+  assert {
+    'loss',
+    'contrastive_web',
+    'contrastive_synthetic',
+    'distill',
+    'masked',
+    'learning_rate',
+  } <= set(curve[1])
   assert [s for s in curve if 'eval/knn/accuracy' in curve[s]] == [0, 4, 6]
 
 
@@ -86,12 +98,16 @@ def test_stopped_at_any_moment_equals_uninterrupted(whole, env, tmp_path):
       if condition(err):
         begun.append(time.monotonic())
       return bool(begun) and time.monotonic() - begun[0] >= seconds
+
     return when
-  plan = [(signal.SIGTERM, after(0, lambda err: 'compiling the step' in err)),
-          (signal.SIGKILL, after(rng.uniform(0, 1), lambda err: 'compiled in' in err)),
-          (signal.SIGTERM, after(0, lambda err: written('"step": 3, "bad'))),
-          (signal.SIGTERM, after(rng.uniform(0.1, 0.5), lambda err: written('"step": 4, "bad'))),
-          (signal.SIGKILL, after(rng.uniform(0, 3), lambda err: 'resumed' in err))]
+
+  plan = [
+    (signal.SIGTERM, after(0, lambda err: 'compiling the step' in err)),
+    (signal.SIGKILL, after(rng.uniform(0, 1), lambda err: 'compiled in' in err)),
+    (signal.SIGTERM, after(0, lambda err: written('"step": 3, "bad'))),
+    (signal.SIGTERM, after(rng.uniform(0.1, 0.5), lambda err: written('"step": 4, "bad'))),
+    (signal.SIGKILL, after(rng.uniform(0, 3), lambda err: 'resumed' in err)),
+  ]
   for stop, when in plan:
     code, _, err = kills.attempt(kills.command(workdir, **FIELDS), env, stop=stop, when=when)
     assert code == (EXIT if stop == signal.SIGTERM else -stop), err
@@ -116,6 +132,7 @@ def ruined_store(tmp_path_factory):
   def cut(index, *, split, **kwargs):
     record = example(index, split=split, **kwargs)
     return record | ({'image': record['image'][:200]} if (split, index) == ('train', 3) else {})
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scenes, 'example', cut)
     return scenes.build(str(path), train=24, test=12, size=48)
@@ -126,8 +143,12 @@ def test_corrupt_image_is_replaced_counted_and_listed(ruined_store, env, tmp_pat
   code, _, err = kills.attempt(kills.command(tmp_path, **fields), env)
   assert code == 0, err
   rows = [json.loads(line) for line in (tmp_path / 'quarantine.jsonl').read_text().splitlines()]
-  assert [r['id'] for r in rows] == ['train-0000003'] and rows[0]['record'] == 3 and rows[0]['reason']
-  assert sum(line['bad_images'] for line in kills.curve(tmp_path).values()) >= 2      # twice around the 24 images
+  assert (
+    [r['id'] for r in rows] == ['train-0000003'] and rows[0]['record'] == 3 and rows[0]['reason']
+  )
+  assert (
+    sum(line['bad_images'] for line in kills.curve(tmp_path).values()) >= 2
+  )  # twice around the 24 images
 
 
 def test_too_many_corrupt_images(ruined_store, refused, tmp_path):
@@ -154,11 +175,13 @@ def test_half_written_store(refused, tmp_path, whole):
 
 def test_other_tokenizer_on_resume(refused, tmp_path, whole):
   shutil.copytree(whole[0], tmp_path / 'run')
-  tokenizer.train([f'word{i} of another language' for i in range(200)], tmp_path / 'other.model', vocab_size=400)
+  tokenizer.train(
+    [f'word{i} of another language' for i in range(200)], tmp_path / 'other.model', vocab_size=400
+  )
   before = kills.curve(tmp_path / 'run')
   line = refused(tmp_path / 'run', **{'data.tokenizer': tmp_path / 'other.model'})
   assert 'tokenizer_sha256 was' in line
-  assert kills.curve(tmp_path / 'run') == before      # a refused run touches nothing
+  assert kills.curve(tmp_path / 'run') == before  # a refused run touches nothing
 
 
 def test_checkpoint_of_another_model(refused, tmp_path, whole):
@@ -171,17 +194,25 @@ def test_checkpoint_of_another_model(refused, tmp_path, whole):
 def test_unwritable_workdir(refused, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   line = refused(tmp_path / 'file' / 'run')
-  assert '--workdir' in line and str(tmp_path / 'file') in line and (tmp_path / 'file').read_text() == 'in the way'
+  assert (
+    '--workdir' in line
+    and str(tmp_path / 'file') in line
+    and (tmp_path / 'file').read_text() == 'in the way'
+  )
 
 
 def test_full_disk_while_saving(refused, env, tmp_path, whole):
   """A limit on the size of files stands for a full disk; the checkpoint that was there stays whole."""
   shutil.copytree(whole[0], tmp_path / 'run')
-  largest = max(p.stat().st_size for p in (tmp_path / 'run' / 'checkpoints' / '4').rglob('*') if p.is_file())
+  largest = max(
+    p.stat().st_size for p in (tmp_path / 'run' / 'checkpoints' / '4').rglob('*') if p.is_file()
+  )
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
   line = refused(tmp_path / 'run', limit=largest // 2)
   assert 'checkpoint: cannot save' in line and str(tmp_path / 'run') in line
   assert '6' not in os.listdir(tmp_path / 'run' / 'checkpoints')
-  code, _, err = kills.attempt(kills.command(tmp_path / 'run', **{**FIELDS, 'evals.tasks': '()'}), env)
+  code, _, err = kills.attempt(
+    kills.command(tmp_path / 'run', **{**FIELDS, 'evals.tasks': '()'}), env
+  )
   assert code == 0, err
   assert kills.same(kills.arrays(tmp_path / 'run'), kills.arrays(whole[0]))

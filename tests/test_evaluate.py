@@ -1,4 +1,7 @@
-"""The evaluation as a user calls it: tables and pages, what is kept, what is refused, and how it stops."""
+"""The evaluation as a user calls it: tables and pages, what is kept, what is refused, and how it
+stops.
+"""
+
 import dataclasses
 import json
 import re
@@ -32,7 +35,11 @@ def checkpoints(tmp_path_factory, store):
   folder = tmp_path_factory.mktemp('checkpoints')
   with open(f'{store}/tokenizer.model', 'rb') as file:
     tokenizer = file.read()
-  for name, options in {'one': dict(seed=1), 'two': dict(seed=2), 'images': dict(text=False)}.items():
+  for name, options in {
+    'one': dict(seed=1),
+    'two': dict(seed=2),
+    'images': dict(text=False),
+  }.items():
     own = {} if name == 'images' else dict(tokenizer=tokenizer, vocab=1024)
     with write.new_folder(folder / name) as new:
       write.write(model(patch=8, **own, **options), 'safetensors', new, dtype='float32')
@@ -48,9 +55,16 @@ def plain(monkeypatch):
 @pytest.fixture
 def call(checkpoints, capsys, tmp_path):
   def run(*switches, **flags):
-    flags = {'checkpoint': checkpoints / 'one', 'cache': tmp_path / 'cache', 'output': tmp_path / 'out'} | flags
-    code = evaluate.main(['evaluate', *switches, *(f'--{k}={v}' for k, v in flags.items() if v is not None)])
+    flags = {
+      'checkpoint': checkpoints / 'one',
+      'cache': tmp_path / 'cache',
+      'output': tmp_path / 'out',
+    } | flags
+    code = evaluate.main(
+      ['evaluate', *switches, *(f'--{k}={v}' for k, v in flags.items() if v is not None)]
+    )
     return code, *capsys.readouterr()
+
   return run
 
 
@@ -71,7 +85,9 @@ def test_a_store_of_ones_own(call, plain, store, tmp_path, monkeypatch):
 def test_all_that_the_annotations_serve(checkpoints, store):
   with_texts, without = (suite_data.own(store, texts=texts) for texts in (True, False))
   assert [job.task.name for job in with_texts] == list(suite.KINDS)
-  assert [job.task.name for job in without] == [name for name, kind in suite.KINDS.items() if not kind.text]
+  assert [job.task.name for job in without] == [
+    name for name, kind in suite.KINDS.items() if not kind.text
+  ]
 
 
 def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
@@ -88,17 +104,27 @@ def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
 
 def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
   assert call(store=store, task='knn', output=tmp_path / 'small', limit=10)[0] == 0
-  assert call(store=store, task='knn', output=tmp_path / 'two', checkpoint=checkpoints / 'two')[0] == 0
+  assert (
+    call(store=store, task='knn', output=tmp_path / 'two', checkpoint=checkpoints / 'two')[0] == 0
+  )
   code, out, err = call(store=store, task='knn', compare=f'{tmp_path / "two"},{tmp_path / "small"}')
   assert code == 0 and re.search(r'one \w{6} +two +one \w{6} +naive', out), err
-  assert 'two: ' not in out and re.search(r'≠ mine, knn, one \w{6}: 10 images of train, not 24; 10 images of test', out)
+  assert 'two: ' not in out and re.search(
+    r'≠ mine, knn, one \w{6}: 10 images of train, not 24; 10 images of test', out
+  )
   assert '10 images of train' in (tmp_path / 'out/index.html').read_text()
-  code, table, _ = call(checkpoint=None, cache=None, output=None, compare=','.join(
-      str(tmp_path / name) for name in ('out', 'two', 'small')))
+  code, table, _ = call(
+    checkpoint=None,
+    cache=None,
+    output=None,
+    compare=','.join(str(tmp_path / name) for name in ('out', 'two', 'small')),
+  )
   assert code == 0 and out.startswith(table)
-  for flags, message in ((dict(compare='a'), "got 'a' alone; expected two"),
-                         (dict(compare='a,b', store=store), '--compare, --store: got both without --checkpoint'),
-                         (dict(compare='a,b'), "cannot read 'a'")):
+  for flags, message in (
+    (dict(compare='a'), "got 'a' alone; expected two"),
+    (dict(compare='a,b', store=store), '--compare, --store: got both without --checkpoint'),
+    (dict(compare='a,b'), "cannot read 'a'"),
+  ):
     code, _, err = call(**{'checkpoint': None, 'cache': None, 'output': None} | flags)
     assert code == 2 and message in err and len(err.splitlines()) == 1
   code, _, err = call(store=store, task='knn', compare='nowhere')
@@ -106,11 +132,13 @@ def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
 
 
 def test_the_short_recipe_has_no_published_figures_beside_it(store):
-  depth, knn = (dataclasses.replace(job, published={'rmse': ('figure',)})
-                for job in suite_data.own(store, only=('depth', 'knn')))
+  depth, knn = (
+    dataclasses.replace(job, published={'rmse': ('figure',)})
+    for job in suite_data.own(store, only=('depth', 'knn'))
+  )
   short = suite_data.short(depth)
   assert short.options['bins'] < depth.options['bins'] and not short.published
-  assert suite_data.short(knn) == knn and knn.published    # there is nothing to shorten
+  assert suite_data.short(knn) == knn and knn.published  # there is nothing to shorten
 
 
 def test_the_recipe_is_a_fact_of_the_page(call, plain, store, tmp_path):
@@ -131,7 +159,7 @@ def test_public_benchmarks(call, tmp_path):
   for name in ('camvid', 'rgbd'):
     fake.WRITE[name](tmp_path / 'data')
   code, out, _ = call('--check', checkpoint=None, suite='camvid,rgbd', data=tmp_path / 'data')
-  assert code == 2 and '0 of 2 data sets are ready' in out    # the fakes are too small
+  assert code == 2 and '0 of 2 data sets are ready' in out  # the fakes are too small
   code, _, err = call(suite='camvid', data=tmp_path / 'data')
   assert code == 2 and 'images; expected 305' in err
   code, out, _ = call('--check', checkpoint=None, suite='quick')
@@ -155,7 +183,7 @@ def test_nothing_is_overwritten(call, plain, checkpoints, store, tmp_path):
   (tmp_path / 'other/letter.txt').write_text('mine')
   code, _, err = call(store=store, task='knn', output=tmp_path / 'other')
   assert code == 2 and 'holds other things than an evaluation' in err
-  assert call(store=store, task='knn,linear')[0] == 0    # what was there, and more
+  assert call(store=store, task='knn,linear')[0] == 0  # what was there, and more
 
 
 @pytest.mark.parametrize('signal,expected', [((), 130), (('SIGTERM',), 143)])
@@ -167,6 +195,7 @@ def test_stopped_and_gone_on(call, plain, store, monkeypatch, signal, expected):
       raise KeyboardInterrupt(*signal)
     seen.append(len(images))
     return inspect(self, images, **options)
+
   monkeypatch.setattr(Encoder, 'inspect', stop)
   code, _, err = call(store=store, task='knn', batch_size=8)
   assert code == expected and 'to go on from the cache' in err and 'Traceback' not in err
@@ -174,27 +203,41 @@ def test_stopped_and_gone_on(call, plain, store, monkeypatch, signal, expected):
   def go(self, images, **options):
     seen.append(len(images))
     return inspect(self, images, **options)
+
   monkeypatch.setattr(Encoder, 'inspect', go)
   assert call(store=store, task='knn', batch_size=8)[0] == 0
-  assert seen == [8] * 5    # 24 images to learn from and 12 to measure on, once
+  assert seen == [8] * 5  # 24 images to learn from and 12 to measure on, once
 
 
-@pytest.mark.parametrize('flags,message', [
-  (dict(suite='quick', checkpoint=None), '--checkpoint: missing'),
-  (dict(), 'got neither; expected one of them'),
-  (dict(suite='quick', store='STORE'), 'got both; expected one of them'),
-  (dict(suite='quik'), "--suite: got 'quik'; .* did you mean 'quick'"),
-  (dict(suite='tips,vox', data='.'), "--suite: got 'vox'; .* did you mean 'voc'"),
-  (dict(store='STORE', task='depht'), "--task: got 'depht'; .* did you mean 'depth'"),
-  (dict(suite='tips'), '--data: missing; expected the folder of voc, .*docs/datasets.md'),
-  (dict(suite='voc', data='nowhere'), "--data: got 'nowhere', which is no folder; .*docs/datasets.md"),
-  (dict(suite='voc', data='.'), "voc: missing data set: .* has no folder 'VOCdevkit/VOC2012'; see docs/datasets.md"),
-  (dict(store='nowhere'), "store: got 'nowhere', which is not a folder"),
-  (dict(store='STORE', checkpoint='nowhere'), "got 'nowhere', which does not exist"),
-  (dict(store='STORE', task='retrieval', checkpoint='IMAGES'), "got the checkpoint .* without a text tower"),
-  (dict(suite='voc', task='knn', data='.'), "--task: got 'knn', which none of voc has"),
-  (dict(suite='quick', batch_size=0), 'batch_size'),
-  (dict(sweet='quick'), 'sweet')])
+@pytest.mark.parametrize(
+  'flags,message',
+  [
+    (dict(suite='quick', checkpoint=None), '--checkpoint: missing'),
+    (dict(), 'got neither; expected one of them'),
+    (dict(suite='quick', store='STORE'), 'got both; expected one of them'),
+    (dict(suite='quik'), "--suite: got 'quik'; .* did you mean 'quick'"),
+    (dict(suite='tips,vox', data='.'), "--suite: got 'vox'; .* did you mean 'voc'"),
+    (dict(store='STORE', task='depht'), "--task: got 'depht'; .* did you mean 'depth'"),
+    (dict(suite='tips'), '--data: missing; expected the folder of voc, .*docs/datasets.md'),
+    (
+      dict(suite='voc', data='nowhere'),
+      "--data: got 'nowhere', which is no folder; .*docs/datasets.md",
+    ),
+    (
+      dict(suite='voc', data='.'),
+      "voc: missing data set: .* has no folder 'VOCdevkit/VOC2012'; see docs/datasets.md",
+    ),
+    (dict(store='nowhere'), "store: got 'nowhere', which is not a folder"),
+    (dict(store='STORE', checkpoint='nowhere'), "got 'nowhere', which does not exist"),
+    (
+      dict(store='STORE', task='retrieval', checkpoint='IMAGES'),
+      'got the checkpoint .* without a text tower',
+    ),
+    (dict(suite='voc', task='knn', data='.'), "--task: got 'knn', which none of voc has"),
+    (dict(suite='quick', batch_size=0), 'batch_size'),
+    (dict(sweet='quick'), 'sweet'),
+  ],
+)
 def test_bad_flags(call, checkpoints, store, tmp_path, monkeypatch, flags, message):
   monkeypatch.chdir(tmp_path)
   places = {'STORE': store, 'IMAGES': checkpoints / 'images'}
@@ -205,18 +248,24 @@ def test_bad_flags(call, checkpoints, store, tmp_path, monkeypatch, flags, messa
 
 def test_help_says_the_flags(capsys):
   assert evaluate.main(['evaluate', '--help']) == 0
-  assert {'--checkpoint', '--suite', '--[no]check'} <= set(re.findall(r'--[\w\[\]]+', capsys.readouterr().out))
+  assert {'--checkpoint', '--suite', '--[no]check'} <= set(
+    re.findall(r'--[\w\[\]]+', capsys.readouterr().out)
+  )
 
 
 def test_eight_devices_give_the_numbers_of_one(checkpoints, store, tmp_path):
   """Features bit for bit, hence the metrics."""
   weights = read.read(checkpoints / 'one')
-  jobs = suite_data.own(store, only=('segmentation', 'knn', 'retrieval', 'zeroshot_segmentation'), size=SIZE)
+  jobs = suite_data.own(
+    store, only=('segmentation', 'knn', 'retrieval', 'zeroshot_segmentation'), size=SIZE
+  )
   results, arrays = [], []
   for count in (1, 8):
     encoder = Encoder(weights, devices=jax.devices()[:count], exact=True)
     cache = cache_lib.Cache(tmp_path / str(count))
-    results.append([outcome.metrics for outcome in suite.run(encoder, jobs, cache=cache, batch_size=16)])
+    results.append(
+      [outcome.metrics for outcome in suite.run(encoder, jobs, cache=cache, batch_size=16)]
+    )
     files = sorted(cache.folder.glob('*/*/*.npy')) + sorted(cache.folder.glob('texts/*.npy'))
     arrays.append({path.relative_to(cache.folder): np.load(path) for path in files})
   assert results[0] == results[1] and arrays[0].keys() == arrays[1].keys() and len(arrays[0]) > 8

@@ -1,4 +1,5 @@
 """Export as a user calls it, of a run's checkpoints: every format, and every way to go wrong."""
+
 import functools
 import json
 import re
@@ -28,21 +29,28 @@ def run(tmp_path_factory):
   """(work folder, {step: State}) of a TIPS run of two checkpoints."""
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   workdir.mkdir()
-  tokenizer.train(['a red circle', 'two blue squares on grass'], workdir / own.TOKENIZER, vocab_size=300)
+  tokenizer.train(
+    ['a red circle', 'two blue squares on grass'], workdir / own.TOKENIZER, vocab_size=300
+  )
   config = strict.build(schema.Config, vitb.get_config('v1,runlocal').to_dict())
   method = method_lib.build(config)
   shapes = jax.eval_shape(functools.partial(state_lib.init, method))
-  pipeline = types.SimpleNamespace(tokenizer=tokenizer.Tokenizer(workdir / own.TOKENIZER), fingerprint='f' * 64)
+  pipeline = types.SimpleNamespace(
+    tokenizer=tokenizer.Tokenizer(workdir / own.TOKENIZER), fingerprint='f' * 64
+  )
   contract = start.contract(config, pipeline)
   saver, states = checkpoint.Checkpoints(workdir, config.checkpoint), {}
   for step in (4, 8):
     rng = np.random.default_rng(step)
-    draw = lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), s.dtype)    # noqa: B023
+    draw = lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), s.dtype)  # noqa: B023
     states[step] = jax.tree.map(draw, shapes).replace(step=jnp.int32(step))
     saver.save(step, states[step], next_index=0, contract=contract)
     saver.wait()
   saver.close()
-  lines = [{'step': 4, 'eval/knn/accuracy': 0.25}, {'step': 8, 'eval/knn/accuracy': 0.5, 'eval/seconds': 3.0}]
+  lines = [
+    {'step': 4, 'eval/knn/accuracy': 0.25},
+    {'step': 8, 'eval/knn/accuracy': 0.5, 'eval/seconds': 3.0},
+  ]
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines))
   return workdir, states
 
@@ -65,7 +73,7 @@ def test_which_weights(run):
   same(read.read(f'{workdir}@4').params['image'], states[4].params['image'])
   teacher = read.read(workdir, weights='teacher')
   same(teacher.params['image'], states[8].teachers['ema']['image'])
-  same(teacher.params['text'], states[8].params['text'])    # it has no teacher
+  same(teacher.params['text'], states[8].params['text'])  # it has no teacher
   same(read.read(workdir, weights='ema').params, teacher.params)
   assert teacher.about['weights'] == 'ema' and teacher.about['evaluation'] == {'knn/accuracy': 0.5}
   assert read.read(f'{workdir}@4').about['evaluation'] == {'knn/accuracy': 0.25}
@@ -92,21 +100,27 @@ def test_every_format(run, capsys, tmp_path, format):
 
 def test_onnx_of_one_resolution(run, capsys, tmp_path):
   pytest.importorskip('onnxscript')
-  code, out, err = call(capsys, checkpoint=run[0], to='onnx', output=tmp_path / 'x', resolution='42x28')
+  code, out, err = call(
+    capsys, checkpoint=run[0], to='onnx', output=tmp_path / 'x', resolution='42x28'
+  )
   assert code == 0 and '42x28 cls' in out and '56x56' not in out, err
 
 
 def test_an_export_is_a_checkpoint_too(run, capsys, tmp_path):
   """Run -> safetensors in bfloat16 -> official JAX, and loaded."""
   workdir, _ = run
-  code, out, err = call(capsys, checkpoint=workdir, to='safetensors', output=tmp_path / 'a', dtype='bfloat16')
+  code, out, err = call(
+    capsys, checkpoint=workdir, to='safetensors', output=tmp_path / 'a', dtype='bfloat16'
+  )
   assert code == 0 and 'bfloat16 instead of float32: least cosine' in out, err
   code, _, err = call(capsys, checkpoint=tmp_path / 'a', to='official_jax', output=tmp_path / 'b')
   assert code == 0 and (tmp_path / 'b' / 'vitb_v1_vision.npz').exists(), err
   one, other = (tips_jax.load(tmp_path / n) for n in 'ab')
   images = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
   np.testing.assert_array_equal(one.encode_image(images)[0], other.encode_image(images)[0])
-  np.testing.assert_array_equal(one.encode_text(['A red circle']), other.encode_text(['a red circle']))
+  np.testing.assert_array_equal(
+    one.encode_text(['A red circle']), other.encode_text(['a red circle'])
+  )
 
 
 def test_files_that_differ_leave_nothing(run, capsys, tmp_path, monkeypatch):
@@ -116,6 +130,7 @@ def test_files_that_differ_leave_nothing(run, capsys, tmp_path, monkeypatch):
   def spoilt(weights, *args, **kwargs):
     image = {**weights.params['image'], 'cls': weights.params['image']['cls'] * 2}
     genuine(weights.replace(params={**weights.params, 'image': image}), *args, **kwargs)
+
   monkeypatch.setattr(write, 'write', spoilt)
   code, out, err = call(capsys, checkpoint=run[0], to='official_torch', output=tmp_path / 'x')
   assert code == 4 and 'DIFFERS' in out and 'do not reproduce the model; nothing was written' in err
@@ -125,23 +140,43 @@ def test_files_that_differ_leave_nothing(run, capsys, tmp_path, monkeypatch):
 def test_stopped(run, capsys, tmp_path, monkeypatch):
   def stop(*_, **__):
     raise KeyboardInterrupt
+
   monkeypatch.setattr(parity, 'fixed_inputs', stop)
   code, _, err = call(capsys, checkpoint=run[0], to='safetensors', output=tmp_path / 'x')
   assert code == 130 and 'nothing was written' in err and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('flags,message', [
-  (dict(to='hf', output='x'), '--checkpoint: missing'),
-  (dict(checkpoint='RUN', output='x'), '--to: missing'),
-  (dict(checkpoint='RUN', to='huggingface', output='x'), 'huggingface'),
-  (dict(checkpoint='RUN@5', to='hf', output='x'), r'got step 5; expected one that .* has: \[4, 8\]'),
-  (dict(checkpoint='RUN', to='hf', output='x', weights='emma'), r"got 'emma'; expected one of \['student', 'ema'\]"),
-  (dict(checkpoint='nowhere', to='hf', output='x'), 'does not exist; expected a work folder'),
-  (dict(checkpoint='RUN', to='hf', output='RUN'), 'nothing is overwritten'),
-  (dict(checkpoint='RUN', to='onnx', output='x', resolution='huge'), "--resolution: got 'huge'"),
-  (dict(checkpoint='RUN', to='onnx', output='x', dtype='float16'), "--dtype: got 'float16'; expected float32"),
-  (dict(checkpoint='RUN', to='official_jax', output='x', dtype='bfloat16'), "--dtype: got 'bfloat16'"),
-  (dict(checkpoint='RUN', to='hf', output='x', tokenizer='missing.model'), 'tokenizer: got .*missing.model')])
+@pytest.mark.parametrize(
+  'flags,message',
+  [
+    (dict(to='hf', output='x'), '--checkpoint: missing'),
+    (dict(checkpoint='RUN', output='x'), '--to: missing'),
+    (dict(checkpoint='RUN', to='huggingface', output='x'), 'huggingface'),
+    (
+      dict(checkpoint='RUN@5', to='hf', output='x'),
+      r'got step 5; expected one that .* has: \[4, 8\]',
+    ),
+    (
+      dict(checkpoint='RUN', to='hf', output='x', weights='emma'),
+      r"got 'emma'; expected one of \['student', 'ema'\]",
+    ),
+    (dict(checkpoint='nowhere', to='hf', output='x'), 'does not exist; expected a work folder'),
+    (dict(checkpoint='RUN', to='hf', output='RUN'), 'nothing is overwritten'),
+    (dict(checkpoint='RUN', to='onnx', output='x', resolution='huge'), "--resolution: got 'huge'"),
+    (
+      dict(checkpoint='RUN', to='onnx', output='x', dtype='float16'),
+      "--dtype: got 'float16'; expected float32",
+    ),
+    (
+      dict(checkpoint='RUN', to='official_jax', output='x', dtype='bfloat16'),
+      "--dtype: got 'bfloat16'",
+    ),
+    (
+      dict(checkpoint='RUN', to='hf', output='x', tokenizer='missing.model'),
+      'tokenizer: got .*missing.model',
+    ),
+  ],
+)
 def test_bad_flags(run, capsys, tmp_path, monkeypatch, flags, message):
   monkeypatch.chdir(tmp_path)
   flags = {k: v.replace('RUN', str(run[0])) for k, v in flags.items()}
@@ -157,6 +192,11 @@ def test_a_run_without_its_tokenizer_asks_for_it(run, capsys, tmp_path):
   (workdir / 'checkpoints' / '8').symlink_to(run[0] / 'checkpoints' / '8')
   code, _, err = call(capsys, checkpoint=workdir, to='hf', output=tmp_path / 'x')
   assert code == 2 and '--tokenizer: missing' in err
-  code, _, err = call(capsys, checkpoint=workdir, to='safetensors', output=tmp_path / 'x',
-                      tokenizer=run[0] / own.TOKENIZER)
+  code, _, err = call(
+    capsys,
+    checkpoint=workdir,
+    to='safetensors',
+    output=tmp_path / 'x',
+    tokenizer=run[0] / own.TOKENIZER,
+  )
   assert code == 0, err

@@ -1,4 +1,5 @@
 """README.md and BUILD.md tell the truth: files, commands, flags, links, and the worked example."""
+
 import configparser
 import importlib
 import pathlib
@@ -28,7 +29,9 @@ def commands(page):
   """Every command of the sh blocks and of the inline code that starts like one, as words."""
   text = (ROOT / page).read_text()
   lines = '\n'.join(blocks(page, 'sh')).replace('\\\n', ' ').split('\n')
-  lines += re.findall(r'`((?:python|pip|pytest|ruff) [^`]*)`', re.sub(r'```.*?```', '', text, flags=re.S))
+  lines += re.findall(
+    r'`((?:python|pip|pytest|ruff) [^`]*)`', re.sub(r'```.*?```', '', text, flags=re.S)
+  )
   parts = [part for line in lines for part in line.split('&&')]
   return [words for words in (shlex.split(part, comments=True) for part in parts) if words]
 
@@ -50,8 +53,12 @@ def tree():
 
 
 def test_the_tree_shows_every_file_and_nothing_else():
-  there = [p.relative_to(ROOT).as_posix() for folder in ('tips_jax', 'configs') for p in (ROOT / folder).rglob('*.py')
-           if p.read_text().strip()]
+  there = [
+    p.relative_to(ROOT).as_posix()
+    for folder in ('tips_jax', 'configs')
+    for p in (ROOT / folder).rglob('*.py')
+    if p.read_text().strip()
+  ]
   assert sorted(tree()) == sorted(there)
 
 
@@ -64,7 +71,7 @@ def test_every_line_of_the_tree_says_something():
 def flags_of(path):
   """Flags that a program defines, from its source; booleans with their 'no'."""
   source = path.read_text()
-  if path.name == 'plan.py':    # it takes a config as main does
+  if path.name == 'plan.py':  # it takes a config as main does
     source += (ROOT / 'tips_jax/main.py').read_text()
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
   return names | {f'no{n}' for n in re.findall(r"DEFINE_bool\(\s*'(\w+)'", source)}
@@ -90,7 +97,9 @@ def check_field(config, path):
     config = config[key]
 
 
-@pytest.mark.parametrize('page, words', COMMANDS, ids=[f'{p}: {" ".join(w)[:60]}' for p, w in COMMANDS])
+@pytest.mark.parametrize(
+  'page, words', COMMANDS, ids=[f'{p}: {" ".join(w)[:60]}' for p, w in COMMANDS]
+)
 def test_commands_exist(page, words):
   if words[0] == 'pip':
     extras = configparser.ConfigParser()
@@ -114,15 +123,22 @@ def test_commands_exist(page, words):
 
 def test_the_first_screen_has_the_two_commands():
   first = '\n'.join((ROOT / 'README.md').read_text().splitlines()[:30])
-  assert "pip install -e '.[cpu]' && python -m tips_jax.main --config=configs/quickstart.py --workdir=" in first
+  assert (
+    "pip install -e '.[cpu]' && python -m tips_jax.main --config=configs/quickstart.py --workdir="
+    in first
+  )
   assert "pip install -e '.[cpu,test]' && pytest\n" in first
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_flags_and_fields_in_the_text_exist(page):
   text = (ROOT / page).read_text()
-  known = set().union(*(flags_of(ROOT / f'tips_jax/{name}.py') for name in
-                        ('main', 'prepare', 'plan', 'export', 'encode', 'evaluate')))
+  known = set().union(
+    *(
+      flags_of(ROOT / f'tips_jax/{name}.py')
+      for name in ('main', 'prepare', 'plan', 'export', 'encode', 'evaluate')
+    )
+  )
   for flag in re.findall(r'`--(\w+)[=`.]', text):
     assert flag in known, flag
   distilled = importlib.import_module('configs.vits_distill').get_config()
@@ -137,26 +153,34 @@ def test_links_and_named_files_exist(page):
     assert link.startswith('https://') or (ROOT / page).parent.joinpath(link).exists(), link
   for name in re.findall(r'`((?:core|data|models|objectives|train|evals)/\w+(?:\.py)?)', text):
     stem = ROOT / 'tips_jax' / name
-    assert stem.exists() or stem.with_suffix('.py').exists() or stem.with_name(name.split('/')[1]).exists(), name
+    assert (
+      stem.exists()
+      or stem.with_suffix('.py').exists()
+      or stem.with_name(name.split('/')[1]).exists()
+    ), name
 
 
 def test_exit_codes_are_the_documented_ones():
   from tips_jax.runtime.signals import EXIT
+
   codes = re.findall(r'^\| (\d+) \|', (ROOT / 'README.md').read_text(), re.M)
-  assert codes == ['0', '2', '3', str(EXIT), str(128 + signal.SIGABRT)]    # the last one is jax's
+  assert codes == ['0', '2', '3', str(EXIT), str(128 + signal.SIGABRT)]  # the last one is jax's
   source = (ROOT / 'tips_jax/main.py').read_text()
-  assert all(line in source for line in ('sys.exit(3)', "getattr(error, 'code', 2)", 'code, text = EXIT,'))
+  assert all(
+    line in source for line in ('sys.exit(3)', "getattr(error, 'code', 2)", 'code, text = EXIT,')
+  )
 
 
 def test_the_worked_example_works(monkeypatch):
   function, line, config = blocks('BUILD.md', 'python')
   agreement = types.ModuleType('agreement')
-  exec(function, agreement.__dict__)    # noqa: S102
-  added = eval('{' + line + '}', {'Objective': method_lib.Objective, 'agreement': agreement})    # noqa: S307
+  exec(function, agreement.__dict__)  # noqa: S102
+  # noqa: S307
+  added = eval('{' + line + '}', {'Objective': method_lib.Objective, 'agreement': agreement})
   for name, objective in added.items():
     monkeypatch.setitem(method_lib.LOSSES, name, objective)
   scope = {}
-  exec(config, scope)    # noqa: S102
+  exec(config, scope)  # noqa: S102
   method = method_lib.build(strict.build(schema.Config, scope['get_config']('runlocal')))
   assert 'agreement' in method.config.losses and 'other.cls' in method.reads
   assert jax.eval_shape(lambda: state_lib.init(method)).params['image']

@@ -1,4 +1,5 @@
 """The house: who may import whom, how long a file may be, and that no field of the schema is dead."""
+
 import ast
 import dataclasses
 import graphlib
@@ -11,8 +12,17 @@ import pytest
 from tips_jax.core import schema
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLOORS = {'core': 0, 'models': 1, 'objectives': 1, 'data': 1, 'interop': 2, 'evals': 2, 'train': 3, 'planning': 4}
-TOP = 5                                          # entry points, configs, benchmarks
+FLOORS = {
+  'core': 0,
+  'models': 1,
+  'objectives': 1,
+  'data': 1,
+  'interop': 2,
+  'evals': 2,
+  'train': 3,
+  'planning': 4,
+}
+TOP = 5  # entry points, configs, benchmarks
 DEVICE = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 
 
@@ -71,7 +81,9 @@ def test_a_module_imports_lower_floors_and_its_own_room(path):
   name = name_of(path)
   for other in own(path):
     assert floor(other) < floor(name) or room(other) == room(name), f'{name} imports {other}'
-  foreign = ('tests',) if path in BENCHMARKS else ('tests', 'torch', 'tensorflow')    # a benchmark may compare itself
+  foreign = (
+    ('tests',) if path in BENCHMARKS else ('tests', 'torch', 'tensorflow')
+  )  # a benchmark may compare itself
   assert not any(n.split('.')[0] in foreign for n in imports(path))
 
 
@@ -81,7 +93,9 @@ def test_imports_form_no_circle():
   assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
-@pytest.mark.parametrize('path', [p for p in PACKAGE if p.parent.name == 'data'] + CONFIGS, ids=path_of)
+@pytest.mark.parametrize(
+  'path', [p for p in PACKAGE if p.parent.name == 'data'] + CONFIGS, ids=path_of
+)
 def test_data_and_configs_touch_no_device(path):
   seen, todo = set(), {name_of(path)}
   while todo:
@@ -103,12 +117,16 @@ def test_every_module_imports():
   """Each in one fresh interpreter; entry points in turn, as their flags may share names."""
   rooms = [n for n in MODULES if floor(n) < TOP] + [name_of(p) for p in CONFIGS]
   alone = [n for n in MODULES if n not in rooms]
-  flags = 'from absl import flags; [delattr(flags.FLAGS, n) for n in list(flags.FLAGS) if n not in known]'
+  flags = (
+    'from absl import flags; [delattr(flags.FLAGS, n) for n in list(flags.FLAGS) if n not in known]'
+  )
   code = ['import importlib', 'from absl import flags', 'known = set(flags.FLAGS)']
   code += [f'importlib.import_module({n!r})' for n in rooms]
   for n in alone:
     code += [f'importlib.import_module({n!r})', flags]
-  result = subprocess.run([sys.executable, '-c', '\n'.join(code)], cwd=ROOT, capture_output=True, text=True)
+  result = subprocess.run(
+    [sys.executable, '-c', '\n'.join(code)], cwd=ROOT, capture_output=True, text=True
+  )
   assert result.returncode == 0, result.stderr
 
 
@@ -121,8 +139,14 @@ def test_every_field_of_the_schema_is_read():
   for path in PACKAGE:
     if path.name != 'config.py':
       nodes = list(ast.walk(ast.parse(path.read_text())))
-      read |= {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-      if any(isinstance(n, ast.Name) and n.id == 'getattr' for n in nodes):    # names held as strings: the mesh's axes
+      read |= {
+        n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
+      }
+      if any(
+        isinstance(n, ast.Name) and n.id == 'getattr' for n in nodes
+      ):  # names held as strings: the mesh's axes
         read |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-  unread = [f'{g.__name__}.{f.name}' for g in groups() for f in dataclasses.fields(g) if f.name not in read]
+  unread = [
+    f'{g.__name__}.{f.name}' for g in groups() for f in dataclasses.fields(g) if f.name not in read
+  ]
   assert unread == []

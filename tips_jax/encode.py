@@ -1,11 +1,15 @@
 """Features of images and texts, from any checkpoint, to one .npz file.
 
-  python -m tips_jax.encode --checkpoint=PATH --images='photos/*.jpg' --texts=texts.txt --output=features.npz
+  python -m tips_jax.encode --checkpoint=PATH --images='photos/*.jpg' --texts=texts.txt
+  --output=features.npz
 
-PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz files. The file holds
-what was asked for: paths [N], cls [N, C, D], cls_names [C], image_embedding [N, E], patch [N, h, w, D]; texts [T], text
-[T, E]; temperature. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM, which leaves nothing.
+PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz
+files. The file holds
+what was asked for: paths [N], cls [N, C, D], cls_names [C], image_embedding [N, E], patch [N, h, w,
+D]; texts [T], text [T, E]; temperature. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by
+Ctrl-C or SIGTERM, which leaves nothing.
 """
+
 import concurrent.futures
 import glob
 import os
@@ -19,20 +23,41 @@ from tips_jax.core import cli as command
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string('checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)
-flags.DEFINE_string('weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS)
-flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS)
-flags.DEFINE_string('images', '', 'Files, as a glob; ** stands for folders at any depth. In sorted order.',
-                    flag_values=FLAGS)
-flags.DEFINE_string('texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.', flag_values=FLAGS)
+flags.DEFINE_string(
+  'checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'images',
+  '',
+  'Files, as a glob; ** stands for folders at any depth. In sorted order.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.', flag_values=FLAGS
+)
 flags.DEFINE_string('output', '', 'The new .npz file; must not exist.', flag_values=FLAGS)
-flags.DEFINE_integer('size', 0, 'Pixels that images are resized to, square; 0: what the model is best at.', 0,
-                     flag_values=FLAGS)
-flags.DEFINE_integer('batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0, flag_values=FLAGS)
-flags.DEFINE_bool('patches', False, 'Also the features of every patch, which are large.', flag_values=FLAGS)
+flags.DEFINE_integer(
+  'size',
+  0,
+  'Pixels that images are resized to, square; 0: what the model is best at.',
+  0,
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  'patches', False, 'Also the features of every patch, which are large.', flag_values=FLAGS
+)
 flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.', flag_values=FLAGS)
 
-_AHEAD = 2    # groups of images that are decoded while the device works
+_AHEAD = 2  # groups of images that are decoded while the device works
 
 
 def main(argv):
@@ -43,11 +68,19 @@ def main(argv):
 def _encode(argv):
   paths, texts, output = _inputs(argv)
   import tips_jax  # only now: --help and bad flags answer at once
+
   options = {'batch_size': FLAGS.batch_size} if FLAGS.batch_size else {}
-  encoder = tips_jax.load(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None,
-                          dtype=FLAGS.dtype, **options)
+  encoder = tips_jax.load(
+    FLAGS.checkpoint,
+    weights=FLAGS.weights,
+    tokenizer=FLAGS.tokenizer or None,
+    dtype=FLAGS.dtype,
+    **options,
+  )
   if texts:
-    encoder.encode_text([])    # a missing text tower or tokenizer is said before the images are encoded
+    encoder.encode_text(
+      []
+    )  # a missing text tower or tokenizer is said before the images are encoded
   arrays = {}
   if paths:
     arrays |= _images(encoder, paths)
@@ -65,8 +98,10 @@ def _inputs(argv):
   command.parse(FLAGS, argv, hint='; a glob needs quotes')
   for name in ('checkpoint', 'output'):
     if not FLAGS[name].value:
-      raise InputError(f'--{name}: missing; expected python -m tips_jax.encode --checkpoint=PATH --images=GLOB '
-                       '--texts=FILE --output=FEATURES.npz')
+      raise InputError(
+        f'--{name}: missing; expected python -m tips_jax.encode --checkpoint=PATH --images=GLOB '
+        '--texts=FILE --output=FEATURES.npz'
+      )
   if not (FLAGS.images or FLAGS.texts):
     raise InputError('--images, --texts: got neither; expected at least one of them')
   if FLAGS.patches and not FLAGS.images:
@@ -77,9 +112,13 @@ def _inputs(argv):
   _refuse_existing(output)
   if not output.absolute().parent.is_dir():
     raise InputError(f'--output: got {FLAGS.output!r}; expected a file in a folder that exists')
-  paths = sorted(p for p in glob.glob(os.path.expanduser(FLAGS.images), recursive=True) if os.path.isfile(p))
+  paths = sorted(
+    p for p in glob.glob(os.path.expanduser(FLAGS.images), recursive=True) if os.path.isfile(p)
+  )
   if FLAGS.images and not paths:
-    raise InputError(f'--images: got {FLAGS.images!r}, which matches no file; expected a glob, as \'photos/*.jpg\'')
+    raise InputError(
+      f"--images: got {FLAGS.images!r}, which matches no file; expected a glob, as 'photos/*.jpg'"
+    )
   texts = []
   if FLAGS.texts:
     try:
@@ -87,7 +126,9 @@ def _inputs(argv):
     except OSError as error:
       raise InputError(f'--texts: cannot read {FLAGS.texts!r} ({error.strerror})') from None
     except UnicodeDecodeError as error:
-      raise InputError(f'--texts: got {FLAGS.texts!r}, which is not UTF-8 (byte {error.start})') from None
+      raise InputError(
+        f'--texts: got {FLAGS.texts!r}, which is not UTF-8 (byte {error.start})'
+      ) from None
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
       raise InputError(f'--texts: got {FLAGS.texts!r}, which holds no text; expected one a line')
@@ -96,7 +137,9 @@ def _inputs(argv):
 
 def _refuse_existing(output):
   if os.path.lexists(output):
-    raise InputError(f'--output: got {str(output)!r}, which exists; expected a new file: nothing is overwritten')
+    raise InputError(
+      f'--output: got {str(output)!r}, which exists; expected a new file: nothing is overwritten'
+    )
 
 
 def _images(encoder, paths):
@@ -104,6 +147,7 @@ def _images(encoder, paths):
   import numpy as np
 
   from tips_jax.core.log import Progress
+
   size = FLAGS.size or encoder.size
   progress = Progress(len(paths), label='image')
   kept, cls, embedding, patch = [], [], [], []
@@ -115,12 +159,12 @@ def _images(encoder, paths):
       return str(error)
 
   group = encoder.group(size)
-  groups = [paths[i:i + group] for i in range(0, len(paths), group)]
+  groups = [paths[i : i + group] for i in range(0, len(paths), group)]
   pool = concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
   try:
     pending = []
     for i, some in enumerate(groups):
-      for later in groups[i + len(pending):i + 1 + _AHEAD]:
+      for later in groups[i + len(pending) : i + 1 + _AHEAD]:
         pending.append([pool.submit(read, path) for path in later])
       read_ones = [job.result() for job in pending.pop(0)]
       good = [(p, x) for p, x in zip(some, read_ones) if not isinstance(x, str)]
@@ -138,9 +182,15 @@ def _images(encoder, paths):
     pool.shutdown(wait=False, cancel_futures=True)
     progress.close()
   if not kept:
-    raise InputError(f'--images: none of the {len(paths)} files that {FLAGS.images!r} matches is a readable image')
-  arrays = {'paths': kept, 'cls': np.concatenate(cls), 'cls_names': encoder.cls_names,
-            'image_embedding': np.concatenate(embedding)}
+    raise InputError(
+      f'--images: none of the {len(paths)} files that {FLAGS.images!r} matches is a readable image'
+    )
+  arrays = {
+    'paths': kept,
+    'cls': np.concatenate(cls),
+    'cls_names': encoder.cls_names,
+    'image_embedding': np.concatenate(embedding),
+  }
   return arrays | ({'patch': np.concatenate(patch)} if FLAGS.patches else {})
 
 
@@ -148,11 +198,12 @@ def _texts(encoder, texts):
   import numpy as np
 
   from tips_jax.core.log import Progress
+
   progress = Progress(len(texts), label='text')
   group, parts = 8 * encoder.group(), []
   try:
     for i in range(0, len(texts), group):
-      parts.append(encoder.encode_text(texts[i:i + group]))
+      parts.append(encoder.encode_text(texts[i : i + group]))
       progress.update(min(i + group, len(texts)))
   finally:
     progress.close()
@@ -162,16 +213,19 @@ def _texts(encoder, texts):
 def _write(output, arrays):
   """An .npz without pickles, whole or absent."""
   import numpy as np
+
   descriptor, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f'.{output.name}-')
   try:
     with os.fdopen(descriptor, 'wb') as file:
       np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})
     os.chmod(temporary, 0o644)
     try:
-      os.link(temporary, output)    # unlike a rename, it never replaces what has appeared there meanwhile
+      os.link(
+        temporary, output
+      )  # unlike a rename, it never replaces what has appeared there meanwhile
     except FileExistsError:
       _refuse_existing(output)
-    except OSError:    # a file system without links
+    except OSError:  # a file system without links
       _refuse_existing(output)
       os.rename(temporary, output)
   except OSError as error:

@@ -1,4 +1,5 @@
-"""Evaluates any checkpoint, frozen, on the nine tasks of TIPS: a table, results.json and a page with pictures.
+"""Evaluates any checkpoint, frozen, on the nine tasks of TIPS: a table, results.json and a page
+with pictures.
 
   python -m tips_jax.evaluate --checkpoint=PATH --suite=quick
   python -m tips_jax.evaluate --checkpoint=PATH --suite=tips --data=DIR
@@ -6,11 +7,12 @@
   python -m tips_jax.evaluate --check --suite=voc,uned --data=DIR
   python -m tips_jax.evaluate --compare=OUTPUT,OUTPUT
 
-PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz files. A suite is
-'quick' (drawn scenes, minutes on a CPU), 'tips' (the twenty data sets), or data sets by name; docs/datasets.md says
-where they come from. Features are kept in --cache: a stopped run goes on where it was. Exit codes: 0 done, 2 bad input,
-130 or 143 stopped.
+PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz
+files. A suite is 'quick' (drawn scenes, minutes on a CPU), 'tips' (the twenty data sets), or data
+sets by name; docs/datasets.md says where they come from. Features are kept in --cache: a stopped
+run goes on where it was. Exit codes: 0 done, 2 bad input, 130 or 143 stopped.
 """
+
 import pathlib
 import sys
 
@@ -20,39 +22,97 @@ from tips_jax.core import cli as command
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string('checkpoint', '', 'TaskInputs folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS)
-flags.DEFINE_string('weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS)
-flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS)
-flags.DEFINE_string('suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.",
-                    flag_values=FLAGS)
+flags.DEFINE_string(
+  'checkpoint',
+  '',
+  'TaskInputs folder[@step], Hugging Face folder, export, or npz.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'suite',
+  '',
+  "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.",
+  flag_values=FLAGS,
+)
 flags.DEFINE_string('data', '', 'Folder of the data sets.', flag_values=FLAGS)
-flags.DEFINE_string('task', '', 'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
-                    'linear, instance, retrieval, zeroshot, zeroshot_segmentation.', flag_values=FLAGS)
-flags.DEFINE_string('store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.',
-                    flag_values=FLAGS)
-flags.DEFINE_string('output', '', 'Folder for the results; evaluation/NAME beside the checkpoint if not given.',
-                    flag_values=FLAGS)
-flags.DEFINE_string('cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.',
-                    flag_values=FLAGS)
-flags.DEFINE_string('compare', '', 'Folders of other finished evaluations, with commas: further columns. Without a '
-                    'checkpoint: only their table.', flag_values=FLAGS)
-flags.DEFINE_bool('check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS)
-flags.DEFINE_bool('random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.',
-                  flag_values=FLAGS)
-flags.DEFINE_enum('recipe', 'protocol', ['protocol', 'short'], 'How probes and decoders are trained; short: in '
-                  'minutes on a CPU, with no published figures beside it.', flag_values=FLAGS)
-flags.DEFINE_integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0, flag_values=FLAGS)
-flags.DEFINE_integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0, flag_values=FLAGS)
-flags.DEFINE_integer('batch_size', 64, 'Images that the encoder gets at once.', 1, flag_values=FLAGS)
+flags.DEFINE_string(
+  'task',
+  '',
+  'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
+  'linear, instance, retrieval, zeroshot, zeroshot_segmentation.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'store',
+  '',
+  'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'output',
+  '',
+  'Folder for the results; evaluation/NAME beside the checkpoint if not given.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'cache',
+  '',
+  'Folder for features; evaluation/cache beside the checkpoint if not given.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'compare',
+  '',
+  'Folders of other finished evaluations, with commas: further columns. Without a '
+  'checkpoint: only their table.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  'check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  'random',
+  None,
+  'Also evaluates the same towers with random weights. Default: with --suite=quick.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  'recipe',
+  'protocol',
+  ['protocol', 'short'],
+  'How probes and decoders are trained; short: in '
+  'minutes on a CPU, with no published figures beside it.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'limit', 0, 'Images of each split, evenly spaced; 0: all.', 0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'batch_size', 64, 'Images that the encoder gets at once.', 1, flag_values=FLAGS
+)
 flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.', flag_values=FLAGS)
 
-_RANDOM = 'random_weights'    # folder of their results, inside the output
+_RANDOM = 'random_weights'  # folder of their results, inside the output
 
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(_evaluate, argv, FLAGS, about=__doc__,
-                     stopped='run the same command again to go on from the cache')
+  return command.run(
+    _evaluate,
+    argv,
+    FLAGS,
+    about=__doc__,
+    stopped='run the same command again to go on from the cache',
+  )
 
 
 def _evaluate(argv):
@@ -62,6 +122,7 @@ def _evaluate(argv):
     on_disk as checker,
   )
   from tips_jax.evals.report import results as sheet
+
   if FLAGS.compare and not FLAGS.checkpoint:
     print(sheet.compare(_compared()))
     return 0
@@ -74,24 +135,49 @@ def _evaluate(argv):
   checker.require([checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()])
 
   import tips_jax
-  encoder = tips_jax.load(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, dtype=FLAGS.dtype,
-                          exact=True)
+
+  encoder = tips_jax.load(
+    FLAGS.checkpoint,
+    weights=FLAGS.weights,
+    tokenizer=FLAGS.tokenizer or None,
+    dtype=FLAGS.dtype,
+    exact=True,
+  )
   output, cache = _folders()
-  jobs = [job for name in public for job in suite_data.benchmark(name, FLAGS.data, only=only, size=FLAGS.size)]
+  jobs = [
+    job
+    for name in public
+    for job in suite_data.benchmark(name, FLAGS.data, only=only, size=FLAGS.size)
+  ]
   if FLAGS.store:
-    jobs += suite_data.own(FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text)
+    jobs += suite_data.own(
+      FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text
+    )
   if FLAGS.recipe == 'short':
     jobs = [suite_data.short(job) for job in jobs]
   if suite_data.QUICK in names:
     with _Progress('drawing scenes', 1) as bar:
-      jobs += suite_data.quick(cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar)
+      jobs += suite_data.quick(
+        cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar
+      )
   if not jobs:
-    raise InputError(f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs')
+    raise InputError(
+      f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs'
+    )
   _refuse_another(output, encoder, jobs)
   if suite_data.QUICK in names if FLAGS.random is None else FLAGS.random:
     _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
     others.insert(0, output / _RANDOM)
-  print(_run(encoder, jobs, output, cache, others=others, name=pathlib.Path(FLAGS.checkpoint).name or encoder.name))
+  print(
+    _run(
+      encoder,
+      jobs,
+      output,
+      cache,
+      others=others,
+      name=pathlib.Path(FLAGS.checkpoint).name or encoder.name,
+    )
+  )
   print(f'written: {output / "index.html"}')
   return 0
 
@@ -99,18 +185,30 @@ def _evaluate(argv):
 def _flags(argv):
   command.parse(FLAGS, argv)
   if FLAGS.compare and not FLAGS.checkpoint:
-    given = [name for name in ('check', 'suite', 'store', 'task', 'output', 'random') if FLAGS[name].present]
+    given = [
+      name
+      for name in ('check', 'suite', 'store', 'task', 'output', 'random')
+      if FLAGS[name].present
+    ]
     if given:
-      raise InputError(f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR alone, '
-                       'which prints a table, or --checkpoint=PATH to evaluate')
+      raise InputError(
+        f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR alone, '
+        'which prints a table, or --checkpoint=PATH to evaluate'
+      )
     if len(_compared()) < 2:
-      raise InputError(f'--compare: got {FLAGS.compare!r} alone; expected two evaluations or more, or --checkpoint')
+      raise InputError(
+        f'--compare: got {FLAGS.compare!r} alone; expected two evaluations or more, or --checkpoint'
+      )
     return
   if not FLAGS.check and not FLAGS.checkpoint:
-    raise InputError('--checkpoint: missing; expected python -m tips_jax.evaluate --checkpoint=PATH --suite=quick')
+    raise InputError(
+      '--checkpoint: missing; expected python -m tips_jax.evaluate --checkpoint=PATH --suite=quick'
+    )
   if bool(FLAGS.suite) == bool(FLAGS.store):
-    raise InputError(f'--suite, --store: got {"both" if FLAGS.suite else "neither"}; expected one of them: '
-                     '--suite=quick, --suite=tips --data=DIR, or --store=STORE')
+    raise InputError(
+      f'--suite, --store: got {"both" if FLAGS.suite else "neither"}; expected one of them: '
+      '--suite=quick, --suite=tips --data=DIR, or --store=STORE'
+    )
 
 
 def _compared():
@@ -120,8 +218,10 @@ def _compared():
 def _data_folder(public):
   if public and not (FLAGS.data and pathlib.Path(FLAGS.data).expanduser().is_dir()):
     got = f'got {FLAGS.data!r}, which is no folder' if FLAGS.data else 'missing'
-    raise InputError(f'--data: {got}; expected the folder of {", ".join(list(public)[:3])}'
-                     f'{", ..." if len(public) > 3 else ""}; docs/datasets.md says how it must look')
+    raise InputError(
+      f'--data: {got}; expected the folder of {", ".join(list(public)[:3])}'
+      f'{", ..." if len(public) > 3 else ""}; docs/datasets.md says how it must look'
+    )
 
 
 def _check(public, only):
@@ -129,19 +229,23 @@ def _check(public, only):
   from tips_jax.evals.datasets import jobs as suite_data
   from tips_jax.evals.datasets import on_disk as checker
   from tips_jax.evals.datasets import records as suite_checks
+
   if FLAGS.store:
     jobs = suite_data.own(FLAGS.store, only=only)
     suite_checks.check_data(jobs)
     print(f'{FLAGS.store}: ready for {", ".join(job.task.name for job in jobs)}')
     return 0
   reports = [checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
-  print(checker.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check')
+  print(
+    checker.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check'
+  )
   return 0 if all(report.ok for report in reports) else 2
 
 
 def _folders():
   """(output, cache): beside the checkpoint where flags do not say."""
   from tips_jax.interop import run as own
+
   folder, step = own.split(FLAGS.checkpoint)
   folder = pathlib.Path(folder)
   run = own.is_run(FLAGS.checkpoint)
@@ -157,32 +261,59 @@ def _folders():
 def _refuse_another(output, encoder, jobs):
   """InputError where the output holds what this run would lose."""
   from tips_jax.evals.report import results as sheet
+
   if not (output / sheet.FILE).exists():
-    if output.is_dir() and set(p.name for p in output.iterdir()) - {_RANDOM, 'decoders', sheet.PICTURES}:
-      raise InputError(f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a new '
-                       'folder')
+    if output.is_dir() and set(p.name for p in output.iterdir()) - {
+      _RANDOM,
+      'decoders',
+      sheet.PICTURES,
+    }:
+      raise InputError(
+        f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a new '
+        'folder'
+      )
     return
   before = sheet.read(output)
   if before['checkpoint']['sha256'] != encoder.sha256:
-    raise InputError(f'--output: {str(output)!r} holds the evaluation of another checkpoint, '
-                     f'{before["checkpoint"]["name"]!r}; expected another folder, --output=DIR: nothing is overwritten')
+    raise InputError(
+      f'--output: {str(output)!r} holds the evaluation of another checkpoint, '
+      f'{before["checkpoint"]["name"]!r}; expected another folder, --output=DIR: nothing is overwritten'
+    )
   now = {(job.dataset, job.task.name) for job in jobs}
   gone = [r for r in before['results'] if r['seconds'] and (r['dataset'], r['task']) not in now]
   if gone:
-    raise InputError(f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run does not '
-                     'measure; expected another folder, --output=DIR: nothing is overwritten')
+    raise InputError(
+      f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run does not '
+      'measure; expected another folder, --output=DIR: nothing is overwritten'
+    )
 
 
 def _run(encoder, jobs, output, cache, *, name, others=()):
-  """Runs the jobs and writes the results, after every data set while there are none yet; returns the table."""
+  """Runs the jobs and writes the results, after every data set while there are none yet; returns
+  the table.
+  """
   from tips_jax.evals import suite
   from tips_jax.evals.features import cache as cache_lib
   from tips_jax.evals.report import results as sheet
+
   fresh, found, data = not (output / sheet.FILE).exists(), [], [job.dataset for job in jobs]
-  facts = {'checkpoint': FLAGS.checkpoint, 'model': encoder.name, 'weights': FLAGS.weights or 'as the run chose',
-           'data': FLAGS.store or FLAGS.suite, 'recipe': FLAGS.recipe, 'images of a split': FLAGS.limit or 'all'}
-  write = lambda: sheet.write(output, found, title=f'Evaluation of {name}', facts=facts, checkpoint=name,
-                              sha256=encoder.sha256, others=others)
+  facts = {
+    'checkpoint': FLAGS.checkpoint,
+    'model': encoder.name,
+    'weights': FLAGS.weights or 'as the run chose',
+    'data': FLAGS.store or FLAGS.suite,
+    'recipe': FLAGS.recipe,
+    'images of a split': FLAGS.limit or 'all',
+  }
+  write = lambda: sheet.write(
+    output,
+    found,
+    title=f'Evaluation of {name}',
+    facts=facts,
+    checkpoint=name,
+    sha256=encoder.sha256,
+    others=others,
+  )
 
   def after(outcome):
     found.append(outcome)
@@ -191,8 +322,17 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
     if fresh and (len(found) == len(data) or data[len(found)] != outcome.dataset):
       write()
 
-  suite.run(encoder, jobs, cache=cache_lib.Cache(cache), output=output, batch_size=FLAGS.batch_size, limit=FLAGS.limit,
-            progress=_Progress, after=after, tell=lambda line: print(f'{name}: {line}', file=sys.stderr))
+  suite.run(
+    encoder,
+    jobs,
+    cache=cache_lib.Cache(cache),
+    output=output,
+    batch_size=FLAGS.batch_size,
+    limit=FLAGS.limit,
+    progress=_Progress,
+    after=after,
+    tell=lambda line: print(f'{name}: {line}', file=sys.stderr),
+  )
   return write()
 
 
@@ -200,9 +340,12 @@ def _random(encoder):
   """The same towers before any training."""
   from tips_jax.interop.encoder import Encoder
   from tips_jax.models import towers
+
   weights = encoder.weights
   params = {name: towers.init(name, tower, seed=0) for name, tower in weights.towers.items()}
-  return Encoder(weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True)
+  return Encoder(
+    weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True
+  )
 
 
 class _Progress:
@@ -210,6 +353,7 @@ class _Progress:
 
   def __init__(self, label, total):
     from tips_jax.core.log import Progress
+
     self._bar = Progress(total, label=label)
 
   def update(self, done):

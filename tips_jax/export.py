@@ -1,10 +1,13 @@
-"""Writes the weights of a run, or of any other checkpoint, in a format that others read, and proves that they agree.
+"""Writes the weights of a run, or of any other checkpoint, in a format that others read, and proves
+that they agree.
 
   python -m tips_jax.export --checkpoint=WORKDIR[@step] --to=hf --output=DIR
 
-The files are read back, and compared with the model on fixed inputs; where they differ, nothing is left behind. Exit
+The files are read back, and compared with the model on fixed inputs; where they differ, nothing is
+left behind. Exit
 codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143 stopped.
 """
+
 import sys
 
 from absl import flags
@@ -13,19 +16,42 @@ from tips_jax.core import cli as command
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string('checkpoint', '', 'WORKDIR or WORKDIR@step of a run; a Hugging Face folder, an export, or official '
-                    'npz files.', flag_values=FLAGS)
-flags.DEFINE_enum('to', None, ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
-                  'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
-                  flag_values=FLAGS)
+flags.DEFINE_string(
+  'checkpoint',
+  '',
+  'WORKDIR or WORKDIR@step of a run; a Hugging Face folder, an export, or official npz files.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  'to',
+  None,
+  ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
+  'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
+  flag_values=FLAGS,
+)
 flags.DEFINE_string('output', '', 'Folder to write; must not exist.', flag_values=FLAGS)
-flags.DEFINE_string('weights', '', "Of a run: 'student', 'teacher' or a teacher's name. Default: those that its "
-                    'evaluations used.', flag_values=FLAGS)
-flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.',
-                  flag_values=FLAGS)
-flags.DEFINE_string('tokenizer', '', 'SentencePiece model, where none lies beside the checkpoint.', flag_values=FLAGS)
-flags.DEFINE_string('resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'.",
-                    flag_values=FLAGS)
+flags.DEFINE_string(
+  'weights',
+  '',
+  "Of a run: 'student', 'teacher' or a teacher's name. Default: those that its evaluations used.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16', 'float16'],
+  'Of the numbers in the files.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'tokenizer', '', 'SentencePiece model, where none lies beside the checkpoint.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'resolution',
+  'dynamic',
+  "ONNX: pixels of the square images, 'native' or 'dynamic'.",
+  flag_values=FLAGS,
+)
 
 
 class Differs(Exception):
@@ -38,8 +64,11 @@ def main(argv):
 
 
 def reproduces(weights, format, folder, *, dtype, size=None):
-  """Whether the files in a folder give what the model gives; prints the tables that show it. size: of ONNX's images."""
+  """Whether the files in a folder give what the model gives; prints the tables that show it. size:
+  of ONNX's images.
+  """
   from tips_jax.interop import parity, read
+
   inputs = parity.fixed_inputs(weights, size=size)
   whole = parity.reference(weights, inputs)
   if format == 'onnx':
@@ -68,20 +97,27 @@ def _export(argv):
   command.parse(FLAGS, argv)
   for name in ('checkpoint', 'to', 'output'):
     if not FLAGS[name].value:
-      raise InputError(f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
-                       '--output=DIR')
+      raise InputError(
+        f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
+        '--output=DIR'
+      )
 
   if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
     raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
 
   from tips_jax.interop import onnx, read, write  # only now: --help and bad flags answer at once
+
   write.refuse_existing(FLAGS.output)
-  weights = read.read(FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint')
+  weights = read.read(
+    FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint'
+  )
   for note in weights.about.get('notes', ()):
     print(f'note: {note}', file=sys.stderr)
   if weights.text and not weights.tokenizer:
-    raise InputError(f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
-                     'model that the weights were trained with')
+    raise InputError(
+      f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
+      'model that the weights were trained with'
+    )
   options = {'resolution': FLAGS.resolution} if FLAGS.to == 'onnx' else {}
   size = onnx.fixed_size(weights.image, FLAGS.resolution) if options else None
   try:
@@ -95,10 +131,14 @@ def _export(argv):
 
 def _write(weights, options, size):
   from tips_jax.interop import write
+
   with write.new_folder(FLAGS.output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
     if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:
-      print(f'note: {FLAGS.to} has no place for the mask token, which training alone reads', file=sys.stderr)
+      print(
+        f'note: {FLAGS.to} has no place for the mask token, which training alone reads',
+        file=sys.stderr,
+      )
     if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype, size=size):
       raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
 

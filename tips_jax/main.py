@@ -1,13 +1,16 @@
-"""python -m tips_jax.main --config=FILE[:arg] --workdir=DIR [--config.a.b=value] [--dry_run] [--multihost]
+"""python -m tips_jax.main --config=FILE[:arg] --workdir=DIR [--config.a.b=value] [--dry_run]
+[--multihost]
 
-Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved, or another process of
+Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, saved, or
+another process of
 the run was lost or did not come: run it again.
 """
+
 import os
 import sys
 
-# XLA's CPU buffers are freed after each step and faulted in again by the next; on huge pages a small model's step takes
-# half as long (docs/lab.md). glibc reads this once, as a process starts.
+# XLA's CPU buffers are freed after each step and faulted in again by the next; on huge pages a
+# small model's step takes half as long (docs/lab.md). glibc reads this once, as a process starts.
 if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -15,8 +18,8 @@ if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not i
 from tips_jax.runtime.signals import EXIT, Preemption, Stopped
 
 PREEMPTION = Preemption()
-PEERS = []    # the processes of the run, once they are known
-if __name__ == '__main__':    # before the slow imports: a signal during them loses nothing
+PEERS = []  # the processes of the run, once they are known
+if __name__ == '__main__':  # before the slow imports: a signal during them loses nothing
   PREEMPTION.install()
 
 import pathlib
@@ -31,16 +34,25 @@ from ml_collections import config_flags
 from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file('config', None,
-                                          'Config file, with an argument after a colon: configs/vitb.py:v2.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, with an argument after a colon: configs/vitb.py:v2.'
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
 _MULTIHOST = flags.DEFINE_bool(
-    'multihost', None, 'Join the other processes before anything else. Addresses come from the cluster (Cloud TPU, '
-    'GKE, SLURM, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.')
+  'multihost',
+  None,
+  'Join the other processes before anything else. Addresses come from the cluster (Cloud TPU, '
+  'GKE, SLURM, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.',
+)
 _CACHE = flags.DEFINE_string(
-    'compilation_cache', '', "Folder for compiled programs, or 'off'. Default: JAX_COMPILATION_CACHE_DIR, else "
-    '.jax_cache beside the work folder.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
+  'compilation_cache',
+  '',
+  "Folder for compiled programs, or 'off'. Default: JAX_COMPILATION_CACHE_DIR, else "
+  '.jax_cache beside the work folder.',
+)
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.'
+)
 
 
 def main(_):
@@ -48,7 +60,8 @@ def main(_):
   if _DRY_RUN.value:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from tips_jax.train import method as method_lib  # and jax, whose import no signal may end halfway
-  if not _DRY_RUN.value:    # before anything touches a device
+
+  if not _DRY_RUN.value:  # before anything touches a device
     with PREEMPTION.interruptible(disposable=True):
       peers = join(config)
   method = method_lib.build(config)
@@ -56,6 +69,7 @@ def main(_):
     import json
 
     from tips_jax.train import summary
+
     print(json.dumps(strict.plain(config), indent=1), '\n')
     print(summary.text(method))
     return
@@ -67,7 +81,9 @@ def main(_):
     evaluation = Evaluation(method.config) if evals.tasks or evals.suite else None
     from tips_jax.train import loop
   try:
-    encoder = loop.train(method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics, peers=peers)
+    encoder = loop.train(
+      method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics, peers=peers
+    )
   except loop.Diverged as error:
     print(f'diverged: {error}', file=sys.stderr)
     sys.exit(3)
@@ -88,13 +104,16 @@ def join(config):
   """The other processes of the run; none without --multihost."""
   from tips_jax.runtime import peers as multihost
   from tips_jax.runtime import rendezvous
+
   if _MULTIHOST.value:
     peers = multihost.join(config, PREEMPTION)
   else:
     found = rendezvous.others(os.environ)
     if found and _MULTIHOST.value is None:
-      raise InputError(f'--multihost: missing, and there are several processes ({found}); expected --multihost, or '
-                       '--nomultihost where each runs for itself')
+      raise InputError(
+        f'--multihost: missing, and there are several processes ({found}); expected --multihost, or '
+        '--nomultihost where each runs for itself'
+      )
     peers = multihost.Peers(PREEMPTION)
   PEERS.append(peers)
   return peers
@@ -105,29 +124,36 @@ def open_workdir(peers):
   if not _WORKDIR.value:
     raise InputError('--workdir: missing; expected a folder for the run')
   if '://' in _WORKDIR.value:
-    raise InputError(f'--workdir: got {_WORKDIR.value!r}; expected a folder; a bucket is mounted first (gcsfuse)')
+    raise InputError(
+      f'--workdir: got {_WORKDIR.value!r}; expected a folder; a bucket is mounted first (gcsfuse)'
+    )
   path = pathlib.Path(_WORKDIR.value)
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.writable-{socket.gethostname()}-{os.getpid()}'
     probe.write_text('')
     seen = path / peers.share('workdir', probe.name)
-    end = time.monotonic() + 30    # a network's folder may show a new file late
+    end = time.monotonic() + 30  # a network's folder may show a new file late
     while not seen.exists() and time.monotonic() < end:
       time.sleep(0.1)
     if not seen.exists():
-      raise InputError(f'--workdir: got {str(path)!r}, in which process {peers.index} does not see what process 0 '
-                       'wrote; expected a folder that all hosts share')
+      raise InputError(
+        f'--workdir: got {str(path)!r}, in which process {peers.index} does not see what process 0 '
+        'wrote; expected a folder that all hosts share'
+      )
     peers.barrier('workdir-seen')
     probe.unlink()
   except OSError as error:
-    raise InputError(f'--workdir: got {str(path)!r}; expected a writable folder ({error.strerror})') from None
+    raise InputError(
+      f'--workdir: got {str(path)!r}; expected a writable folder ({error.strerror})'
+    ) from None
   return path
 
 
 def keep_programs(peers, workdir):
   """Compiled programs are kept for the next start."""
   from tips_jax.runtime import compile_cache as cache
+
   folder = cache.use(workdir, _CACHE.value)
   if folder and peers.lead:
     print(f'compiled programs: {folder}', file=sys.stderr)
@@ -139,17 +165,24 @@ def with_scenes(method, workdir, peers):
 
   from tips_jax.core import log
   from tips_jax.data.scenes import dataset as scenes
+
   data = method.config.data
   if data.store:
     return method
   if not data.scenes.train:
-    raise InputError("data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS "
-                     'folder')
+    raise InputError(
+      "data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS "
+      'folder'
+    )
   spec, path = data.scenes, None
   if peers.lead:
     progress = log.Progress(spec.train + spec.test, label='scene')
-    path = scenes.build(str(workdir / 'scenes'), **dataclasses.asdict(spec), seed=method.config.seed,
-                        progress=lambda done, total: progress.update(done))
+    path = scenes.build(
+      str(workdir / 'scenes'),
+      **dataclasses.asdict(spec),
+      seed=method.config.seed,
+      progress=lambda done, total: progress.update(done),
+    )
     progress.close()
   path = peers.share('scenes', path)
   data = dataclasses.replace(data, store=path)
@@ -163,43 +196,75 @@ class Evaluation:
     from tips_jax.data import store
     from tips_jax.data.tokenizer import Tokenizer
     from tips_jax.evals import during_training as run
+
     self.config, self.run = config, run
     self.store = store.open_store(config.data.store)
     path = config.data.tokenizer or self.store.tokenizer_path
     self.tokenizer = Tokenizer(path) if path and config.data.texts else None
     self.options = dict(tokenizer=self.tokenizer, text_length=config.data.text_length)
     self.keep = {}
-    self.jobs = run.check(self.store, config.evals, tokenizer=self.tokenizer,
-                          has_text=config.evals.text_tower in config.towers)
+    self.jobs = run.check(
+      self.store,
+      config.evals,
+      tokenizer=self.tokenizer,
+      has_text=config.evals.text_tower in config.towers,
+    )
 
   def metrics(self, encoder):
-    return self.run.evaluate(encoder, self.store, config=self.config.evals, keep=self.keep, jobs=self.jobs,
-                             **self.options)
+    return self.run.evaluate(
+      encoder, self.store, config=self.config.evals, keep=self.keep, jobs=self.jobs, **self.options
+    )
 
   def report(self, workdir, encoder):
     """report.json, index.html and pictures; the table goes to the terminal."""
     from tips_jax.core import log
     from tips_jax.evals.report import training as report
+
     c = self.config
     patch = c.towers[c.evals.image_tower].patch
     lines = [l for l in log.read(workdir / log.FILE) if any(k.startswith('eval/') for k in l)]
-    values = [{k.removeprefix('eval/'): v for k, v in l.items() if k.startswith('eval/') and k != 'eval/seconds'}
-              for l in lines]
-    chance, baseline = self.run.baselines(self.store, c.evals, patch=patch, keep=self.keep, **self.options)
-    print(report.write(workdir, before=values[0] if lines[0]['step'] == 0 else {}, after=values[-1], chance=chance,
-                       baseline=baseline, encoder=encoder, store=self.store, config=c.evals, title=c.name,
-                       probe=self.keep.get('probe'), metrics_path=workdir / log.FILE,
-                       losses=('loss', *(n for n, t in c.losses.items() if t.weight)), **self.options))
+    values = [
+      {
+        k.removeprefix('eval/'): v
+        for k, v in l.items()
+        if k.startswith('eval/') and k != 'eval/seconds'
+      }
+      for l in lines
+    ]
+    chance, baseline = self.run.baselines(
+      self.store, c.evals, patch=patch, keep=self.keep, **self.options
+    )
+    print(
+      report.write(
+        workdir,
+        before=values[0] if lines[0]['step'] == 0 else {},
+        after=values[-1],
+        chance=chance,
+        baseline=baseline,
+        encoder=encoder,
+        store=self.store,
+        config=c.evals,
+        title=c.name,
+        probe=self.keep.get('probe'),
+        metrics_path=workdir / log.FILE,
+        losses=('loss', *(n for n, t in c.losses.items() if t.weight)),
+        **self.options,
+      )
+    )
     print(f'report: {workdir / "index.html"}')
 
 
 def run():
   """Entry point: one line and a code for whatever a user can mend, a traceback for our own faults."""
-  logging.set_verbosity(logging.WARNING)    # jax and orbax tell more than a user needs; --verbosity=0 brings it back
+  logging.set_verbosity(
+    logging.WARNING
+  )  # jax and orbax tell more than a user needs; --verbosity=0 brings it back
   # A config file may import its neighbors, wherever it is called from.
   for arg in sys.argv:
     if arg.startswith('--config='):
-      sys.path.insert(0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent))
+      sys.path.insert(
+        0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent)
+      )
   try:
     app.run(main, flags_parser=parse)
   except InputError as error:
@@ -218,17 +283,19 @@ def run():
     peers.fail(code, text) if text else peers.leave()
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(code)    # at once: a compiler thread may still be at work
+  os._exit(code)  # at once: a compiler thread may still be at work
 
 
 def parse(argv):
   """absl's parser, with its errors as InputErrors."""
   if {'--help', '-help', '-h'} & set(argv):
-    print(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/schema.py, or --dry_run.')
+    print(
+      f'{__doc__}{flags.FLAGS.main_module_help()}\n\nFields of the config: tips_jax/core/schema.py, or --dry_run.'
+    )
     sys.exit()
   try:
     rest = flags.FLAGS(argv)
-    hasattr(_CONFIG.value, 'lock')    # a file that cannot be read is an error on first use only
+    hasattr(_CONFIG.value, 'lock')  # a file that cannot be read is an error on first use only
   except InputError:
     raise
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -244,13 +311,15 @@ def reason(error, argv):
   last = text.splitlines()[-1].strip()
   if isinstance(error, OSError):
     return f'--config: got a file that cannot be read; {last}'
-  if 'Traceback' in text:    # from inside a config file
+  if 'Traceback' in text:  # from inside a config file
     return last.split('InputError: ')[-1] if 'InputError: ' in last else f'--config: {last}'
   if isinstance(error, (AttributeError, KeyError)):
     name, hint = re.search(r'\w+', text), re.search(r'mean "(\w+)"', text)
     for arg in argv:
       if name and arg.startswith('--config.') and name[0] in re.split('[.=]', arg):
-        return f'{arg}: unknown field {name[0]!r}' + (f'; did you mean {hint[1]!r}?' if hint else '')
+        return f'{arg}: unknown field {name[0]!r}' + (
+          f'; did you mean {hint[1]!r}?' if hint else ''
+        )
   return f'command line: {" ".join(text.split())}'
 
 

@@ -2,9 +2,10 @@
 
   python -m tips_jax.prepare --input=PATH --output=STORE
 
-PATH is a table (CSV, TSV, JSON, JSONL) beside its images or a zip of them, webdataset tars (img2dataset's too), parquet
-files, a Hugging Face save_to_disk folder, a TFDS folder or a TFDS name. Exit codes: 0 done, 2 bad input, 130 or 143
-stopped by Ctrl-C or SIGTERM. A stopped run leaves nothing behind; the same command starts anew.
+PATH is a table (CSV, TSV, JSON, JSONL) beside its images or a zip of them, webdataset tars
+(img2dataset's too), parquet files, a Hugging Face save_to_disk folder, a TFDS folder or a TFDS
+name. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM. A stopped run leaves
+nothing behind; the same command starts anew.
 """
 
 import sys
@@ -18,64 +19,146 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string('input', '', 'File, folder, glob pattern or TFDS name.', flag_values=FLAGS)
 flags.DEFINE_string('output', '', 'Folder of the new store; must not exist.', flag_values=FLAGS)
 flags.DEFINE_string('split', 'train', 'Name of the split that --input becomes.', flag_values=FLAGS)
-flags.DEFINE_string('input_split', '', 'Split to read from --input, where it has several; as --split if not given.',
-                    flag_values=FLAGS)
-flags.DEFINE_string('test_input', '', 'A second input, which becomes the split "test".', flag_values=FLAGS)
-flags.DEFINE_string('test_input_split', 'test', 'Split to read from --test_input, where it has several.',
-                    flag_values=FLAGS)
-flags.DEFINE_float('test_fraction', 0.0, 'Share of --input that becomes the split "test".', 0.0, 0.9, flag_values=FLAGS)
-flags.DEFINE_string('images', '', 'Folder or zip with the images of a table; else beside it.', flag_values=FLAGS)
+flags.DEFINE_string(
+  'input_split',
+  '',
+  'Split to read from --input, where it has several; as --split if not given.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'test_input', '', 'A second input, which becomes the split "test".', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'test_input_split',
+  'test',
+  'Split to read from --test_input, where it has several.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_float(
+  'test_fraction',
+  0.0,
+  'Share of --input that becomes the split "test".',
+  0.0,
+  0.9,
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'images', '', 'Folder or zip with the images of a table; else beside it.', flag_values=FLAGS
+)
 flags.DEFINE_string('test_images', '', 'The same for --test_input.', flag_values=FLAGS)
-flags.DEFINE_string('image_column', '', 'Column with the image; guessed if not given.', flag_values=FLAGS)
-flags.DEFINE_string('alt_text_column', '', 'Column with the alt text; guessed if not given, "none": there is none.',
-                    flag_values=FLAGS)
-flags.DEFINE_list('captions_column', [], 'Column or columns with captions; as above.', flag_values=FLAGS)
-flags.DEFINE_string('label_column', '', 'Column with a class, carried over as "label".', flag_values=FLAGS)
-flags.DEFINE_string('mask_column', '', 'Column with a mask of class ids (255: ignore), carried over as "mask".',
-                    flag_values=FLAGS)
-flags.DEFINE_bool('first_caption_as_alt_text', False, 'Without alt text, the first caption takes its place.',
-                  flag_values=FLAGS)
-flags.DEFINE_string('tokenizer', '', '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.',
-                    flag_values=FLAGS)
-flags.DEFINE_integer('vocab_size', 32_000, 'Pieces of the trained tokenizer; fewer where the texts give no more.', 260,
-                     flag_values=FLAGS)
-flags.DEFINE_integer('min_side', 16, 'Images with a shorter side (pixels) are left out.', 1, flag_values=FLAGS)
-flags.DEFINE_integer('max_pixels', 50_000_000, 'Images with more pixels are refused before they are decoded.', 1,
-                     flag_values=FLAGS)
+flags.DEFINE_string(
+  'image_column', '', 'Column with the image; guessed if not given.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'alt_text_column',
+  '',
+  'Column with the alt text; guessed if not given, "none": there is none.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_list(
+  'captions_column', [], 'Column or columns with captions; as above.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'label_column', '', 'Column with a class, carried over as "label".', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'mask_column',
+  '',
+  'Column with a mask of class ids (255: ignore), carried over as "mask".',
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  'first_caption_as_alt_text',
+  False,
+  'Without alt text, the first caption takes its place.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  'tokenizer',
+  '',
+  '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'vocab_size',
+  32_000,
+  'Pieces of the trained tokenizer; fewer where the texts give no more.',
+  260,
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'min_side', 16, 'Images with a shorter side (pixels) are left out.', 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'max_pixels',
+  50_000_000,
+  'Images with more pixels are refused before they are decoded.',
+  1,
+  flag_values=FLAGS,
+)
 flags.DEFINE_integer('limit', 0, 'Samples to read from each input; 0: all.', 0, flag_values=FLAGS)
 
 
 def main(argv):
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(_prepare, argv, FLAGS, about=__doc__,
-                     stopped='nothing was written; run the same command again to start anew')
+  return command.run(
+    _prepare,
+    argv,
+    FLAGS,
+    about=__doc__,
+    stopped='nothing was written; run the same command again to start anew',
+  )
 
 
 def _prepare(argv):
-  command.parse(FLAGS, ['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv])
+  command.parse(
+    FLAGS, ['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv]
+  )
   for name in ('input', 'output'):
     if not FLAGS[name].value:
-      raise InputError(f'--{name}: missing; expected python -m tips_jax.prepare --input=PATH --output=STORE')
+      raise InputError(
+        f'--{name}: missing; expected python -m tips_jax.prepare --input=PATH --output=STORE'
+      )
   if FLAGS.test_input and (FLAGS.test_fraction or FLAGS.split == 'test'):
-    raise InputError('--test_input: got it beside --test_fraction or --split=test; expected one source of test')
+    raise InputError(
+      '--test_input: got it beside --test_fraction or --split=test; expected one source of test'
+    )
 
   from tips_jax.data import store
   from tips_jax.data.ingest import convert  # only now: --help and bad flags answer at once
   from tips_jax.data.ingest.columns import Columns
   from tips_jax.data.ingest.formats import Options, open_input
 
-  columns = Columns(image=FLAGS.image_column, alt_text=FLAGS.alt_text_column, captions=tuple(FLAGS.captions_column),
-                    label=FLAGS.label_column, mask=FLAGS.mask_column)
-  options = Options(columns=columns, split=FLAGS.input_split or FLAGS.split, images=FLAGS.images,
-                    first_caption_as_alt_text=FLAGS.first_caption_as_alt_text)
+  columns = Columns(
+    image=FLAGS.image_column,
+    alt_text=FLAGS.alt_text_column,
+    captions=tuple(FLAGS.captions_column),
+    label=FLAGS.label_column,
+    mask=FLAGS.mask_column,
+  )
+  options = Options(
+    columns=columns,
+    split=FLAGS.input_split or FLAGS.split,
+    images=FLAGS.images,
+    first_caption_as_alt_text=FLAGS.first_caption_as_alt_text,
+  )
   store.refuse_existing(FLAGS.output)
   readers = {FLAGS.split: open_input(FLAGS.input, options)}
   if FLAGS.test_input:
-    test = Options(**{**vars(options), 'split': FLAGS.test_input_split, 'images': FLAGS.test_images})
+    test = Options(
+      **{**vars(options), 'split': FLAGS.test_input_split, 'images': FLAGS.test_images}
+    )
     readers['test'] = open_input(FLAGS.test_input, test)
   report = convert.convert(
-      readers, FLAGS.output, tokenizer_from=FLAGS.tokenizer, vocab_size=FLAGS.vocab_size, min_side=FLAGS.min_side,
-      max_pixels=FLAGS.max_pixels, limit=FLAGS.limit, test_fraction=FLAGS.test_fraction)
+    readers,
+    FLAGS.output,
+    tokenizer_from=FLAGS.tokenizer,
+    vocab_size=FLAGS.vocab_size,
+    min_side=FLAGS.min_side,
+    max_pixels=FLAGS.max_pixels,
+    limit=FLAGS.limit,
+    test_fraction=FLAGS.test_fraction,
+  )
   print(convert.summary(report))
   print(f'store written: {FLAGS.output}')
 

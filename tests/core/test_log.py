@@ -1,4 +1,5 @@
 """metrics.jsonl survives kills and resumes; the progress line fits."""
+
 import io
 import json
 import math
@@ -35,12 +36,16 @@ def steps(path):
 
 def test_lines_are_valid_json_with_null_for_non_finite(tmp_path):
   metrics = log.Metrics(tmp_path / 'new', config=QUIET)
-  metrics.write(np.int64(3), {'loss': np.float32(0.5), 'a/b': float('nan'), 'c': np.float32('inf'), 'n': 7, 's': 'x'})
+  metrics.write(
+    np.int64(3),
+    {'loss': np.float32(0.5), 'a/b': float('nan'), 'c': np.float32('inf'), 'n': 7, 's': 'x'},
+  )
   metrics.close()
   text = metrics.path.read_text()
 
   def refuse(constant):
     raise AssertionError(f'{constant} is not JSON')
+
   line = json.loads(text, parse_constant=refuse)
   assert line == {'step': 3, 'loss': 0.5, 'a/b': None, 'c': None, 'n': 7, 's': 'x'}
   assert text.endswith('\n') and text.count('\n') == 1
@@ -53,8 +58,9 @@ def test_a_line_is_on_disk_as_soon_as_written(tmp_path):
   metrics.close()
 
 
-@pytest.mark.parametrize('resume, kept', [(-1, []), (0, [0]), (20, [0, 10, 20]), (25, [0, 10, 20]),
-                                          (99, [0, 10, 20, 30])])
+@pytest.mark.parametrize(
+  'resume, kept', [(-1, []), (0, [0]), (20, [0, 10, 20]), (25, [0, 10, 20]), (99, [0, 10, 20, 30])]
+)
 def test_resume_drops_later_lines(tmp_path, resume, kept):
   metrics = log.Metrics(tmp_path, config=QUIET)
   for step in (0, 10, 20, 30):
@@ -62,7 +68,9 @@ def test_resume_drops_later_lines(tmp_path, resume, kept):
   metrics.close()
   before = metrics.path.read_text().splitlines()
   metrics = log.Metrics(tmp_path, config=QUIET, resume_step=resume)
-  assert metrics.path.read_text().splitlines() == before[:len(kept)]    # what stays, stays to the byte
+  assert (
+    metrics.path.read_text().splitlines() == before[: len(kept)]
+  )  # what stays, stays to the byte
   metrics.write(40, {'loss': 1.0})
   metrics.close()
   assert steps(metrics.path) == kept + [40]
@@ -108,7 +116,9 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 
 def test_the_terminal_line_is_rewritten_and_fits(clock, monkeypatch):
   for width in (10, 20, 40, 80, 200):
-    monkeypatch.setattr(log.shutil, 'get_terminal_size', lambda width=width: os.terminal_size((width, 24)))
+    monkeypatch.setattr(
+      log.shutil, 'get_terminal_size', lambda width=width: os.terminal_size((width, 24))
+    )
     stream = Terminal()
     progress = log.Progress(3000, stream=stream)
     for step in (1, 1500, 3000):
@@ -131,8 +141,20 @@ def test_plain_lines_come_at_intervals_and_at_the_end(clock):
     progress.update(step, loss=1.0)
   progress.close()
   lines = stream.getvalue().splitlines()
-  assert [int(line.split('/')[0].split()[1]) for line in lines] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
-  assert '\r' not in stream.getvalue() and 'ETA 1:29' in lines[1]    # 89 steps of a second are left
+  assert [int(line.split('/')[0].split()[1]) for line in lines] == [
+    1,
+    11,
+    21,
+    31,
+    41,
+    51,
+    61,
+    71,
+    81,
+    91,
+    100,
+  ]
+  assert '\r' not in stream.getvalue() and 'ETA 1:29' in lines[1]  # 89 steps of a second are left
 
 
 def test_eta_of_a_resumed_run_counts_its_own_steps(clock):
@@ -141,7 +163,7 @@ def test_eta_of_a_resumed_run_counts_its_own_steps(clock):
   progress.update(9_000)
   clock[0] += 5
   progress.update(9_010)
-  assert 'ETA 8:15' in stream.getvalue()    # 990 steps of half a second
+  assert 'ETA 8:15' in stream.getvalue()  # 990 steps of half a second
 
 
 def test_messages_do_not_break_the_line(clock):

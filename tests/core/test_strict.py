@@ -1,4 +1,5 @@
 """The door of the schema: every field is checked, and errors name it."""
+
 import dataclasses
 import typing
 
@@ -25,12 +26,19 @@ def example(hint):
 def minimal(group):
   """Plain data with the required fields alone."""
   hints = typing.get_type_hints(group)
-  return {f.name: example(hints[f.name]) for f in dataclasses.fields(group)
-          if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+  return {
+    f.name: example(hints[f.name])
+    for f in dataclasses.fields(group)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+  }
 
 
 def fields():
-  return [pytest.param(g, f.name, id=f'{g.__name__}.{f.name}') for g in GROUPS for f in dataclasses.fields(g)]
+  return [
+    pytest.param(g, f.name, id=f'{g.__name__}.{f.name}')
+    for g in GROUPS
+    for f in dataclasses.fields(g)
+  ]
 
 
 def test_the_schema_is_found():
@@ -80,7 +88,9 @@ def config(**changes):
 
 def test_fields_deep_inside_are_named():
   towers = {'image': dict(minimal(schema.ViT), width='wide')}
-  with pytest.raises(InputError, match=r"config.towers.image.width: got 'wide' \(str\); expected int"):
+  with pytest.raises(
+    InputError, match=r"config.towers.image.width: got 'wide' \(str\); expected int"
+  ):
     strict.build(schema.Config, config(towers=towers))
 
 
@@ -91,13 +101,19 @@ def test_towers_are_told_apart_by_kind():
   assert built['b'] == schema.TextTower(kind='text', width=8, depth=1, heads=1, mlp=8)
 
 
-@pytest.mark.parametrize('tower, message', [
+@pytest.mark.parametrize(
+  'tower, message',
+  [
     (dict(kind='texts'), r"towers.a.kind: got 'texts'; .* did you mean 'text'\?"),
     (dict(width=8), 'towers.a.kind: got None; expected one of'),
-    (dict(kind='logit', bais=1.0), r"towers.a: unknown field: got 'bais'; .* did you mean 'bias'\?"),
+    (
+      dict(kind='logit', bais=1.0),
+      r"towers.a: unknown field: got 'bais'; .* did you mean 'bias'\?",
+    ),
     ('logit', "towers.a: got 'logit'"),
     (None, 'towers.a: got None'),
-])
+  ],
+)
 def test_bad_towers(tower, message):
   with pytest.raises(InputError, match=message):
     strict.build(schema.Config, config(towers={'a': tower}))
@@ -112,7 +128,9 @@ def test_a_weight_is_a_number_or_a_ramp():
   assert term(weight=dict(start=1, end=0.5)).weight == schema.Ramp(start=1.0, end=0.5)
   with pytest.raises(InputError, match='config.weight.end: missing'):
     term(weight=dict(start=1))
-  with pytest.raises(InputError, match=r"config.weight: got '2' \(str\); expected float or a Ramp group"):
+  with pytest.raises(
+    InputError, match=r"config.weight: got '2' \(str\); expected float or a Ramp group"
+  ):
     term(weight='2')
 
 
@@ -125,7 +143,10 @@ def test_args_keep_the_type_they_came_with():
 
 
 def test_true_is_not_a_number():
-  for group, data in ((schema.Log, dict(every_steps=True)), (schema.View, dict(size=8, flip=False))):
+  for group, data in (
+    (schema.Log, dict(every_steps=True)),
+    (schema.View, dict(size=8, flip=False)),
+  ):
     with pytest.raises(InputError, match=r'\(bool\); expected'):
       strict.build(group, data)
 
@@ -156,7 +177,9 @@ def test_names_are_strings():
 def test_config_dicts_are_plain_data():
   data = ml_collections.ConfigDict(dict(size=8, scale=(0.1, 1.0)))
   assert strict.build(schema.View, data) == schema.View(size=8, scale=(0.1, 1.0))
-  assert strict.build(schema.Data, dict(views={'a': data})).views == {'a': schema.View(size=8, scale=(0.1, 1.0))}
+  assert strict.build(schema.Data, dict(views={'a': data})).views == {
+    'a': schema.View(size=8, scale=(0.1, 1.0))
+  }
 
 
 def test_a_group_must_be_a_group():

@@ -1,4 +1,5 @@
 """Names of leaves, and the rules that match them."""
+
 import dataclasses
 
 import jax
@@ -17,7 +18,10 @@ class Pair:
   right: object
 
 
-TREE = {'b': Pair(left=np.zeros((2, 3)), right=[np.ones(4, np.int16)]), 'a': {'kernel': np.zeros((5,), np.float32)}}
+TREE = {
+  'b': Pair(left=np.zeros((2, 3)), right=[np.ones(4, np.int16)]),
+  'a': {'kernel': np.zeros((5,), np.float32)},
+}
 
 
 def test_names_follow_the_tree_order():
@@ -26,7 +30,9 @@ def test_names_follow_the_tree_order():
 
 
 def test_map_named_gives_name_and_all_leaves():
-  doubled = tree.map_named(lambda n, x, y: f'{n}:{x + y}', {'a': 1, 'b': {'c': 2}}, {'a': 10, 'b': {'c': 20}})
+  doubled = tree.map_named(
+    lambda n, x, y: f'{n}:{x + y}', {'a': 1, 'b': {'c': 2}}, {'a': 10, 'b': {'c': 20}}
+  )
   assert doubled == {'a': 'a:11', 'b': {'c': 'b/c:22'}}
 
 

@@ -15,7 +15,10 @@ COUNT, EXTRA = 40, 12
 BAD = 7
 LONG = 'zebra ' * 300
 VIEWS = {'global': View(size=16), 'local': View(size=8, count=3, scale=(0.05, 0.4), flip=0.0)}
-TEXTS = {'web': Text(field='alt_text', pick='first', fallback='captions'), 'synthetic': Text(field='captions')}
+TEXTS = {
+  'web': Text(field='alt_text', pick='first', fallback='captions'),
+  'synthetic': Text(field='captions'),
+}
 
 
 def alt_text(i):
@@ -34,8 +37,15 @@ def write_store(path, first, count, *, with_tokenizer=True, bad=(), features=Non
     image = np.full((24, 32, 3), (i * 5, 255 - i * 5, i * 3), np.uint8)
     image = np.clip(image.astype(int) + rng.integers(-9, 10, image.shape), 0, 255).astype(np.uint8)
     data = simplejpeg.encode_jpeg(image, quality=95)
-    writer.add('train', {'image': data[:len(data) // 2] if i in bad else data, 'id': f'id{i}', 'alt_text': alt_text(i),
-                         'captions': captions(i)})
+    writer.add(
+      'train',
+      {
+        'image': data[: len(data) // 2] if i in bad else data,
+        'id': f'id{i}',
+        'alt_text': alt_text(i),
+        'captions': captions(i),
+      },
+    )
   writer.close()
   if with_tokenizer:
     texts = [t for i in range(COUNT) for t in (alt_text(i), *captions(i)) if t]
@@ -47,10 +57,10 @@ def write_store(path, first, count, *, with_tokenizer=True, bad=(), features=Non
 def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('stores')
   return {
-      'main': write_store(root / 'main', 0, COUNT, bad=(BAD,)),
-      'extra': write_store(root / 'extra', COUNT, EXTRA, with_tokenizer=False),
-      'ruined': write_store(root / 'ruined', 0, 8, bad=range(8)),
-      'clean': write_store(root / 'clean', 0, COUNT),
+    'main': write_store(root / 'main', 0, COUNT, bad=(BAD,)),
+    'extra': write_store(root / 'extra', COUNT, EXTRA, with_tokenizer=False),
+    'ruined': write_store(root / 'ruined', 0, 8, bad=range(8)),
+    'clean': write_store(root / 'clean', 0, COUNT),
   }
 
 
@@ -62,13 +72,23 @@ def opened():
   def make(config, **kwargs):
     made.append(Pipeline(config, **{'batch_size': 8, 'seed': 3, **kwargs}))
     return made[-1]
+
   yield make
   for pipeline in made:
     pipeline.close()
 
 
 def config(folders, **kwargs):
-  return Data(**{'store': folders['main'], 'views': VIEWS, 'texts': TEXTS, 'text_length': 12, 'threads': 3, **kwargs})
+  return Data(
+    **{
+      'store': folders['main'],
+      'views': VIEWS,
+      'texts': TEXTS,
+      'text_length': 12,
+      'threads': 3,
+      **kwargs,
+    }
+  )
 
 
 def read(pipeline, count):
@@ -86,10 +106,15 @@ def assert_equal(got, want):
 def test_batches_have_the_promised_shapes(folders, opened):
   batch = next(opened(config(folders)))
   assert {name: (x.shape, x.dtype.name) for name, x in batch.items()} == {
-      'global': ((8, 1, 16, 16, 3), 'uint8'), 'local': ((8, 3, 8, 8, 3), 'uint8'),
-      'web': ((8, 12), 'int32'), 'web_valid': ((8,), 'bool'),
-      'synthetic': ((8, 12), 'int32'), 'synthetic_valid': ((8,), 'bool'),
-      'index': ((8,), 'int64'), 'bad': ((8,), 'int64')}
+    'global': ((8, 1, 16, 16, 3), 'uint8'),
+    'local': ((8, 3, 8, 8, 3), 'uint8'),
+    'web': ((8, 12), 'int32'),
+    'web_valid': ((8,), 'bool'),
+    'synthetic': ((8, 12), 'int32'),
+    'synthetic_valid': ((8,), 'bool'),
+    'index': ((8,), 'int64'),
+    'bad': ((8,), 'int64'),
+  }
 
 
 def test_views_and_texts_are_those_of_the_record(folders, opened):
@@ -101,7 +126,9 @@ def test_views_and_texts_are_those_of_the_record(folders, opened):
       assert np.abs(batch['local'][row].mean((0, 1, 2)) - color).max() < 12
       own = alt_text(i) or (captions(i) or [''])
       allowed = [own] if isinstance(own, str) else own[:1]
-      assert any((batch['web'][row] == pipeline.tokenizer.encode(text, 12)).all() for text in allowed)
+      assert any(
+        (batch['web'][row] == pipeline.tokenizer.encode(text, 12)).all() for text in allowed
+      )
 
 
 def test_every_epoch_holds_each_record_once_in_another_order(folders, opened):
@@ -131,14 +158,16 @@ def test_a_pipeline_goes_on_at_any_index(folders, opened, start):
   assert resumed.next_index == start
   for k, batch in enumerate(read(resumed, 3)):
     for name, x in batch.items():
-      np.testing.assert_array_equal(x, rows[name][start + 8 * k:start + 8 * k + 8])
+      np.testing.assert_array_equal(x, rows[name][start + 8 * k : start + 8 * k + 8])
   assert resumed.next_index == start + 24
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_together_see_the_global_batches(folders, opened, hosts):
   whole = read(opened(config(folders)), 4)
-  parts = [read(opened(config(folders), process_index=p, process_count=hosts), 4) for p in range(hosts)]
+  parts = [
+    read(opened(config(folders), process_index=p, process_count=hosts), 4) for p in range(hosts)
+  ]
   for k, batch in enumerate(whole):
     for name, x in batch.items():
       joined = np.concatenate([part[k][name] for part in parts])
@@ -146,7 +175,10 @@ def test_hosts_together_see_the_global_batches(folders, opened, hosts):
 
 
 def test_the_number_of_threads_and_batches_ahead_changes_nothing(folders, opened):
-  assert_equal(read(opened(config(folders, threads=1, prefetch=1)), 6), read(opened(config(folders, threads=7)), 6))
+  assert_equal(
+    read(opened(config(folders, threads=1, prefetch=1)), 6),
+    read(opened(config(folders, threads=7)), 6),
+  )
 
 
 def test_worker_processes_change_nothing(folders, opened):
@@ -182,7 +214,9 @@ def test_an_unreadable_record_is_replaced_and_reported(folders, opened):
 
 
 def test_too_many_unreadable_records_stop_the_run(folders, opened):
-  pipeline = opened(config(folders, extra_stores=(folders['ruined'],), weights=(1.0, 1.0), max_bad_fraction=0.02))
+  pipeline = opened(
+    config(folders, extra_stores=(folders['ruined'],), weights=(1.0, 1.0), max_bad_fraction=0.02)
+  )
   with pytest.raises(InputError, match=r'unreadable images among .*id\d: .*max_bad_fraction=0.02'):
     read(pipeline, 300)
   with pytest.raises(InputError, match='unreadable images in a row'):
@@ -193,27 +227,37 @@ def test_too_many_unreadable_records_stop_the_run(folders, opened):
 
 
 def test_stores_without_weights_are_one_data_set(folders, opened):
-  pipeline = opened(config(folders, store=folders['clean'], extra_stores=(folders['extra'],)), batch_size=COUNT + EXTRA)
+  pipeline = opened(
+    config(folders, store=folders['clean'], extra_stores=(folders['extra'],)),
+    batch_size=COUNT + EXTRA,
+  )
   assert pipeline.size == COUNT + EXTRA
   assert sorted(next(pipeline)['index']) == list(range(COUNT + EXTRA))
 
 
 @pytest.mark.parametrize('weights', [(3.0, 1.0), (0.2, 0.8)])
 def test_weights_set_the_shares_of_the_stores(folders, opened, weights):
-  pipeline = opened(config(folders, store=folders['clean'], extra_stores=(folders['extra'],), weights=weights))
+  pipeline = opened(
+    config(folders, store=folders['clean'], extra_stores=(folders['extra'],), weights=weights)
+  )
   records = np.concatenate([b['index'] for b in read(pipeline, 50)])
   assert abs((records < COUNT).mean() - weights[0] / sum(weights)) < 0.01
   extra = records[records >= COUNT]
-  epochs = extra[:len(extra) // EXTRA * EXTRA].reshape(-1, EXTRA)
+  epochs = extra[: len(extra) // EXTRA * EXTRA].reshape(-1, EXTRA)
   assert all(sorted(epoch) == list(range(COUNT, COUNT + EXTRA)) for epoch in epochs)
 
 
 def test_the_fingerprint_is_that_of_the_mixture(folders, opened):
   def fingerprint(**kwargs):
     return opened(config(folders, **kwargs)).fingerprint
+
   extra = (folders['extra'],)
-  different = {fingerprint(), fingerprint(extra_stores=extra), fingerprint(extra_stores=extra, weights=(1.0, 2.0)),
-               fingerprint(store=folders['clean'])}
+  different = {
+    fingerprint(),
+    fingerprint(extra_stores=extra),
+    fingerprint(extra_stores=extra, weights=(1.0, 2.0)),
+    fingerprint(store=folders['clean']),
+  }
   assert len(different) == 4 and fingerprint() == fingerprint(threads=1, views={'v': View(size=8)})
 
 
@@ -270,7 +314,12 @@ def test_an_over_long_text_fills_its_row_and_no_other(folders, opened):
 
 def test_images_alone_need_no_tokenizer(folders, opened):
   pipeline = opened(config(folders, store=folders['extra'], texts={}))
-  assert pipeline.tokenizer is None and sorted(next(pipeline)) == ['bad', 'global', 'index', 'local']
+  assert pipeline.tokenizer is None and sorted(next(pipeline)) == [
+    'bad',
+    'global',
+    'index',
+    'local',
+  ]
 
 
 def test_a_tokenizer_can_be_named(folders, opened):
@@ -283,7 +332,9 @@ def test_a_tokenizer_can_be_named(folders, opened):
 # --- errors and leaving -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('fields, arguments, message', [
+@pytest.mark.parametrize(
+  'fields, arguments, message',
+  [
     ({'store': ''}, {}, 'store'),
     ({'split': 'tarin'}, {}, 'train'),
     ({'views': {}, 'texts': {}}, {}, 'data.views'),
@@ -301,7 +352,8 @@ def test_a_tokenizer_can_be_named(folders, opened):
     ({}, {'batch_size': 9, 'process_count': 2}, 'batch_size: got 9'),
     ({}, {'process_index': 2, 'process_count': 2}, 'process_index'),
     ({}, {'seed': -1}, 'seed'),
-])
+  ],
+)
 def test_what_cannot_work_is_refused_before_any_thread_starts(folders, fields, arguments, message):
   before = threading.active_count()
   with pytest.raises(InputError, match=message):
@@ -317,6 +369,7 @@ def test_texts_without_a_tokenizer_are_refused(folders):
 def test_close_leaves_no_thread(folders):
   def ours():
     return [t.name for t in threading.enumerate() if t.name.startswith(('data', 'grain'))]
+
   pipeline = Pipeline(config(folders, prefetch=8), batch_size=16, seed=0)
   next(pipeline)
   assert ours()

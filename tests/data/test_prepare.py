@@ -27,8 +27,10 @@ def picture(i, *, size=(32, 24), kind='jpeg', mode='RGB'):
 
 def png_bomb(side=10_000):
   """A 10k x 10k PNG of a few hundred bytes: the header promises what the data does not hold."""
+
   def chunk(kind, data):
     return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+
   header = side.to_bytes(4, 'big') * 2 + bytes([8, 2, 0, 0, 0])
   chunks = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(bytes(1000))), chunk(b'IEND', b'')
   return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
@@ -38,8 +40,10 @@ def write(folder, images, rows=None):
   folder.mkdir(exist_ok=True)
   for name, data in images.items():
     (folder / name).write_bytes(data)
-  rows = rows or [{'image': name, 'alt_text': f'alt of {name}', 'captions': ['a red dog', f'the {name} again']}
-                  for name in images]
+  rows = rows or [
+    {'image': name, 'alt_text': f'alt of {name}', 'captions': ['a red dog', f'the {name} again']}
+    for name in images
+  ]
   (folder / 'data.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return folder
 
@@ -58,13 +62,20 @@ def source(tmp_path):
 
 
 def test_one_command_gives_a_store_with_the_same_bytes(tmp_path, source, capsys):
-  write(source, {'p.png': picture(90, kind='png', mode='RGBA'), 'w.webp': picture(91, kind='webp'),
-                 'g.png': picture(92, kind='png', mode='L')})
+  write(
+    source,
+    {
+      'p.png': picture(90, kind='png', mode='RGBA'),
+      'w.webp': picture(91, kind='webp'),
+      'g.png': picture(92, kind='png', mode='L'),
+    },
+  )
   out = tmp_path / 'store'
   assert run(f'--input={source}', f'--output={out}') == 0
   records = list(store.open_store(out).source('train'))
   assert {r['id'].decode(): r['image'] for r in records} == {
-      n: (source / n).read_bytes() for n in ('p.png', 'w.webp', 'g.png')}
+    n: (source / n).read_bytes() for n in ('p.png', 'w.webp', 'g.png')
+  }
   assert records[0]['alt_text'] == b'alt of p.png'
   assert list(records[0]['captions']) == [b'a red dog', b'the p.png again']
   assert len(tfds.builder_from_directory(str(out)).as_data_source('train')) == 3
@@ -75,23 +86,59 @@ def test_one_command_gives_a_store_with_the_same_bytes(tmp_path, source, capsys)
 
 def test_every_validation_is_counted_and_listed(tmp_path, capsys):
   good = picture(0)
-  images = {'good.jpg': good, 'copy.jpg': good, 'cut.jpg': picture(1, size=(200, 200))[:-3000], 'text.jpg': b'hello',
-            'empty.jpg': b'', 'tiny.png': picture(2, size=(40, 15), kind='png'), 'bomb.png': png_bomb(),
-            'mute.jpg': picture(3), 'noalt.jpg': picture(4), 'nocap.jpg': picture(5), 'blank.jpg': picture(6)}
+  images = {
+    'good.jpg': good,
+    'copy.jpg': good,
+    'cut.jpg': picture(1, size=(200, 200))[:-3000],
+    'text.jpg': b'hello',
+    'empty.jpg': b'',
+    'tiny.png': picture(2, size=(40, 15), kind='png'),
+    'bomb.png': png_bomb(),
+    'mute.jpg': picture(3),
+    'noalt.jpg': picture(4),
+    'nocap.jpg': picture(5),
+    'blank.jpg': picture(6),
+  }
   texts = {name: {'alt_text': 'alt', 'captions': ['cap']} for name in images}
-  texts |= {'mute.jpg': {'alt_text': ' \n', 'captions': []}, 'noalt.jpg': {'captions': ['cap']},
-            'nocap.jpg': {'alt_text': 'alt'}, 'blank.jpg': {'alt_text': 'alt', 'captions': ['cap', '', ' ']}}
-  rows = [{'image': name, **texts[name]} for name in images] + [{'image': 'gone.jpg', 'alt_text': 'alt'}]
+  texts |= {
+    'mute.jpg': {'alt_text': ' \n', 'captions': []},
+    'noalt.jpg': {'captions': ['cap']},
+    'nocap.jpg': {'alt_text': 'alt'},
+    'blank.jpg': {'alt_text': 'alt', 'captions': ['cap', '', ' ']},
+  }
+  rows = [{'image': name, **texts[name]} for name in images] + [
+    {'image': 'gone.jpg', 'alt_text': 'alt'}
+  ]
   source, out = write(tmp_path / 'source', images, rows), tmp_path / 'store'
   assert run(f'--input={source}', f'--output={out}') == 0
   found = report(out)
   assert found['splits']['train'] == {
-      'read': 12, 'written': 6, 'alt_texts': 4, 'captions': 4, 'missing': 1, 'unreadable': 3, 'tiny': 1, 'giant': 1,
-      'duplicate': 1, 'no_text': 1, 'no_alt_text': 1, 'no_captions': 1, 'empty_caption': 1}
+    'read': 12,
+    'written': 6,
+    'alt_texts': 4,
+    'captions': 4,
+    'missing': 1,
+    'unreadable': 3,
+    'tiny': 1,
+    'giant': 1,
+    'duplicate': 1,
+    'no_text': 1,
+    'no_alt_text': 1,
+    'no_captions': 1,
+    'empty_caption': 1,
+  }
   listed = {kind: [row['id'] for row in rows] for kind, rows in found['rows'].items()}
-  assert listed == {'missing': ['gone.jpg'], 'unreadable': ['cut.jpg', 'text.jpg', 'empty.jpg'], 'tiny': ['tiny.png'],
-                    'giant': ['bomb.png'], 'duplicate': ['copy.jpg'], 'no_text': ['mute.jpg'],
-                    'no_alt_text': ['noalt.jpg'], 'no_captions': ['nocap.jpg'], 'empty_caption': ['blank.jpg']}
+  assert listed == {
+    'missing': ['gone.jpg'],
+    'unreadable': ['cut.jpg', 'text.jpg', 'empty.jpg'],
+    'tiny': ['tiny.png'],
+    'giant': ['bomb.png'],
+    'duplicate': ['copy.jpg'],
+    'no_text': ['mute.jpg'],
+    'no_alt_text': ['noalt.jpg'],
+    'no_captions': ['nocap.jpg'],
+    'empty_caption': ['blank.jpg'],
+  }
   assert found['rows']['duplicate'][0]['detail'] == 'same bytes as train: good.jpg'
   assert '10000x10000' in found['rows']['giant'][0]['detail']
   printed = capsys.readouterr().out
@@ -104,17 +151,25 @@ def test_every_validation_is_counted_and_listed(tmp_path, capsys):
 def test_giant_image_is_refused_before_it_is_decoded(monkeypatch):
   def explode(self):
     raise AssertionError('decoded')
+
   monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', explode)
   check = checks.check_image(png_bomb(), min_side=16, max_pixels=50_000_000)
   assert (check.problem, check.size) == ('giant', (10_000, 10_000))
-  assert checks.check_image(png_bomb(100_000), min_side=16, max_pixels=50_000_000).problem == 'giant'
+  assert (
+    checks.check_image(png_bomb(100_000), min_side=16, max_pixels=50_000_000).problem == 'giant'
+  )
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'webp'])
 def test_every_format_is_decoded_to_its_end(kind):
   whole = picture(0, size=(300, 200), kind=kind)
-  assert checks.check_image(whole, min_side=16, max_pixels=10**6) == checks.Check('', '', (300, 200))
-  assert checks.check_image(whole[:len(whole) * 3 // 4], min_side=16, max_pixels=10**6).problem == 'unreadable'
+  assert checks.check_image(whole, min_side=16, max_pixels=10**6) == checks.Check(
+    '', '', (300, 200)
+  )
+  assert (
+    checks.check_image(whole[: len(whole) * 3 // 4], min_side=16, max_pixels=10**6).problem
+    == 'unreadable'
+  )
 
 
 def test_limits_are_flags(tmp_path, source):
@@ -122,7 +177,10 @@ def test_limits_are_flags(tmp_path, source):
   assert run(f'--input={source}', f'--output={out}', '--min_side=25') == 2
   assert run(f'--input={source}', f'--output={out}', '--max_pixels=700') == 2
   assert not out.exists()
-  assert run(f'--input={source}', f'--output={out}', '--min_side=24', '--max_pixels=768', '--limit=4') == 0
+  assert (
+    run(f'--input={source}', f'--output={out}', '--min_side=24', '--max_pixels=768', '--limit=4')
+    == 0
+  )
   assert store.open_store(out).splits == {'train': 4}
 
 
@@ -131,29 +189,61 @@ def test_test_split_by_input_and_by_fraction(tmp_path, source):
   assert run(f'--input={source}', f'--test_input={other}', f'--output={tmp_path / "two"}') == 0
   assert store.open_store(tmp_path / 'two').splits == {'test': 2, 'train': 10}
   assert report(tmp_path / 'two')['rows']['duplicate'] == [
-      {'split': 'test', 'id': '7.jpg', 'detail': 'same bytes as train: 7.jpg'}]
+    {'split': 'test', 'id': '7.jpg', 'detail': 'same bytes as train: 7.jpg'}
+  ]
   images = {f'{i}{c}.jpg': picture(i) for i in range(40) for c in 'ab'}
-  assert run(f'--input={write(tmp_path / "many", images)}', '--test_fraction=0.3', f'--output={tmp_path / "part"}') == 0
+  assert (
+    run(
+      f'--input={write(tmp_path / "many", images)}',
+      '--test_fraction=0.3',
+      f'--output={tmp_path / "part"}',
+    )
+    == 0
+  )
   part = store.open_store(tmp_path / 'part')
   test, train = ({r['id'][:-5] for r in part.source(s)} for s in ('test', 'train'))
-  assert not test & train and len(test | train) == 40 and 4 <= len(test) <= 22 and part.splits['test'] == 2 * len(test)
+  assert (
+    not test & train
+    and len(test | train) == 40
+    and 4 <= len(test) <= 22
+    and part.splits['test'] == 2 * len(test)
+  )
 
 
 def test_tokenizer_is_trained_on_the_training_texts_or_copied(tmp_path, source):
   words = 'red green dog cat house tree river under over beside small large'.split()
-  rows = [{'image': f'{i}.jpg', 'alt_text': '', 'captions': [' '.join(np.random.default_rng(i).permutation(words))]}
-          for i in range(10)]
+  rows = [
+    {
+      'image': f'{i}.jpg',
+      'alt_text': '',
+      'captions': [' '.join(np.random.default_rng(i).permutation(words))],
+    }
+    for i in range(10)
+  ]
   write(source, {}, rows)
   zebra = [{'image': 'x.jpg', 'alt_text': 'zebra', 'captions': ['zebra']}]
   other = write(tmp_path / 'other', {'x.jpg': picture(70)}, zebra)
   out = tmp_path / 'store'
-  assert run(f'--input={source}', f'--test_input={other}', f'--output={out}', '--tokenizer', '--vocab_size=300') == 0
+  assert (
+    run(
+      f'--input={source}',
+      f'--test_input={other}',
+      f'--output={out}',
+      '--tokenizer',
+      '--vocab_size=300',
+    )
+    == 0
+  )
   model = spm.SentencePieceProcessor(model_file=str(out / 'tokenizer.model'))
   assert model.get_piece_size() == report(out)['tokenizer']['vocab_size'] <= 300
-  assert len(model.encode('dog cat')) < len('dog cat') and 'z' not in [model.id_to_piece(i) for i in range(len(model))]
+  assert len(model.encode('dog cat')) < len('dog cat') and 'z' not in [
+    model.id_to_piece(i) for i in range(len(model))
+  ]
   assert 'texts.growing' not in os.listdir(out)
   copied = tmp_path / 'copied'
-  assert run(f'--input={source}', f'--output={copied}', f'--tokenizer={out / "tokenizer.model"}') == 0
+  assert (
+    run(f'--input={source}', f'--output={copied}', f'--tokenizer={out / "tokenizer.model"}') == 0
+  )
   assert (copied / 'tokenizer.model').read_bytes() == (out / 'tokenizer.model').read_bytes()
   assert store.open_store(copied).tokenizer_sha256 == store.open_store(out).tokenizer_sha256
 
@@ -165,7 +255,7 @@ def test_names_and_texts_that_are_no_utf8(tmp_path):
     file.write(picture(0))
   (source / 'data.jsonl').write_text('{"image": "\\udcff.jpg", "text": "a \\ud800 b"}')
   assert run(f'--input={source}', f'--output={out}') == 0
-  record, = store.open_store(out).source('train')
+  (record,) = store.open_store(out).source('train')
   assert (record['id'], record['alt_text'], record['image']) == (b'?.jpg', b'a ? b', picture(0))
 
 
@@ -174,12 +264,23 @@ def test_labels_and_masks(tmp_path):
   palette = Image.frombytes('P', (32, 24), bytes(range(24)) * 32)
   palette.putpalette([255, 0, 0] * 256)
   palette.save(tmp_path / 'p.png')
-  images = {'0.jpg': picture(0), '1.jpg': picture(1), '2.jpg': picture(2), '0.png': mask,
-            'p.png': (tmp_path / 'p.png').read_bytes(), 'small.png': picture(51, size=(16, 16), kind='png', mode='L')}
-  rows = [{'image': '0.jpg', 'text': 'x', 'kind': 'b', 'seg': '0.png'}, {'image': '1.jpg', 'text': 'y', 'seg': 'p.png'},
-          {'image': '2.jpg', 'text': 'z', 'kind': 'a', 'seg': 'small.png'}]
+  images = {
+    '0.jpg': picture(0),
+    '1.jpg': picture(1),
+    '2.jpg': picture(2),
+    '0.png': mask,
+    'p.png': (tmp_path / 'p.png').read_bytes(),
+    'small.png': picture(51, size=(16, 16), kind='png', mode='L'),
+  }
+  rows = [
+    {'image': '0.jpg', 'text': 'x', 'kind': 'b', 'seg': '0.png'},
+    {'image': '1.jpg', 'text': 'y', 'seg': 'p.png'},
+    {'image': '2.jpg', 'text': 'z', 'kind': 'a', 'seg': 'small.png'},
+  ]
   source, out = write(tmp_path / 'source', images, rows), tmp_path / 'store'
-  assert run(f'--input={source}', f'--output={out}', '--label_column=kind', '--mask_column=seg') == 0
+  assert (
+    run(f'--input={source}', f'--output={out}', '--label_column=kind', '--mask_column=seg') == 0
+  )
   opened = store.open_store(out)
   records = list(opened.source('train'))
   assert opened.label_names() == ('a', 'b') and [r['label'] for r in records] == [1, -1, 0]
@@ -196,7 +297,10 @@ def test_store_as_input_keeps_its_annotations(tmp_path):
   source = write(tmp_path / 'source', images, rows)
   assert run(f'--input={source}', f'--output={tmp_path / "one"}', '--label_column=kind') == 0
   assert run(f'--input={tmp_path / "one"}', f'--output={tmp_path / "two"}', '--limit=2') == 0
-  assert [r['id'] for r in store.open_store(tmp_path / 'two').source('train')] == [b'0.jpg', b'1.jpg']
+  assert [r['id'] for r in store.open_store(tmp_path / 'two').source('train')] == [
+    b'0.jpg',
+    b'1.jpg',
+  ]
   assert store.open_store(tmp_path / 'two').label_names() == ('dog',)
 
 
@@ -217,7 +321,9 @@ def test_bad_command_lines_are_one_line_and_exit_code_2(tmp_path, source, capsys
   assert 'expected only flags' in error_of(capsys, ok, out, 'more')
   assert 'vocab_size' in error_of(capsys, ok, out, '--vocab_size=3')
   assert 'test_fraction' in error_of(capsys, ok, out, '--test_fraction=1.5')
-  assert 'expected one source' in error_of(capsys, ok, out, '--test_fraction=0.5', f'--test_input={source}')
+  assert 'expected one source' in error_of(
+    capsys, ok, out, '--test_fraction=0.5', f'--test_input={source}'
+  )
   assert "did you mean 'source'" in error_of(capsys, f'--input={tmp_path / "sorce"}', out)
   assert "did you mean 'alt_text'" in error_of(capsys, ok, out, '--alt_text_column=alttext')
   assert 'No such file' in error_of(capsys, ok, out, '--tokenizer=nothing.model')
@@ -237,13 +343,21 @@ COMMAND = [sys.executable, '-m', 'tips_jax.prepare']
 
 def start(source, out):
   """A run that is in the middle of writing: its input has more rows than it can read soon."""
-  process = subprocess.Popen([*COMMAND, f'--input={source}', f'--output={out}'], stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-                             # A shell's background job ignores SIGINT, and its children would too.
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+  process = subprocess.Popen(
+    [*COMMAND, f'--input={source}', f'--output={out}'],
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    # A shell's background job ignores SIGINT, and its children would too.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+  )
   deadline = time.monotonic() + 60
-  while not any('growing' in name for folder in out.parent.glob('.store-*') for name in os.listdir(folder)
-                if name.startswith('train')):
+  while not any(
+    'growing' in name
+    for folder in out.parent.glob('.store-*')
+    for name in os.listdir(folder)
+    if name.startswith('train')
+  ):
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)
   return process
@@ -275,7 +389,7 @@ def test_killed_in_the_middle_never_looks_whole_and_the_next_run_starts_anew(tmp
   process.kill()
   process.communicate()
   assert not (tmp_path / 'store').exists()
-  left, = tmp_path.glob('.store-*')
+  (left,) = tmp_path.glob('.store-*')
   with pytest.raises(store.InputError, match='half-written'):
     store.open_store(left)
   assert run(f'--input={slow_source}', f'--output={tmp_path / "store"}', '--limit=3') == 0
@@ -284,18 +398,36 @@ def test_killed_in_the_middle_never_looks_whole_and_the_next_run_starts_anew(tmp
 
 
 def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, slow_source):
-  code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
-          'resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 2**20,) * 2);'
-          'from tips_jax import prepare; sys.exit(prepare.main(sys.argv))')
-  done = subprocess.run([sys.executable, '-c', code, f'--input={slow_source}', f'--output={tmp_path / "store"}',
-                         '--limit=20'], stderr=subprocess.PIPE, text=True,
-                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
-  assert done.returncode == 2 and 'error: cannot write the store' in done.stderr and 'Traceback' not in done.stderr
+  code = (
+    'import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 2**20,) * 2);'
+    'from tips_jax import prepare; sys.exit(prepare.main(sys.argv))'
+  )
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      code,
+      f'--input={slow_source}',
+      f'--output={tmp_path / "store"}',
+      '--limit=20',
+    ],
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
+  assert (
+    done.returncode == 2
+    and 'error: cannot write the store' in done.stderr
+    and 'Traceback' not in done.stderr
+  )
   assert sorted(os.listdir(tmp_path)) == ['source']
 
 
 def test_neither_jax_nor_tensorflow_is_imported(tmp_path, source):
-  code = (f'import sys; sys.path[:0] = {sys.path!r}\nfrom tips_jax import prepare\n'
-          f'prepare.main(["prepare", "--input={source}", "--output={tmp_path / "store"}", "--tokenizer"])\n'
-          f'assert not {{"jax", "tensorflow", "torch"}} & set(sys.modules)')
+  code = (
+    f'import sys; sys.path[:0] = {sys.path!r}\nfrom tips_jax import prepare\n'
+    f'prepare.main(["prepare", "--input={source}", "--output={tmp_path / "store"}", "--tokenizer"])\n'
+    f'assert not {{"jax", "tensorflow", "torch"}} & set(sys.modules)'
+  )
   subprocess.run([sys.executable, '-c', code], check=True)

@@ -13,16 +13,34 @@ from tips_jax.data import store
 
 
 def example(i):
-  return {'image': b'image %d' % i * 50, 'id': str(i), 'alt_text': 'Ä' * (i % 2), 'captions': ['one', 'Two'][:i % 3]}
+  return {
+    'image': b'image %d' % i * 50,
+    'id': str(i),
+    'alt_text': 'Ä' * (i % 2),
+    'captions': ['one', 'Two'][: i % 3],
+  }
 
 
 def build(path, *, train=7, test=3, shard_bytes=1200, annotate=False, info=None):
   folder = store.temporary_folder(path)
-  features = store.features(store.ANNOTATIONS, labels=['cat', 'dog']) if annotate else store.features()
+  features = (
+    store.features(store.ANNOTATIONS, labels=['cat', 'dog']) if annotate else store.features()
+  )
   writer = store.Writer(folder, features, shard_bytes=shard_bytes)
   for i in range(train + test):
-    more = dict(label=i % 2, mask=b'mask', depth=b'depth', normals=b'normals', tags=['t'] * (i % 2),
-                boxes=np.full((i % 3, 4), 0.5, np.float32), region_captions=['r'] * (i % 3)) if annotate else {}
+    more = (
+      dict(
+        label=i % 2,
+        mask=b'mask',
+        depth=b'depth',
+        normals=b'normals',
+        tags=['t'] * (i % 2),
+        boxes=np.full((i % 3, 4), 0.5, np.float32),
+        region_captions=['r'] * (i % 3),
+      )
+      if annotate
+      else {}
+    )
     writer.add('train' if i < train else 'test', example(i) | more)
   assert writer.close() == {'train': train, 'test': test}
   with open(os.path.join(folder, store.TOKENIZER_FILE), 'wb') as file:
@@ -39,7 +57,10 @@ def test_what_was_written_is_read_back_byte_for_byte(path):
   opened = store.open_store(path)
   assert opened.splits == {'train': 7, 'test': 3} and opened.info == {'size': 3}
   assert set(opened.features) == {'image', 'id', 'alt_text', 'captions'}
-  assert opened.tokenizer_path == os.path.join(path, 'tokenizer.model') and len(opened.tokenizer_sha256) == 64
+  assert (
+    opened.tokenizer_path == os.path.join(path, 'tokenizer.model')
+    and len(opened.tokenizer_sha256) == 64
+  )
   source = opened.source('train')
   assert len(source) == 7
   for i in (6, 0, 3):
@@ -57,7 +78,8 @@ def test_several_shards_and_no_temporary_files_remain(path):
 
 def test_tfds_opens_it_without_our_code(path):
   source = tfds.builder_from_directory(path).as_data_source(
-      'train[2:4]', decoders={'image': tfds.decode.SkipDecoding()})
+    'train[2:4]', decoders={'image': tfds.decode.SkipDecoding()}
+  )
   assert [record['id'] for record in source] == [b'2', b'3']
 
 
@@ -79,10 +101,16 @@ def test_annotations_round_trip(tmp_path):
 
 
 def test_fingerprint_depends_on_the_records_alone(tmp_path, path):
-  code = f'import sys; sys.path[:0] = {sys.path!r}\nimport test_store; test_store.build(sys.argv[1])'
+  code = (
+    f'import sys; sys.path[:0] = {sys.path!r}\nimport test_store; test_store.build(sys.argv[1])'
+  )
   other = str(tmp_path / 'other')
-  subprocess.run([sys.executable, '-c', code, other], check=True, env={**os.environ, 'PYTHONHASHSEED': '7'},
-                 cwd=os.path.dirname(__file__))
+  subprocess.run(
+    [sys.executable, '-c', code, other],
+    check=True,
+    env={**os.environ, 'PYTHONHASHSEED': '7'},
+    cwd=os.path.dirname(__file__),
+  )
   assert store.open_store(other).fingerprint == store.open_store(path).fingerprint
   changed = build(str(tmp_path / 'changed'), train=6, test=4)
   assert store.open_store(changed).fingerprint != store.open_store(path).fingerprint
@@ -135,14 +163,18 @@ def test_missing_store_names_the_nearest(path):
 
 
 def test_missing_split_names_the_nearest(path):
-  with pytest.raises(InputError, match=r"got 'trian'; expected one of \['test', 'train'\]; did you mean 'train'"):
+  with pytest.raises(
+    InputError, match=r"got 'trian'; expected one of \['test', 'train'\]; did you mean 'train'"
+  ):
     store.open_store(path).source('trian')
   with pytest.raises(InputError, match='slice'):
     store.open_store(path).source('train[:oops]')
 
 
 def shard(path):
-  return os.path.join(path, next(name for name in sorted(os.listdir(path)) if 'train.array_record' in name))
+  return os.path.join(
+    path, next(name for name in sorted(os.listdir(path)) if 'train.array_record' in name)
+  )
 
 
 def test_half_written_store_is_refused(tmp_path):
@@ -156,7 +188,9 @@ def test_half_written_store_is_refused(tmp_path):
   spoil('cut', lambda p: os.truncate(shard(p), 1000))
   spoil('json', lambda p: os.truncate(os.path.join(p, 'store.json'), 20))
   spoil('metadata', lambda p: os.remove(os.path.join(p, 'features.json')))
-  spoil('both', lambda p: [os.remove(os.path.join(p, n)) for n in ('store.json', 'dataset_info.json')])
+  spoil(
+    'both', lambda p: [os.remove(os.path.join(p, n)) for n in ('store.json', 'dataset_info.json')]
+  )
 
 
 def test_temporary_folder_is_not_a_store(tmp_path):
@@ -211,6 +245,11 @@ def test_plain_tfds_data_opens_by_folder_and_by_name(tmp_path, monkeypatch):
 
 
 def test_no_tensorflow_and_no_jax_are_imported():
-  code = (f'import sys; sys.path[:0] = {sys.path!r}\nimport tips_jax.data.store, tips_jax.data.tokenizer\n'
-          f'print([m for m in ("tensorflow", "jax", "torch") if m in sys.modules])')
-  assert subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout == '[]\n'
+  code = (
+    f'import sys; sys.path[:0] = {sys.path!r}\nimport tips_jax.data.store, tips_jax.data.tokenizer\n'
+    f'print([m for m in ("tensorflow", "jax", "torch") if m in sys.modules])'
+  )
+  assert (
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
+    == '[]\n'
+  )

@@ -62,7 +62,7 @@ def test_ids_equal_sentencepiece_on_lower_cased_text(path):
     expected = model.encode(lowered)
     ids = t.encode(text, 64)
     assert ids.dtype == np.int32 and ids.shape == (64,)
-    assert ids[:len(expected)].tolist() == expected and not ids[len(expected):].any()
+    assert ids[: len(expected)].tolist() == expected and not ids[len(expected) :].any()
     assert (t.encode(text.encode(), 64) == ids).all()
 
 
@@ -108,9 +108,20 @@ def test_missing_or_foreign_file_is_an_input_error(tmp_path):
 
 
 def test_model_whose_id_0_is_an_ordinary_piece_is_refused_and_unk_0_is_not(tmp_path):
-  for name, ids in (('unk0', dict(unk_id=0)), ('pad5', dict(unk_id=4, pad_id=5, user_defined_symbols=['dog']))):
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(texts()), model_prefix=str(tmp_path / name), vocab_size=40,
-                                   model_type='bpe', bos_id=-1, eos_id=-1, minloglevel=2, **ids)
+  for name, ids in (
+    ('unk0', dict(unk_id=0)),
+    ('pad5', dict(unk_id=4, pad_id=5, user_defined_symbols=['dog'])),
+  ):
+    spm.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts()),
+      model_prefix=str(tmp_path / name),
+      vocab_size=40,
+      model_type='bpe',
+      bos_id=-1,
+      eos_id=-1,
+      minloglevel=2,
+      **ids,
+    )
   assert tokenizer.Tokenizer(str(tmp_path / 'unk0.model')).vocab_size == 40
   with pytest.raises(InputError, match='whose id 0 is the piece'):
     tokenizer.Tokenizer(str(tmp_path / 'pad5.model'))

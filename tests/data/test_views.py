@@ -19,16 +19,20 @@ def texture(height, width, seed=0):
   rng = np.random.default_rng(seed)
   image = np.zeros((height, width, 3))
   for octave in range(7):
-    step = 2 ** octave
+    step = 2**octave
     noise = rng.normal(size=(height // step + 2, width // step + 2, 3))
     for c in range(3):
-      layer = Image.fromarray(noise[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-      image[..., c] += step ** 0.9 * np.asarray(layer)
+      layer = Image.fromarray(noise[..., c].astype(np.float32)).resize(
+        (width, height), Image.Resampling.BICUBIC
+      )
+      image[..., c] += step**0.9 * np.asarray(layer)
   return np.clip((image - image.mean()) / image.std() * 45 + 128, 0, 255).astype(np.uint8)
 
 
 def jpeg(image, quality=95):
-  return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling='444')
+  return simplejpeg.encode_jpeg(
+    np.ascontiguousarray(image), quality=quality, colorsubsampling='444'
+  )
 
 
 def encode(image, kind, **kwargs):
@@ -65,18 +69,27 @@ def test_boxes_follow_the_law_of_random_resized_crop(view):
   drawn = np.array(views.draw_boxes(height, width, view, np.random.default_rng(0)))
   expected = reference_boxes(height, width, view, 4 * count, np.random.default_rng(1))
   top, left, h, w, flip = drawn.T
-  assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+  assert (
+    (top >= 0).all()
+    and (left >= 0).all()
+    and (top + h <= height).all()
+    and (left + w <= width).all()
+  )
   assert abs(flip.mean() - 0.3) < 0.03
   shares = np.linspace(0.05, 0.95, 10)
   for name, function, span in (
-      ('area', lambda b: b[:, 2] * b[:, 3] / (height * width), view.scale[1] - view.scale[0]),
-      ('ratio', lambda b: np.log(b[:, 3] / b[:, 2]), np.log(16 / 9)),
-      ('top', lambda b: b[:, 0] / height, 1), ('left', lambda b: b[:, 1] / width, 1)):
+    ('area', lambda b: b[:, 2] * b[:, 3] / (height * width), view.scale[1] - view.scale[0]),
+    ('ratio', lambda b: np.log(b[:, 3] / b[:, 2]), np.log(16 / 9)),
+    ('top', lambda b: b[:, 0] / height, 1),
+    ('left', lambda b: b[:, 1] / width, 1),
+  ):
     got, want = np.quantile(function(drawn), shares), np.quantile(function(expected), shares)
     assert np.abs(got - want).max() < 0.03 * span, name
 
 
-@pytest.mark.parametrize('height, width, expected', [(20, 400, (0, 186, 20, 27)), (400, 20, (186, 0, 27, 20))])
+@pytest.mark.parametrize(
+  'height, width, expected', [(20, 400, (0, 186, 20, 27)), (400, 20, (186, 0, 27, 20))]
+)
 def test_an_image_too_slim_for_any_box_gives_its_center(height, width, expected):
   view = View(size=8, count=3, scale=(1.0, 1.0), flip=0.0)
   assert views.draw_boxes(height, width, view, np.random.default_rng(0)) == [(*expected, False)] * 3
@@ -91,8 +104,9 @@ def rounded(start, length, scale, limit):
 def test_crops_equal_antialiased_crops_of_the_full_decode(height, width):
   """Against Pillow's bilinear resize of the same boxes, rounded as `crops` says.
 
-  What remains: the blur comes in steps, the decoder is the fast one, DCT scaling is another low-pass. On this texture
-  (deviation 45) a shift of half an output pixel costs 7 to 10 levels, a wrong box, flip or channel order 25 and more.
+  What remains: the blur comes in steps, the decoder is the fast one, DCT scaling is another
+  low-pass. On this texture (deviation 45) a shift of half an output pixel costs 7 to 10 levels, a
+  wrong box, flip or channel order 25 and more.
   """
   data = jpeg(texture(height, width))
   full = Image.fromarray(simplejpeg.decode_jpeg(data))
@@ -102,30 +116,48 @@ def test_crops_equal_antialiased_crops_of_the_full_decode(height, width):
     got = views.crops(data, config, np.random.default_rng(seed))
     rng = np.random.default_rng(seed)
     for name, view in config.items():
-      assert got[name].shape == (view.count, view.size, view.size, 3) and got[name].dtype == np.uint8
-      for crop, (top, left, h, w, flip) in zip(got[name], views.draw_boxes(height, width, view, rng)):
+      assert (
+        got[name].shape == (view.count, view.size, view.size, 3) and got[name].dtype == np.uint8
+      )
+      for crop, (top, left, h, w, flip) in zip(
+        got[name], views.draw_boxes(height, width, view, rng)
+      ):
         scale = 2 ** max(0, int(np.floor(np.log2(min(h, w) / view.size))))
         (top, h), (left, w) = rounded(top, h, scale, height), rounded(left, w, scale, width)
-        want = np.asarray(full.resize((view.size,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)))
+        want = np.asarray(
+          full.resize(
+            (view.size,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)
+          )
+        )
         want = want[:, ::-1] if flip else want
         difference = crop.astype(float) - want
         assert abs(difference.mean()) < 1.5
-        errors.append(np.sqrt((difference ** 2).mean()))
+        errors.append(np.sqrt((difference**2).mean()))
   assert np.mean(errors) < 3.5 and max(errors) < 6.5, (np.mean(errors), max(errors))
 
 
 @pytest.mark.parametrize('height, width', [(300, 400), (1403, 1102)])
 def test_a_gradient_shows_each_box_within_half_an_output_pixel(height, width):
   y, x = np.mgrid[:height, :width]
-  data = jpeg(np.stack([x * 255 / width, y * 255 / height, 0 * x + 128], -1).astype(np.uint8), quality=100)
+  data = jpeg(
+    np.stack([x * 255 / width, y * 255 / height, 0 * x + 128], -1).astype(np.uint8), quality=100
+  )
   view = View(size=32, count=8, scale=(0.1, 1.0))
   for seed in range(5):
     crops = views.crops(data, {'v': view}, np.random.default_rng(seed))['v'].astype(float)
-    for crop, (top, left, h, w, flip) in zip(crops, views.draw_boxes(height, width, view, np.random.default_rng(seed))):
+    for crop, (top, left, h, w, flip) in zip(
+      crops, views.draw_boxes(height, width, view, np.random.default_rng(seed))
+    ):
       crop = crop[:, ::-1] if flip else crop
       # at the middle of the crop no border matters; 2 levels: truncation to uint8, JPEG, fast DCT
-      assert abs(crop[:, 15:17, 0].mean() - (left + w / 2) * 255 / width) < w * 255 / width / 32 * 0.75 + 2
-      assert abs(crop[15:17, :, 1].mean() - (top + h / 2) * 255 / height) < h * 255 / height / 32 * 0.75 + 2
+      assert (
+        abs(crop[:, 15:17, 0].mean() - (left + w / 2) * 255 / width)
+        < w * 255 / width / 32 * 0.75 + 2
+      )
+      assert (
+        abs(crop[15:17, :, 1].mean() - (top + h / 2) * 255 / height)
+        < h * 255 / height / 32 * 0.75 + 2
+      )
       slope = (crop[:, -2, 0].mean() - crop[:, 1, 0].mean()) / (w * 255 / width * 29 / 32)
       assert 0.9 < slope < 1.1 or w * 255 / width < 40
 
@@ -138,26 +170,42 @@ def test_jpegs_are_read_at_the_coarsest_scale_that_loses_nothing(monkeypatch):
     image = real(*args, **kwargs)
     seen.append(image.shape)
     return image
+
   monkeypatch.setattr(views.simplejpeg, 'decode_jpeg', spy)
   data = jpeg(texture(512, 640))
-  for size, expected in ((512, 512), (257, 512), (256, 256), (129, 256), (128, 128), (64, 64), (16, 64)):
+  for size, expected in (
+    (512, 512),
+    (257, 512),
+    (256, 256),
+    (129, 256),
+    (128, 128),
+    (64, 64),
+    (16, 64),
+  ):
     views.crops(data, whole(size), np.random.default_rng(0))
     assert seen.pop()[0] == expected
   mixed = {**whole(64), 'small': View(size=60, scale=(0.05, 0.05), ratio=(1.0, 1.0))}
   views.crops(data, mixed, np.random.default_rng(0))
-  assert seen.pop()[0] == 256  # the small box has 128 pixels a side: a quarter of the scale would enlarge it
+  assert (
+    seen.pop()[0] == 256
+  )  # the small box has 128 pixels a side: a quarter of the scale would enlarge it
 
 
 @pytest.mark.parametrize('size', [30, 50, 70, 80])
 def test_shrinking_keeps_detail_and_does_not_alias(size):
-  """On white noise the upper half of the spectrum has about the power that Pillow's antialiased resize leaves there.
+  """On white noise the upper half of the spectrum has about the power that Pillow's antialiased
+  resize leaves there.
 
-  Exact area averaging has 1.7 to 2.4 times as much, an unfiltered linear resize 24, 9, 4.4, 3.3 times at these sizes.
+  Exact area averaging has 1.7 to 2.4 times as much, an unfiltered linear resize 24, 9, 4.4, 3.3
+  times at these sizes.
   """
   image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
   data = encode(Image.fromarray(image), 'PNG')
   power = []
-  for crop in (crop_whole(data, size), np.asarray(Image.fromarray(image).resize((size, size), 2)).astype(int)):
+  for crop in (
+    crop_whole(data, size),
+    np.asarray(Image.fromarray(image).resize((size, size), 2)).astype(int),
+  ):
     spectrum = np.abs(np.fft.fft2(crop - crop.mean((0, 1)), axes=(0, 1))) ** 2
     frequency = np.abs(np.fft.fftfreq(size))
     power.append(spectrum[np.maximum(frequency[:, None], frequency) > 0.25].sum())
@@ -168,7 +216,9 @@ def test_fine_stripes_vanish_when_shrunk():
   stripes = np.zeros((256, 256, 3), np.uint8)
   stripes[:, ::2] = 255
   data = encode(Image.fromarray(stripes), 'PNG')
-  assert crop_whole(data, 60)[2:-2, 2:-2].std() < 3     # an unfiltered linear resize leaves a beat of 40 and more
+  assert (
+    crop_whole(data, 60)[2:-2, 2:-2].std() < 3
+  )  # an unfiltered linear resize leaves a beat of 40 and more
   assert crop_whole(data, 256).std() > 120
 
 
@@ -197,16 +247,24 @@ def halves(mode='RGB'):
 
 def close(crop, left, right, tolerance=6):
   half = crop.shape[1] // 2
-  errors = np.abs(crop[:, :half - 2] - left).max(), np.abs(crop[:, half + 2:] - right).max()
+  errors = np.abs(crop[:, : half - 2] - left).max(), np.abs(crop[:, half + 2 :] - right).max()
   return max(errors) <= tolerance
 
 
-@pytest.mark.parametrize('data', [
-    encode(halves(), 'PNG'), encode(halves(), 'BMP'), encode(halves(), 'WEBP', lossless=True),
-    encode(halves().quantize(16), 'PNG'), encode(halves().quantize(16), 'GIF'),
-    encode(halves(), 'JPEG', quality=95, subsampling=0), encode(halves(), 'JPEG', quality=95, progressive=True),
+@pytest.mark.parametrize(
+  'data',
+  [
+    encode(halves(), 'PNG'),
+    encode(halves(), 'BMP'),
+    encode(halves(), 'WEBP', lossless=True),
+    encode(halves().quantize(16), 'PNG'),
+    encode(halves().quantize(16), 'GIF'),
+    encode(halves(), 'JPEG', quality=95, subsampling=0),
+    encode(halves(), 'JPEG', quality=95, progressive=True),
     encode(halves(), 'GIF', save_all=True, append_images=[Image.new('RGB', (64, 64), 'green')]),
-], ids=['png', 'bmp', 'webp', 'palette', 'gif', 'jpeg', 'progressive', 'animation'])
+  ],
+  ids=['png', 'bmp', 'webp', 'palette', 'gif', 'jpeg', 'progressive', 'animation'],
+)
 @pytest.mark.parametrize('size', [64, 24])
 def test_color_formats(data, size):
   for image in (crop_whole(data, size), views.evaluation(data, size).astype(int)):
@@ -250,25 +308,38 @@ def test_orientation_tags_are_ignored():
 def png_header(width, height):
   def chunk(kind, body):
     return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
   header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'0' * 100)) + chunk(b'IEND', b'')
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(b'0' * 100))
+    + chunk(b'IEND', b'')
+  )
 
 
 def jpeg_header(width, height):
   data = bytearray(jpeg(texture(16, 16)))
   at = data.index(b'\xff\xc0') + 5
-  data[at:at + 4] = struct.pack('>HH', height, width)
+  data[at : at + 4] = struct.pack('>HH', height, width)
   return bytes(data)
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
-@pytest.mark.parametrize('data, reason', [
-    (b'', 'no known image format'), (b'<html>404</html>' * 9, 'no known image format'),
+@pytest.mark.parametrize(
+  'data, reason',
+  [
+    (b'', 'no known image format'),
+    (b'<html>404</html>' * 9, 'no known image format'),
     (b'\xff\xd8\xff', 'no known image format'),
-    (jpeg(texture(64, 64))[:900], 'truncated'), (encode(halves(), 'PNG')[:-60], 'broken|truncated|not a readable'),
-    (png_header(10_000, 10_000), '10000 x 10000 pixels'), (jpeg_header(10_000, 9_000), '10000 x 9000 pixels'),
+    (jpeg(texture(64, 64))[:900], 'truncated'),
+    (encode(halves(), 'PNG')[:-60], 'broken|truncated|not a readable'),
+    (png_header(10_000, 10_000), '10000 x 10000 pixels'),
+    (jpeg_header(10_000, 9_000), '10000 x 9000 pixels'),
     (png_header(60_000, 60_000), '.'),
-], ids=['empty', 'html', 'stub', 'cut jpeg', 'cut png', 'huge png', 'huge jpeg', 'bomb'])
+  ],
+  ids=['empty', 'html', 'stub', 'cut jpeg', 'cut png', 'huge png', 'huge jpeg', 'bomb'],
+)
 def test_unreadable_images_say_why(data, reason):
   with pytest.raises(ValueError, match=reason):
     views.crops(data, whole(16), np.random.default_rng(0))
@@ -300,8 +371,12 @@ def test_masks_are_resized_by_nearest_neighbor(dtype):
   mask = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)
   data = encode(Image.fromarray(mask), 'PNG')
   for size in (16, 80):
-    want = np.array([[mask[int((i + 0.5) * 37 / size), int((j + 0.5) * 53 / size)] for j in range(size)]
-                     for i in range(size)])
+    want = np.array(
+      [
+        [mask[int((i + 0.5) * 37 / size), int((j + 0.5) * 53 / size)] for j in range(size)]
+        for i in range(size)
+      ]
+    )
     got = views.evaluation_mask(data, size)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, want)

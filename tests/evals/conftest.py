@@ -1,4 +1,5 @@
 """A small store of colored quadrants with every annotation, and an encoder that reads them."""
+
 import json
 import os
 
@@ -21,15 +22,21 @@ def _png(array):
 
 
 def scene(rng):
-  """(image, mask, classes [2, 2]): each quadrant has one of three colors, its class; the left edge is void."""
+  """(image, mask, classes [2, 2]): each quadrant has one of three colors, its class; the left edge
+  is void.
+  """
   quadrants = rng.integers(0, CLASSES, (2, 2))
   mask = np.kron(quadrants, np.ones((SIZE // 2, SIZE // 2), int)).astype(np.uint8)
-  image = np.clip(COLORS[mask].astype(int) + rng.integers(-20, 21, (SIZE, SIZE, 1)), 0, 255).astype(np.uint8)
+  image = np.clip(COLORS[mask].astype(int) + rng.integers(-20, 21, (SIZE, SIZE, 1)), 0, 255).astype(
+    np.uint8
+  )
   mask[:, 0] = 255
   return image, mask, quadrants
 
 
-def _write_store(path, *, train=40, test=20, annotations=('label', 'mask'), captions=True, broken=()):
+def _write_store(
+  path, *, train=40, test=20, annotations=('label', 'mask'), captions=True, broken=()
+):
   rng = np.random.default_rng(0)
   folder = store_lib.temporary_folder(path)
   writer = store_lib.Writer(folder, store_lib.features(annotations, labels=NAMES))
@@ -38,17 +45,27 @@ def _write_store(path, *, train=40, test=20, annotations=('label', 'mask'), capt
     for i in range(count):
       image, mask, quadrants = scene(rng)
       words = [NAMES[c] for c in quadrants.ravel()]
-      own = [' '.join(words), 'corner ' + words[0]][:1 + i % 2] if captions and i != 3 else []
+      own = [' '.join(words), 'corner ' + words[0]][: 1 + i % 2] if captions and i != 3 else []
       texts += own
-      example = {'image': _png(image), 'id': f'{split}{i}', 'alt_text': words[0] if i % 4 else '', 'captions': own,
-                 'label': int(quadrants[0, 0]), 'mask': _png(mask)}
+      example = {
+        'image': _png(image),
+        'id': f'{split}{i}',
+        'alt_text': words[0] if i % 4 else '',
+        'captions': own,
+        'label': int(quadrants[0, 0]),
+        'mask': _png(mask),
+      }
       if (split, i) in broken:
         example['image'] = b'\x89PNG\r\n\x1a\nnothing more'
-      writer.add(split, {k: v for k, v in example.items() if k not in ('label', 'mask') or k in annotations})
+      writer.add(
+        split, {k: v for k, v in example.items() if k not in ('label', 'mask') or k in annotations}
+      )
   writer.close()
   with open(os.path.join(folder, 'annotations.json'), 'w') as file:
     json.dump({'mask_classes': NAMES}, file)
-  tokenizer_lib.train(texts or ['nothing'], os.path.join(folder, store_lib.TOKENIZER_FILE), vocab_size=300)
+  tokenizer_lib.train(
+    texts or ['nothing'], os.path.join(folder, store_lib.TOKENIZER_FILE), vocab_size=300
+  )
   return store_lib.open_store(store_lib.finish(folder, path, {}))
 
 
@@ -67,9 +84,15 @@ class Reader:
     self.images.append(images.copy())
     side = images.shape[1] // GRID
     patch = images.reshape(len(images), GRID, side, GRID, side, 3).mean((2, 4)) / 255
-    color = np.stack([patch[:, 0, 1], patch[:, 0, 2], patch[:, 3, 1], patch[:, 3, 2]], 1).argmax(-1)    # corners
-    return {'web': self._spoil(patch[:, 0, 1]), 'synthetic': self._spoil(patch[:, 0, 2]), 'patch': self._spoil(patch),
-            'embedding': self._spoil(np.eye(CLASSES)[color].reshape(len(images), -1))}
+    color = np.stack([patch[:, 0, 1], patch[:, 0, 2], patch[:, 3, 1], patch[:, 3, 2]], 1).argmax(
+      -1
+    )  # corners
+    return {
+      'web': self._spoil(patch[:, 0, 1]),
+      'synthetic': self._spoil(patch[:, 0, 2]),
+      'patch': self._spoil(patch),
+      'embedding': self._spoil(np.eye(CLASSES)[color].reshape(len(images), -1)),
+    }
 
   def text(self, ids):
     self.texts.append(ids.copy())

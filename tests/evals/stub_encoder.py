@@ -1,11 +1,17 @@
-"""An encoder without weights: random projections of pixels and of words. It counts what it is asked for."""
+"""An encoder without weights: random projections of pixels and of words. It counts what it is asked
+for.
+"""
+
 import hashlib
 
 import numpy as np
 
 
 class Stub:
-  """What the suite needs of interop.encoder.Encoder. stop_after: images after which it is interrupted."""
+  """What the suite needs of interop.encoder.Encoder. stop_after: images after which it is
+  interrupted.
+  """
+
   cls_names, patch, depth, size, name = ('web', 'synthetic'), 8, 4, 32, 'stub'
 
   def __init__(self, *, seed=0, width=8, has_text=True, stop_after=None):
@@ -21,14 +27,18 @@ class Stub:
     self.images += len(images)
     b, h, w, _ = images.shape
     p = self.patch
-    cells = images.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3).reshape(b, h // p, w // p, -1) / np.float32(255)
+    cells = images.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3).reshape(
+      b, h // p, w // p, -1
+    ) / np.float32(255)
     whole = cells.mean((1, 2)) - 0.5
     out = {'web': whole @ self.kernels[0], 'synthetic': whole @ self.kernels[1]}
     out['embedding'] = out['web']
     if patches:
       out['patch'] = cells @ self.kernels[2]
     if intermediate_layers:
-      out['intermediate_layers'] = tuple((cells @ self.kernels[3 + i], out['web']) for i in range(len(intermediate_layers)))
+      out['intermediate_layers'] = tuple(
+        (cells @ self.kernels[3 + i], out['web']) for i in range(len(intermediate_layers))
+      )
     if values:
       out['value_patch'] = cells @ self.kernels[7]
     return out

@@ -1,4 +1,5 @@
 """Pixels and chance on the small store."""
+
 import dataclasses
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_patches_are_cut_as_the_grid_says():
 
 def test_the_description_ends_with_the_color_histogram():
   images = np.zeros((1, 8, 8, 3), np.uint8)
-  images[0, :, :4] = (255, 0, 130)    # levels 3, 0, 2
+  images[0, :, :4] = (255, 0, 130)  # levels 3, 0, 2
   histogram = (baselines._describe(images)[0, -64:] / 10) ** 2
   assert histogram[0] == pytest.approx(0.5) and histogram[3 * 16 + 2] == pytest.approx(0.5)
 
@@ -28,13 +29,16 @@ def test_the_regression_finds_images_by_words_of_color(store, tokenizer, config)
   pixels = baselines.Pixels(config, patch=8)
   assert pixels.text(np.zeros((2, 8), np.int32)) is None
   assert pixels.fit(store, 'train', tokenizer=tokenizer, text_length=8)
-  found = features.extract(pixels, store, 'test', config=config, names=('embedding',), tokenizer=tokenizer,
-                           text_length=8)
+  found = features.extract(
+    pixels, store, 'test', config=config, names=('embedding',), tokenizer=tokenizer, text_length=8
+  )
   recalls = retrieval.recalls(found.image['embedding'], found.text, found.owner)
   assert recalls['t2i_r5'] > 1.3 * retrieval.chance(found.owner, 20)['t2i_r5']
   assert np.isfinite(found.image['embedding']).all()
   padded = pixels.text(np.pad(tokenizer.encode_batch(['red blue'], 8), ((0, 0), (0, 9))))
-  np.testing.assert_array_equal(padded, pixels.text(tokenizer.encode_batch(['red blue'], 8)))    # padding is no word
+  np.testing.assert_array_equal(
+    padded, pixels.text(tokenizer.encode_batch(['red blue'], 8))
+  )  # padding is no word
 
 
 def test_chance_is_counted_on_the_annotations(store, config):
@@ -44,7 +48,9 @@ def test_chance_is_counted_on_the_annotations(store, config):
   assert found['knn/accuracy'] == pytest.approx(np.mean([r['label'] == common for r in test]))
   masks = [np.stack([segmentation.decode_mask(r['mask']) for r in rows]) for rows in (train, test)]
   common = np.bincount(masks[0][masks[0] != 255]).argmax()
-  assert found['segmentation/miou'] == pytest.approx(np.mean(masks[1][masks[1] != 255] == common) / 3)
+  assert found['segmentation/miou'] == pytest.approx(
+    np.mean(masks[1][masks[1] != 255] == common) / 3
+  )
   assert found['retrieval/t2i_r5'] == 5 / 20
   assert len(found) == 8
   only = baselines.chance(store, dataclasses.replace(config, tasks=('retrieval',)))

@@ -1,4 +1,7 @@
-"""All the tasks together: an encoder that knows everything, one that knows nothing, and stores that lack something."""
+"""All the tasks together: an encoder that knows everything, one that knows nothing, and stores that
+lack something.
+"""
+
 import dataclasses
 
 import numpy as np
@@ -7,10 +10,15 @@ import pytest
 from tips_jax.core.errors import InputError
 from tips_jax.evals import during_training as run
 
-NAMES = {f'retrieval/{way}_r{k}' for way in ('t2i', 'i2t') for k in (1, 5, 10)} | {'knn/accuracy', 'segmentation/miou'}
+NAMES = {f'retrieval/{way}_r{k}' for way in ('t2i', 'i2t') for k in (1, 5, 10)} | {
+  'knn/accuracy',
+  'segmentation/miou',
+}
 
 
-def test_an_encoder_that_sees_scores_high_and_keeps_its_probe(store, tokenizer, config, encoder, make_encoder):
+def test_an_encoder_that_sees_scores_high_and_keeps_its_probe(
+  store, tokenizer, config, encoder, make_encoder
+):
   keep = {}
   found = run.evaluate(encoder, store, tokenizer=tokenizer, config=config, text_length=8, keep=keep)
   assert set(found) == NAMES and all(type(v) is float for v in found.values())
@@ -22,14 +30,18 @@ def test_an_encoder_that_sees_scores_high_and_keeps_its_probe(store, tokenizer, 
 
 
 def test_noise_scores_about_chance(store, tokenizer, config, make_encoder):
-  found = run.evaluate(make_encoder(noise=1e4), store, tokenizer=tokenizer, config=config, text_length=8)
+  found = run.evaluate(
+    make_encoder(noise=1e4), store, tokenizer=tokenizer, config=config, text_length=8
+  )
   chance, _ = run.baselines(store, config, patch=8, tokenizer=tokenizer, text_length=8)
   assert found['knn/accuracy'] < 0.75 and found['segmentation/miou'] < 0.4
   assert found['retrieval/t2i_r1'] < chance['retrieval/t2i_r1'] + 0.25
 
 
 def test_a_diverged_model_scores_no_retrieval(store, tokenizer, config, make_encoder):
-  found = run.evaluate(make_encoder(noise=np.nan), store, tokenizer=tokenizer, config=config, text_length=8)
+  found = run.evaluate(
+    make_encoder(noise=np.nan), store, tokenizer=tokenizer, config=config, text_length=8
+  )
   assert all(v == 0 for k, v in found.items() if k.startswith('retrieval/'))
   assert np.isfinite(list(found.values())).all()
 
@@ -38,14 +50,16 @@ def test_baselines_have_the_same_names(store, tokenizer, config):
   chance, baseline = run.baselines(store, config, patch=8, tokenizer=tokenizer, text_length=8)
   assert set(chance) == set(baseline) == NAMES
   assert all(0 <= v <= 1 for v in (*chance.values(), *baseline.values()))
-  assert baseline['knn/accuracy'] > chance['knn/accuracy']    # colors are all there is to see
+  assert baseline['knn/accuracy'] > chance['knn/accuracy']  # colors are all there is to see
 
 
 @pytest.mark.parametrize('task', ['retrieval', 'knn', 'segmentation'])
 def test_tasks_run_alone(store, tokenizer, config, encoder, task):
   config = dataclasses.replace(config, tasks=(task,))
   expected = {name for name in NAMES if name.startswith(task)}
-  assert set(run.evaluate(encoder, store, tokenizer=tokenizer, config=config, text_length=8)) == expected
+  assert (
+    set(run.evaluate(encoder, store, tokenizer=tokenizer, config=config, text_length=8)) == expected
+  )
   chance, baseline = run.baselines(store, config, patch=8, tokenizer=tokenizer, text_length=8)
   assert set(chance) == set(baseline) == expected
 
@@ -55,11 +69,15 @@ def test_no_task_reads_nothing(store, config, encoder):
   assert encoder.images == []
 
 
-def test_missing_annotations_are_named_before_anything_is_read(tmp_path, write_store, tokenizer, config, encoder):
+def test_missing_annotations_are_named_before_anything_is_read(
+  tmp_path, write_store, tokenizer, config, encoder
+):
   bare = write_store(tmp_path / 'bare', annotations=())
   for task, feature in (('knn', 'label'), ('segmentation', 'mask')):
     with pytest.raises(InputError, match=f"'{task}' needs the feature '{feature}'"):
-      run.evaluate(encoder, bare, tokenizer=tokenizer, config=dataclasses.replace(config, tasks=(task,)))
+      run.evaluate(
+        encoder, bare, tokenizer=tokenizer, config=dataclasses.replace(config, tasks=(task,))
+      )
   assert encoder.images == []
 
 
@@ -79,7 +97,9 @@ def test_an_encoder_without_text_tower_is_refused_for_retrieval(store, tokenizer
     run.evaluate(encoder, store, tokenizer=tokenizer, config=config, text_length=8)
 
 
-def test_without_training_texts_there_is_no_pixel_baseline_of_retrieval(tmp_path, write_store, tokenizer, config):
+def test_without_training_texts_there_is_no_pixel_baseline_of_retrieval(
+  tmp_path, write_store, tokenizer, config
+):
   store = write_store(tmp_path / 'store', train=0)
   config = dataclasses.replace(config, tasks=('retrieval',))
   chance, baseline = run.baselines(store, config, patch=8, tokenizer=tokenizer, text_length=8)

@@ -2,6 +2,7 @@
 
 Where ours differs by definition, the docstring of the test says how, and the reference gets what makes both the same.
 """
+
 import warnings
 
 import numpy as np
@@ -22,9 +23,19 @@ VOID = 255
 def sk():
   pytest.importorskip('sklearn')
   from sklearn import dummy, linear_model, metrics, model_selection, neighbors, preprocessing
-  return type('sklearn', (), dict(
-      metrics=metrics, neighbors=neighbors, selection=model_selection, linear=linear_model, scaler=preprocessing,
-      dummy=dummy))
+
+  return type(
+    'sklearn',
+    (),
+    dict(
+      metrics=metrics,
+      neighbors=neighbors,
+      selection=model_selection,
+      linear=linear_model,
+      scaler=preprocessing,
+      dummy=dummy,
+    ),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -33,8 +44,17 @@ def tm():
   import torch
   import torchmetrics
   from torchmetrics import classification, retrieval
-  return type('torchmetrics', (), dict(all=torchmetrics, classification=classification, retrieval=retrieval,
-                                       tensor=staticmethod(lambda x: torch.as_tensor(np.array(x)))))
+
+  return type(
+    'torchmetrics',
+    (),
+    dict(
+      all=torchmetrics,
+      classification=classification,
+      retrieval=retrieval,
+      tensor=staticmethod(lambda x: torch.as_tensor(np.array(x))),
+    ),
+  )
 
 
 def cosines(a, b):
@@ -56,21 +76,30 @@ def hit_rates(tm, scores, right):
   query = np.repeat(np.arange(len(scores)), scores.shape[1])
   result = []
   for k in (1, 5, 10):
-    metric = tm.retrieval.RetrievalHitRate(top_k=min(k, scores.shape[1]), empty_target_action='skip')
+    metric = tm.retrieval.RetrievalHitRate(
+      top_k=min(k, scores.shape[1]), empty_target_action='skip'
+    )
     args = (lowered(scores, right).ravel(), right.ravel(), query)
     result.append(float(metric(*map(tm.tensor, args[:2]), indexes=tm.tensor(args[2]))))
   return result
 
 
 RETRIEVAL = {
-    'random': lambda rng: (rng.normal(size=(25, 6)), rng.integers(0, 25, 60), 1.0),
-    'captions apart': lambda rng: (rng.normal(size=(12, 6)), rng.permutation(np.repeat(np.arange(0, 12, 2), 5)), 0.5),
-    'ties': lambda rng: (np.eye(4)[rng.integers(0, 4, 30)], np.repeat(np.arange(30), 2), 0.0),
-    'constant': lambda rng: (np.ones((20, 3)), np.arange(20), 0.0),
-    'one image': lambda rng: (rng.normal(size=(1, 4)), np.zeros(3, int), 1.0),
-    'one text': lambda rng: (rng.normal(size=(9, 4)), np.array([4]), 0.3),
-    'broken rows': lambda rng: (np.where(rng.random((30, 1)) < 0.2, np.nan, rng.normal(size=(30, 6))),
-                                np.arange(30), 0.4),
+  'random': lambda rng: (rng.normal(size=(25, 6)), rng.integers(0, 25, 60), 1.0),
+  'captions apart': lambda rng: (
+    rng.normal(size=(12, 6)),
+    rng.permutation(np.repeat(np.arange(0, 12, 2), 5)),
+    0.5,
+  ),
+  'ties': lambda rng: (np.eye(4)[rng.integers(0, 4, 30)], np.repeat(np.arange(30), 2), 0.0),
+  'constant': lambda rng: (np.ones((20, 3)), np.arange(20), 0.0),
+  'one image': lambda rng: (rng.normal(size=(1, 4)), np.zeros(3, int), 1.0),
+  'one text': lambda rng: (rng.normal(size=(9, 4)), np.array([4]), 0.3),
+  'broken rows': lambda rng: (
+    np.where(rng.random((30, 1)) < 0.2, np.nan, rng.normal(size=(30, 6))),
+    np.arange(30),
+    0.4,
+  ),
 }
 
 
@@ -86,8 +115,12 @@ def test_recalls_equal_the_hit_rate(tm, case):
   image, text = features.finite(image), features.finite(text)
   scores, right = cosines(text, image), owner[:, None] == np.arange(len(image))
   found = retrieval.recalls(image, text, owner)
-  assert [found[f't2i_r{k}'] for k in retrieval.KS] == pytest.approx(hit_rates(tm, scores, right), abs=1e-6)
-  assert [found[f'i2t_r{k}'] for k in retrieval.KS] == pytest.approx(hit_rates(tm, scores.T, right.T), abs=1e-6)
+  assert [found[f't2i_r{k}'] for k in retrieval.KS] == pytest.approx(
+    hit_rates(tm, scores, right), abs=1e-6
+  )
+  assert [found[f'i2t_r{k}'] for k in retrieval.KS] == pytest.approx(
+    hit_rates(tm, scores.T, right.T), abs=1e-6
+  )
 
 
 @pytest.mark.parametrize('case', ['random', 'singletons', 'duplicates', 'broken rows', 'two rows'])
@@ -106,14 +139,20 @@ def test_instance_recall_equals_hit_rate_and_nearest_neighbors(sk, tm, case):
   pick = lambda array: array[others].reshape(n, n - 1)
   scores, right = pick(cosines(x, x)), pick(tags[:, None] == tags)
   assert found == pytest.approx(hit_rates(tm, scores, right)[0], abs=1e-6)
-  if case in ('random', 'singletons'):    # without ties
-    near = sk.neighbors.NearestNeighbors(n_neighbors=1, metric='cosine').fit(x).kneighbors(return_distance=False)[:, 0]
+  if case in ('random', 'singletons'):  # without ties
+    near = (
+      sk.neighbors.NearestNeighbors(n_neighbors=1, metric='cosine')
+      .fit(x)
+      .kneighbors(return_distance=False)[:, 0]
+    )
     assert found == pytest.approx((tags[near] == tags)[right.any(1)].mean())
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    half = instance.Domain(query=x[:n // 2], tags=tags[:n // 2], index=x[n // 2:], index_tags=tags[n // 2:])
+    half = instance.Domain(
+      query=x[: n // 2], tags=tags[: n // 2], index=x[n // 2 :], index_tags=tags[n // 2 :]
+    )
     own = instance.evaluate({'a': half})['r1']
-  split = np.s_[:n // 2, n // 2:]
+  split = np.s_[: n // 2, n // 2 :]
   expected = hit_rates(tm, cosines(x, x)[split], (tags[:, None] == tags)[split])[0]
   assert own == pytest.approx(expected, abs=1e-6)
 
@@ -122,7 +161,9 @@ def test_instance_recall_equals_hit_rate_and_nearest_neighbors(sk, tm, case):
 
 
 def vote(k, temperature=0.07):
-  return dict(n_neighbors=k, metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / temperature))
+  return dict(
+    n_neighbors=k, metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / temperature)
+  )
 
 
 @pytest.mark.parametrize('case', ['random', 'duplicates', 'one class', 'empty class', 'zero rows'])
@@ -133,7 +174,11 @@ def test_knn_equals_scikit_learn(sk, k, case):
   The cosine of a zero row is 0 to all here, as in scikit-learn.
   """
   rng = np.random.default_rng(k)
-  labels = np.zeros(90, int) if case == 'one class' else rng.integers(0, 5, 90) * (2 if case == 'empty class' else 1)
+  labels = (
+    np.zeros(90, int)
+    if case == 'one class'
+    else rng.integers(0, 5, 90) * (2 if case == 'empty class' else 1)
+  )
   centers = rng.normal(size=(10, 6))
   x = centers[labels] + rng.normal(size=(90, 6))
   if case == 'duplicates':
@@ -144,7 +189,9 @@ def test_knn_equals_scikit_learn(sk, k, case):
     x[::9] = 0
   expected = sk.neighbors.KNeighborsClassifier(**vote(k)).fit(x, labels).predict(test)
   np.testing.assert_array_equal(knn.predict(x, labels, test, k=k), expected)
-  assert knn.accuracy(x, labels, test, np.arange(60) % 5, k=k) == sk.metrics.accuracy_score(np.arange(60) % 5, expected)
+  assert knn.accuracy(x, labels, test, np.arange(60) % 5, k=k) == sk.metrics.accuracy_score(
+    np.arange(60) % 5, expected
+  )
 
 
 def test_k_is_chosen_as_cross_validation_would(sk):
@@ -152,21 +199,35 @@ def test_k_is_chosen_as_cross_validation_would(sk):
   labels, groups = rng.integers(0, 4, 80), rng.permutation(np.arange(80) // 5)
   x = rng.normal(size=(4, 5))[labels] + rng.normal(size=(80, 5))
   for cv, own in ((sk.selection.LeaveOneOut(), None), (sk.selection.LeaveOneGroupOut(), groups)):
-    expected = {k: np.mean(sk.selection.cross_val_predict(sk.neighbors.KNeighborsClassifier(**vote(k)), x, labels,
-                                                          cv=cv, groups=own) == labels) for k in (1, 3, 10, 30)}
+    expected = {
+      k: np.mean(
+        sk.selection.cross_val_predict(
+          sk.neighbors.KNeighborsClassifier(**vote(k)), x, labels, cv=cv, groups=own
+        )
+        == labels
+      )
+      for k in (1, 3, 10, 30)
+    }
     best, found = knn.choose_k(x, labels, ks=(1, 3, 10, 30), groups=own)
     assert found == pytest.approx(expected)
     assert best == max(expected, key=lambda k: (expected[k], -k))
-  held = np.arange(0, 80, 4)    # a validation split of one group: its rows do not see each other
+  held = np.arange(0, 80, 4)  # a validation split of one group: its rows do not see each other
   left = np.setdiff1d(np.arange(80), held)
   alone = np.where(np.isin(np.arange(80), held), 999, np.arange(80))
   expected = np.mean(knn.predict(x[left], labels[left], x[held], k=7) == labels[held])
-  assert knn.choose_k(x, labels, ks=(7,), groups=alone, rows=held) == (7, {7: pytest.approx(expected)})
+  assert knn.choose_k(x, labels, ks=(7,), groups=alone, rows=held) == (
+    7,
+    {7: pytest.approx(expected)},
+  )
 
 
 def test_majority_equals_the_dummy(sk):
   rng = np.random.default_rng(0)
-  for seen in (rng.integers(0, 4, 30), np.array([3]), np.array([2, 2, 1, 1])):    # a tie: the lowest class
+  for seen in (
+    rng.integers(0, 4, 30),
+    np.array([3]),
+    np.array([2, 2, 1, 1]),
+  ):  # a tie: the lowest class
     truth = rng.integers(0, 4, 50)
     dummy = sk.dummy.DummyClassifier(strategy='most_frequent').fit(np.zeros((len(seen), 1)), seen)
     assert knn.majority(seen, truth) == dummy.score(np.zeros((50, 1)), truth)
@@ -177,16 +238,21 @@ def test_linear_probe_equals_logistic_regression(sk, l2):
   """l2 is per row here, and on standardized features: C = 1 / (l2 N) after a StandardScaler."""
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 4, 300)
-  x = (rng.normal(size=(4, 6))[labels] + rng.normal(size=(300, 6))) * 10.0 ** rng.integers(-2, 3, 6) + 5
+  x = (rng.normal(size=(4, 6))[labels] + rng.normal(size=(300, 6))) * 10.0 ** rng.integers(
+    -2, 3, 6
+  ) + 5
   x[:, 3] = x[:, 2]
   test = x + 0.3 * x.std(0) * rng.normal(size=x.shape)
   scaler = sk.scaler.StandardScaler().fit(x)
-  model = sk.linear.LogisticRegression(C=1 / (l2 * 300), tol=1e-9, max_iter=10_000).fit(scaler.transform(x), labels)
+  model = sk.linear.LogisticRegression(C=1 / (l2 * 300), tol=1e-9, max_iter=10_000).fit(
+    scaler.transform(x), labels
+  )
   probe = linear.fit(x.astype(np.float32), labels, classes=4, strengths=(l2,), steps=300)
   logits = probe.logits(test)
   softmax = np.exp(logits - logits.max(1, keepdims=True))
-  np.testing.assert_allclose(softmax / softmax.sum(1, keepdims=True), model.predict_proba(scaler.transform(test)),
-                             atol=5e-3)
+  np.testing.assert_allclose(
+    softmax / softmax.sum(1, keepdims=True), model.predict_proba(scaler.transform(test)), atol=5e-3
+  )
   assert (logits.argmax(1) == model.predict(scaler.transform(test))).mean() > 0.99
 
 
@@ -208,10 +274,14 @@ def test_zero_shot_top_k_equals_both(sk, tm, case):
   scores, labels = (cosines(image, classes) - 1e-8 * np.arange(9))[asked], labels[asked]
   for k in (1, 5):
     found = scorer.result()[f'top{k}']
-    assert found == pytest.approx(sk.metrics.top_k_accuracy_score(labels, scores, k=k, labels=np.arange(9)), abs=1e-12)
+    assert found == pytest.approx(
+      sk.metrics.top_k_accuracy_score(labels, scores, k=k, labels=np.arange(9)), abs=1e-12
+    )
     metric = tm.classification.MulticlassAccuracy(num_classes=9, top_k=k, average='micro')
     assert found == pytest.approx(float(metric(tm.tensor(scores), tm.tensor(labels))), abs=1e-6)
-  np.testing.assert_array_equal(scorer.counts, sk.metrics.confusion_matrix(labels, scores.argmax(1), labels=range(9)))
+  np.testing.assert_array_equal(
+    scorer.counts, sk.metrics.confusion_matrix(labels, scores.argmax(1), labels=range(9))
+  )
 
 
 def test_equal_classes_go_to_the_lowest(sk):
@@ -232,13 +302,18 @@ def test_equal_classes_go_to_the_lowest(sk):
 
 
 MASKS = {
-    'random': lambda rng: (rng.integers(0, 6, (4, 9, 7)), rng.integers(0, 6, (4, 9, 7))),
-    'void': lambda rng: (rng.choice([0, 1, 5, VOID], (4, 9, 7), p=[.2, .1, .1, .6]), rng.integers(0, 6, (4, 9, 7))),
-    'empty classes': lambda rng: (rng.choice([0, 3], (4, 9, 7)), rng.choice([3, 5], (4, 9, 7))),
-    'one pixel': lambda rng: (np.full((1, 1, 1), 2), np.full((1, 1, 1), 2)),
-    'all wrong': lambda rng: (np.zeros((2, 3, 3), int), np.ones((2, 3, 3), int)),
-    'a void image': lambda rng: (np.stack([np.full((5, 5), VOID), np.eye(5, dtype=int)]),
-                                 rng.integers(0, 2, (2, 5, 5))),
+  'random': lambda rng: (rng.integers(0, 6, (4, 9, 7)), rng.integers(0, 6, (4, 9, 7))),
+  'void': lambda rng: (
+    rng.choice([0, 1, 5, VOID], (4, 9, 7), p=[0.2, 0.1, 0.1, 0.6]),
+    rng.integers(0, 6, (4, 9, 7)),
+  ),
+  'empty classes': lambda rng: (rng.choice([0, 3], (4, 9, 7)), rng.choice([3, 5], (4, 9, 7))),
+  'one pixel': lambda rng: (np.full((1, 1, 1), 2), np.full((1, 1, 1), 2)),
+  'all wrong': lambda rng: (np.zeros((2, 3, 3), int), np.ones((2, 3, 3), int)),
+  'a void image': lambda rng: (
+    np.stack([np.full((5, 5), VOID), np.eye(5, dtype=int)]),
+    rng.integers(0, 2, (2, 5, 5)),
+  ),
 }
 
 
@@ -258,11 +333,17 @@ def test_mean_iou_equals_both(sk, tm, case):
   present = np.union1d(t, p)
   np.testing.assert_array_equal(scorer.counts, sk.metrics.confusion_matrix(t, p, labels=range(6)))
   result = scorer.result()
-  assert result['miou'] == pytest.approx(sk.metrics.jaccard_score(t, p, labels=present, average='macro'), abs=1e-12)
+  assert result['miou'] == pytest.approx(
+    sk.metrics.jaccard_score(t, p, labels=present, average='macro'), abs=1e-12
+  )
   assert result['pixel_accuracy'] == pytest.approx(sk.metrics.accuracy_score(t, p), abs=1e-12)
   each = sk.metrics.jaccard_score(t, p, labels=range(6), average=None, zero_division=0)
-  np.testing.assert_allclose(scorer.classes(), np.where(np.isin(range(6), present), each, np.nan), atol=1e-12)
-  jaccard = tm.classification.MulticlassJaccardIndex(num_classes=6, ignore_index=VOID, average='macro')
+  np.testing.assert_allclose(
+    scorer.classes(), np.where(np.isin(range(6), present), each, np.nan), atol=1e-12
+  )
+  jaccard = tm.classification.MulticlassJaccardIndex(
+    num_classes=6, ignore_index=VOID, average='macro'
+  )
   for one, mask in zip(found, truth):
     jaccard.update(tm.tensor(one), tm.tensor(mask))
   assert result['miou'] == pytest.approx(float(jaccard.compute()), abs=1e-6)
@@ -271,7 +352,9 @@ def test_mean_iou_equals_both(sk, tm, case):
 def test_linear_segmentation_equals_both(sk, tm, png):
   """Classes of the test that training lacks count as missed: they occur in the truth."""
   rng = np.random.default_rng(0)
-  probe = linear.Probe(kernel=rng.normal(size=(5, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0)
+  probe = linear.Probe(
+    kernel=rng.normal(size=(5, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0
+  )
   patch = rng.normal(size=(6, 3, 3, 5)).astype(np.float32)
   masks = rng.choice([0, 1, 3, 6, VOID], (6, 12, 15)).astype(np.uint8)
   scorer = segmentation.Scorer(probe)
@@ -282,13 +365,17 @@ def test_linear_segmentation_equals_both(sk, tm, png):
   expected = sk.metrics.jaccard_score(masks[known], found[known], average='macro')
   assert scorer.mean_iou() == pytest.approx(expected, abs=1e-12)
   jaccard = tm.classification.MulticlassJaccardIndex(num_classes=7, ignore_index=VOID)
-  assert scorer.mean_iou() == pytest.approx(float(jaccard(tm.tensor(found), tm.tensor(masks))), abs=1e-6)
+  assert scorer.mean_iou() == pytest.approx(
+    float(jaccard(tm.tensor(found), tm.tensor(masks))), abs=1e-6
+  )
 
 
 def test_nothing_but_void_is_not_a_number():
   scorer = zeroshot_segmentation.Scorer(3)
   scorer(np.zeros((4, 4), int), np.full((4, 4), VOID))
-  assert all(np.isnan(v) for v in scorer.result().values()) and np.isnan(linear.mean_iou(scorer.counts))
+  assert all(np.isnan(v) for v in scorer.result().values()) and np.isnan(
+    linear.mean_iou(scorer.counts)
+  )
 
 
 # --- depth and normals --------------------------------------------------------------------------
@@ -305,7 +392,11 @@ def test_depth_errors_equal_both(sk, tm, case):
   found = (truth * np.exp(0.2 * rng.normal(size=truth.shape))).astype(np.float32)
   if case == 'void':
     truth[rng.random(truth.shape) < 0.6] = 0
-    truth[1], truth[2, 0], truth[3, 0] = 0, np.nan, 11    # nothing; not a number; beyond the largest depth
+    truth[1], truth[2, 0], truth[3, 0] = (
+      0,
+      np.nan,
+      11,
+    )  # nothing; not a number; beyond the largest depth
   if case == 'one pixel':
     truth[:, 1:], truth[:, :, 1:] = 0, 0
   found = {'exact': truth, 'far off': 1e4 * found}.get(case, found)
@@ -320,8 +411,12 @@ def test_depth_errors_equal_both(sk, tm, case):
       rmse.append(sk.metrics.root_mean_squared_error(t, p))
       relative.append(sk.metrics.mean_absolute_percentage_error(t, p))
       near.append(np.mean(np.maximum(p / t, t / p) < 1.25))
-  expected = {'rmse': np.mean(rmse), 'abs_rel': np.mean(relative), 'delta1': np.mean(near),
-              'rmse_pooled': float(pooled.compute())}
+  expected = {
+    'rmse': np.mean(rmse),
+    'abs_rel': np.mean(relative),
+    'delta1': np.mean(near),
+    'rmse_pooled': float(pooled.compute()),
+  }
   assert scorer.result() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
@@ -335,8 +430,11 @@ def test_angular_errors_equal_both(sk, tm, case):
   if case == 'void':
     truth[rng.random(truth.shape[:3]) < 0.5] = 0
     truth[2] = 0
-  found = {'opposite': -truth, 'near': truth + 1e-3 * rng.normal(size=truth.shape),
-           'any length': found * rng.uniform(1e-2, 1e2, (4, 7, 6, 1))}.get(case, found)
+  found = {
+    'opposite': -truth,
+    'near': truth + 1e-3 * rng.normal(size=truth.shape),
+    'any length': found * rng.uniform(1e-2, 1e2, (4, 7, 6, 1)),
+  }.get(case, found)
   scorer, angles = normals.Scorer(), []
   for p, t in zip(found, truth):
     scorer.add(p, t)
@@ -345,10 +443,18 @@ def test_angular_errors_equal_both(sk, tm, case):
       cosine = 1 - sk.metrics.pairwise.paired_cosine_distances(p[valid], t[valid])
       angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
       mean = tm.all.CosineSimilarity(reduction='mean')(tm.tensor(p[valid]), tm.tensor(t[valid]))
-      assert np.cos(np.radians(normals.degrees(p[valid], t[valid]))).mean() == pytest.approx(float(mean), abs=1e-6)
+      assert np.cos(np.radians(normals.degrees(p[valid], t[valid]))).mean() == pytest.approx(
+        float(mean), abs=1e-6
+      )
   pixels, result = np.concatenate(angles), scorer.result()
-  expected = {'rmse': np.mean([sk.metrics.root_mean_squared_error(a, 0 * a) for a in angles]), 'mean': pixels.mean(),
-              'rmse_pooled': np.sqrt(np.mean(pixels ** 2)), 'median': np.median(pixels)}
+  expected = {
+    'rmse': np.mean([sk.metrics.root_mean_squared_error(a, 0 * a) for a in angles]),
+    'mean': pixels.mean(),
+    'rmse_pooled': np.sqrt(np.mean(pixels**2)),
+    'median': np.median(pixels),
+  }
   assert {name: result[name] for name in expected} == pytest.approx(expected, abs=0.02)
   for t in normals.WITHIN:
-    assert result[f'within_{t:g}'] == pytest.approx(np.mean([np.mean(a < t) for a in angles]), abs=1e-12)
+    assert result[f'within_{t:g}'] == pytest.approx(
+      np.mean([np.mean(a < t) for a in angles]), abs=1e-12
+    )

@@ -1,4 +1,7 @@
-"""The suite: every task on every kind of data, features shared, and what it refuses before it computes any."""
+"""The suite: every task on every kind of data, features shared, and what it refuses before it
+computes any.
+"""
+
 import dataclasses
 import json
 
@@ -22,15 +25,21 @@ from tips_jax.evals.report import results as sheet
 from tips_jax.evals.tasks import retrieval
 
 SIZE, TRAIN, TEST = 32, 20, 12
-TINY = {'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
-        'dpt_depth': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, bins=8, batch=10),
-        'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10), 'linear': dict(steps=5),
-        'knn': dict(k=(1, 3)), 'zeroshot': dict(templates='photo')}
+TINY = {
+  'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
+  'dpt_depth': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, bins=8, batch=10),
+  'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10),
+  'linear': dict(steps=5),
+  'knn': dict(k=(1, 3)),
+  'zeroshot': dict(templates='photo'),
+}
 
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  return scenes.build(tmp_path_factory.mktemp('suite') / 'scenes', train=TRAIN, test=TEST, size=SIZE)
+  return scenes.build(
+    tmp_path_factory.mktemp('suite') / 'scenes', train=TRAIN, test=TEST, size=SIZE
+  )
 
 
 def tiny(jobs):
@@ -38,8 +47,12 @@ def tiny(jobs):
   result = []
   for job in jobs:
     changed = {name: Constant(value, '?') for name, value in TINY.get(job.task.kind, {}).items()}
-    constants = {k: v for k, v in job.task.constants.items() if k != 'crop' or job.task.kind == 'segmentation'}
-    result.append(dataclasses.replace(job, task=dataclasses.replace(job.task, constants=constants | changed)))
+    constants = {
+      k: v for k, v in job.task.constants.items() if k != 'crop' or job.task.kind == 'segmentation'
+    }
+    result.append(
+      dataclasses.replace(job, task=dataclasses.replace(job.task, constants=constants | changed))
+    )
   return result
 
 
@@ -66,7 +79,9 @@ def test_scenes_serve_every_task(everything):
     assert outcome.metrics and all(np.isfinite(v) for v in outcome.metrics.values()), outcome
     assert set(outcome.naive) <= set(outcome.metrics) and outcome.naive
     assert 1 <= len(outcome.examples) <= 6
-    assert set(outcome.seconds) == {'encoder', 'reading', 'task'} and min(outcome.seconds.values()) >= 0
+    assert (
+      set(outcome.seconds) == {'encoder', 'reading', 'task'} and min(outcome.seconds.values()) >= 0
+    )
     assert outcome.kind in sheet.KINDS
     for metric in suite_metrics(outcome.kind):
       assert metric in outcome.metrics and metric in outcome.naive
@@ -74,29 +89,42 @@ def test_scenes_serve_every_task(everything):
 
 def suite_metrics(kind):
   """The metrics that published tables have, of a kind."""
-  known = {'segmentation': ['miou'], 'zeroshot_segmentation': ['miou'], 'depth': ['rmse'], 'dpt_depth': ['rmse'],
-           'dpt_normals': ['angular_rmse'], 'instance': ['r1'], 'retrieval': ['i2t_r1', 't2i_r1']}
+  known = {
+    'segmentation': ['miou'],
+    'zeroshot_segmentation': ['miou'],
+    'depth': ['rmse'],
+    'dpt_depth': ['rmse'],
+    'dpt_normals': ['angular_rmse'],
+    'instance': ['r1'],
+    'retrieval': ['i2t_r1', 't2i_r1'],
+  }
   return known.get(kind, ['accuracy'])
 
 
 def test_both_cls_tokens_are_reported(everything):
   for task in ('knn', 'linear', 'zeroshot'):
     assert {'accuracy', 'synthetic/accuracy'} <= set(everything[0][task].metrics)
-  assert {'t2i_r1', 'synthetic/t2i_r1', 'synthetic/i2t_r10'} <= set(everything[0]['retrieval'].metrics)
+  assert {'t2i_r1', 'synthetic/t2i_r1', 'synthetic/i2t_r10'} <= set(
+    everything[0]['retrieval'].metrics
+  )
   assert everything[0]['instance_retrieval'].metrics.keys() == {'r1', 'synthetic/r1'}
 
 
 def test_features_are_computed_once(everything, path):
-  """Four passes: squeezed images (train and test), the same cut (intermediate_layers), in windows, and by their own shape (test)."""
+  """Four passes: squeezed images (train and test), the same cut (intermediate_layers), in windows,
+  and by their own shape (test).
+  """
   _, encoder, _, cache = everything
-  assert encoder.images == 3 * (24 + 16) + 16    # batches of 8 of 20 and of 12
+  assert encoder.images == 3 * (24 + 16) + 16  # batches of 8 of 20 and of 12
   again = Stub()
   suite.run(again, jobs_of(path), cache=cache, batch_size=8)
   assert again.images == 0 and again.texts == []
 
 
 def test_results_go_to_the_sheet(everything, tmp_path):
-  chosen = [everything[0][name] for name in ('normals', 'instance_retrieval', 'zeroshot_segmentation')]
+  chosen = [
+    everything[0][name] for name in ('normals', 'instance_retrieval', 'zeroshot_segmentation')
+  ]
   text = sheet.write(tmp_path, chosen, title='test', sha256='0' * 64)
   content = json.loads((tmp_path / sheet.FILE).read_text())
   assert [entry['task'] for entry in content['results']] == [outcome.task for outcome in chosen]
@@ -125,14 +153,16 @@ def test_retrieval_is_that_of_all_captions(everything, path):
   text, owner = Stub().encode_text([t for t, _ in texts]), [i for _, i in texts]
   for name, prefix in (('web', ''), ('synthetic', 'synthetic/')):
     wanted = retrieval.recalls(embedding[name], text, np.array(owner))
-    assert {k: everything[0]['retrieval'].metrics[prefix + k] for k in wanted} == pytest.approx(wanted)
+    assert {k: everything[0]['retrieval'].metrics[prefix + k] for k in wanted} == pytest.approx(
+      wanted
+    )
   for example in everything[0]['retrieval'].examples:
     assert example['text'] in dict(texts) and 1 <= example['rank'] <= TEST
     assert (example['right'] is None) == (example['rank'] > 6)
 
 
 def test_depth_that_is_not_scored_is_not_shown(everything):
-  for task in ('depth', 'dpt_depth'):    # sky and mountains hang at 12 meters
+  for task in ('depth', 'dpt_depth'):  # sky and mountains hang at 12 meters
     assert all(example['truth'].max() <= 10 for example in everything[0][task].examples)
     assert any((example['truth'] == 0).any() for example in everything[0][task].examples)
 
@@ -143,27 +173,30 @@ def test_examples_have_the_resolution_of_the_data(everything):
       assert example['image'].shape == (SIZE, SIZE, 3) and example['image'].dtype == np.uint8
       assert example['truth'].shape[:2] == (SIZE, SIZE)
   counts = everything[0]['zeroshot_segmentation'].confusion
-  assert counts.sum() == TEST * SIZE * SIZE    # scenes have no void pixel
+  assert counts.sum() == TEST * SIZE * SIZE  # scenes have no void pixel
 
 
 def test_a_projection_leaves_one_token():
   arrays = {'web': np.eye(3), 'synthetic': np.eye(3) * 2, 'embedding': np.ones((3, 5))}
   part = type('SplitFeatures', (), {'arrays': arrays})()
   from tips_jax.evals.tasks import common as suite_global
+
   assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['embedding']
   arrays['embedding'] = arrays['synthetic']
   assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['web', 'synthetic']
 
 
 def test_interrupted_and_gone_on(path, tmp_path):
-  """A run that is stopped in the middle gives the numbers of a whole one, without the images it had."""
+  """A run that is stopped in the middle gives the numbers of a whole one, without the images it
+  had.
+  """
   cache, jobs = cache_lib.Cache(tmp_path / 'cache'), jobs_of(path, 'segmentation', 'knn')
   with pytest.raises(KeyboardInterrupt):
     suite.run(Stub(stop_after=16), jobs, cache=cache, batch_size=8)
   encoder = Stub()
   resumed = suite.run(encoder, jobs, cache=cache, batch_size=8)
   whole = suite.run(Stub(), jobs, cache=cache_lib.Cache(tmp_path / 'other'), batch_size=8)
-  assert encoder.images == 4 + 16 + 24 + 16    # what the windows still lacked; then squeezed
+  assert encoder.images == 4 + 16 + 24 + 16  # what the windows still lacked; then squeezed
   assert [o.metrics for o in resumed] == [o.metrics for o in whole]
 
 
@@ -175,11 +208,15 @@ def test_limit(path, tmp_path):
 
 def test_what_was_measured_is_told(path, tmp_path):
   jobs = jobs_of(path, 'knn', 'segmentation')
-  run = lambda jobs, **options: suite.run(Stub(), jobs, cache=cache_lib.Cache(tmp_path), batch_size=8, **options)
+  run = lambda jobs, **options: suite.run(
+    Stub(), jobs, cache=cache_lib.Cache(tmp_path), batch_size=8, **options
+  )
   whole, part = run(jobs), run(jobs, limit=10)
   for one, other in zip(whole, part):
     assert one.data['train']['images'] == TRAIN and other.data['train']['images'] == 10
-    assert one.data['test']['sha256'] == other.data['test']['sha256'] == jobs[0].data.fingerprint('test')
+    assert (
+      one.data['test']['sha256'] == other.data['test']['sha256'] == jobs[0].data.fingerprint('test')
+    )
     assert one.options == other.options and one.options['size'] == SIZE
   assert whole[0].chosen.keys() == {'k', 'synthetic/k'} and whole[1].options['patches'] == 'all'
 
@@ -190,9 +227,13 @@ def with_constants(job, **values):
 
 
 def test_segmentation_squeezed_or_in_windows(path, tmp_path):
-  """A square image is one window: both ways see the same pixels, and so do samples that hold all patches."""
+  """A square image is one window: both ways see the same pixels, and so do samples that hold all
+  patches.
+  """
   [job] = jobs_of(path, 'segmentation')
-  run = lambda **values: suite.run(Stub(), [with_constants(job, **values)], cache=cache_lib.Cache(tmp_path))[0]
+  run = lambda **values: suite.run(
+    Stub(), [with_constants(job, **values)], cache=cache_lib.Cache(tmp_path)
+  )[0]
   windows, square, sampled = run(), run(mode='square'), run(patches=100)
   assert windows.metrics == square.metrics
   assert sampled.options['patches'] == 100 // TRAIN and sampled.metrics != windows.metrics
@@ -200,13 +241,19 @@ def test_segmentation_squeezed_or_in_windows(path, tmp_path):
 
 
 def test_segmentation_keeps_the_aspect_ratio(tmp_path):
-  """A mask of 40 x 30 under windows of 16: every known pixel is scored once, and no image is squeezed."""
+  """A mask of 40 x 30 under windows of 16: every known pixel is scored once, and no image is
+  squeezed.
+  """
   fake.WRITE['voc'](tmp_path / 'data')
-  [job] = [job for job in suite_data.benchmark('voc', tmp_path / 'data', only=('segmentation',), size=16)]
+  [job] = [
+    job for job in suite_data.benchmark('voc', tmp_path / 'data', only=('segmentation',), size=16)
+  ]
   encoder = Stub()
   [outcome] = suite.run(encoder, [job], cache=cache_lib.Cache(tmp_path / 'cache'), batch_size=1)
-  assert encoder.images == 5 * 2    # 21 x 16 pixels: two windows of each image
-  masks = [suite_parts.segmentation.decode_mask(job.data.source('test')[i]['mask']) for i in range(3)]
+  assert encoder.images == 5 * 2  # 21 x 16 pixels: two windows of each image
+  masks = [
+    suite_parts.segmentation.decode_mask(job.data.source('test')[i]['mask']) for i in range(3)
+  ]
   known = np.concatenate([mask[mask != 255] for mask in masks])
   np.testing.assert_array_equal(outcome.confusion.sum(1), np.bincount(known, minlength=21))
   assert outcome.examples[0]['patch'].shape == (2, 3, 8)
@@ -238,7 +285,9 @@ def test_a_cut_frame_takes_the_center_of_image_and_annotation():
 @pytest.mark.parametrize('resize,cut', [('square', False), ('cut', True), ('center', 0.875)])
 def test_a_protocol_says_how_images_are_resized(path, resize, cut):
   [job] = jobs_of(path, 'knn')
-  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Resize(SIZE, SIZE, cut)
+  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Resize(
+    SIZE, SIZE, cut
+  )
 
 
 # --- public benchmarks --------------------------------------------------------------------------
@@ -249,17 +298,24 @@ def test_benchmarks_in_their_official_layouts(name, tmp_path):
   """Every task of every data set runs, on a few images of each."""
   fake.WRITE[name](tmp_path / 'data')
   jobs = tiny(suite_data.benchmark(name, tmp_path / 'data', size=16))
-  if name == 'imagenet':    # three classes in place of a thousand
-    jobs = [dataclasses.replace(job, task=dataclasses.replace(job.task, classes=())) for job in jobs]
+  if name == 'imagenet':  # three classes in place of a thousand
+    jobs = [
+      dataclasses.replace(job, task=dataclasses.replace(job.task, classes=())) for job in jobs
+    ]
   assert {job.task.name for job in jobs} == {task.name for task in protocols.get(name).tasks}
   outcomes = suite.run(Stub(), jobs, cache=cache_lib.Cache(tmp_path / 'cache'), batch_size=2)
   for job, outcome in zip(jobs, outcomes, strict=True):
-    assert (outcome.dataset, outcome.task, outcome.published) == (name, job.task.name, job.published)
+    assert (outcome.dataset, outcome.task, outcome.published) == (
+      name,
+      job.task.name,
+      job.published,
+    )
     assert set(job.task.metrics) <= set(outcome.metrics)
   if name in protocols.SUITES['tips'] and name != 'docci':
     published = {key.split('/')[0] for key in protocols.PUBLISHED}
     assert any(o.published.get(m) for o in outcomes for m in o.metrics) == (
-        (protocols.get(name).group or name) in published)
+      (protocols.get(name).group or name) in published
+    )
 
 
 def test_a_fingerprint_tells_contents_apart(tmp_path):
@@ -267,9 +323,11 @@ def test_a_fingerprint_tells_contents_apart(tmp_path):
     fake.WRITE['voc'](tmp_path / side)
   open_voc = lambda side: suite_data.Benchmark('voc', tmp_path / side, ('train', 'test'))
   first = open_voc('a')
-  assert first.fingerprint('train') == open_voc('a').fingerprint('train') != first.fingerprint('test')
+  assert (
+    first.fingerprint('train') == open_voc('a').fingerprint('train') != first.fingerprint('test')
+  )
   identity = first.identity('test')
-  assert identity == open_voc('b').identity('test') != first.identity('train')    # wherever it lies
+  assert identity == open_voc('b').identity('test') != first.identity('train')  # wherever it lies
   image = next((tmp_path / 'a').rglob('*val*.jpg'))
   image.write_bytes(image.read_bytes() + b'x')
   assert open_voc('a').fingerprint('test') != first.fingerprint('test')
@@ -290,7 +348,9 @@ def test_names():
 
 
 def spoilt(path, **changes):
-  """Jobs on scenes whose data differ in what `changes` say; records(dict) -> dict changes each record."""
+  """Jobs on scenes whose data differ in what `changes` say; records(dict) -> dict changes each
+  record.
+  """
   change = changes.pop('records', None)
   kinds = changes.pop('kinds', ())
   jobs = suite_data.own(path, only=kinds, size=SIZE)
@@ -304,7 +364,6 @@ def spoilt(path, **changes):
 
 
 class Changed:
-
   def __init__(self, source, change):
     self._source, self._change = source, change
 
@@ -333,22 +392,51 @@ def test_annotations_of_another_size(path, larger, kind):
   refused(jobs, f'{kind}s? of another size than images: got 64x64, the image is 32x32')
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(kinds=('segmentation',), mask_classes=('sky', 'wall')), 'wrong class count: got class .* below 2'),
-    (dict(kinds=('knn',), label_names=lambda split: ('ball',)), 'wrong class count: got label .* below 1'),
-    (dict(kinds=('zeroshot',), label_names=lambda split: ()), "needs the names of the classes of 'label'"),
-    (dict(kinds=('knn',), counts={'test': TEST}), "missing split 'train': knn needs it, and there is only"),
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    (
+      dict(kinds=('segmentation',), mask_classes=('sky', 'wall')),
+      'wrong class count: got class .* below 2',
+    ),
+    (
+      dict(kinds=('knn',), label_names=lambda split: ('ball',)),
+      'wrong class count: got label .* below 1',
+    ),
+    (
+      dict(kinds=('zeroshot',), label_names=lambda split: ()),
+      "needs the names of the classes of 'label'",
+    ),
+    (
+      dict(kinds=('knn',), counts={'test': TEST}),
+      "missing split 'train': knn needs it, and there is only",
+    ),
     (dict(kinds=('retrieval',), records=without('image')), 'captions without images: 12 of 12'),
-    (dict(kinds=('retrieval',), records=without('captions', 'alt_text')), 'images without captions: 12 of 12'),
+    (
+      dict(kinds=('retrieval',), records=without('captions', 'alt_text')),
+      'images without captions: 12 of 12',
+    ),
     (dict(kinds=('knn',), records=without('image')), 'images that cannot be read'),
-    (dict(kinds=('segmentation',), features={'image', 'label'}), "needs the annotation 'mask', and there is only"),
-    (dict(kinds=('segmentation',), records=lambda r: r | {'mask': b'none'}), 'record 0: mask cannot be decoded'),
-    (dict(kinds=('knn',), counts={'train': 0, 'test': TEST}), "split 'train' is empty")])
+    (
+      dict(kinds=('segmentation',), features={'image', 'label'}),
+      "needs the annotation 'mask', and there is only",
+    ),
+    (
+      dict(kinds=('segmentation',), records=lambda r: r | {'mask': b'none'}),
+      'record 0: mask cannot be decoded',
+    ),
+    (dict(kinds=('knn',), counts={'train': 0, 'test': TEST}), "split 'train' is empty"),
+  ],
+)
 def test_bad_data(path, changes, message):
   jobs = spoilt(path, **changes)
   if 'counts' in changes:
-    jobs = [dataclasses.replace(job, splits={r: s for r, s in job.splits.items() if s in changes['counts']})
-            for job in jobs]
+    jobs = [
+      dataclasses.replace(
+        job, splits={r: s for r, s in job.splits.items() if s in changes['counts']}
+      )
+      for job in jobs
+    ]
   refused(jobs, message)
 
 
@@ -377,4 +465,6 @@ def test_only_what_the_annotations_serve(path):
   data = suite_data.Store(store.open_store(path))
   data.features = {'image', 'mask'}
   serves = lambda texts: [name for name, kind in suite.KINDS.items() if data.serves(kind, texts)]
-  assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == ['segmentation']
+  assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
+    'segmentation'
+  ]

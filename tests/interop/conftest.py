@@ -1,4 +1,5 @@
 """Small models with parameters of which none is at its initial zero or one."""
+
 import functools
 import pathlib
 
@@ -11,7 +12,12 @@ from tips_jax.data import tokenizer
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers
 
-WORDS = ('a red square on a blue field', 'two green circles', 'the photo shows a dog', 'yellow stars above water')
+WORDS = (
+  'a red square on a blue field',
+  'two green circles',
+  'the photo shows a dog',
+  'yellow stars above water',
+)
 
 
 def parameters(name, tower, seed=0):
@@ -26,14 +32,21 @@ def model(*, tokenizer=None, seed=0, vocab=300, text=True, heads=False, **image)
   known = {'image': schema.ViT(**tower | image)}
   width = known['image'].width
   if text:
-    known['text'] = schema.TextTower(kind='text', width=width, depth=3, heads=2, mlp=48, vocab=vocab)
+    known['text'] = schema.TextTower(
+      kind='text', width=width, depth=3, heads=2, mlp=48, vocab=vocab
+    )
     known['logit'] = schema.Logit(kind='logit')
   if heads:
-    known |= {n: schema.ProjectionHead(kind='projection', width=width, output=16) for n in ('image_head', 'text_head')}
+    known |= {
+      n: schema.ProjectionHead(kind='projection', width=width, output=16)
+      for n in ('image_head', 'text_head')
+    }
   params = {n: parameters(n, t, seed) for n, t in known.items()}
   if text:
     params['logit'] = {'log_temperature': np.float32(np.log(0.0125))}
-  return Weights(name='tiny', towers=known, params=params, tokenizer=tokenizer, size=known['image'].grid * 14)
+  return Weights(
+    name='tiny', towers=known, params=params, tokenizer=tokenizer, size=known['image'].grid * 14
+  )
 
 
 @pytest.fixture(name='model')

@@ -1,4 +1,5 @@
 """Images and texts in, features out: against the towers called by hand."""
+
 import dataclasses
 import functools
 
@@ -20,8 +21,20 @@ TEXT = schema.TextTower(kind='text', width=32, depth=2, heads=2, mlp=64, vocab=3
 HEAD = schema.ProjectionHead(kind='projection', width=32, output=24)
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (5, 16, 16, 3), np.uint8)
-WORDS = ['a red ball', 'a blue box on the grass', 'two cats', 'the tall tree by the old house', 'rain']
-KNOWN = {'image': IMAGE, 'text': TEXT, 'logit': schema.Logit(kind='logit'), 'image_head': HEAD, 'text_head': HEAD}
+WORDS = [
+  'a red ball',
+  'a blue box on the grass',
+  'two cats',
+  'the tall tree by the old house',
+  'rain',
+]
+KNOWN = {
+  'image': IMAGE,
+  'text': TEXT,
+  'logit': schema.Logit(kind='logit'),
+  'image_head': HEAD,
+  'text_head': HEAD,
+}
 
 
 def parameters(name):
@@ -35,7 +48,9 @@ PARAMS = {name: parameters(name) for name in KNOWN}
 
 def weights(*names, **fields):
   pick = lambda d: {name: d[name] for name in names or ('image', 'text', 'logit')}
-  return Weights(name='test', towers=pick(KNOWN), params=pick(PARAMS), size=16, text_length=24, **fields)
+  return Weights(
+    name='test', towers=pick(KNOWN), params=pick(PARAMS), size=16, text_length=24, **fields
+  )
 
 
 @pytest.fixture(scope='module')
@@ -64,10 +79,14 @@ def close(a, b, atol=1e-5):
 
 
 def test_an_array_is_taken_as_it_is(encoder):
-  images = rng.integers(0, 256, (5, 18, 24, 3), np.uint8)    # padded by the tower to 20 x 24
+  images = rng.integers(0, 256, (5, 18, 24, 3), np.uint8)  # padded by the tower to 20 x 24
   cls, patch = encoder.encode_image(images)
   want = by_hand(images)
-  assert cls.shape == (5, 2, 32) and patch.shape == (5, 5, 6, 32) and cls.dtype == patch.dtype == np.float32
+  assert (
+    cls.shape == (5, 2, 32)
+    and patch.shape == (5, 5, 6, 32)
+    and cls.dtype == patch.dtype == np.float32
+  )
   close(cls, np.stack([want['web'], want['synthetic']], axis=1))
   close(patch.reshape(5, 30, 32), want['patch'])
   close(encoder.encode_image(images.astype(np.float32) / 255)[0], cls)
@@ -83,13 +102,19 @@ def test_few_shapes_are_compiled_and_one_image_is_no_batch():
   e = Encoder(weights(), batch_size=8, devices=jax.devices()[:1])
   for count in range(1, 20):
     e.encode_image(np.zeros((count, 16, 16, 3), np.uint8))
-  assert e._image._cache_size() <= 4    # 1, 2, 4, 8
+  assert e._image._cache_size() <= 4  # 1, 2, 4, 8
   assert e._rows(1, 16) == 1
 
 
 def test_devices_split_the_rows():
-  images, ids = rng.integers(0, 256, (21, 16, 16, 3), np.uint8), rng.integers(1, 300, (21, 7)).astype(np.int32)
-  one, all_ = Encoder(weights(), devices=jax.devices()[:1]), Encoder(weights(), devices=jax.devices())
+  images, ids = (
+    rng.integers(0, 256, (21, 16, 16, 3), np.uint8),
+    rng.integers(1, 300, (21, 7)).astype(np.int32),
+  )
+  one, all_ = (
+    Encoder(weights(), devices=jax.devices()[:1]),
+    Encoder(weights(), devices=jax.devices()),
+  )
   assert len(jax.devices()) == 8
   close(one.encode_image(images)[0], all_.encode_image(images)[0])
   close(one.encode_text(ids), all_.encode_text(ids))
@@ -120,7 +145,11 @@ def test_every_mode_becomes_rgb_as_in_data(encoder, tmp_path, mode):
   if mode == 'RGBA':
     image = Image.fromarray(rng.integers(0, 256, (20, 20, 4), np.uint8))
   else:
-    image = Image.fromarray(np.asarray(gray).astype(np.uint16) * 256) if mode == 'I;16' else gray.convert(mode)
+    image = (
+      Image.fromarray(np.asarray(gray).astype(np.uint16) * 256)
+      if mode == 'I;16'
+      else gray.convert(mode)
+    )
   image.save(tmp_path / 'x.png')
   want = views.evaluation((tmp_path / 'x.png').read_bytes(), 16)
   np.testing.assert_array_equal(encoder.resize(image), want)
@@ -139,16 +168,20 @@ def test_texts_are_alone_and_lower_cased(encoder, model):
   close(encoder.encode_text(WORDS), want)
   close(encoder.encode_text(ids), want)
   close(encoder.text(ids), want)
-  np.testing.assert_array_equal(encoder.encode_text([w.upper() for w in WORDS]), encoder.encode_text(WORDS))
-  np.testing.assert_array_equal(encoder.encode_text(WORDS[:1] + ['a tree ' * 50]), encoder.encode_text(
-      [WORDS[0], 'a tree ' * 20]))
+  np.testing.assert_array_equal(
+    encoder.encode_text([w.upper() for w in WORDS]), encoder.encode_text(WORDS)
+  )
+  np.testing.assert_array_equal(
+    encoder.encode_text(WORDS[:1] + ['a tree ' * 50]),
+    encoder.encode_text([WORDS[0], 'a tree ' * 20]),
+  )
 
 
 def test_padding_is_cut_and_changes_nothing(encoder):
   ids = rng.integers(1, 300, (9, 40)).astype(np.int32)
   for i, length in enumerate((0, 1, 15, 16, 17, 32, 33, 40, 5)):
     ids[i, length:] = 0
-  ids[8, 2] = 0    # a gap in the middle
+  ids[8, 2] = 0  # a gap in the middle
   want = text_by_hand(ids)
   close(encoder.encode_text(ids), want)
   assert not encoder.encode_text(ids)[0].any()
@@ -193,7 +226,10 @@ def test_nothing_gives_nothing(encoder):
   assert cls.shape == (0, 2, 32) and patch.shape == (0, 4, 4, 32)
   assert encoder.encode_image(np.zeros((0, 8, 12, 3), np.uint8))[1].shape == (0, 2, 3, 32)
   assert encoder.encode_text([]).shape == (0, 32)
-  assert encoder.similarity([], WORDS).shape == (0, 5) and encoder.similarity(IMAGES, []).shape == (5, 0)
+  assert encoder.similarity([], WORDS).shape == (0, 5) and encoder.similarity(IMAGES, []).shape == (
+    5,
+    0,
+  )
 
 
 def test_evaluators_get_what_they_ask_for(encoder):
@@ -208,10 +244,16 @@ def test_evaluators_get_what_they_ask_for(encoder):
 def test_patches_that_nobody_wants_stay_on_the_device(options):
   """Of several calls of the program; everything else is the same to the last bit."""
   encoder = Encoder(weights(), batch_size=2, exact=True)
-  whole, rest = encoder.inspect(IMAGES, **options), encoder.inspect(IMAGES, patches=False, **options)
+  whole, rest = (
+    encoder.inspect(IMAGES, **options),
+    encoder.inspect(IMAGES, patches=False, **options),
+  )
   close(whole['patch'].reshape(5, 16, 32), by_hand(IMAGES)['patch'])
   assert set(whole) - set(rest) == {'patch'} and {'web', 'synthetic', 'embedding'} <= set(rest)
-  assert ('intermediate_layers' in rest, 'value_patch' in rest) == ('intermediate_layers' in options, 'values' in options)
+  assert ('intermediate_layers' in rest, 'value_patch' in rest) == (
+    'intermediate_layers' in options,
+    'values' in options,
+  )
   jax.tree.map(np.testing.assert_array_equal, {name: whole[name] for name in rest}, rest)
 
 
@@ -223,11 +265,21 @@ def test_bfloat16_is_near_and_comes_back_as_float32(encoder):
   assert 1e-7 < np.abs(patch - want).max() and cosine.min() > 0.99
 
 
-@pytest.mark.parametrize('images, message', [
-    (IMAGES.astype(np.float32), r'floats from .*\[0, 1\]'), (IMAGES - np.float32(np.nan), 'floats from nan'),
-    (IMAGES.astype(np.int64), 'int64'), (IMAGES[0], r'shape \(16, 16, 3\)'), ('a.png', 'got str'),
-    (IMAGES[..., :1], 'B, H, W, 3'), ([3], 'got int'), ([IMAGES[0] / 255], 'float64'),
-    (['missing.png'], "cannot read 'missing.png'"), (np.zeros((2, 0, 4, 3), np.uint8), 'shape')])
+@pytest.mark.parametrize(
+  'images, message',
+  [
+    (IMAGES.astype(np.float32), r'floats from .*\[0, 1\]'),
+    (IMAGES - np.float32(np.nan), 'floats from nan'),
+    (IMAGES.astype(np.int64), 'int64'),
+    (IMAGES[0], r'shape \(16, 16, 3\)'),
+    ('a.png', 'got str'),
+    (IMAGES[..., :1], 'B, H, W, 3'),
+    ([3], 'got int'),
+    ([IMAGES[0] / 255], 'float64'),
+    (['missing.png'], "cannot read 'missing.png'"),
+    (np.zeros((2, 0, 4, 3), np.uint8), 'shape'),
+  ],
+)
 def test_bad_images_are_one_clear_error(encoder, images, message):
   with pytest.raises(InputError, match=message):
     encoder.encode_image(images)
@@ -242,20 +294,25 @@ def test_a_broken_file_is_named(encoder, tmp_path):
 def test_bad_texts_and_missing_parts(encoder):
   image_only, no_tokenizer = Encoder(weights('image')), Encoder(weights())
   for call, message in [
-      (lambda: image_only.encode_text(WORDS), 'a text tower'), (lambda: image_only.temperature, 'a temperature'),
-      (lambda: no_tokenizer.encode_text(WORDS), 'carries no tokenizer'),
-      (lambda: encoder.encode_text('a cat'), 'expected a list of str'),
-      (lambda: encoder.encode_text(np.ones((2, 3))), 'float64'),
-      (lambda: encoder.encode_text(np.full((1, 3), 300)), 'expected 0 to 299'),
-      (lambda: encoder.encode_text([1, 2]), 'ids'),
-      (lambda: encoder.similarity(IMAGES, WORDS, cls='wep'), "did you mean 'web'"),
-      (lambda: encoder.similarity(np.ones((2, 5), np.float32), WORDS), r'\(2, 5\)'),
-      (lambda: encoder.encode_image([IMAGES[0]], size=0), 'size'),
-      (lambda: Encoder(weights(), dtype='float16'), 'dtype'), (lambda: Encoder(weights(), batch_size=0), 'batch_size')]:
+    (lambda: image_only.encode_text(WORDS), 'a text tower'),
+    (lambda: image_only.temperature, 'a temperature'),
+    (lambda: no_tokenizer.encode_text(WORDS), 'carries no tokenizer'),
+    (lambda: encoder.encode_text('a cat'), 'expected a list of str'),
+    (lambda: encoder.encode_text(np.ones((2, 3))), 'float64'),
+    (lambda: encoder.encode_text(np.full((1, 3), 300)), 'expected 0 to 299'),
+    (lambda: encoder.encode_text([1, 2]), 'ids'),
+    (lambda: encoder.similarity(IMAGES, WORDS, cls='wep'), "did you mean 'web'"),
+    (lambda: encoder.similarity(np.ones((2, 5), np.float32), WORDS), r'\(2, 5\)'),
+    (lambda: encoder.encode_image([IMAGES[0]], size=0), 'size'),
+    (lambda: Encoder(weights(), dtype='float16'), 'dtype'),
+    (lambda: Encoder(weights(), batch_size=0), 'batch_size'),
+  ]:
     with pytest.raises(InputError, match=message):
       call()
 
 
 def test_weights_are_not_changed(encoder):
-  assert encoder.weights.params['image'] is PARAMS['image'] and dataclasses.is_dataclass(encoder.weights)
+  assert encoder.weights.params['image'] is PARAMS['image'] and dataclasses.is_dataclass(
+    encoder.weights
+  )
   assert (encoder.size, encoder.patch, encoder.width) == (16, 4, 32)

@@ -1,4 +1,7 @@
-"""The official layouts: tables of names and shapes, round trips, and what is folded away on reading."""
+"""The official layouts: tables of names and shapes, round trips, and what is folded away on
+reading.
+"""
+
 import jax
 import numpy as np
 import pytest
@@ -29,26 +32,52 @@ def shapes_of(monkeypatch, layout, scale, grid):
   image = schema.ViT(**scales.image(scale, grid=grid, mask_token=True))
   text = schema.TextTower(**scales.text(scale))
   params = hollow('image', image), hollow('text', text)
-  monkeypatch.setattr(np, 'concatenate', lambda parts, axis=0: np.broadcast_to(np.float32(0), tuple(
-      sum(p.shape[i] for p in parts) if i == axis else n for i, n in enumerate(parts[0].shape))))
-  return tuple({k: x.shape for k, x in out.items()} for out in (
-      layout.image_out(params[0], image), layout.text_out(params[1], text)))
+  monkeypatch.setattr(
+    np,
+    'concatenate',
+    lambda parts, axis=0: np.broadcast_to(
+      np.float32(0),
+      tuple(
+        sum(p.shape[i] for p in parts) if i == axis else n for i, n in enumerate(parts[0].shape)
+      ),
+    ),
+  )
+  return tuple(
+    {k: x.shape for k, x in out.items()}
+    for out in (layout.image_out(params[0], image), layout.text_out(params[1], text))
+  )
 
 
-# Tensors of the official modules, counted there (vision, text); elements in millions (README of google-deepmind/tips).
-COUNTS = {('pytorch', 's'): (176, 147), ('pytorch', 'b'): (176, 147), ('pytorch', 'l'): (344, 147),
-          ('pytorch', 'so400m'): (386, 327), ('pytorch', 'g'): (568, 147), ('scenic', 's'): (198, 195),
-          ('scenic', 'b'): (198, 195), ('scenic', 'l'): (390, 195), ('scenic', 'so400m'): (438, 435),
-          ('scenic', 'g'): (726, 195)}
-SIZES = {'s': (21.62, 33.58), 'b': (85.71, 109.63), 'l': (303.18, 183.92), 'so400m': (412.44, 448.33),
-         'g': (1134.65, 389.13)}
+# Tensors of the official modules, counted there (vision, text); elements in millions (README of
+# google-deepmind/tips).
+COUNTS = {
+  ('pytorch', 's'): (176, 147),
+  ('pytorch', 'b'): (176, 147),
+  ('pytorch', 'l'): (344, 147),
+  ('pytorch', 'so400m'): (386, 327),
+  ('pytorch', 'g'): (568, 147),
+  ('scenic', 's'): (198, 195),
+  ('scenic', 'b'): (198, 195),
+  ('scenic', 'l'): (390, 195),
+  ('scenic', 'so400m'): (438, 435),
+  ('scenic', 'g'): (726, 195),
+}
+SIZES = {
+  's': (21.62, 33.58),
+  'b': (85.71, 109.63),
+  'l': (303.18, 183.92),
+  'so400m': (412.44, 448.33),
+  'g': (1134.65, 389.13),
+}
 
 
 @pytest.mark.parametrize('name,scale', COUNTS)
 def test_published_sizes_have_the_official_tensors(monkeypatch, name, scale):
   image, text = shapes_of(monkeypatch, LAYOUTS[name], scale, 16)
   assert (len(image), len(text)) == COUNTS[name, scale]
-  if name == 'scenic':    # the other layout has LayerScale, a mask token and a position of the CLS token beside them
+  if (
+    name == 'scenic'
+  ):  # the other layout has LayerScale, a mask token and a position of the CLS token beside them
     millions = [sum(np.prod(s) for s in shapes.values()) / 1e6 for shapes in (image, text)]
     assert millions == pytest.approx(SIZES[scale], abs=0.006)
 
@@ -60,12 +89,21 @@ def test_large_high_resolution_file_has_the_elements_of_the_released_one(monkeyp
 
 def test_shapes_of_the_pytorch_layout(monkeypatch):
   image, text = shapes_of(monkeypatch, pytorch, 'g', 32)
-  assert image['pos_embed'] == (1, 1025, 1536) and image['cls_token'] == image['register_tokens'] == (1, 1, 1536)
+  assert image['pos_embed'] == (1, 1025, 1536) and image['cls_token'] == image[
+    'register_tokens'
+  ] == (1, 1, 1536)
   assert image['patch_embed.proj.weight'] == (1536, 3, 14, 14) and image['mask_token'] == (1, 1536)
-  assert image['blocks.39.mlp.w12.weight'] == (8192, 1536) and image['blocks.0.mlp.w3.weight'] == (1536, 4096)
-  assert image['blocks.7.attn.qkv.weight'] == (4608, 1536) and image['blocks.7.ls2.gamma'] == (1536,)
+  assert image['blocks.39.mlp.w12.weight'] == (8192, 1536) and image['blocks.0.mlp.w3.weight'] == (
+    1536,
+    4096,
+  )
+  assert image['blocks.7.attn.qkv.weight'] == (4608, 1536) and image['blocks.7.ls2.gamma'] == (
+    1536,
+  )
   assert text['transformer.resblocks.11.mlp.c_fc.weight'] == (6144, 1536)
-  assert text['transformer.resblocks.0.attn.in_proj_bias'] == (4608,) and text['ln_final.bias'] == (1536,)
+  assert text['transformer.resblocks.0.attn.in_proj_bias'] == (4608,) and text['ln_final.bias'] == (
+    1536,
+  )
 
 
 def test_shapes_of_the_scenic_layout(monkeypatch):
@@ -77,7 +115,7 @@ def test_shapes_of_the_scenic_layout(monkeypatch):
   assert image[block + 'MultiHeadDotProductAttention_0/out/kernel'] == (16, 72, 1152)
   assert image[block + 'MultiHeadDotProductAttention_0/key/bias'] == (16, 72)
   assert image[block + 'MlpBlock_0/Dense_1/kernel'] == (4304, 1152)
-  assert 'transformer/encoderblock_26/LayerNorm_1/scale' in text    # 27 layers
+  assert 'transformer/encoderblock_26/LayerNorm_1/scale' in text  # 27 layers
   assert text['token_emb/emb_var'] == (32000, 1152)
 
 
@@ -90,13 +128,32 @@ def same(one, other):
 
 
 @settings(max_examples=15, deadline=None)
-@given(layout=st.sampled_from(sorted(LAYOUTS)), heads=st.integers(1, 3), per_head=st.sampled_from((2, 4, 6)),
-       depth=st.integers(1, 3), mlp=st.integers(1, 20), ffn=st.sampled_from(('gelu', 'swiglu')),
-       patch=st.integers(1, 4), grid=st.integers(1, 5), vocab=st.integers(1, 9), cls=st.integers(1, 3))
+@given(
+  layout=st.sampled_from(sorted(LAYOUTS)),
+  heads=st.integers(1, 3),
+  per_head=st.sampled_from((2, 4, 6)),
+  depth=st.integers(1, 3),
+  mlp=st.integers(1, 20),
+  ffn=st.sampled_from(('gelu', 'swiglu')),
+  patch=st.integers(1, 4),
+  grid=st.integers(1, 5),
+  vocab=st.integers(1, 9),
+  cls=st.integers(1, 3),
+)
 def test_round_trip_of_any_shape(layout, heads, per_head, depth, mlp, ffn, patch, grid, vocab, cls):
   layout, width, names = LAYOUTS[layout], heads * per_head, ('a', 'b', 'c')[:cls]
-  image = schema.ViT(kind='vit', width=width, depth=depth, heads=heads, mlp=mlp, ffn=ffn, patch=patch, grid=grid,
-                     cls=names, mask_token=layout is pytorch)
+  image = schema.ViT(
+    kind='vit',
+    width=width,
+    depth=depth,
+    heads=heads,
+    mlp=mlp,
+    ffn=ffn,
+    patch=patch,
+    grid=grid,
+    cls=names,
+    mask_token=layout is pytorch,
+  )
   text = schema.TextTower(kind='text', width=width, depth=depth, heads=heads, mlp=mlp, vocab=vocab)
   a, b = conftest.parameters('image', image), conftest.parameters('text', text)
   there = layout.image_out(a, image)
@@ -114,7 +171,7 @@ def test_round_trip_of_published_sizes(layout, grid, scale):
   image = schema.ViT(**scales.image(scale, grid=grid))
   params = conftest.parameters('image', image)
   there = layout.image_out(params, image)
-  assert layout.image_tower(there) == image    # heads of these widths are known
+  assert layout.image_tower(there) == image  # heads of these widths are known
   same(layout.image_in(there, image), params)
 
 
@@ -127,10 +184,17 @@ def test_layer_scale_and_the_position_of_the_cls_token_are_folded(model):
   plain = run(there)
   gamma = rng.normal(size=32).astype(np.float32)
   scaled = {**there, 'blocks.0.ls1.gamma': gamma, 'blocks.0.ls2.gamma': 2 * gamma}
-  by_hand = {**there, **{f'blocks.0.{n}.weight': there[f'blocks.0.{n}.weight'] * g[:, None] for n, g in
-                         (('attn.proj', gamma), ('mlp.fc2', 2 * gamma))},
-             **{f'blocks.0.{n}.bias': there[f'blocks.0.{n}.bias'] * g for n, g in
-                (('attn.proj', gamma), ('mlp.fc2', 2 * gamma))}}
+  by_hand = {
+    **there,
+    **{
+      f'blocks.0.{n}.weight': there[f'blocks.0.{n}.weight'] * g[:, None]
+      for n, g in (('attn.proj', gamma), ('mlp.fc2', 2 * gamma))
+    },
+    **{
+      f'blocks.0.{n}.bias': there[f'blocks.0.{n}.bias'] * g
+      for n, g in (('attn.proj', gamma), ('mlp.fc2', 2 * gamma))
+    },
+  }
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(scaled), run(by_hand))
   moved = {**there, 'pos_embed': there['pos_embed'].copy()}
   moved['pos_embed'][:, 0] = gamma

@@ -1,4 +1,5 @@
 """ONNX files, run in onnxruntime against the JAX towers."""
+
 import json
 import sys
 
@@ -23,8 +24,13 @@ def _dynamic(tmp_path_factory):
 
 @pytest.fixture(scope='module', name='fixed')
 def _fixed(tmp_path_factory):
-  """(weights, folder) for images of 45 x 60, with one CLS token, SwiGLU, no texts, and weights beside the graph."""
-  weights, folder = model(ffn='swiglu', mlp=40, cls=('cls',), grid=8, text=False), tmp_path_factory.mktemp('fixed')
+  """(weights, folder) for images of 45 x 60, with one CLS token, SwiGLU, no texts, and weights
+  beside the graph.
+  """
+  weights, folder = (
+    model(ffn='swiglu', mlp=40, cls=('cls',), grid=8, text=False),
+    tmp_path_factory.mktemp('fixed'),
+  )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(onnx, 'LARGE', 1000)
     assert onnx.write(weights, folder, resolution='45x60') == ['image.onnx', 'image.onnx.data']
@@ -33,6 +39,7 @@ def _fixed(tmp_path_factory):
 
 def session(folder, name):
   import onnxruntime
+
   return onnxruntime.InferenceSession(str(folder / f'{name}.onnx'))
 
 
@@ -50,10 +57,23 @@ def near(weights, folder, images, ids=None):
 
 def test_any_batch_and_size(dynamic):
   """The table's own grid, larger, smaller, not square, one patch; and sizes that are padded."""
-  shapes = (2, 56, 56), (1, 112, 112), (3, 28, 28), (2, 42, 84), (1, 84, 14), (1, 14, 14), (2, 45, 60), (1, 5, 29)
+  shapes = (
+    (2, 56, 56),
+    (1, 112, 112),
+    (3, 28, 28),
+    (2, 42, 84),
+    (1, 84, 14),
+    (1, 14, 14),
+    (2, 45, 60),
+    (1, 5, 29),
+  )
   found = near(*dynamic, [pixels(*shape) for shape in shapes])
   assert len(found) == 3 * len(shapes)
-  assert [found[f'45x60 {n}'].shape for n in ('cls', 'patch', 'embedding')] == [(2, 2, 32), (2, 4, 5, 32), (2, 2, 16)]
+  assert [found[f'45x60 {n}'].shape for n in ('cls', 'patch', 'embedding')] == [
+    (2, 2, 32),
+    (2, 4, 5, 32),
+    (2, 2, 16),
+  ]
 
 
 @pytest.mark.parametrize('batch', [1, 3])
@@ -70,14 +90,16 @@ def test_fixed_size(fixed, batch):
 def test_texts(dynamic, shape):
   ids = np.random.default_rng(0).integers(1, 300, shape).astype(np.int32)
   ids[0, 1:] = 0
-  ids[-1, shape[1] // 2 + 1:] = 0
+  ids[-1, shape[1] // 2 + 1 :] = 0
   found = near(*dynamic, [pixels(1, 14, 14)], ids)
   assert found['text'].shape == (shape[0], 32) and found['text embedding'].shape == (shape[0], 16)
 
 
 def test_padding_counts_for_nothing(dynamic):
   _, folder = dynamic
-  run = lambda *ids: session(folder, 'text').run(['text'], {'input_ids': np.array(ids, np.int64)})[0]
+  run = lambda *ids: session(folder, 'text').run(['text'], {'input_ids': np.array(ids, np.int64)})[
+    0
+  ]
   short, empty = run([5, 9, 0, 0, 0, 0], [0] * 6)
   np.testing.assert_allclose(short, run([5, 9])[0], atol=1e-6)
   assert np.all(empty == 0) and np.abs(short).max() > 0.1
@@ -87,8 +109,12 @@ def test_the_file_says_what_it_is_and_where_nothing_was(dynamic):
   weights, folder = dynamic
   image = session(folder, 'image')
   names = {x.name: x.shape for x in image.get_inputs() + image.get_outputs()}
-  assert names == {'pixel_values': ['batch', 3, 'height', 'width'], 'cls': ['batch', 2, 32],
-                   'patch': ['batch', 'rows', 'columns', 32], 'embedding': ['batch', 2, 16]}
+  assert names == {
+    'pixel_values': ['batch', 3, 'height', 'width'],
+    'cls': ['batch', 2, 32],
+    'patch': ['batch', 'rows', 'columns', 32],
+    'embedding': ['batch', 2, 16],
+  }
   about = image.get_modelmeta().custom_metadata_map
   assert about['name'] == weights.name and json.loads(about['cls']) == ['web', 'synthetic']
   assert json.loads(about['preprocessing'])['range'] == [0, 1] and int(about['patch']) == 14

@@ -1,4 +1,5 @@
 """The comparison: what it says of arrays that differ, and of encoders that do."""
+
 import sys
 
 import jax
@@ -13,8 +14,11 @@ from tips_jax.models import towers
 
 TINY = model()
 # Larger, so that attention is far from even.
-WEIGHTS = TINY.replace(params={n: jax.tree.map(lambda x: 4 * x, p) if n != 'logit' else p
-                               for n, p in TINY.params.items()})
+WEIGHTS = TINY.replace(
+  params={
+    n: jax.tree.map(lambda x: 4 * x, p) if n != 'logit' else p for n, p in TINY.params.items()
+  }
+)
 INPUTS = parity.fixed_inputs(WEIGHTS)
 
 
@@ -49,7 +53,9 @@ def test_inputs_are_fixed_and_cover_what_goes_wrong():
   assert square.shape == (2, 56, 56, 3) and wide.shape == (2, 42, 70, 3)
   assert square.dtype == np.float32 and square.min() >= 0 and square.max() <= 1
   assert INPUTS.ids.dtype == np.int32 and INPUTS.ids.shape == (4, 64) and INPUTS.ids.max() < 300
-  assert [list(row != 0) for row in INPUTS.ids] == [[True] * n + [False] * (64 - n) for n in (64, 32, 5, 1)]
+  assert [list(row != 0) for row in INPUTS.ids] == [
+    [True] * n + [False] * (64 - n) for n in (64, 32, 5, 1)
+  ]
   jax.tree.map(np.testing.assert_array_equal, INPUTS, parity.fixed_inputs(WEIGHTS))
 
 
@@ -72,7 +78,9 @@ def test_reference_is_the_towers(ours):
   np.testing.assert_allclose(ours['text'], text, atol=1e-5)
   cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
   assert ours['similarity'].shape == (2, 4)
-  assert ours['similarity'][1, 2] == pytest.approx(cosine(ours['56x56 cls'][1, 0], np.asarray(text[2])), abs=1e-6)
+  assert ours['similarity'][1, 2] == pytest.approx(
+    cosine(ours['56x56 cls'][1, 0], np.asarray(text[2])), abs=1e-6
+  )
   assert ours['log temperature'] == pytest.approx(np.log(0.0125))
   assert set(ours) == IMAGE | {'text', 'text unit', 'log temperature'}
 
@@ -82,7 +90,9 @@ def test_heads_and_no_text():
   out = parity.reference(weights, parity.fixed_inputs(weights, size=(28, 28)))
   kernel = weights.params['image_head']['kernel']
   np.testing.assert_allclose(out['28x28 embedding'], out['28x28 cls'] @ kernel, atol=1e-5)
-  assert out['text embedding'].shape == out['text unit'].shape == (4, 16) and out['similarity'].shape == (2, 4)
+  assert out['text embedding'].shape == out['text unit'].shape == (4, 16) and out[
+    'similarity'
+  ].shape == (2, 4)
   weights = model(text=False)
   assert set(parity.reference(weights, parity.fixed_inputs(weights))) == IMAGE - {'similarity'}
 
@@ -94,14 +104,17 @@ def test_the_same_passes_exactly(ours):
   assert parity.table(rows, 2e-5).splitlines()[-1].startswith('8 of 8 outputs within 2e-05')
 
 
-@pytest.mark.parametrize('name, fn', [
+@pytest.mark.parametrize(
+  'name, fn',
+  [
     ('encoder/blocks/attention/query/kernel', lambda x: x.swapaxes(1, 2)),
     ('encoder/blocks/attention/out/kernel', lambda x: x.swapaxes(1, 2)),
     ('encoder/blocks/norm2/bias', lambda x: x[::-1]),
     ('posembed', lambda x: x.swapaxes(1, 2)),
     ('embedding/kernel', lambda x: x.swapaxes(0, 1)),
-    ('cls', lambda x: x[:, ::-1]),    # patches read both tokens, in whatever order
-])
+    ('cls', lambda x: x[:, ::-1]),  # patches read both tokens, in whatever order
+  ],
+)
 def test_a_wrong_conversion_is_seen(ours, name, fn):
   assert failing(ours, changed(name, fn)) == {x for x in IMAGE if name != 'cls' or 'patch' not in x}
 
@@ -109,9 +122,17 @@ def test_a_wrong_conversion_is_seen(ours, name, fn):
 def test_a_swapped_cls_and_a_transposed_grid_are_seen(ours):
   swapped = ours | {'56x56 cls': ours['56x56 cls'][:, ::-1]}
   assert failing(ours, swapped) == {'56x56 cls'}
-  assert failing(ours, ours | {'56x56 patch': ours['56x56 patch'].swapaxes(1, 2)}) == {'56x56 patch'}
-  rows = {r.name: r for r in parity.compare(ours, ours | {'42x70 patch': ours['42x70 patch'].swapaxes(1, 2)})}
-  assert rows['42x70 patch'].max_abs == np.inf and 'shape (2, 3, 5, 32) and (2, 5, 3, 32)' in rows['42x70 patch'].note
+  assert failing(ours, ours | {'56x56 patch': ours['56x56 patch'].swapaxes(1, 2)}) == {
+    '56x56 patch'
+  }
+  rows = {
+    r.name: r
+    for r in parity.compare(ours, ours | {'42x70 patch': ours['42x70 patch'].swapaxes(1, 2)})
+  }
+  assert (
+    rows['42x70 patch'].max_abs == np.inf
+    and 'shape (2, 3, 5, 32) and (2, 5, 3, 32)' in rows['42x70 patch'].note
+  )
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -119,7 +140,9 @@ def test_a_swapped_cls_and_a_transposed_grid_are_seen(ours):
 def test_no_number_fails(ours, value, side):
   broken = {k: np.array(v) for k, v in ours.items()}
   broken['56x56 patch'][0, 0, 0, 0] = value
-  assert failing(*((broken, ours) if side == 'ours' else (ours, broken)), tolerance=1e9) == {'56x56 patch'}
+  assert failing(*((broken, ours) if side == 'ours' else (ours, broken)), tolerance=1e9) == {
+    '56x56 patch'
+  }
   assert failing(broken, broken, tolerance=1e9) == {'56x56 patch'}
 
 
@@ -136,7 +159,7 @@ def test_large_features_are_compared_relative_to_their_size():
   x = np.random.default_rng(0).normal(size=(50, 8))
   assert parity.passed(parity.compare({'x': 10 * x}, {'x': 10 * x + 1e-4}), 2e-5)
   assert failing({'x': x}, {'x': x + 1e-4}, 2e-5) == {'x'}
-  assert failing({'x': 1e-6 * x}, {'x': -1e-6 * x}, 2e-5) == {'x'}    # near, and opposite
+  assert failing({'x': 1e-6 * x}, {'x': -1e-6 * x}, 2e-5) == {'x'}  # near, and opposite
 
 
 def test_zero_vectors():

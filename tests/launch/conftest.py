@@ -1,8 +1,10 @@
-"""The scripts of launch/, against stand-ins for gcloud, kubectl, sbatch and the rest that record how they are called.
+"""The scripts of launch/, against stand-ins for gcloud, kubectl, sbatch and the rest that record
+how they are called.
 
-Nothing here reaches a cloud: PATH has the stand-ins, which answer as each test says, and a few plain tools; no other
-command exists.
+Nothing here reaches a cloud: PATH has the stand-ins, which answer as each test says, and a few
+plain tools; no other command exists.
 """
+
 import pathlib
 import re
 import shlex
@@ -14,8 +16,9 @@ import pytest
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
 COMMIT = '0123456789ab'
 
-# Records its arguments (and kubectl its input), and answers with the first rule left whose words all occur in them.
-STUB = f'''#!/bin/bash
+# Records its arguments (and kubectl its input), and answers with the first rule left whose words
+# all occur in them.
+STUB = f"""#!/bin/bash
 name=${{0##*/}}
 record=$(printf '%s\\x1f' "$name" "$@"; printf '\\x1d%s\\x1d' "${{CUDA_VISIBLE_DEVICES-}}"
   [[ $name != kubectl ]] || cat)
@@ -29,10 +32,36 @@ for rule in "$STUBS"/rules/*; do
   exit "$code"
 done
 [[ "$name $*" != git*rev-parse* ]] || echo {COMMIT}
-'''
-STUBS = ('gcloud', 'kubectl', 'sbatch', 'srun', 'scontrol', 'scancel', 'squeue', 'ssh', 'scp', 'nvidia-smi', 'docker',
-         'git', 'python')
-TOOLS = ('awk', 'bash', 'cat', 'dirname', 'env', 'grep', 'head', 'mkdir', 'rm', 'sed', 'sleep', 'tail')
+"""
+STUBS = (
+  'gcloud',
+  'kubectl',
+  'sbatch',
+  'srun',
+  'scontrol',
+  'scancel',
+  'squeue',
+  'ssh',
+  'scp',
+  'nvidia-smi',
+  'docker',
+  'git',
+  'python',
+)
+TOOLS = (
+  'awk',
+  'bash',
+  'cat',
+  'dirname',
+  'env',
+  'grep',
+  'head',
+  'mkdir',
+  'rm',
+  'sed',
+  'sleep',
+  'tail',
+)
 
 
 class Machine:
@@ -52,14 +81,23 @@ class Machine:
     self.rules_folder.mkdir()
 
   def answer(self, words, out='', code=0):
-    """The next call with these words prints `out` and ends with `code`; once, in the order of the answers."""
+    """The next call with these words prints `out` and ends with `code`; once, in the order of the
+    answers.
+    """
     self.count += 1
     (self.rules_folder / f'{self.count:03}').write_text(f'{words}\n{code}\n{out}')
 
   def call(self, script, *args, code=0):
     self.calls_file.write_text('')
-    done = subprocess.run([LAUNCH / script, *args], env=self.env, cwd=self.place, capture_output=True, text=True,
-                          timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+      [LAUNCH / script, *args],
+      env=self.env,
+      cwd=self.place,
+      capture_output=True,
+      text=True,
+      timeout=60,
+      stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == code, done.stderr + done.stdout
     self.out, self.err = done.stdout, done.stderr
     records = [r.split('\x1d') for r in self.calls_file.read_text().split('\x1e')[:-1]]
@@ -92,7 +130,9 @@ class Machine:
   @property
   def printed(self):
     """The commands of a dry run, as words."""
-    return [shlex.split(line) for line in self.out.splitlines() if line and not line.startswith('#')]
+    return [
+      shlex.split(line) for line in self.out.splitlines() if line and not line.startswith('#')
+    ]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """gke/run.sh and the manifest that it makes."""
+
 import pathlib
 import re
 
@@ -6,12 +7,19 @@ import pytest
 import yaml
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
-RUN = ['run', '--name=pod', '--image=i', '--topology=v5e:4x4', '--config=c', '--workdir=gs://bucket/run']
+RUN = [
+  'run',
+  '--name=pod',
+  '--image=i',
+  '--topology=v5e:4x4',
+  '--config=c',
+  '--workdir=gs://bucket/run',
+]
 
 
 def manifest(machine, *args):
   machine.call('gke/run.sh', *RUN, *args)
-  (call, _, text), = machine.records
+  ((call, _, text),) = machine.records
   assert call == ['kubectl', '--namespace=default', 'apply', '--filename=-']
   return yaml.safe_load(text)
 
@@ -21,56 +29,108 @@ def pod_of(job):
 
 
 def test_manifest(machine):
-  job = manifest(machine, '--', '--config.data.store=gs://bucket/a b', '--config.name=a "b" \\ ${HOME} & $(c)')
-  assert (job['apiVersion'], job['kind'], job['metadata']['name']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet', 'pod')
+  job = manifest(
+    machine, '--', '--config.data.store=gs://bucket/a b', '--config.name=a "b" \\ ${HOME} & $(c)'
+  )
+  assert (job['apiVersion'], job['kind'], job['metadata']['name']) == (
+    'jobset.x-k8s.io/v1alpha2',
+    'JobSet',
+    'pod',
+  )
   assert job['metadata']['annotations'] == {
-    'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
+    'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'
+  }
   assert 'labels' not in job['metadata']
   policy = job['spec']['failurePolicy']
   assert policy['maxRestarts'] == 100
-  assert [(r['action'], r['onJobFailureReasons']) for r in policy['rules']] == [('FailJobSet', ['PodFailurePolicy'])]
-  part, = job['spec']['replicatedJobs']
+  assert [(r['action'], r['onJobFailureReasons']) for r in policy['rules']] == [
+    ('FailJobSet', ['PodFailurePolicy'])
+  ]
+  (part,) = job['spec']['replicatedJobs']
   spec = part['template']['spec']
-  assert (part['replicas'], spec['completions'], spec['parallelism'], spec['backoffLimit']) == (1, 4, 4, 0)
-  rule, = spec['podFailurePolicy']['rules']
-  assert rule == {'action': 'FailJob', 'onExitCodes': {'containerName': 'tips', 'operator': 'In', 'values': [2, 3]}}
+  assert (part['replicas'], spec['completions'], spec['parallelism'], spec['backoffLimit']) == (
+    1,
+    4,
+    4,
+    0,
+  )
+  (rule,) = spec['podFailurePolicy']['rules']
+  assert rule == {
+    'action': 'FailJob',
+    'onExitCodes': {'containerName': 'tips', 'operator': 'In', 'values': [2, 3]},
+  }
   pod = pod_of(job)
   assert pod['metadata']['annotations'] == {'gke-gcsfuse/volumes': 'true'}
-  assert pod['spec']['restartPolicy'] == 'Never' and pod['spec']['terminationGracePeriodSeconds'] == 300
-  assert pod['spec']['nodeSelector'] == {'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
-                                         'cloud.google.com/gke-tpu-topology': '4x4'}
+  assert (
+    pod['spec']['restartPolicy'] == 'Never' and pod['spec']['terminationGracePeriodSeconds'] == 300
+  )
+  assert pod['spec']['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+    'cloud.google.com/gke-tpu-topology': '4x4',
+  }
   assert not {'hostNetwork', 'dnsPolicy'} & set(pod['spec'])
-  container, = pod['spec']['containers']
+  (container,) = pod['spec']['containers']
   assert container['name'] == 'tips' and container['image'] == 'i' and 'command' not in container
   assert container['resources'] == {'limits': {'google.com/tpu': 4}}
-  assert container['args'] == ['--multihost', '--config.hosts.rendezvous_seconds=3600', '--config=c',
-                               '--workdir=/gcs/bucket/run', '--config.data.store=/gcs/bucket/a b',
-                               '--config.name=a "b" \\ ${HOME} & $(c)']
+  assert container['args'] == [
+    '--multihost',
+    '--config.hosts.rendezvous_seconds=3600',
+    '--config=c',
+    '--workdir=/gcs/bucket/run',
+    '--config.data.store=/gcs/bucket/a b',
+    '--config.name=a "b" \\ ${HOME} & $(c)',
+  ]
   mounts = {m['name']: m['mountPath'] for m in container['volumeMounts']}
   assert mounts == {'bucket': '/gcs/bucket', 'shm': '/dev/shm'}
   bucket, shm = pod['spec']['volumes']
-  assert bucket['csi']['volumeAttributes'] == {'bucketName': 'bucket', 'mountOptions': (
-    'implicit-dirs,file-system:rename-dir-limit:200000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0')}
+  assert bucket['csi']['volumeAttributes'] == {
+    'bucketName': 'bucket',
+    'mountOptions': (
+      'implicit-dirs,file-system:rename-dir-limit:200000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0'
+    ),
+  }
   assert shm == {'name': 'shm', 'emptyDir': {'medium': 'Memory'}}
 
 
 def test_manifest_of_several_spot_slices(machine):
-  job = manifest(machine, '--topology=v5p:4x4x8', '--slices=3', '--spot', '--host_network', '--queue=q', '--grace=60',
-                 '--service_account=trainer', '--max_restarts=7')
+  job = manifest(
+    machine,
+    '--topology=v5p:4x4x8',
+    '--slices=3',
+    '--spot',
+    '--host_network',
+    '--queue=q',
+    '--grace=60',
+    '--service_account=trainer',
+    '--max_restarts=7',
+  )
   pod, part = pod_of(job)['spec'], job['spec']['replicatedJobs'][0]
   assert job['metadata']['labels'] == {'kueue.x-k8s.io/queue-name': 'q'}
   assert (part['replicas'], part['template']['spec']['completions']) == (3, 32)
-  assert job['spec']['failurePolicy']['maxRestarts'] == 7 and pod['terminationGracePeriodSeconds'] == 60
-  assert pod['nodeSelector'] == {'cloud.google.com/gke-tpu-accelerator': 'tpu-v5p-slice',
-                                 'cloud.google.com/gke-tpu-topology': '4x4x8', 'cloud.google.com/gke-spot': 'true'}
+  assert (
+    job['spec']['failurePolicy']['maxRestarts'] == 7 and pod['terminationGracePeriodSeconds'] == 60
+  )
+  assert pod['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': 'tpu-v5p-slice',
+    'cloud.google.com/gke-tpu-topology': '4x4x8',
+    'cloud.google.com/gke-spot': 'true',
+  }
   assert pod['hostNetwork'] is True and pod['dnsPolicy'] == 'ClusterFirstWithHostNet'
   assert pod['serviceAccountName'] == 'trainer'
   assert pod['volumes'][0]['csi']['volumeAttributes']['hostNetworkPodKSA'] == 'true'
 
 
-@pytest.mark.parametrize('topology, more, chips, nodes', [
-  ('v5e:2x4', [], 8, 1), ('v5e:2x4', ['--chips_per_node=4'], 4, 2), ('v6e:1x1', [], 1, 1), ('v6e:16x16', [], 4, 64),
-  ('v4:2x2x1', [], 4, 1), ('v5p:2x2x2', [], 4, 2)])
+@pytest.mark.parametrize(
+  'topology, more, chips, nodes',
+  [
+    ('v5e:2x4', [], 8, 1),
+    ('v5e:2x4', ['--chips_per_node=4'], 4, 2),
+    ('v6e:1x1', [], 1, 1),
+    ('v6e:16x16', [], 4, 64),
+    ('v4:2x2x1', [], 4, 1),
+    ('v5p:2x2x2', [], 4, 2),
+  ],
+)
 def test_nodes_of_a_slice(machine, topology, more, chips, nodes):
   job = manifest(machine, f'--topology={topology}', *more)
   assert pod_of(job)['spec']['containers'][0]['resources']['limits']['google.com/tpu'] == chips
@@ -79,7 +139,11 @@ def test_nodes_of_a_slice(machine, topology, more, chips, nodes):
 
 def test_gke_commands(machine):
   machine.call('gke/run.sh', 'build', '--image=r/i:1')
-  assert sorted(machine.verbs) == ['archive', 'docker', 'docker']    # the first two at once, through a pipe
+  assert sorted(machine.verbs) == [
+    'archive',
+    'docker',
+    'docker',
+  ]  # the first two at once, through a pipe
   assert machine.calls[-1] == ['docker', 'push', 'r/i:1']
   machine.call('gke/run.sh', 'build', '--image=r/i:1', '--dry_run')
   assert not machine.calls and machine.out.count('\n') == 2 and ' | docker build ' in machine.out
@@ -88,14 +152,20 @@ def test_gke_commands(machine):
   assert ['docker', 'push', 'r/i:1'] not in machine.calls
   for command, words in (('logs', ['logs', '--follow']), ('delete', ['delete', 'jobset', 'pod'])):
     machine.call('gke/run.sh', command, '--name=pod', '--namespace=team')
-    assert machine.calls[0][:2] == ['kubectl', '--namespace=team'] and machine.calls[0][2:2 + len(words)] == words
-  for bad, message in (('--name=Pod', '--name: got'), ('--chips_per_node=3', '--chips_per_node: got'),
-                       ('--slices=0', '--slices: got')):
+    assert (
+      machine.calls[0][:2] == ['kubectl', '--namespace=team']
+      and machine.calls[0][2 : 2 + len(words)] == words
+    )
+  for bad, message in (
+    ('--name=Pod', '--name: got'),
+    ('--chips_per_node=3', '--chips_per_node: got'),
+    ('--slices=0', '--slices: got'),
+  ):
     machine.call('gke/run.sh', *RUN, bad, code=2)
     assert message in machine.err and not machine.calls
 
 
 def test_the_image_has_what_main_needs():
   text = (LAUNCH / 'gke/Dockerfile').read_text()
-  assert 'ENTRYPOINT ["python", "-m", "tips_jax.main"]' in text    # no shell: SIGTERM must arrive
+  assert 'ENTRYPOINT ["python", "-m", "tips_jax.main"]' in text  # no shell: SIGTERM must arrive
   assert re.search(r'^FROM python:3\.(1[1-9])', text, re.M)

@@ -1,4 +1,5 @@
 """worker.sh: a run on one worker, with stand-ins for Python, uv and gcsfuse."""
+
 import os
 import pathlib
 import shutil
@@ -10,12 +11,12 @@ import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
 
-MAIN = '''#!/bin/sh
+MAIN = """#!/bin/sh
 echo "$@"
 trap 'echo saved; exit 75' TERM
 [ -f "$HOME/ends" ] && exit $(cat "$HOME/ends")
 while :; do sleep 0.05; done
-'''
+"""
 
 
 class Worker:
@@ -29,17 +30,24 @@ class Worker:
     self.calls = place / 'calls'
     shutil.copy(LAUNCH / 'worker.sh', self.code / 'launch')
     for path, text in [(self.code / '.venv/bin/python', MAIN)] + [
-        (bin_ / name, f'#!/bin/sh\necho {name} "$@" >>{self.calls}\n{then}')
-        for name, then in (('uv', ''), ('gcsfuse', ''), ('mountpoint', 'exit 1'), ('sudo', '"$@"'))]:
+      (bin_ / name, f'#!/bin/sh\necho {name} "$@" >>{self.calls}\n{then}')
+      for name, then in (('uv', ''), ('gcsfuse', ''), ('mountpoint', 'exit 1'), ('sudo', '"$@"'))
+    ]:
       path.write_text(text)
       path.chmod(0o755)
-    self.env = {'PATH': f'{bin_}:/usr/bin:/bin', 'HOME': str(self.home), 'TIPS_GCS': str(place / 'gcs'),
-                'TIPS_PATIENCE': '5'}
+    self.env = {
+      'PATH': f'{bin_}:/usr/bin:/bin',
+      'HOME': str(self.home),
+      'TIPS_GCS': str(place / 'gcs'),
+      'TIPS_PATIENCE': '5',
+    }
     self.script = self.home / 'tips_run/worker.sh'
 
   def __call__(self, *args, code=0):
     script = self.code / 'launch/worker.sh' if args[0] == 'install' else self.script
-    done = subprocess.run(['bash', script, *args], env=self.env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+      ['bash', script, *args], env=self.env, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -63,7 +71,7 @@ def worker(tmp_path):
 def test_worker_installs_and_mounts(worker):
   worker('start', 'bucket', '--workdir=gs://bucket/run')
   calls = worker.calls.read_text()
-  assert "uv pip install --quiet --python .venv/bin/python .[tpu]\n" in calls
+  assert 'uv pip install --quiet --python .venv/bin/python .[tpu]\n' in calls
   assert f'bucket {worker.env["TIPS_GCS"]}/bucket\n' in calls
   assert '--metadata-cache-ttl-secs=0' in calls and '--rename-dir-limit=' in calls
   worker.log(f'-m tips_jax.main --multihost --workdir={worker.env["TIPS_GCS"]}/bucket/run\n')
@@ -75,11 +83,13 @@ def test_worker_keeps_the_exit_code(worker, code):
   worker('start', 'bucket', '--a b')
   assert '--multihost --a b\n' in worker('follow', code=code)
   assert f'ended with code {code}\n' in worker('status')
-  assert '--multihost --a b\n' in worker('follow', code=code)    # as often as one likes
+  assert '--multihost --a b\n' in worker('follow', code=code)  # as often as one likes
 
 
 def test_worker_stops_a_run(worker):
-  """`stop` is told from a preemption by its code; both save. The next run starts as if nothing had been."""
+  """`stop` is told from a preemption by its code; both save. The next run starts as if nothing had
+  been.
+  """
   assert 'no run' in worker('status')
   worker('follow', code=2)
   worker('start', 'bucket', '--a')
@@ -107,6 +117,6 @@ def test_worker_tells_a_lost_run_from_one_that_ended(worker):
   worker.log('--a')
   os.killpg(int((worker.home / 'tips_run/pid').read_text()), signal.SIGKILL)
   worker('follow', code=137)
-  (worker.home / 'tips_run/pid').write_text(str(os.getpid()))    # the number is somebody else's now
+  (worker.home / 'tips_run/pid').write_text(str(os.getpid()))  # the number is somebody else's now
   assert 'ended with code 137' in worker('status')
   assert 'started' in worker('start', 'bucket', '--b')

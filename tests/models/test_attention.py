@@ -1,4 +1,7 @@
-"""The fused kernel against the plain formula, forward and backward. It runs in Pallas' interpreter here."""
+"""The fused kernel against the plain formula, forward and backward. It runs in Pallas' interpreter
+here.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,21 +23,35 @@ def both_ways(kernel, heads, q, k, v, dy, mask):
   return y, *back(dy)
 
 
-# Heads of 64 lie two to a register, heads of 72 (So400m) across registers, 16 is the tests' tower; 600 is more than one
-# block of queries.
-@pytest.mark.parametrize('b, t, heads, size, masked', [
-    (2, 258, 2, 64, False), (3, 51, 4, 64, True), (1, 64, 16, 72, True), (2, 17, 2, 16, True), (1, 600, 1, 128, False)])
+# Heads of 64 lie two to a register, heads of 72 (So400m) across registers, 16 is the tests' tower;
+# 600 is more than one block of queries.
+@pytest.mark.parametrize(
+  'b, t, heads, size, masked',
+  [
+    (2, 258, 2, 64, False),
+    (3, 51, 4, 64, True),
+    (1, 64, 16, 72, True),
+    (2, 17, 2, 16, True),
+    (1, 600, 1, 128, False),
+  ],
+)
 def test_fused_equals_plain(b, t, heads, size, masked):
   given = arrays(b, t, heads * size, masked=masked)
-  for name, a, e in zip('y dq dk dv'.split(), both_ways('fused', heads, *given), both_ways('plain', heads, *given)):
+  for name, a, e in zip(
+    'y dq dk dv'.split(), both_ways('fused', heads, *given), both_ways('plain', heads, *given)
+  ):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=3e-6, err_msg=name)
 
 
 def test_fused_in_bfloat16_is_as_near_to_the_truth_as_plain():
   given = arrays(2, 70, 128, jnp.bfloat16, masked=True)
-  exact = both_ways('plain', 2, *(x if x is None or x.dtype == bool else x.astype(jnp.float32) for x in given))
-  error = lambda kernel: [float(jnp.abs(a.astype(jnp.float32) - e).max() / jnp.abs(e).max())
-                          for a, e in zip(both_ways(kernel, 2, *given), exact)]
+  exact = both_ways(
+    'plain', 2, *(x if x is None or x.dtype == bool else x.astype(jnp.float32) for x in given)
+  )
+  error = lambda kernel: [
+    float(jnp.abs(a.astype(jnp.float32) - e).max() / jnp.abs(e).max())
+    for a, e in zip(both_ways(kernel, 2, *given), exact)
+  ]
   for fused, plain in zip(error('fused'), error('plain')):
     assert fused < max(2 * plain, 0.01)
 
@@ -64,10 +81,14 @@ def test_extreme_logits_are_finite():
 def test_a_tower_over_devices_uses_the_kernel(mesh):
   """Under map_batch's manual axes, with gradients."""
   from tips_jax.core import parallel
+
   given = arrays(4, 16, 32)[:3]
   loss = lambda q, k, v: parallel.map_batch(
-      lambda w, b, rows: attention.attention(*b, heads=2, kernel='fused') * w, jnp.float32(2), (q, k, v),
-      specs=jax.sharding.PartitionSpec()).sum()
+    lambda w, b, rows: attention.attention(*b, heads=2, kernel='fused') * w,
+    jnp.float32(2),
+    (q, k, v),
+    specs=jax.sharding.PartitionSpec(),
+  ).sum()
   alone = jax.grad(loss, (0, 1, 2))(*given)
   with mesh(data=2, fsdp=2):
     split = jax.jit(jax.grad(loss, (0, 1, 2)))(*given)

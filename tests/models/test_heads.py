@@ -1,4 +1,5 @@
 """Heads against NumPy."""
+
 import functools
 
 import jax
@@ -17,7 +18,9 @@ TOKENS = rng.normal(size=(2, 3, 5, 6)).astype(np.float32)
 
 def parameters(tower):
   shapes = jax.eval_shape(functools.partial(towers.init, 'head', tower, seed=0))
-  return jax.tree.map(lambda s: (0.5 * np.random.default_rng(s.size).normal(size=s.shape)).astype(np.float32), shapes)
+  return jax.tree.map(
+    lambda s: (0.5 * np.random.default_rng(s.size).normal(size=s.shape)).astype(np.float32), shapes
+  )
 
 
 def run(tower, arrays, compute=F32):
@@ -30,7 +33,9 @@ def gelu(x):
 
 @pytest.mark.parametrize('layers', [1, 2, 3])
 def test_the_head_is_an_mlp_onto_the_unit_sphere(layers):
-  tower = schema.DINOHead(kind='dino_head', width=6, hidden=10, bottleneck=4, layers=layers, prototypes=12)
+  tower = schema.DINOHead(
+    kind='dino_head', width=6, hidden=10, bottleneck=4, layers=layers, prototypes=12
+  )
   params, x = parameters(tower), TOKENS
   for i in range(layers):
     x = (gelu(x) if i else x) @ params[f'layer{i}']['kernel'] + params[f'layer{i}']['bias']
@@ -48,8 +53,16 @@ def test_cls_tokens_have_no_patch_axis():
 
 def test_slots_choose_tokens():
   masked_indices = rng.permuted(np.tile(np.arange(5), (2, 3, 1)), axis=-1)[..., :2]
-  z, chosen = run(HEAD, {'tokens': TOKENS})['z'], run(HEAD, {'tokens': TOKENS, 'masked_indices': masked_indices})['z']
-  np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(z), masked_indices[..., None], axis=2), rtol=1e-5, atol=1e-6)
+  z, chosen = (
+    run(HEAD, {'tokens': TOKENS})['z'],
+    run(HEAD, {'tokens': TOKENS, 'masked_indices': masked_indices})['z'],
+  )
+  np.testing.assert_allclose(
+    chosen,
+    np.take_along_axis(np.asarray(z), masked_indices[..., None], axis=2),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_bottlenecks_are_float32_whatever_computes_them():

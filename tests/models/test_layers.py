@@ -1,4 +1,5 @@
 """Transformer parts against NumPy, and the ways to compute a stack of blocks against each other."""
+
 import functools
 
 import jax
@@ -15,7 +16,9 @@ MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 
 def blocks(scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2, dtype='float32'):
-  return layers.Blocks(16, depth, 2, 24, ffn, dropout, schema.Compute(dtype=dtype, scan=scan, remat=remat))
+  return layers.Blocks(
+    16, depth, 2, 24, ffn, dropout, schema.Compute(dtype=dtype, scan=scan, remat=remat)
+  )
 
 
 def parameters(module):
@@ -43,7 +46,9 @@ def values_and_grads(scan, remat):
   return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(PARAMS, X)
 
 
-@pytest.mark.parametrize('scan, remat', [(False, 'none'), (True, 'full'), (False, 'full'), (True, 'products')])
+@pytest.mark.parametrize(
+  'scan, remat', [(False, 'none'), (True, 'full'), (False, 'full'), (True, 'products')]
+)
 def test_loop_and_rematerialisation_change_nothing(scan, remat):
   same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   jax.tree.map(same, values_and_grads(scan, remat), values_and_grads(True, 'none'))
@@ -56,14 +61,18 @@ def test_the_unrolled_loop_has_no_loop():
 
 def test_dropout_differs_between_layers_and_keys_and_is_off_by_default():
   module = blocks(dropout=0.5)
-  run = jax.jit(lambda k: apply(module, PARAMS, X, None, np.arange(len(X)), rngs={'dropout': jax.random.key(k)}))
+  run = jax.jit(
+    lambda k: apply(module, PARAMS, X, None, np.arange(len(X)), rngs={'dropout': jax.random.key(k)})
+  )
   assert np.abs(run(0) - run(1)).max() > 0.1
   np.testing.assert_array_equal(run(0), run(0))
   np.testing.assert_array_equal(apply(module, PARAMS, X), apply(blocks(), PARAMS, X))
 
 
 def layer_norm(x, p):
-  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p['scale'] + p['bias']
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p[
+    'scale'
+  ] + p['bias']
 
 
 def reference(p, x, mask, ffn):
@@ -94,7 +103,12 @@ def test_a_stack_is_its_blocks_in_order(ffn):
   params = parameters(module)
   y = X.astype(np.float64)
   for i in range(2):
-    y = reference(jax.tree.map(lambda p, i=i: np.asarray(p[i], np.float64), params['params']['blocks']), y, MASK, ffn)
+    y = reference(
+      jax.tree.map(lambda p, i=i: np.asarray(p[i], np.float64), params['params']['blocks']),
+      y,
+      MASK,
+      ffn,
+    )
   np.testing.assert_allclose(apply(module, params, X, MASK), y, rtol=1e-4, atol=1e-5)
 
 
@@ -104,7 +118,9 @@ def test_layers_start_different():
 
 
 def test_attention_kernels_are_xavier_of_the_flat_matrix():
-  params = layers.Attention(64, 4, np.float32).init(jax.random.key(0), np.zeros((1, 2, 64), np.float32))['params']
+  params = layers.Attention(64, 4, np.float32).init(
+    jax.random.key(0), np.zeros((1, 2, 64), np.float32)
+  )['params']
   for name in ('query', 'key', 'value', 'out'):
     kernel = np.asarray(params[name]['kernel'])
     bound = np.sqrt(6 / (64 + 64))
@@ -127,7 +143,9 @@ def test_sincos_positions_formula():
 
 def test_gather_and_merge():
   index = np.array([[4, 0], [1, 1]])
-  np.testing.assert_array_equal(layers.gather_tokens(X, index), np.stack([X[i, index[i]] for i in range(2)]))
+  np.testing.assert_array_equal(
+    layers.gather_tokens(X, index), np.stack([X[i, index[i]] for i in range(2)])
+  )
   assert layers.merge_views(np.zeros((2, 3, 4, 5))).shape == (6, 4, 5)
 
 

@@ -1,4 +1,5 @@
 """The text tower: padding must not matter."""
+
 import functools
 
 import jax
@@ -13,7 +14,9 @@ F32 = schema.Compute(dtype='float32')
 TEXTS = [[7, 3, 9], [5], [4, 4, 8, 2, 1, 6], []]
 
 SHAPES = jax.eval_shape(functools.partial(towers.init, 'text', TINY, seed=0))
-PARAMS = jax.tree.map(lambda s: (0.3 * np.random.default_rng(s.size).normal(size=s.shape)).astype(np.float32), SHAPES)
+PARAMS = jax.tree.map(
+  lambda s: (0.3 * np.random.default_rng(s.size).normal(size=s.shape)).astype(np.float32), SHAPES
+)
 apply = jax.jit(towers.apply, static_argnums=(1, 2))
 
 
@@ -62,7 +65,9 @@ def test_without_blocks_it_is_the_mean_of_normalized_tokens():
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     expected = (x * PARAMS['norm']['scale'] + PARAMS['norm']['bias']).mean(0)
     np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(layers.sincos_positions(3, 16)[1], np.concatenate([np.sin(rate), np.cos(rate)]), rtol=1e-5)
+  np.testing.assert_allclose(
+    layers.sincos_positions(3, 16)[1], np.concatenate([np.sin(rate), np.cos(rate)]), rtol=1e-5
+  )
 
 
 def test_dropout_needs_a_key():

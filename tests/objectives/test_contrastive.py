@@ -1,4 +1,5 @@
 """Blocked, sharded contrastive losses against the plain formulas, in value and gradient."""
+
 import functools
 
 import jax
@@ -23,7 +24,9 @@ def cosines(images, texts, log_t):
 
 
 def dense_softmax(images, texts, log_t, bias, rows, smoothing):
-  """Mean over views and both directions of the cross-entropy with smoothed labels, over the valid rows alone."""
+  """Mean over views and both directions of the cross-entropy with smoothed labels, over the valid
+  rows alone.
+  """
   logits = cosines(images[rows], texts[rows], log_t)
   n = logits.shape[1]
   labels = (1 - smoothing) * jnp.eye(n) + smoothing / n
@@ -57,14 +60,24 @@ def dense(kind, some, smoothing):
 
 def close(a, b):
   """1e-5 of the largest entry."""
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 1e-9), a, b)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 1e-9),
+    a,
+    b,
+  )
 
 
-CASES = [    # loss, mesh, some rows invalid, label smoothing, block
-    ('softmax', (1, 1), False, 0.0, 1024), ('softmax', (1, 1), True, 0.1, 5), ('softmax', (2, 1), True, 0.1, 3),
-    ('softmax', (2, 2), True, 0.1, 3), ('softmax', (2, 4), True, 0.1, 2),
-    ('sigmoid', (1, 1), False, 0.0, 1024), ('sigmoid', (1, 1), True, 0.0, 5), ('sigmoid', (1, 2), True, 0.0, 3),
-    ('sigmoid', (4, 1), True, 0.0, 3), ('sigmoid', (4, 2), True, 0.0, 1),
+CASES = [  # loss, mesh, some rows invalid, label smoothing, block
+  ('softmax', (1, 1), False, 0.0, 1024),
+  ('softmax', (1, 1), True, 0.1, 5),
+  ('softmax', (2, 1), True, 0.1, 3),
+  ('softmax', (2, 2), True, 0.1, 3),
+  ('softmax', (2, 4), True, 0.1, 2),
+  ('sigmoid', (1, 1), False, 0.0, 1024),
+  ('sigmoid', (1, 1), True, 0.0, 5),
+  ('sigmoid', (1, 2), True, 0.0, 3),
+  ('sigmoid', (4, 1), True, 0.0, 3),
+  ('sigmoid', (4, 2), True, 0.0, 1),
 ]
 
 
@@ -82,10 +95,14 @@ def test_invalid_rows_change_nothing_and_get_no_gradient(kind):
   def fn(images, texts, log_t, bias):
     loss = run(kind, images, texts, log_t, bias, VALID, block=4)
     return loss.value, loss.metrics
+
   fn = jax.jit(jax.value_and_grad(fn, (0, 1, 2, 3), has_aux=True))
   images, texts = IMAGES.copy(), TEXTS.copy()
-  images[~VALID], texts[~VALID] = images[0, 0], images[1, 0]    # the best match of row 1, were it counted
-  texts[2] = 0                                                  # a row of padding
+  images[~VALID], texts[~VALID] = (
+    images[0, 0],
+    images[1, 0],
+  )  # the best match of row 1, were it counted
+  texts[2] = 0  # a row of padding
   a, b = fn(IMAGES, TEXTS, LOG_T, BIAS), fn(images, texts, LOG_T, BIAS)
   close(a[0], b[0])
   for grads in (a[1], b[1]):
@@ -105,7 +122,9 @@ def test_a_batch_without_a_valid_row_is_zero(kind):
 def test_the_order_of_the_batch_does_not_matter(kind):
   fn = jax.jit(lambda x, y, valid: run(kind, x, y, LOG_T, BIAS, valid).value)
   order = np.random.default_rng(1).permutation(B)
-  np.testing.assert_allclose(fn(IMAGES[order], TEXTS[order], VALID[order]), fn(IMAGES, TEXTS, VALID), rtol=1e-5)
+  np.testing.assert_allclose(
+    fn(IMAGES[order], TEXTS[order], VALID[order]), fn(IMAGES, TEXTS, VALID), rtol=1e-5
+  )
   assert abs(fn(IMAGES[order], TEXTS, EVERY) - fn(IMAGES, TEXTS, EVERY)) > 1e-3
 
 
@@ -118,20 +137,27 @@ def test_random_embeddings_cost_log_b():
 def test_accuracy_and_temperature():
   texts = np.eye(4, dtype=np.float32)
   images = texts[[0, 1, 3, 2]][:, None]
-  for loss in (contrastive.softmax(images, texts, LOG_T), contrastive.sigmoid(images, texts, LOG_T, BIAS)):
+  for loss in (
+    contrastive.softmax(images, texts, LOG_T),
+    contrastive.sigmoid(images, texts, LOG_T, BIAS),
+  ):
     assert loss.metrics['accuracy'] == 0.5
     np.testing.assert_allclose(loss.metrics['temperature'], 0.2, rtol=1e-5)
   # A text that does not count is no answer either.
   valid, texts = np.array([1, 1, 0, 0], bool), texts[[0, 1, 0, 1]] + 0.1 * texts
-  for loss in (contrastive.softmax(texts[[2, 3, 0, 1]][:, None], texts, LOG_T, valid),
-               contrastive.sigmoid(texts[[2, 3, 0, 1]][:, None], texts, LOG_T, BIAS, valid)):
+  for loss in (
+    contrastive.softmax(texts[[2, 3, 0, 1]][:, None], texts, LOG_T, valid),
+    contrastive.sigmoid(texts[[2, 3, 0, 1]][:, None], texts, LOG_T, BIAS, valid),
+  ):
     assert loss.metrics['accuracy'] == 1
 
 
 def test_the_temperature_is_not_clamped_unless_asked():
   t = np.float32(np.log(0.004))
   assert np.isclose(contrastive.softmax(IMAGES, TEXTS, t).metrics['temperature'], 0.004)
-  assert np.isclose(contrastive.softmax(IMAGES, TEXTS, t, max_scale=100.0).metrics['temperature'], 0.01)
+  assert np.isclose(
+    contrastive.softmax(IMAGES, TEXTS, t, max_scale=100.0).metrics['temperature'], 0.01
+  )
 
 
 def test_half_precision_inputs_are_computed_in_float32():

@@ -1,4 +1,5 @@
 """Chunked, sharded self-distillation against plain NumPy and dense JAX."""
+
 import functools
 
 import jax
@@ -42,7 +43,11 @@ def sinkhorn_reference(scores, tau, iterations=3):
 def targets(centering, tau, iterations=3):
   scores = TEACHER @ normalized(WT)
   if centering == 'sinkhorn':
-    return sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(scores.shape).astype(np.float32)
+    return (
+      sinkhorn_reference(scores.reshape(-1, K), tau, iterations)
+      .reshape(scores.shape)
+      .astype(np.float32)
+    )
   q = np.exp((scores - (CENTER if centering == 'ema' else 0)) / tau)
   return q / q.sum(-1, keepdims=True)
 
@@ -55,7 +60,17 @@ def paired(q, pairing):
   return np.stack([np.mean([q[:, u] for u in others(v)], axis=0) for v in range(V)], axis=1)
 
 
-def dense(student, ws, *, pairing='same', tau_s=0.1, tau_t=0.07, centering='ema', reduction='mean', weight=1.0):
+def dense(
+  student,
+  ws,
+  *,
+  pairing='same',
+  tau_s=0.1,
+  tau_t=0.07,
+  centering='ema',
+  reduction='mean',
+  weight=1.0,
+):
   q = paired(targets(centering, tau_t), pairing)
   logits = jnp.einsum('bvpd,dk->bvpk', student, normalized(ws), precision='highest') / tau_s
   loss = weight * -(q * jax.nn.log_softmax(logits)).sum(-1)
@@ -67,7 +82,11 @@ def run(student=STUDENT, teacher=TEACHER, ws=WS, wt=WT, state=STATE, **args):
 
 
 def close(a, b, rtol=1e-5):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max() + 1e-9), a, b)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max() + 1e-9),
+    a,
+    b,
+  )
 
 
 @functools.cache
@@ -75,10 +94,13 @@ def expected(**args):
   return jax.jit(jax.value_and_grad(functools.partial(dense, **args), (0, 1)))(STUDENT, WS)
 
 
-CASES = [    # mesh, pairing, centering, reduction, chunk
-    ((1, 1), 'same', 'ema', 'mean', 64), ((1, 1), 'all', 'none', 'sum', 3), ((1, 1), 'other', 'sinkhorn', 'mean', 1),
-    ((2, 1), 'same', 'sinkhorn', 'mean', 3), ((2, 2), 'other', 'ema', 'sum', 7),
-    ((2, 4), 'all', 'sinkhorn', 'mean', 64),
+CASES = [  # mesh, pairing, centering, reduction, chunk
+  ((1, 1), 'same', 'ema', 'mean', 64),
+  ((1, 1), 'all', 'none', 'sum', 3),
+  ((1, 1), 'other', 'sinkhorn', 'mean', 1),
+  ((2, 1), 'same', 'sinkhorn', 'mean', 3),
+  ((2, 2), 'other', 'ema', 'sum', 7),
+  ((2, 4), 'all', 'sinkhorn', 'mean', 64),
 ]
 
 
@@ -112,15 +134,21 @@ def test_sinkhorn_is_that_of_swav(tau, iterations):
   scores = jnp.asarray(TEACHER @ normalized(WT))
   shard = distill.parallel._Shard(())
   size = (len(TEACHER), 1)
-  offset = distill._sinkhorn(jnp.asarray(TEACHER), normalized(WT), jnp.float32(tau), size, iterations, shard)
+  offset = distill._sinkhorn(
+    jnp.asarray(TEACHER), normalized(WT), jnp.float32(tau), size, iterations, shard
+  )
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
   np.testing.assert_allclose(q, reference, rtol=2e-4, atol=1e-6)
 
 
 def test_sinkhorn_spreads_over_prototypes():
-  skewed = np.abs(TEACHER) * np.sign(WT[:, :1].T) * 0.5 + 0.5 * TEACHER    # most tokens like the same prototypes
-  use = lambda centering: run(teacher=skewed, centering=centering, sinkhorn_iterations=50).metrics['prototype_use']
+  skewed = (
+    np.abs(TEACHER) * np.sign(WT[:, :1].T) * 0.5 + 0.5 * TEACHER
+  )  # most tokens like the same prototypes
+  use = lambda centering: run(teacher=skewed, centering=centering, sinkhorn_iterations=50).metrics[
+    'prototype_use'
+  ]
   assert use('sinkhorn') > 0.99 and use('none') < 0.8
 
 
@@ -134,10 +162,14 @@ def test_chunks_change_nothing(tokens):
 
 
 def test_no_more_than_chunk_tokens_are_held():
-  text = lambda chunk: str(jax.make_jaxpr(lambda s: run(s, s, chunk=chunk).value)(unit(B, V, 12, D)))
+  text = lambda chunk: str(
+    jax.make_jaxpr(lambda s: run(s, s, chunk=chunk).value)(unit(B, V, 12, D))
+  )
   assert f'f32[{B},{V},12,{K}]' in text(12 * B * V)
   assert f'f32[{B},{V},12,{K}]' not in text(5 * B * V) and f'f32[{B},{V},4,{K}]' in text(5 * B * V)
-  assert f'f32[{B},{V},1,{K}]' not in text(V) and f'f32[1,{V},1,{K}]' in text(V)    # images in parts too
+  assert f'f32[{B},{V},1,{K}]' not in text(V) and f'f32[1,{V},1,{K}]' in text(
+    V
+  )  # images in parts too
 
 
 def test_no_token_axis_is_one_token():
@@ -155,7 +187,9 @@ def test_all_pairs_local_with_global_views():
 def test_the_order_of_the_batch_does_not_matter():
   order = np.random.default_rng(1).permutation(B)
   for centering in ('ema', 'sinkhorn'):
-    close(run(STUDENT[order], TEACHER[order], centering=centering), run(centering=centering), rtol=1e-4)
+    close(
+      run(STUDENT[order], TEACHER[order], centering=centering), run(centering=centering), rtol=1e-4
+    )
 
 
 def test_flat_prototypes_cost_log_k():
@@ -177,8 +211,11 @@ def test_memory_and_metrics(mesh, shape):
   q, s = targets('ema', 0.07), STUDENT @ normalized(WS)
   use = q.mean((0, 1, 2))
   reference = {
-      'teacher_entropy': -(q * np.log(q)).sum(-1).mean(), 'prototype_use': np.exp(-(use * np.log(use)).sum()) / K,
-      'agreement': (q.argmax(-1) == s.argmax(-1)).mean(), 'center_norm': np.linalg.norm(center)}
+    'teacher_entropy': -(q * np.log(q)).sum(-1).mean(),
+    'prototype_use': np.exp(-(use * np.log(use)).sum()) / K,
+    'agreement': (q.argmax(-1) == s.argmax(-1)).mean(),
+    'center_norm': np.linalg.norm(center),
+  }
   assert set(loss.metrics) == set(reference)
   for name, value in reference.items():
     np.testing.assert_allclose(loss.metrics[name], value, rtol=1e-4, err_msg=name)
@@ -192,21 +229,30 @@ def test_memory_starts_at_zero():
 def test_all_patches_are_the_masked_loss_with_a_weight_of_one():
   masked_indices = np.tile(np.arange(P), (B, V, 1))
   at = lambda z: np.take_along_axis(z, masked_indices[..., None], axis=2)
-  masked = run(at(STUDENT), at(TEACHER)).value                 # iBOT with every patch masked
-  every = run().value                                          # iBOT++
+  masked = run(at(STUDENT), at(TEACHER)).value  # iBOT with every patch masked
+  every = run().value  # iBOT++
   np.testing.assert_allclose(masked, every, rtol=1e-6)
   np.testing.assert_allclose(every, dense(STUDENT, WS, weight=np.ones((B, V, P))), rtol=1e-5)
 
 
-@pytest.mark.parametrize('args, message', [
+@pytest.mark.parametrize(
+  'args, message',
+  [
     (dict(pairing='others'), "prototypes.pairing: got 'others'; .* did you mean 'other'"),
-    (dict(centering='sinkhron'), "prototypes.centering: got 'sinkhron'; .* did you mean 'sinkhorn'"),
+    (
+      dict(centering='sinkhron'),
+      "prototypes.centering: got 'sinkhron'; .* did you mean 'sinkhorn'",
+    ),
     (dict(reduction='average'), "prototypes.reduction: got 'average'"),
     (dict(teacher=TEACHER[:, :1]), 'got 2 views of the student and 1 of the teacher'),
-    (dict(student=STUDENT[:, :1], teacher=TEACHER[:, :1], pairing='other'), 'expected the same number, at least two'),
+    (
+      dict(student=STUDENT[:, :1], teacher=TEACHER[:, :1], pairing='other'),
+      'expected the same number, at least two',
+    ),
     (dict(student=STUDENT[:, :, :3]), 'got 3 tokens of the student and 7 of the teacher'),
     (dict(student=STUDENT[:, :, :0], teacher=TEACHER[:, :, :0]), 'at least one'),
-])
+  ],
+)
 def test_what_does_not_fit_is_refused(args, message):
   with pytest.raises(InputError, match=message):
     run(**args)

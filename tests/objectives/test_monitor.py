@@ -1,4 +1,5 @@
 """Metrics that show a collapse."""
+
 import jax
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def test_a_collapse_has_none():
   assert spread(np.zeros((4, 1, 8))) == {'std': 0.0, 'rank': 0.0}
 
 
-@pytest.mark.parametrize('rows', [2000, 12])    # more rows than dimensions, and fewer
+@pytest.mark.parametrize('rows', [2000, 12])  # more rows than dimensions, and fewer
 def test_rank_is_the_participation_ratio(rows):
   low = rng.normal(size=(rows, 3)) @ rng.normal(size=(3, 32))
   m = spread(low[:, None])

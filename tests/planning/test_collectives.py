@@ -1,4 +1,7 @@
-"""Collectives of programs on eight fake devices against counts by hand, and the ways in which groups are written."""
+"""Collectives of programs on eight fake devices against counts by hand, and the ways in which
+groups are written.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,14 +33,18 @@ def test_bytes_and_axes_of_each_kind(axes, n):
   reduced = found(lambda x: lax.psum(x, axes), mesh, (64, 16), whole, P())
   assert [(c.kind, c.axes) for c in reduced] == [('all-reduce', axes)]
   assert reduced[0].bytes == 2 * (n - 1) / n * (8 * 16 * 4)
-  scattered = found(lambda x: lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True), mesh, (64, 16), whole, P())
+  scattered = found(
+    lambda x: lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True), mesh, (64, 16), whole, P()
+  )
   assert [(c.kind, c.axes) for c in scattered] == [('reduce-scatter', axes)]
   assert scattered[0].bytes == (n - 1) / n * (8 * 16 * 4)
 
 
 def test_all_to_all_and_permutation():
   mesh = mesh_of(2, 4)
-  one = found(lambda x: lax.all_to_all(x, 'fsdp', 0, 1, tiled=True), mesh, (64, 16), P(('data', 'fsdp')), P())
+  one = found(
+    lambda x: lax.all_to_all(x, 'fsdp', 0, 1, tiled=True), mesh, (64, 16), P(('data', 'fsdp')), P()
+  )
   assert sum(c.bytes for c in one) == 3 / 4 * 8 * 16 * 4 and {c.axes for c in one} == {('fsdp',)}
   ring = [(i, (i + 1) % 2) for i in range(2)]
   two = found(lambda x: lax.ppermute(x, 'data', ring), mesh, (64, 16), P(('data', 'fsdp')), P())
@@ -49,20 +56,30 @@ def test_collectives_in_a_loop_count_every_turn():
     return lax.scan(lambda x, _: (jnp.tanh(lax.psum(x, 'fsdp')), None), x, None, length=7)[0]
 
   (one,) = found(fn, mesh_of(2, 4), (64, 16), P(('data', 'fsdp')), P(('data', 'fsdp')))
-  assert (one.kind, one.count, one.bytes, one.open_ended) == ('all-reduce', 7, 7 * 2 * 3 / 4 * 8 * 16 * 4, False)
+  assert (one.kind, one.count, one.bytes, one.open_ended) == (
+    'all-reduce',
+    7,
+    7 * 2 * 3 / 4 * 8 * 16 * 4,
+    False,
+  )
 
 
 def test_a_collective_in_a_loop_that_the_data_end_is_told():
   def fn(x):
     return lax.while_loop(lambda x: lax.psum(x.sum(), ('data', 'fsdp')) < 100, lambda x: x + 1, x)
 
-  assert all(c.open_ended for c in found(fn, mesh_of(2, 4), (64, 16), P(('data', 'fsdp')), P(('data', 'fsdp'))))
+  assert all(
+    c.open_ended
+    for c in found(fn, mesh_of(2, 4), (64, 16), P(('data', 'fsdp')), P(('data', 'fsdp')))
+  )
 
 
 ROWS, COLUMNS = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
-@pytest.mark.parametrize('text, expected', [
+@pytest.mark.parametrize(
+  'text, expected',
+  [
     ('replica_groups={{0,1,2,3},{4,5,6,7}}, x', ROWS),
     ('replica_groups={{0,4},{1,5},{2,6},{3,7}}, x', COLUMNS),
     ('replica_groups=[2,4]<=[8], x', ROWS),
@@ -73,7 +90,8 @@ ROWS, COLUMNS = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
     ("replica_groups=mesh['a'=8] {'a':(1)2}, x", COLUMNS),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}, x", [list(range(8))]),
     ('replica_groups={}, x', [list(range(8))]),
-])
+  ],
+)
 def test_groups_in_every_notation(text, expected):
   assert collectives.groups(text, 8) == expected
 
@@ -84,10 +102,10 @@ def test_axes_are_named_by_the_mesh():
   assert name(ROWS) == ('fsdp',) and name(COLUMNS) == ('data',) and name([list(range(8))]) == names
   assert name([[0, 1, 2, 7]]) == ('?',)
   small = collectives.axes_of([[0, 1, 2, 3]], np.arange(8).reshape(1, 8), names)
-  assert small == ('?',)                          # half of an axis is none
+  assert small == ('?',)  # half of an axis is none
 
 
-CHAIN = '''HloModule jit_f, is_scheduled=true
+CHAIN = """HloModule jit_f, is_scheduled=true
 
 %begin (a: bf16[8,16]) -> bf16[32,16] {
   %a = bf16[8,16]{1,0} parameter(0)
@@ -116,12 +134,17 @@ ENTRY %main (p: bf16[8,16], w: bf16[16,16]) -> bf16[32,16] {
   %fusion.1 = bf16[8,16]{1,0} fusion(%p, %w), kind=kOutput, calls=%middle
   ROOT %async-collective-done = bf16[32,16]{1,0} fusion(%p), kind=kCustom, calls=%end
 }
-'''
+"""
 
 
 def test_pieces_of_a_collective_spread_over_fusions_count_once():
   (one,) = collectives.find(hlo.parse(CHAIN), mesh_of(2, 4))
-  assert (one.kind, one.axes, one.count, one.bytes) == ('all-gather', ('fsdp',), 1, 3 / 4 * 32 * 16 * 2)
+  assert (one.kind, one.axes, one.count, one.bytes) == (
+    'all-gather',
+    ('fsdp',),
+    1,
+    3 / 4 * 32 * 16 * 2,
+  )
   assert one.overlapped
   lonely = CHAIN.replace('  %all-gather.2', '  %copy.2').replace(' all-gather(%b)', ' copy(%b)')
   (one,) = collectives.find(hlo.parse(lonely), mesh_of(2, 4))
@@ -129,7 +152,7 @@ def test_pieces_of_a_collective_spread_over_fusions_count_once():
 
 
 def test_a_start_and_an_end_with_work_between_them():
-  text = '''HloModule jit_f
+  text = """HloModule jit_f
 
 ENTRY %main (p: f32[8,16], w: f32[16,16]) -> f32[32,16] {
   %p = f32[8,16]{1,0} parameter(0)
@@ -138,7 +161,7 @@ ENTRY %main (p: f32[8,16], w: f32[16,16]) -> f32[32,16] {
   %dot = f32[8,16]{1,0} dot(%p, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   ROOT %all-gather-done = f32[32,16]{1,0} all-gather-done(%all-gather-start)
 }
-'''
+"""
   (one,) = collectives.find(hlo.parse(text), mesh_of(2, 4))
   assert (one.kind, one.bytes, one.overlapped) == ('all-gather', 3 / 4 * 32 * 16 * 4, True)
   work = next(line for line in text.splitlines() if '%dot' in line)

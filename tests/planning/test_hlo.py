@@ -1,4 +1,5 @@
 """Reading HLO: how often things run, and what they cost, against counts by hand."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,9 @@ def test_a_scan_counts_every_turn(turns):
 def test_nested_loops_multiply():
   def outer(x, w):
     inner = lambda x, _: (jnp.tanh(x @ w), None)
-    return jax.lax.scan(lambda x, _: (jax.lax.scan(inner, x, None, length=5)[0] @ w, None), x, None, length=3)[0]
+    return jax.lax.scan(
+      lambda x, _: (jax.lax.scan(inner, x, None, length=5)[0] @ w, None), x, None, length=3
+    )[0]
 
   assert flops(outer, array(16, 32), array(32, 32)) == (3 * 5 + 3) * 2 * 16 * 32 * 32
 
@@ -50,7 +53,9 @@ def test_the_backward_pass_of_a_scan_and_what_remat_adds():
     return jax.lax.scan(lambda x, _: (body(x, w), None), x, None, length=6)[0].sum()
 
   plain = lambda x, w: jnp.tanh(x @ w)
-  count = lambda body: flops(jax.grad(lambda x, w: loss(x, w, body), argnums=(0, 1)), array(16, 32), array(32, 32))
+  count = lambda body: flops(
+    jax.grad(lambda x, w: loss(x, w, body), argnums=(0, 1)), array(16, 32), array(32, 32)
+  )
   one = 2 * 16 * 32 * 32
   assert count(plain) == 6 * 3 * one
   assert count(jax.checkpoint(plain)) == 6 * 4 * one
@@ -58,8 +63,11 @@ def test_the_backward_pass_of_a_scan_and_what_remat_adds():
 
 def test_a_loop_that_only_the_data_end_is_known_as_such():
   fn = lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x @ w, x)
-  dots = [r for r in module(fn, array(16, 32), array(32, 32)).runs
-          if r.instruction.opcode == 'dot' or 'dot' in r.instruction.name]
+  dots = [
+    r
+    for r in module(fn, array(16, 32), array(32, 32)).runs
+    if r.instruction.opcode == 'dot' or 'dot' in r.instruction.name
+  ]
   assert dots and all(r.open_ended and r.times == 1 for r in dots)
 
 
@@ -68,7 +76,7 @@ def test_a_loop_from_a_start_that_is_not_zero():
   assert flops(fn, array(16, 32), array(32, 32)) == 7 * 2 * 16 * 32 * 32
 
 
-TPU = '''HloModule jit_f, is_scheduled=true
+TPU = """HloModule jit_f, is_scheduled=true
 
 %fused_computation (param_0: bf16[32,64,1536], param_1: bf16[1536,24,64]) -> bf16[32,64,24,64] {
   %param_0 = bf16[32,64,1536]{2,1,0:T(8,128)(2,1)} parameter(0)
@@ -110,20 +118,34 @@ ENTRY %main (p: bf16[32,64,1536]) -> bf16[32,64,1536] {
 metadata={op_name="jit(step)/transpose(jvp())/shard_map/clean/ViT/while"}
   ROOT %out = bf16[32,64,1536]{2,1,0:T(8,128)(2,1)} get-tuple-element(%while.1), index=1
 }
-'''
+"""
 
 
 def test_valid_positions_of_a_convolution_leave_out_padding_and_holes():
   def brute(size, kernel, out, stride, pad, dilate_in, dilate_kernel):
     held = {k * dilate_in for k in range(size)}
-    return sum(o * stride - pad + k * dilate_kernel in held for o in range(out) for k in range(kernel))
+    return sum(
+      o * stride - pad + k * dilate_kernel in held for o in range(out) for k in range(kernel)
+    )
 
   rng = np.random.default_rng(0)
   for _ in range(50):
-    case = [int(n) for n in (rng.integers(1, 9), rng.integers(1, 9), rng.integers(1, 12), rng.integers(1, 3),
-                             rng.integers(0, 8), rng.integers(1, 4), rng.integers(1, 3))]
+    case = [
+      int(n)
+      for n in (
+        rng.integers(1, 9),
+        rng.integers(1, 9),
+        rng.integers(1, 12),
+        rng.integers(1, 3),
+        rng.integers(0, 8),
+        rng.integers(1, 4),
+        rng.integers(1, 3),
+      )
+    ]
     assert cost._valid(*case) == brute(*case), case
-  assert cost._valid(1, 24, 24, 1, 23, 1, 1) == 24    # a product over heads, as the TPU's compiler writes it
+  assert (
+    cost._valid(1, 24, 24, 1, 23, 1, 1) == 24
+  )  # a product over heads, as the TPU's compiler writes it
 
 
 def test_a_tpu_program_is_read():
@@ -138,29 +160,38 @@ def test_a_tpu_program_is_read():
   assert kernel.operands == ('x', 'x')
   conv = runs['convolution.898']
   assert cost.flops(conv.instruction, conv.computation) == 2 * 32 * 64 * 1536 * 24 * 64
-  assert runs['fusion.2'].instruction.cycles is None    # the compiler's way to say that it does not know
+  assert (
+    runs['fusion.2'].instruction.cycles is None
+  )  # the compiler's way to say that it does not know
 
 
 def test_kernels_are_never_free():
   chip = chips.CHIPS['v5e']
-  seconds = lambda schedules: {r.instruction.name: c for r, c in cost.costs(hlo.parse(TPU), chip, schedules)}
+  seconds = lambda schedules: {
+    r.instruction.name: c for r, c in cost.costs(hlo.parse(TPU), chip, schedules)
+  }
   without, told = seconds({}), seconds({'kernel.3': 15_000})
   assert without['fusion.1'].seconds == pytest.approx(12 * 1000 / chip.clock)
   assert without['fusion.1'].source == 'compiler'
   assert without['kernel.3'].flops == 12 * 394e6
   assert without['kernel.3'].seconds == pytest.approx(12 * 394e6 / chip.flops)
   assert without['kernel.3'].source == 'roofline'
-  assert told['kernel.3'].seconds == pytest.approx(12 * 15_000 / chip.clock) and told['kernel.3'].source == 'schedule'
+  assert (
+    told['kernel.3'].seconds == pytest.approx(12 * 15_000 / chip.clock)
+    and told['kernel.3'].source == 'schedule'
+  )
   assert without['fusion.2'].seconds > 0 and without['fusion.2'].source == 'roofline'
 
 
 def test_on_chip_memory_is_no_traffic():
   parsed = hlo.parse(TPU)
   run = next(r for r in parsed.runs if r.instruction.name == 'fusion.1')
-  assert cost.traffic(parsed, run.instruction, run.computation) == 2 * (32 * 64 * 1536) + 2 * (32 * 64 * 24 * 64)
+  assert cost.traffic(parsed, run.instruction, run.computation) == 2 * (32 * 64 * 1536) + 2 * (
+    32 * 64 * 24 * 64
+  )
 
 
-SCHEDULE = '''
+SCHEDULE = """
 = control target key start
 LB: loop body
      0   :  { %s1 = sld [smem:[#allocation0]] }
@@ -174,7 +205,7 @@ iteration_bounds: (12)
    0x7   : >> { %v4 = vld [vmem:[%s3]] }
    0x8   : > { %21 = sbr.rel (!%p9_p0) target = $region115 }
    0x9   :  { %s9 = smov.u32 0 }
-'''
+"""
 
 
 def test_a_kernels_schedule_counts_its_loops():

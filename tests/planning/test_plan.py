@@ -1,4 +1,7 @@
-"""The plan of real steps: ahead of time for a TPU where libtpu is installed, on the CPU's compiler everywhere."""
+"""The plan of real steps: ahead of time for a TPU where libtpu is installed, on the CPU's compiler
+everywhere.
+"""
+
 import importlib.util
 import json
 import math
@@ -49,23 +52,35 @@ def check(result):
   """What holds for every plan."""
   f, t, m = result['flops'], result['time'], result['memory']
   assert m['fits'] and m['over'] <= 0
-  assert f['total'] == pytest.approx(sum(v for row in f['parts'].values() for k, v in row.items() if k != 'minimum'))
+  assert f['total'] == pytest.approx(
+    sum(v for row in f['parts'].values() for k, v in row.items() if k != 'minimum')
+  )
   assert 0.6 < f['ratio'] < 1.6
   assert t['overlapped'] <= t['step'] <= t['not_overlapped'] + t['memory']
   assert sum(r['seconds'] for r in result['parts']) == pytest.approx(t['compute'])
   assert t['bound'] in ('compute', 'memory', 'network')
   assert result['collectives']['in_open_loops'] == 0
   assert {parts.Part(r['part'], r['direction'], r['layer']).direction for r in result['parts']} <= {
-      'forward', 'backward', 'recompute'}
+    'forward',
+    'backward',
+    'recompute',
+  }
   assert json.loads(json.dumps(result)) == result
   page = report.text(result, top=3)
-  assert all(word in page for word in ('memory of a chip', 'FLOPs', 'communication', 'estimated time', 'longest'))
+  assert all(
+    word in page
+    for word in ('memory of a chip', 'FLOPs', 'communication', 'estimated time', 'longest')
+  )
   assert max(map(len, page.split('-- the longest')[0].splitlines())) <= 110
 
 
 def on_cpu(method, count=8, **axes):
-  mesh = sharding.make_mesh(method.config.mesh, method.config.schedule.batch_size, devices=jax.devices()[:count])
-  return mesh, estimate.plan(method, mesh, chips.CHIPS['cpu'], topology='cpu', say=lambda text: None)
+  mesh = sharding.make_mesh(
+    method.config.mesh, method.config.schedule.batch_size, devices=jax.devices()[:count]
+  )
+  return mesh, estimate.plan(
+    method, mesh, chips.CHIPS['cpu'], topology='cpu', say=lambda text: None
+  )
 
 
 @pytest.fixture(scope='module')
@@ -80,10 +95,12 @@ def test_memory_of_the_state_is_exact(clip):
   own = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   bytes_of = lambda tree: sum(map(own, jax.tree.leaves(tree)))
   groups = result['memory']['groups']
-  assert groups['parameters'] == bytes_of(shapes.params) and groups['optimizer'] == bytes_of(shapes.optimizer)
+  assert groups['parameters'] == bytes_of(shapes.params) and groups['optimizer'] == bytes_of(
+    shapes.optimizer
+  )
   view = method.config.data.views['global'].size
   text = method.config.data.text_length
-  assert groups['batch'] == view * view * 3 + text * 4 + 1    # a batch of 8 on 8 devices
+  assert groups['batch'] == view * view * 3 + text * 4 + 1  # a batch of 8 on 8 devices
 
 
 def test_a_plan_on_the_cpu(clip):
@@ -98,10 +115,13 @@ def test_the_minimum_of_communication_by_hand(clip):
   method, mesh, result = clip
   least = result['collectives']['minimum_by_kind']
   shapes, c = small.abstract(method, mesh), method.config
-  split = lambda tower: sum(x.size for x in jax.tree.leaves(shapes.params[tower])
-                            if 'fsdp' in jax.tree.leaves(tuple(x.sharding.spec)))
+  split = lambda tower: sum(
+    x.size
+    for x in jax.tree.leaves(shapes.params[tower])
+    if 'fsdp' in jax.tree.leaves(tuple(x.sharding.spec))
+  )
   calls = sum(split(c.passes[group[0]].tower) for group in method.order)
-  assert least['scatter'] == pytest.approx(3 / 4 * 4 * calls)      # float32 in a tiny config
+  assert least['scatter'] == pytest.approx(3 / 4 * 4 * calls)  # float32 in a tiny config
   assert least['gather'] == pytest.approx(2 * least['scatter'])
   assert least['contrast'] == pytest.approx(2 * 7 / 8 * 8 * 16 * 4)
 
@@ -111,10 +131,17 @@ def test_flops_of_a_plan_follow_the_batch_and_remat():
   bigger = small.method('clip', mesh=dict(data=1), schedule=dict(batch_size=16))
   again = small.method('clip', mesh=dict(data=1), compute=dict(remat='full'))
   one, two, three = (on_cpu(m, 1)[1]['flops'] for m in (plain, bigger, again))
-  assert one['minimum'] == 8 * sum(summary.flops(plain).values()) and two['minimum'] == 2 * one['minimum']
-  assert two['total'] == pytest.approx(2 * one['total'], rel=0.02)    # the contrastive loss grows faster
+  assert (
+    one['minimum'] == 8 * sum(summary.flops(plain).values())
+    and two['minimum'] == 2 * one['minimum']
+  )
+  assert two['total'] == pytest.approx(
+    2 * one['total'], rel=0.02
+  )  # the contrastive loss grows faster
   assert three['recomputed'] > 0.15 * three['total'] > one['recomputed']
-  assert three['total'] - three['recomputed'] == pytest.approx(one['total'] - one['recomputed'], rel=0.02)
+  assert three['total'] - three['recomputed'] == pytest.approx(
+    one['total'] - one['recomputed'], rel=0.02
+  )
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch):
@@ -127,43 +154,74 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch):
 
   monkeypatch.setattr(compiler, 'compile_step', too_big)
   result = search.one(method, topology='cpu', say=lambda text: None)
-  assert not result['memory']['fits'] and result['memory']['over'] == 0.5e6 and result['suggestions']
+  assert (
+    not result['memory']['fits'] and result['memory']['over'] == 0.5e6 and result['suggestions']
+  )
   page = report.text(result)
-  assert 'DOES NOT FIT: 3.00 MB of 2.50 MB usable, 500.0 kB too much' in page and 'what would make it fit' in page
+  assert (
+    'DOES NOT FIT: 3.00 MB of 2.50 MB usable, 500.0 kB too much' in page
+    and 'what would make it fit' in page
+  )
   assert all('by estimate' in line for line in result['suggestions']), result['suggestions']
   now = ('data=8', 'fsdp=1 ', 'remat=none', 'accumulate=1')
-  assert not any(all(word in line for word in now) for line in result['suggestions'])    # that is what does not fit
+  assert not any(
+    all(word in line for word in now) for line in result['suggestions']
+  )  # that is what does not fit
 
 
-@pytest.mark.parametrize('text, used, limit', [
-    ('the total memory required for HLO temporaries (23.62G) exceeds available HBM (15.75G).', 23.62, 15.75),
+@pytest.mark.parametrize(
+  'text, used, limit',
+  [
+    (
+      'the total memory required for HLO temporaries (23.62G) exceeds available HBM (15.75G).',
+      23.62,
+      15.75,
+    ),
     ('Ran out of memory in memory space hbm. Used 22.43G of 15.75G hbm. Exceeded', 22.43, 15.75),
-])
+  ],
+)
 def test_the_compilers_refusal_is_read(text, used, limit):
   class Lowered:
-
     def compile(self, compiler_options):
       raise RuntimeError(f'RESOURCE_EXHAUSTED: {text}')
 
   with pytest.raises(compiler.TooBig) as error:
     compiler.compile_step(Lowered(), platform='tpu')
-  assert (error.value.used, error.value.limit) == (pytest.approx(used * 2**30), pytest.approx(limit * 2**30))
+  assert (error.value.used, error.value.limit) == (
+    pytest.approx(used * 2**30),
+    pytest.approx(limit * 2**30),
+  )
 
 
-@pytest.mark.parametrize('chip, count, shape', [('v5e', 256, 'v5e:16x16'), ('v5e', 8, 'v5e:2x4'), ('v5e', 1, 'v5e:1x1'),
-                                                ('v5p', 512, 'v5p:8x8x8'), ('v5p', 1024, 'v5p:8x8x16'),
-                                                ('v4', 16, 'v4:2x2x4'), ('v6e', 16, 'v6e:4x4')])
+@pytest.mark.parametrize(
+  'chip, count, shape',
+  [
+    ('v5e', 256, 'v5e:16x16'),
+    ('v5e', 8, 'v5e:2x4'),
+    ('v5e', 1, 'v5e:1x1'),
+    ('v5p', 512, 'v5p:8x8x8'),
+    ('v5p', 1024, 'v5p:8x8x16'),
+    ('v4', 16, 'v4:2x2x4'),
+    ('v6e', 16, 'v6e:4x4'),
+  ],
+)
 def test_topologies_of_a_number_of_chips(chip, count, shape):
   assert chips.shape_for(chip, count) == shape
 
 
-@pytest.mark.parametrize('call, message', [
+@pytest.mark.parametrize(
+  'call, message',
+  [
     (lambda: chips.shape_for('v5e', 24), '--chips: got 24; .*did you mean 16'),
     (lambda: chips.shape_for('v5x', 8), "--chip: got 'v5x'; .*did you mean 'v5"),
-    (lambda: chips.devices('v5p:4x4'), "--topology: got 'v5p:4x4'; expected v5p:NxNxN; did you mean 'v5p:2x2x4'"),
+    (
+      lambda: chips.devices('v5p:4x4'),
+      "--topology: got 'v5p:4x4'; expected v5p:NxNxN; did you mean 'v5p:2x2x4'",
+    ),
     (lambda: chips.devices('v7:2x2'), "--topology: got 'v7:2x2'; expected one of"),
     (lambda: chips.of_kind('Abacus'), "device: got 'Abacus'"),
-])
+  ],
+)
 def test_unknown_chips_and_shapes(call, message):
   with pytest.raises(InputError, match=message):
     call()
@@ -171,7 +229,11 @@ def test_unknown_chips_and_shapes(call, message):
 
 def test_peaks_are_those_of_the_chips():
   assert {c.name: c.flops for c in chips.CHIPS.values() if c.dims} == {
-      'v4': 275e12, 'v5e': 197e12, 'v5p': 459e12, 'v6e': 918e12}
+    'v4': 275e12,
+    'v5e': 197e12,
+    'v5p': 459e12,
+    'v6e': 918e12,
+  }
   assert chips.of_kind('TPU v5 lite').name == 'v5e' and chips.of_kind('TPU v5').name == 'v5p'
   assert chips.of_kind('NVIDIA H200').name == 'h200'
 
@@ -179,48 +241,84 @@ def test_peaks_are_those_of_the_chips():
 PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
 
 
-@pytest.mark.parametrize('op_name, expected', [
-    ('jit(step)/jvp()/shard_map/clean+masked/ViT/encoder/while/body/blocks/mlp/up/dot_general',
-     ('clean+masked', 'forward', 'mlp')),
-    ('jit(step)/transpose(jvp())/shard_map/local/ViT/blocks/checkpoint/rematted_computation/blocks/attention/query/dot',
-     ('local', 'recompute', 'attention')),
-    ('jit(step)/transpose(jvp())/shard_map/masked/ViT/blocks/norm1/mul', ('masked', 'backward', 'norm')),
-    ('jit(step)/transpose(jvp(masked))/shard_map/while/body/dot_general', ('loss masked', 'backward', 'loss')),
+@pytest.mark.parametrize(
+  'op_name, expected',
+  [
+    (
+      'jit(step)/jvp()/shard_map/clean+masked/ViT/encoder/while/body/blocks/mlp/up/dot_general',
+      ('clean+masked', 'forward', 'mlp'),
+    ),
+    (
+      'jit(step)/transpose(jvp())/shard_map/local/ViT/blocks/checkpoint/rematted_computation/blocks/attention/query/dot',
+      ('local', 'recompute', 'attention'),
+    ),
+    (
+      'jit(step)/transpose(jvp())/shard_map/masked/ViT/blocks/norm1/mul',
+      ('masked', 'backward', 'norm'),
+    ),
+    (
+      'jit(step)/transpose(jvp(masked))/shard_map/while/body/dot_general',
+      ('loss masked', 'backward', 'loss'),
+    ),
     ('jit(step)/jvp(local)/ViT/blocks/attention/pallas_call', ('local', 'forward', 'kernel')),
     ('jit(step)/mul', ('update', 'forward', 'optimizer')),
     ('', ('other', 'forward', 'rest')),
-])
+  ],
+)
 def test_parts_of_a_method(op_name, expected):
   assert parts.part(op_name, PASSES, LOSSES) == parts.Part(*expected)
 
 
 def run(*words):
-  return subprocess.run([sys.executable, '-m', 'tips_jax.plan', *words], cwd=ROOT, capture_output=True, text=True)
+  return subprocess.run(
+    [sys.executable, '-m', 'tips_jax.plan', *words], cwd=ROOT, capture_output=True, text=True
+  )
 
 
 @TPU
 def test_the_command_for_a_tpu():
-  done = run('--config=configs/vits.py:v1,runlocal', '--topology=v5e:2x2', '--batch=16', '--json', '--top=2',
-             '--config.mesh.data=2', '--config.mesh.fsdp=2', '--price_per_chip_hour=2')
+  done = run(
+    '--config=configs/vits.py:v1,runlocal',
+    '--topology=v5e:2x2',
+    '--batch=16',
+    '--json',
+    '--top=2',
+    '--config.mesh.data=2',
+    '--config.mesh.fsdp=2',
+    '--price_per_chip_hour=2',
+  )
   assert done.returncode == 0, done.stderr
   result = json.loads(done.stdout)
   check(result)
   assert result['header']['chip'] == 'v5e' and result['memory']['limit'] == 15.75 * 2**30
   assert result['time']['compute_by_source']['compiler'] > 0
-  assert result['time']['compute_by_source']['schedule'] > 0    # of the attention kernels
+  assert result['time']['compute_by_source']['schedule'] > 0  # of the attention kernels
   assert sum(result['memory']['temporaries_by_kind'].values()) >= result['memory']['temporaries']
   assert {r['axis'] for r in result['collectives']['rows']} <= {'data', 'fsdp', 'data+fsdp'}
-  assert result['header']['batch'] == 16 and result['header']['chips'] == 4 and len(result['instructions']) == 2
+  assert (
+    result['header']['batch'] == 16
+    and result['header']['chips'] == 4
+    and len(result['instructions']) == 2
+  )
   assert result['time']['cost'] == pytest.approx(2 * result['time']['chip_hours'])
   assert 'lowering vits_v1' in done.stderr
 
 
-@pytest.mark.parametrize('words, message', [
+@pytest.mark.parametrize(
+  'words, message',
+  [
     (['--config=configs/clip.py:runlocal'], '--topology: missing'),
-    (['--config=configs/clip.py:runlocal', '--topology=auto'], '--topology=auto: expected --chip and --chips'),
+    (
+      ['--config=configs/clip.py:runlocal', '--topology=auto'],
+      '--topology=auto: expected --chip and --chips',
+    ),
     (['--topology=cpu'], '--config: missing'),
-    (['--config=configs/clip.py:runlocal', '--topology=cpu', '--compute'], 'command line: Unknown command line flag'),
-])
+    (
+      ['--config=configs/clip.py:runlocal', '--topology=cpu', '--compute'],
+      'command line: Unknown command line flag',
+    ),
+  ],
+)
 def test_bad_input_is_one_line(words, message):
   done = run(*words)
   assert done.returncode == 2, done.stderr

@@ -12,16 +12,24 @@ from tips_jax.runs import checkpoint
 from tips_jax.train import initialization as start_lib
 from tips_jax.train import state as state_lib
 
-CONTRACT = {'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-3}},
-            'towers': {'image': {'width': 32, 'patch': 14}}, 'text_length': 64, 'tokenizer_sha256': 'abc',
-            'preprocessing': {'mean': 0}, 'data_fingerprint': 'f'}
+CONTRACT = {
+  'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-3}},
+  'towers': {'image': {'width': 32, 'patch': 14}},
+  'text_length': 64,
+  'tokenizer_sha256': 'abc',
+  'preprocessing': {'mean': 0},
+  'data_fingerprint': 'f',
+}
 
 
 def different(state, seed=0):
   """The same state with other numbers everywhere, so that nothing is equal by chance."""
   rng = np.random.default_rng(seed)
-  draw = lambda x: (rng.standard_normal(x.shape) if jnp.issubdtype(x.dtype, jnp.floating)
-                    else rng.integers(1, 99, x.shape)).astype(x.dtype)
+  draw = lambda x: (
+    rng.standard_normal(x.shape)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+    else rng.integers(1, 99, x.shape)
+  ).astype(x.dtype)
   return jax.tree.map(draw, state)
 
 
@@ -36,7 +44,9 @@ def assert_equal(a, b):
 
 def write(workdir, state, *, step=None, next_index=0, config=None):
   saver = checkpoint.Checkpoints(workdir, config or schema.Checkpoint())
-  saver.save(int(state.step) if step is None else step, state, next_index=next_index, contract=CONTRACT)
+  saver.save(
+    int(state.step) if step is None else step, state, next_index=next_index, contract=CONTRACT
+  )
   saver.close()
 
 
@@ -50,15 +60,24 @@ def saved(small, tmp_path_factory):
 
 
 def tiny(step, value=0.0):
-  return state_lib.State(params={'a': {'w': jnp.full(3, value)}}, teachers={}, loss_state={}, optimizer=(jnp.int32(step),),
-                         step=jnp.int32(step), bad_steps=jnp.int32(0), skipped=jnp.int32(0))
+  return state_lib.State(
+    params={'a': {'w': jnp.full(3, value)}},
+    teachers={},
+    loss_state={},
+    optimizer=(jnp.int32(step),),
+    step=jnp.int32(step),
+    bad_steps=jnp.int32(0),
+    skipped=jnp.int32(0),
+  )
 
 
 # --- own run ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('count, axes', [(8, dict(data=2, fsdp=4)), (4, dict(data=1, fsdp=4)), (4, dict(data=4)),
-                                         (1, dict())])
+@pytest.mark.parametrize(
+  'count, axes',
+  [(8, dict(data=2, fsdp=4)), (4, dict(data=1, fsdp=4)), (4, dict(data=4)), (1, dict())],
+)
 def test_restores_on_any_mesh(saved, small, count, axes):
   workdir, state = saved
   abstract = small.abstract(small.method('tips_v2'), small.mesh(count, **axes))
@@ -68,7 +87,9 @@ def test_restores_on_any_mesh(saved, small, count, axes):
   reader.close()
   assert index == 56
   assert_equal(restored, state)
-  assert all(jax.tree.leaves(jax.tree.map(lambda x, a: x.sharding == a.sharding, restored, abstract)))
+  assert all(
+    jax.tree.leaves(jax.tree.map(lambda x, a: x.sharding == a.sharding, restored, abstract))
+  )
 
 
 def test_checkpoint_of_another_model(saved, small):
@@ -79,8 +100,14 @@ def test_checkpoint_of_another_model(saved, small):
     with pytest.raises(InputError) as error:
       reader.restore(7, small.abstract(small.method('tips_v2', towers=towers), small.mesh()))
     return str(error.value)
+
   text = message(image=dict(mlp=128))
-  assert 'params/image/encoder/blocks/mlp/' in text and '64' in text and '128' in text and 'another model' in text
+  assert (
+    'params/image/encoder/blocks/mlp/' in text
+    and '64' in text
+    and '128' in text
+    and 'another model' in text
+  )
   assert 'got no params/image/' in message(image=dict(ffn='swiglu'))
   reader.close()
 
@@ -103,7 +130,9 @@ def test_the_state_may_be_overwritten_while_it_is_saved(tmp_path):
   saver.save(1, state, next_index=0, contract={})
   state = add(state)
   saver.wait()
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
   restored, _ = saver.restore(1, abstract)
   saver.close()
   assert_equal(restored, tiny(1, 5.0))
@@ -111,7 +140,9 @@ def test_the_state_may_be_overwritten_while_it_is_saved(tmp_path):
 
 def test_unfinished_checkpoints_are_not_seen(tmp_path):
   write(tmp_path, tiny(3))
-  shutil.copytree(tmp_path / 'checkpoints' / '3', tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp')
+  shutil.copytree(
+    tmp_path / 'checkpoints' / '3', tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  )
   assert own.find(tmp_path, 'init_from').name == '3'
   saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
   assert saver.latest == 3
@@ -122,7 +153,7 @@ def steps_left(tmp_path, config, scores=()):
   saver = checkpoint.Checkpoints(tmp_path, config)
   for step in range(1, 9):
     saver.save(step, tiny(step), next_index=step, contract={})
-    saver.scores |= dict(scores[step - 1:step])      # the evaluation comes later
+    saver.scores |= dict(scores[step - 1 : step])  # the evaluation comes later
   saver.close()
   return sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
 
@@ -150,12 +181,16 @@ def test_keep_the_lowest_error(tmp_path):
 # --- contracts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('change, named', [
+@pytest.mark.parametrize(
+  'change, named',
+  [
     ({'tokenizer_sha256': 'xyz'}, "tokenizer_sha256 was 'abc', is 'xyz'"),
     ({'text_length': 32}, 'text_length was 64, is 32'),
     ({'towers': {'image': {'width': 32, 'patch': 16}}}, 'towers.image.patch was 14, is 16'),
     ({'towers': {**CONTRACT['towers'], 'text': {}}}, 'towers.text'),
-    ({'preprocessing': {'mean': 0.5}}, 'preprocessing.mean was 0, is 0.5')])
+    ({'preprocessing': {'mean': 0.5}}, 'preprocessing.mean was 0, is 0.5'),
+  ],
+)
 def test_fixed_fields_are_named(change, named):
   with pytest.raises(InputError) as error:
     checkpoint.check_contract(CONTRACT, {**CONTRACT, **change}, 'runs/a')
@@ -163,9 +198,15 @@ def test_fixed_fields_are_named(change, named):
 
 
 def test_other_fields_may_change_and_are_told():
-  new = {**CONTRACT, 'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-4}}, 'data_fingerprint': 'g'}
-  assert checkpoint.check_contract(CONTRACT, new, 'x') == ['config.optimizer.learning_rate was 0.001, is 0.0001',
-                                                          "data was 'f', is 'g'"]
+  new = {
+    **CONTRACT,
+    'config': {'seed': 0, 'optimizer': {'learning_rate': 1e-4}},
+    'data_fingerprint': 'g',
+  }
+  assert checkpoint.check_contract(CONTRACT, new, 'x') == [
+    'config.optimizer.learning_rate was 0.001, is 0.0001',
+    "data was 'f', is 'g'",
+  ]
   assert checkpoint.check_contract(CONTRACT, CONTRACT, 'x') == []
 
 
@@ -176,14 +217,21 @@ def begin(small, name, said=None, **changes):
   method, mesh = small.method(name, **changes), small.mesh(8, data=4, fsdp=2)
   abstract = small.abstract(method, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return start_lib.initial_state(method, shardings, abstract, (said if said is not None else []).append)
+  return start_lib.initial_state(
+    method, shardings, abstract, (said if said is not None else []).append
+  )
 
 
 def test_high_resolution_stage_takes_all_but_the_step(saved, small):
   workdir, low = saved
   parts = ('params', 'teachers', 'loss_state', 'optimizer')
-  high = begin(small, 'tips_v2', init_from=str(workdir), init_parts=parts,
-               data=dict(views={'global': dict(size=112), 'local': dict(size=56)}))
+  high = begin(
+    small,
+    'tips_v2',
+    init_from=str(workdir),
+    init_parts=parts,
+    data=dict(views={'global': dict(size=112), 'local': dict(size=56)}),
+  )
   for part in parts:
     assert_equal(getattr(high, part), getattr(low, part))
   assert high.params['image']['posembed'].shape == (1, 4, 4, 32)
@@ -195,7 +243,9 @@ def test_only_the_named_parts(saved, small):
   state = begin(small, 'tips_v2', init_from=str(workdir), init_parts=('params',))
   fresh = small.host_state('tips_v2')
   assert_equal(state.params, low.params)
-  assert_equal(state.teachers['ema']['head'], low.params['head'])      # not the old teacher, not a random one
+  assert_equal(
+    state.teachers['ema']['head'], low.params['head']
+  )  # not the old teacher, not a random one
   for part in ('loss_state', 'optimizer'):
     assert_equal(getattr(state, part), getattr(fresh, part))
 
@@ -206,7 +256,9 @@ def test_towers_that_the_other_run_lacks_start_afresh(saved, small):
   state = begin(small, 'tips_v1', said, init_from=str(workdir), init_parts=('params', 'teachers'))
   assert_equal(state.params, low.params)
   assert_equal(state.teachers['ema']['head'], low.teachers['ema']['head'])
-  assert_equal(state.teachers['ema']['image'], low.params['image'])    # an EMA teacher starts as the student
+  assert_equal(
+    state.teachers['ema']['image'], low.params['image']
+  )  # an EMA teacher starts as the student
   assert not np.array_equal(fresh.params['image']['posembed'], low.params['image']['posembed'])
   assert any('ema' in line and 'fresh: image' in line for line in said)
 
@@ -223,11 +275,17 @@ def test_run_without_checkpoint(small, tmp_path):
 
 def test_frozen_teacher_by_other_names(saved, small):
   workdir, other = saved
-  state = begin(small, 'tips_distill', teachers=dict(large=dict(init_from=str(workdir))),
-                towers=dict(large_image=dict(ffn='gelu')))
+  state = begin(
+    small,
+    'tips_distill',
+    teachers=dict(large=dict(init_from=str(workdir))),
+    towers=dict(large_image=dict(ffn='gelu')),
+  )
   large = state.teachers['large']
-  assert_equal(large['large_image'], other.params['image'])            # v2's teacher has no image tower
-  assert_equal(large['large_head'], other.teachers['ema']['head'])     # its EMA head rather than the student's
+  assert_equal(large['large_image'], other.params['image'])  # v2's teacher has no image tower
+  assert_equal(
+    large['large_head'], other.teachers['ema']['head']
+  )  # its EMA head rather than the student's
   assert_equal(state.params['image'], small.host_state('tips_distill').params['image'])
 
 

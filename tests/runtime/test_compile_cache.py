@@ -8,7 +8,11 @@ from tips_jax.runtime import compile_cache as cache
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
-  names = ('jax_compilation_cache_dir', 'jax_enable_compilation_cache', 'jax_persistent_cache_min_compile_time_secs')
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_enable_compilation_cache',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
   before = {n: getattr(jax.config, n) for n in names}
   yield
   for n, value in before.items():
@@ -34,4 +38,6 @@ def test_the_folder_may_be_named_or_off(tmp_path, monkeypatch):
   assert cache.use(tmp_path / 'run', str(tmp_path / 'named')).parent == tmp_path / 'named'
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'env'))
   assert cache.use(tmp_path / 'run').parent == tmp_path / 'env'
-  assert cache.use(tmp_path / 'run', cache.OFF) is None and not jax.config.jax_enable_compilation_cache
+  assert (
+    cache.use(tmp_path / 'run', cache.OFF) is None and not jax.config.jax_enable_compilation_cache
+  )

@@ -1,4 +1,5 @@
 """Runs of several processes, as a pod starts them: on this machine's CPU, with gloo between them."""
+
 import json
 import os
 import signal
@@ -21,33 +22,57 @@ from tips_jax.runtime import signals as preemption
 
 EXIT = preemption.EXIT
 TOTAL, EVERY = 48, 8
-BROKEN = (3, 11, 17)         # training images that cannot be read
-LIMIT_S = 150                # of any wait: the machine may be busy
+BROKEN = (3, 11, 17)  # training images that cannot be read
+LIMIT_S = 150  # of any wait: the machine may be busy
 
 
 class Processes:
   """Starts runs and never leaves a process behind."""
 
   def __init__(self, folder, store):
-    plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'    # as tests/conftest.py
+    # as tests/conftest.py
+    plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
     self.folder, self.store, self.plain, self.running = folder, store, plain, []
 
   def start(self, workdir, *, count=2, devices=2, only=None, own=None, **fields):
-    """`count` processes of `devices` devices each (or those of `only`); own: {process: fields of its own}."""
+    """`count` processes of `devices` devices each (or those of `only`); own: {process: fields of
+    its own}.
+    """
     address = f'localhost:{free_port()}'
-    defaults = {'data.store': self.store, 'data.scenes.train': 0, 'schedule.total_steps': TOTAL, 'evals.tasks': '()',
-                'checkpoint.every_steps': EVERY, 'hosts.lost_seconds': 5, 'data.max_bad_fraction': 1.0}
+    defaults = {
+      'data.store': self.store,
+      'data.scenes.train': 0,
+      'schedule.total_steps': TOTAL,
+      'evals.tasks': '()',
+      'checkpoint.every_steps': EVERY,
+      'hosts.lost_seconds': 5,
+      'data.max_bad_fraction': 1.0,
+    }
     run = []
     for process in range(count) if only is None else only:
       name = f'{workdir.name}-{len(self.running)}'
-      command = kills.command(workdir, config='configs/clip.py:runlocal',
-                              **{**defaults, **fields, **(own or {}).get(process, {})})
-      env = {**kills.environment(self.folder / 'compiled'), 'NPROC': '32', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {self.plain}'}
+      command = kills.command(
+        workdir,
+        config='configs/clip.py:runlocal',
+        **{**defaults, **fields, **(own or {}).get(process, {})},
+      )
+      env = {
+        **kills.environment(self.folder / 'compiled'),
+        'NPROC': '32',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {self.plain}',
+      }
       if count > 1:
         command.append('--multihost')
-        env |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count), 'JAX_PROCESS_ID': str(process)}
-      with open(self.folder / f'{name}.err', 'w') as err, open(self.folder / f'{name}.out', 'w') as out:
+        env |= {
+          'JAX_COORDINATOR_ADDRESS': address,
+          'JAX_NUM_PROCESSES': str(count),
+          'JAX_PROCESS_ID': str(process),
+        }
+      with (
+        open(self.folder / f'{name}.err', 'w') as err,
+        open(self.folder / f'{name}.out', 'w') as out,
+      ):
         run.append(subprocess.Popen(command, env=env, cwd=kills.ROOT, stdout=out, stderr=err))
       run[-1].err = self.folder / f'{name}.err'
       self.running.append(run[-1])
@@ -90,7 +115,9 @@ def reached(workdir, step):
 
 def quarantined(workdir):
   """Records that any process found unreadable."""
-  return {json.loads(line)['record'] for path in workdir.glob('quarantine*.jsonl') for line in open(path)}
+  return {
+    json.loads(line)['record'] for path in workdir.glob('quarantine*.jsonl') for line in open(path)
+  }
 
 
 def saved(workdir):
@@ -111,7 +138,10 @@ def processes(tmp_path_factory):
 
   def broken(index, *, split, **kwargs):
     record = example(index, split=split, **kwargs)
-    return record | ({'image': record['image'][:200]} if split == 'train' and index in BROKEN else {})
+    return record | (
+      {'image': record['image'][:200]} if split == 'train' and index in BROKEN else {}
+    )
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scenes, 'example', broken)
     store = scenes.build(str(folder / 'store'), train=40, test=8, size=48)
@@ -141,10 +171,10 @@ def test_one_is_killed_and_one_goes_on_alone(processes, whole, tmp_path):
   assert 'process 1 of 2 gave no sign of life' in said[0]
   step, index = saved(workdir)
   assert 0 < step < TOTAL and step % EVERY == 0 and index == 8 * step
-  said, = ends(processes.start(workdir, count=1, devices=4), 0)
+  (said,) = ends(processes.start(workdir, count=1, devices=4), 0)
   assert f'resumed from step {step} ' in said
   assert losses(workdir) == pytest.approx(losses(whole), rel=1e-5)
-  assert quarantined(workdir) == quarantined(whole)      # the same examples
+  assert quarantined(workdir) == quarantined(whole)  # the same examples
   assert saved(workdir) == saved(whole) == (TOTAL, 8 * TOTAL)
 
 
@@ -167,7 +197,11 @@ def test_a_signal_to_one_stops_all_and_a_stall_leaves_stacks(processes, whole, t
   until(lambda: stacks.exists() and 'at step' in stacks.read_text(), run)
   run[1].send_signal(signal.SIGCONT)
   said = ends(run, 0, 0)
-  assert 'loop.py' in stacks.read_text() and 'Thread' in stacks.read_text() and 'stacks of all threads' in said[0]
+  assert (
+    'loop.py' in stacks.read_text()
+    and 'Thread' in stacks.read_text()
+    and 'stacks of all threads' in said[0]
+  )
   assert losses(workdir) == pytest.approx(losses(whole), rel=1e-5)
   assert 'knn/accuracy' in json.loads((workdir / 'report.json').read_text())['after']
 
@@ -186,13 +220,18 @@ def test_a_signal_at_start_up_takes_all_down(processes, tmp_path):
 def test_processes_that_differ_refuse_to_start(processes, tmp_path):
   run = processes.start(tmp_path / 'run', own={1: {'optimizer.learning_rate': 0.5}})
   for text in ends(run, 2, 2):
-    line, = [line for line in text.splitlines() if line.startswith('error: ')]
-    assert 'config.optimizer is' in line and ' on 0' in line and ' on 1' in line and 'Traceback' not in text
+    (line,) = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert (
+      'config.optimizer is' in line
+      and ' on 0' in line
+      and ' on 1' in line
+      and 'Traceback' not in text
+    )
 
 
 def test_who_does_not_come_is_named(processes, tmp_path):
   run = processes.start(tmp_path / 'run', count=3, only=(0,), **{'hosts.rendezvous_seconds': 1})
-  said, = ends(run, EXIT)      # they may yet come: try again
+  (said,) = ends(run, EXIT)  # they may yet come: try again
   assert '2 of 3 processes did not come' in said and '1-2 missing' in said
 
 
@@ -206,7 +245,9 @@ def test_several_processes_without_the_flag(tmp_path):
 
 
 def meeting(*facts, count=None, seconds=20.0):
-  """What each process hears when these come to the rendezvous (None: it stays away): an error, or ''."""
+  """What each process hears when these come to the rendezvous (None: it stays away): an error, or
+  ''.
+  """
   count, heard = count or len(facts), {}
   address = f'localhost:{free_port()}'
 
@@ -217,7 +258,10 @@ def meeting(*facts, count=None, seconds=20.0):
     except InputError as error:
       heard[index] = str(error)
       assert isinstance(error, rendezvous.Missing) == ('missing' in str(error))
-  threads = [threading.Thread(target=come, args=(i,)) for i, fact in enumerate(facts) if fact is not None]
+
+  threads = [
+    threading.Thread(target=come, args=(i,)) for i, fact in enumerate(facts) if fact is not None
+  ]
   for thread in threads:
     thread.start()
   for thread in threads:
@@ -231,7 +275,9 @@ def test_all_hear_the_same():
   heard = meeting(same, same | {'jax': '0.10.3'}, same)
   assert len(set(heard.values())) == 1 and 'jax is 0.10.2 on 0, 2, 0.10.3 on 1' in heard[0]
   heard = meeting(same, None, same, seconds=1.0)
-  assert heard[0] == heard[2] and '1 of 3 processes did not come' in heard[0] and '1 missing' in heard[0]
+  assert (
+    heard[0] == heard[2] and '1 of 3 processes did not come' in heard[0] and '1 missing' in heard[0]
+  )
   heard = meeting(None, same, seconds=0.5)
   assert 'process 0 is missing' in heard[1]
 
@@ -239,8 +285,11 @@ def test_all_hear_the_same():
 def test_a_stranger_at_the_door_is_ignored():
   port = free_port()
   done = []
-  server = threading.Thread(target=lambda: done.append(
-      rendezvous.meet(f'localhost:{port}', count=2, index=0, facts={}, seconds=20)))
+  server = threading.Thread(
+    target=lambda: done.append(
+      rendezvous.meet(f'localhost:{port}', count=2, index=0, facts={}, seconds=20)
+    )
+  )
   server.start()
   while True:
     try:
@@ -259,25 +308,46 @@ def test_ranges():
 
 
 def test_facts_tell_code_and_config_apart(small):
-  one, other = (rendezvous.facts(small.config('clip', schedule=dict(total_steps=n))) for n in (4, 5))
+  one, other = (
+    rendezvous.facts(small.config('clip', schedule=dict(total_steps=n))) for n in (4, 5)
+  )
   assert {n for n in one if one[n] != other[n]} == {'config.schedule'}
   assert one['jax'] and one['libtpu'] and len(one['code']) == 8
 
 
-@pytest.mark.parametrize('env, found', [
-    ({}, ''), ({'JAX_NUM_PROCESSES': '1'}, ''), ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ''),
-    ({'SLURM_NTASKS': '8'}, ''),      # inside an allocation, and no task of it
-    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES=2'), ({'OMPI_COMM_WORLD_SIZE': '3'}, 'OMPI_COMM_WORLD_SIZE=3'),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, 'TPU_WORKER_HOSTNAMES with 3 hosts')])
+@pytest.mark.parametrize(
+  'env, found',
+  [
+    ({}, ''),
+    ({'JAX_NUM_PROCESSES': '1'}, ''),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ''),
+    ({'SLURM_NTASKS': '8'}, ''),  # inside an allocation, and no task of it
+    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES=2'),
+    ({'OMPI_COMM_WORLD_SIZE': '3'}, 'OMPI_COMM_WORLD_SIZE=3'),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, 'TPU_WORKER_HOSTNAMES with 3 hosts'),
+  ],
+)
 def test_what_tells_of_several_processes(env, found):
   assert rendezvous.others(env) == found
 
 
-@pytest.mark.parametrize('env, said', [
-    ({}, 'got no JAX_COORDINATOR_ADDRESS'), ({'JAX_PROCESS_ID': 'x'}, 'expected integers'),
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'}, 'process 2 of 2')])
+@pytest.mark.parametrize(
+  'env, said',
+  [
+    ({}, 'got no JAX_COORDINATOR_ADDRESS'),
+    ({'JAX_PROCESS_ID': 'x'}, 'expected integers'),
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'},
+      'process 2 of 2',
+    ),
+  ],
+)
 def test_addresses_that_do_not_do(monkeypatch, env, said):
-  for name in [n for n in os.environ if n.startswith(('JAX_COORDINATOR', 'JAX_NUM', 'JAX_PROCESS', 'SLURM', 'OMPI'))]:
+  for name in [
+    n
+    for n in os.environ
+    if n.startswith(('JAX_COORDINATOR', 'JAX_NUM', 'JAX_PROCESS', 'SLURM', 'OMPI'))
+  ]:
     monkeypatch.delenv(name)
   for name, value in env.items():
     monkeypatch.setenv(name, value)
@@ -285,10 +355,14 @@ def test_addresses_that_do_not_do(monkeypatch, env, said):
     rendezvous.find()
 
 
-@pytest.mark.parametrize('owners, parts', [
-    ([0, 0, 1, 1], {0: (0, 2), 1: (1, 2)}),            # contiguous rows
-    ([1, 0, 1, 0], {1: (0, 2), 0: (1, 2)}),            # interleaved, as a torus may lie
-    ([(0, 1), (0, 1), (2, 3), (2, 3)], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)})])    # tensor axis across hosts
+@pytest.mark.parametrize(
+  'owners, parts',
+  [
+    ([0, 0, 1, 1], {0: (0, 2), 1: (1, 2)}),  # contiguous rows
+    ([1, 0, 1, 0], {1: (0, 2), 0: (1, 2)}),  # interleaved, as a torus may lie
+    ([(0, 1), (0, 1), (2, 3), (2, 3)], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+  ],
+)  # tensor axis across hosts
 def test_rows_of_a_process(monkeypatch, owners, parts):
   class Device:
     def __init__(self, process):
@@ -297,8 +371,12 @@ def test_rows_of_a_process(monkeypatch, owners, parts):
   class Places:
     def devices_indices_map(self, shape):
       size = shape[0] // len(owners)
-      return {Device(p): (slice(i * size, (i + 1) * size),) for i, who in enumerate(owners)
-              for p in (who if isinstance(who, tuple) else (who,))}
+      return {
+        Device(p): (slice(i * size, (i + 1) * size),)
+        for i, who in enumerate(owners)
+        for p in (who if isinstance(who, tuple) else (who,))
+      }
+
   for process, expected in parts.items():
     monkeypatch.setattr(multihost.jax, 'process_index', lambda p=process: p)
     assert multihost.rows(Places(), 8) == expected
@@ -326,7 +404,9 @@ class Store:
 
 
 def test_all_stop_at_the_latest_point_that_one_has_promised(monkeypatch):
-  """Three processes at different points, of which one is asked; none goes beyond, and none stops before."""
+  """Three processes at different points, of which one is asked; none goes beyond, and none stops
+  before.
+  """
   monkeypatch.setattr(multihost.signal, 'pthread_kill', lambda *_: None)
   store, asked = Store(), [preemption.Preemption() for _ in range(3)]
   peers = [multihost.Peers(a, client=store, index=i, count=3) for i, a in enumerate(asked)]
@@ -340,6 +420,7 @@ def test_all_stop_at_the_latest_point_that_one_has_promised(monkeypatch):
         stopped[i] = point
         return
       time.sleep(seconds)
+
   threads = [threading.Thread(target=walk, args=(i, s)) for i, s in enumerate((0.01, 0.02, 0.03))]
   for thread in threads:
     thread.start()
@@ -353,7 +434,9 @@ def test_all_stop_at_the_latest_point_that_one_has_promised(monkeypatch):
 
 
 def test_who_waits_for_an_interrupted_evaluation_stops_there(monkeypatch):
-  """Process 0 is asked while it evaluates and gives no result; it goes no further, though nobody has heard of it."""
+  """Process 0 is asked while it evaluates and gives no result; it goes no further, though nobody
+  has heard of it.
+  """
   monkeypatch.setattr(multihost.signal, 'pthread_kill', lambda *_: None)
   store, asked = Store(), [preemption.Preemption() for _ in range(2)]
   lead, other = (multihost.Peers(a, client=store, index=i, count=2) for i, a in enumerate(asked))
@@ -367,6 +450,7 @@ def test_who_waits_for_an_interrupted_evaluation_stops_there(monkeypatch):
       stopped.append(True)
     with pytest.raises(preemption.Stopped):
       other.check(7)
+
   thread = threading.Thread(target=wait)
   lead.check(6)
   thread.start()
@@ -392,6 +476,8 @@ def test_the_watchdog_barks_once_a_stall(tmp_path, capfd):
     until(lambda: 'at step 8' in (tmp_path / 'stall-3.txt').read_text())
   finally:
     dog.close()
-  watchdog.Watchdog(tmp_path, seconds=0, process=4)      # off: no thread
-  assert not any(t.name == 'watchdog' and t is not threading.current_thread() and not dog._closed.is_set()
-                 for t in threading.enumerate())
+  watchdog.Watchdog(tmp_path, seconds=0, process=4)  # off: no thread
+  assert not any(
+    t.name == 'watchdog' and t is not threading.current_thread() and not dog._closed.is_set()
+    for t in threading.enumerate()
+  )

@@ -1,4 +1,5 @@
 """Small runs for the tests of this folder: public configs, shrunk, on batches made here."""
+
 import functools
 import importlib
 
@@ -12,21 +13,28 @@ from tips_jax.train import sharding
 from tips_jax.train import state as state_lib
 
 METHODS = {
-    'tips_v1': ('vits', 'v1,runlocal'), 'tips_v2': ('vits', 'v2,runlocal'),
-    'tips_distill': ('vits_distill', 'runlocal'),
-    'clip': ('clip', 'runlocal'), 'siglip': ('siglip', 'runlocal'), 'silc': ('silc', 'runlocal'),
-    'dino_ibot': ('dino_ibot', 'runlocal'), 'mae': ('mae', 'runlocal'),
+  'tips_v1': ('vits', 'v1,runlocal'),
+  'tips_v2': ('vits', 'v2,runlocal'),
+  'tips_distill': ('vits_distill', 'runlocal'),
+  'clip': ('clip', 'runlocal'),
+  'siglip': ('siglip', 'runlocal'),
+  'silc': ('silc', 'runlocal'),
+  'dino_ibot': ('dino_ibot', 'runlocal'),
+  'mae': ('mae', 'runlocal'),
 }
 
 
 def merge(base, changes):
   """Nested dicts, the changes win."""
-  both = lambda k, v: merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v
+  both = lambda k, v: (
+    merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v
+  )
   return {**base, **{k: both(k, v) for k, v in changes.items()}}
 
 
 class Small:
   """Methods by name, states on any mesh, random batches."""
+
   names = tuple(METHODS)
 
   @functools.cache
@@ -52,14 +60,16 @@ class Small:
       batch[name] = rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8)
     for i, name in enumerate(c.data.texts):
       batch[name] = rng.integers(2, 1000, (size, c.data.text_length), np.int32)
-      batch[name][:, 5 + i:] = 0
+      batch[name][:, 5 + i :] = 0
       batch[f'{name}_valid'] = np.arange(size) != 2 + i
     return jax.device_put(batch, sharding.batch(mesh)) if mesh else batch
 
   def abstract(self, method, mesh):
     abstract = jax.eval_shape(lambda: state_lib.init(method))
     places = sharding.shardings(method.config.mesh.rules, mesh, abstract)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places
+    )
 
   @functools.cache
   def host_state(self, name):
@@ -67,7 +77,9 @@ class Small:
 
   def place(self, method, mesh, state):
     """A state on the host -> the same on a mesh."""
-    return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, self.abstract(method, mesh))
+    return jax.tree.map(
+      lambda x, a: jax.device_put(x, a.sharding), state, self.abstract(method, mesh)
+    )
 
 
 @pytest.fixture(scope='session')
@@ -79,4 +91,5 @@ def small():
 def scenes_store(tmp_path_factory):
   """A store of a few scenes, with alt texts, captions and a tokenizer."""
   from tips_jax.data.scenes import dataset as scenes
+
   return scenes.build(str(tmp_path_factory.mktemp('data') / 'scenes'), train=40, test=8, size=48)

@@ -1,4 +1,7 @@
-"""Runs that start from weights of another format: what is taken, what starts fresh, what is refused."""
+"""Runs that start from weights of another format: what is taken, what starts fresh, what is
+refused.
+"""
+
 import jax
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ def weights(small):
 @pytest.fixture(scope='module')
 def tokenizer_model(tmp_path_factory):
   from tips_jax.data import tokenizer
+
   path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.model'
   tokenizer.train(interop.WORDS, path, vocab_size=300)
   return path.read_bytes()
@@ -37,12 +41,16 @@ def test_every_format_starts_a_run(small, weights, tokenizer_model, tmp_path, fo
   for tower in ('image', 'text', 'logit'):
     for name, x in flat(weights.params[tower]).items():
       found = np.asarray(flat(state.params[tower])[name])
-      if name == 'mask_token' and format == 'official_jax':    # it has no place for one
+      if name == 'mask_token' and format == 'official_jax':  # it has no place for one
         assert not found.any()
         continue
-      np.testing.assert_allclose(found, x, rtol=0, atol=3e-7 if name == 'log_temperature' else 0, err_msg=name)
+      np.testing.assert_allclose(
+        found, x, rtol=0, atol=3e-7 if name == 'log_temperature' else 0, err_msg=name
+      )
   assert_equal(state.params['head'], fresh.params['head'])
-  assert_equal(state.teachers['ema']['image'], state.params['image'])    # an EMA teacher starts as the student
+  assert_equal(
+    state.teachers['ema']['image'], state.params['image']
+  )  # an EMA teacher starts as the student
   assert any('fresh: head' in line for line in said)
   assert any('teachers, losses and optimizer start fresh' in line for line in said)
 
@@ -50,7 +58,13 @@ def test_every_format_starts_a_run(small, weights, tokenizer_model, tmp_path, fo
 def test_rules_choose_the_image_tower_alone(small, weights, tmp_path):
   files.write(weights, 'official_torch', tmp_path)
   said = []
-  state = begin(small, 'tips_v1', said, init_from=str(tmp_path), init_from_rules=(('image/.*', True), ('.*', False)))
+  state = begin(
+    small,
+    'tips_v1',
+    said,
+    init_from=str(tmp_path),
+    init_from_rules=(('image/.*', True), ('.*', False)),
+  )
   fresh = small.host_state('tips_v1')
   assert_equal(state.params['image'], weights.params['image'])
   assert_equal(state.params['text'], fresh.params['text'])
@@ -60,32 +74,52 @@ def test_rules_choose_the_image_tower_alone(small, weights, tmp_path):
 def test_rules_choose_of_a_run_too(small, tmp_path):
   state = different(small.host_state('tips_v2')).replace(step=np.int32(7))
   write(tmp_path, small.place(small.method('tips_v2'), small.mesh(8, data=2, fsdp=4), state))
-  found = begin(small, 'tips_v2', init_from=str(tmp_path), init_parts=('params',),
-                init_from_rules=(('image/.*', True), ('.*', False)))
+  found = begin(
+    small,
+    'tips_v2',
+    init_from=str(tmp_path),
+    init_parts=('params',),
+    init_from_rules=(('image/.*', True), ('.*', False)),
+  )
   assert_equal(found.params['image'], state.params['image'])
   assert_equal(found.params['text'], small.host_state('tips_v2').params['text'])
 
 
 def test_a_grid_is_resized_from_a_run_and_from_a_file(small, weights, tmp_path):
   state = different(small.host_state('tips_v2')).replace(step=np.int32(7))
-  write(tmp_path / 'run', small.place(small.method('tips_v2'), small.mesh(8, data=2, fsdp=4), state))
+  write(
+    tmp_path / 'run', small.place(small.method('tips_v2'), small.mesh(8, data=2, fsdp=4), state)
+  )
   files_folder = tmp_path / 'files'
   files_folder.mkdir()
   files.write(weights, 'safetensors', files_folder)
   for path, table in ((tmp_path / 'run', state.params), (files_folder, weights.params)):
     said = []
-    found = begin(small, 'tips_v2', said, init_from=str(path), init_parts=('params',), towers=dict(image=dict(grid=8)))
+    found = begin(
+      small,
+      'tips_v2',
+      said,
+      init_from=str(path),
+      init_parts=('params',),
+      towers=dict(image=dict(grid=8)),
+    )
     expected = jax.image.resize(table['image']['posembed'], (1, 8, 8, 32), 'bilinear')
     np.testing.assert_allclose(found.params['image']['posembed'], expected, atol=2e-6)
     assert 'image/posembed: resized from 4x4 to 8x8' in said
 
 
 def test_high_resolution_file_of_the_first_release(small, weights, tmp_path):
-  """PyTorch's holds the 4 x 4 table of a model at 8 x 8; ours is 4 x 4 again, and any other table is refused."""
+  """PyTorch's holds the 4 x 4 table of a model at 8 x 8; ours is 4 x 4 again, and any other table
+  is refused.
+  """
   image = weights.params['image']
-  large = weights.replace(towers={**weights.towers, 'image': interop.schema.ViT(**vars(weights.image) | {'grid': 8})})
-  for name, table, fits in (('up', fit_positions(image['posembed'], 8, 'x'), True),
-                            ('own', np.random.default_rng(0).normal(size=(1, 8, 8, 32)).astype(np.float32), False)):
+  large = weights.replace(
+    towers={**weights.towers, 'image': interop.schema.ViT(**vars(weights.image) | {'grid': 8})}
+  )
+  for name, table, fits in (
+    ('up', fit_positions(image['posembed'], 8, 'x'), True),
+    ('own', np.random.default_rng(0).normal(size=(1, 8, 8, 32)).astype(np.float32), False),
+  ):
     folder = tmp_path / name
     folder.mkdir()
     params = {**weights.params, 'image': {**image, 'posembed': table}}
@@ -94,7 +128,9 @@ def test_high_resolution_file_of_the_first_release(small, weights, tmp_path):
       found = begin(small, 'tips_v1', init_from=str(folder))
       np.testing.assert_allclose(found.params['image']['posembed'], image['posembed'], atol=1e-5)
     else:
-      with pytest.raises(InputError, match='got a table of 8 x 8 positions that no 4 x 4 one gives'):
+      with pytest.raises(
+        InputError, match='got a table of 8 x 8 positions that no 4 x 4 one gives'
+      ):
         begin(small, 'tips_v1', init_from=str(folder))
 
 
@@ -111,16 +147,22 @@ def test_word_embeddings_of_another_tokenizer(small, weights, tokenizer_model, t
   method, mesh = small.method('tips_v1', init_from=str(tmp_path)), small.mesh(8, data=4, fsdp=2)
   abstract = small.abstract(method, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  start = lambda method, sha: start_lib.initial_state(method, shardings, abstract, print, tokenizer_sha256=sha)
+  start = lambda method, sha: start_lib.initial_state(
+    method, shardings, abstract, print, tokenizer_sha256=sha
+  )
   with pytest.raises(InputError, match='word embeddings of another tokenizer'):
     start(method, 'f' * 64)
-  image_only = small.method('tips_v1', init_from=str(tmp_path), init_from_rules=(('text/.*', False), ('.*', True)))
+  image_only = small.method(
+    'tips_v1', init_from=str(tmp_path), init_from_rules=(('text/.*', False), ('.*', True))
+  )
   assert_equal(start(image_only, 'f' * 64).params['image'], weights.params['image'])
 
 
 def test_a_frozen_teacher_from_a_file(small, weights, tmp_path):
   files.write(weights, 'official_torch', tmp_path)
-  with pytest.raises(InputError, match="has no 'head'; expected all of .*released weights come without heads"):
+  with pytest.raises(
+    InputError, match="has no 'head'; expected all of .*released weights come without heads"
+  ):
     begin(small, 'tips_distill', teachers=dict(large=dict(init_from=str(tmp_path))))
 
 

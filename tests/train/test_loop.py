@@ -29,12 +29,21 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def train(small, scenes_store):
-  """Runs a method in a work folder on some devices; returns the batches it saw. `stop`: asked to after that step."""
+  """Runs a method in a work folder on some devices; returns the batches it saw. `stop`: asked to
+  after that step.
+  """
+
   def run(workdir, name='tips_v2', *, devices=8, stop=None, evaluate=None, asked=None, **changes):
     data = dict(store=scenes_store, scenes=dict(train=0), threads=2)
     schedule = dict(total_steps=TOTAL, batch_size=8, warmup_steps=2)
-    changes = {'data': data, 'schedule': schedule, 'log': dict(every_steps=1, tensorboard=False),
-               'checkpoint': dict(every_steps=10), 'evals': dict(tasks=()), **changes}
+    changes = {
+      'data': data,
+      'schedule': schedule,
+      'log': dict(every_steps=1, tensorboard=False),
+      'checkpoint': dict(every_steps=10),
+      'evals': dict(tasks=()),
+      **changes,
+    }
     asked = asked or preemption.Preemption()
     seen, following = [], loop.Prefetch.next
     make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
@@ -44,11 +53,13 @@ def train(small, scenes_store):
       seen.append(jax.tree.map(np.asarray, batch | host))
       asked.requested |= len(seen) == stop
       return batch, host
+
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(loop.Prefetch, 'next', recorded)
       patch.setattr(sharding, 'make_mesh', make_mesh)
       loop.train(small.method(name, **changes), workdir, asked, evaluate=evaluate)
     return seen
+
   return run
 
 
@@ -67,9 +78,13 @@ def steps(workdir):
 def saved(workdir, step):
   """Every array of a checkpoint, by name."""
   from orbax.checkpoint import v1 as ocp
+
   out = ocp.load_checkpointables(workdir.absolute() / checkpoint.FOLDER / str(step))
-  return {f'{part}/{jax.tree_util.keystr(path)}': np.asarray(x) for part in ('params', 'teachers', 'train', 'data')
-          for path, x in jax.tree_util.tree_flatten_with_path(out[part])[0]}
+  return {
+    f'{part}/{jax.tree_util.keystr(path)}': np.asarray(x)
+    for part in ('params', 'teachers', 'train', 'data')
+    for path, x in jax.tree_util.tree_flatten_with_path(out[part])[0]
+  }
 
 
 def assert_equal(a, b):
@@ -114,7 +129,9 @@ def test_resumed_on_fewer_devices_sees_the_same(whole, half, train, tmp_path):
   shutil.copytree(half, tmp_path, dirs_exist_ok=True)
   again = train(tmp_path, devices=4)
   for got, want in zip(again, batches[2:]):
-    assert_equal(got, want)      # examples, crops and captions; the masks follow from seed and step (test_step.py)
+    assert_equal(
+      got, want
+    )  # examples, crops and captions; the masks follow from seed and step (test_step.py)
   got, want = losses(tmp_path), losses(workdir)
   assert [s for s, _ in got] == [s for s, _ in want]
   np.testing.assert_allclose([x for _, x in got], [x for _, x in want], rtol=1e-5)
@@ -128,7 +145,7 @@ def test_a_finished_run_does_nothing(whole, train):
 
 def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_path):
   shutil.copytree(half, tmp_path, dirs_exist_ok=True)
-  with open(tmp_path / log.FILE, 'a') as f:       # a kill, after three more steps
+  with open(tmp_path / log.FILE, 'a') as f:  # a kill, after three more steps
     f.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')
   train(tmp_path)
   assert losses(tmp_path) == losses(whole[0])
@@ -154,15 +171,19 @@ def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp
 
 def test_contract_is_checked_on_resume(half, train, tmp_path):
   shutil.copytree(half, tmp_path, dirs_exist_ok=True)
-  for changes, named in ((dict(towers=dict(image=dict(mlp=128))), 'towers.image.mlp was 64, is 128'),
-                         (dict(schedule=dict(total_steps=1, batch_size=8, warmup_steps=0)), 'schedule.total_steps')):
+  for changes, named in (
+    (dict(towers=dict(image=dict(mlp=128))), 'towers.image.mlp was 64, is 128'),
+    (dict(schedule=dict(total_steps=1, batch_size=8, warmup_steps=0)), 'schedule.total_steps'),
+  ):
     with pytest.raises(InputError, match=named):
       train(tmp_path, **changes)
   assert steps(tmp_path) == [2] and len(losses(tmp_path)) == 2
 
 
 def test_batch_must_divide_over_the_devices(train, tmp_path):
-  with pytest.raises(InputError, match='schedule.batch_size: got 6; expected a multiple of the 8 devices'):
+  with pytest.raises(
+    InputError, match='schedule.batch_size: got 6; expected a multiple of the 8 devices'
+  ):
     train(tmp_path, schedule=dict(total_steps=4, batch_size=6))
 
 
@@ -173,17 +194,24 @@ def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
   asked, values = preemption.Preemption(), [0.1, 0.9, 0.5]
 
   def evaluate(encoder):
-    assert len(jax.jit(abs)(-1.0).devices()) == 1     # evaluators disturb no other process
-    if len(values) == 2 and not asked.requested:      # a signal during the evaluation of step 2
+    assert len(jax.jit(abs)(-1.0).devices()) == 1  # evaluators disturb no other process
+    if len(values) == 2 and not asked.requested:  # a signal during the evaluation of step 2
       asked._handle(15, None)
     return {'knn/accuracy': values.pop(0)}
-  options = dict(evals=dict(tasks=(), every_steps=2),
-                 checkpoint=dict(every_steps=1, keep_last=1, best_metric='knn/accuracy'))
+
+  options = dict(
+    evals=dict(tasks=(), every_steps=2),
+    checkpoint=dict(every_steps=1, keep_last=1, best_metric='knn/accuracy'),
+  )
   with pytest.raises(preemption.Stopped):
     train(tmp_path, 'clip', evaluate=evaluate, asked=asked, **options)
   assert steps(tmp_path) == [2] and len(values) == 2
   train(tmp_path, 'clip', evaluate=evaluate, **options)
-  scores = {line['step']: line['eval/knn/accuracy'] for line in lines(tmp_path) if 'eval/knn/accuracy' in line}
+  scores = {
+    line['step']: line['eval/knn/accuracy']
+    for line in lines(tmp_path)
+    if 'eval/knn/accuracy' in line
+  }
   assert scores == {0: 0.1, 2: 0.9, 4: 0.5}
   assert [s for s, _ in losses(tmp_path)] == [1, 2, 3, 4]
   assert steps(tmp_path) == [2, 4]
@@ -191,7 +219,12 @@ def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
 
 def test_unknown_best_metric(train, tmp_path):
   with pytest.raises(InputError, match="best_metric.*did you mean 'knn/accuracy'"):
-    train(tmp_path, 'clip', evaluate=lambda e: {'knn/accuracy': 0.1}, checkpoint=dict(best_metric='knn/acc'))
+    train(
+      tmp_path,
+      'clip',
+      evaluate=lambda e: {'knn/accuracy': 0.1},
+      checkpoint=dict(best_metric='knn/acc'),
+    )
 
 
 def test_stops_after_too_many_bad_steps(train, tmp_path):
@@ -210,7 +243,7 @@ def test_signals_are_noted_or_raised_once():
       try:
         asked._handle(15, None)
       finally:
-        asked._handle(15, None)      # while leaving, and saving: noted only
+        asked._handle(15, None)  # while leaving, and saving: noted only
   later = preemption.Preemption()
   later._handle(15, None)
   with pytest.raises(preemption.Stopped), later.interruptible():

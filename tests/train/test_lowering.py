@@ -1,4 +1,7 @@
-"""What the lowered step says about devices: constraints and collectives that must not vanish silently."""
+"""What the lowered step says about devices: constraints and collectives that must not vanish
+silently.
+"""
+
 import re
 
 import pytest
@@ -9,9 +12,13 @@ from tips_jax.train import lowering
 @pytest.fixture(scope='module')
 def lowered(small):
   """name -> text of the step on data 2 x fsdp 4, bfloat16, before any compiler pass."""
+
   def text(name):
-    method = small.method(name, mesh=dict(data=2, fsdp=4), compute=dict(dtype='bfloat16', remat='full'))
+    method = small.method(
+      name, mesh=dict(data=2, fsdp=4), compute=dict(dtype='bfloat16', remat='full')
+    )
     return method, lowering.lower(method, small.mesh(8, data=2, fsdp=4)).as_text()
+
   return text
 
 
@@ -23,7 +30,7 @@ def test_constraints_and_collectives_are_in_the_text(name, lowered):
   assert len(constraints) >= len(batch), text.count('sharding_constraint')
   gathers = re.findall(r'"stablehlo\.all_gather".*', text)
   assert any('bf16' in g for g in gathers) and text.count('"stablehlo.reduce_scatter"') > 0
-  assert 'manual_axes={"data", "fsdp"' in text      # towers run per device
+  assert 'manual_axes={"data", "fsdp"' in text  # towers run per device
 
 
 def test_a_tower_gathers_once_for_all_of_its_passes(lowered):
@@ -33,5 +40,6 @@ def test_a_tower_gathers_once_for_all_of_its_passes(lowered):
   assert sorted(map(len, images)) == [1, 3]
   width, mlp = method.config.towers['image'].width, method.config.towers['image'].mlp
   up = re.findall(rf'all_gather".*-> tensor<{width}x{mlp}xbf16>', text)
-  # The student's images and texts in the forward pass and once more in the backward pass, the teacher's images once.
+  # The student's images and texts in the forward pass and once more in the backward pass, the
+  # teacher's images once.
   assert len(up) == 2 + 2 + 1

@@ -1,4 +1,5 @@
 """Rates, rules and updates against NumPy, on a tiny tree."""
+
 import functools
 
 import jax
@@ -14,14 +15,24 @@ rng = np.random.default_rng(0)
 
 
 def config(*, optimizer=None, **schedule):
-  return schema.Config(name='x', data=schema.Data(views={}), towers={}, passes={}, losses={},
-                       optimizer=optimizer or schema.Optimizer(),
-                       schedule=schema.Schedule(**dict(total_steps=100, batch_size=4) | schedule))
+  return schema.Config(
+    name='x',
+    data=schema.Data(views={}),
+    towers={},
+    passes={},
+    losses={},
+    optimizer=optimizer or schema.Optimizer(),
+    schedule=schema.Schedule(**dict(total_steps=100, batch_size=4) | schedule),
+  )
 
 
-@pytest.mark.parametrize('shape, middle', [('linear', 3.5), ('cosine', 5 - 3 * (1 - np.cos(np.pi / 4)))])
+@pytest.mark.parametrize(
+  'shape, middle', [('linear', 3.5), ('cosine', 5 - 3 * (1 - np.cos(np.pi / 4)))]
+)
 def test_ramps(shape, middle):
-  at = functools.partial(optim.ramp, schema.Ramp(start=5.0, end=-1.0, begin=0.2, until=0.6, shape=shape))
+  at = functools.partial(
+    optim.ramp, schema.Ramp(start=5.0, end=-1.0, begin=0.2, until=0.6, shape=shape)
+  )
   for progress, value in ((0.0, 5), (0.2, 5), (0.3, middle), (0.4, 2), (0.6, -1), (1.0, -1)):
     np.testing.assert_allclose(at(progress), value, rtol=1e-5)
   assert optim.ramp(0.7, 0.3) == 0.7 and optim.ramp('all', 0.3) == 'all'
@@ -35,7 +46,9 @@ def test_a_ramp_of_no_length_is_a_step():
 @pytest.mark.parametrize('decay', ['linear', 'cosine', 'constant'])
 def test_learning_rates(decay):
   o = schema.Optimizer(learning_rate=2.0)
-  rates = np.array([optim.learning_rate(config(optimizer=o, warmup_steps=10, decay=decay))(s) for s in range(101)])
+  rates = np.array(
+    [optim.learning_rate(config(optimizer=o, warmup_steps=10, decay=decay))(s) for s in range(101)]
+  )
   np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11), rtol=1e-6)
   x = np.arange(91) / 90
   after = {'linear': 2 * (1 - x), 'cosine': 1 + np.cos(np.pi * x), 'constant': 2 + 0 * x}[decay]
@@ -44,16 +57,21 @@ def test_learning_rates(decay):
   np.testing.assert_allclose(start, 2.0)
 
 
-PARAMS = {'image': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
-          'head': {'prototypes': np.full((2, 2), 2.0, np.float32)}}
+PARAMS = {
+  'image': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
+  'head': {'prototypes': np.full((2, 2), 2.0, np.float32)},
+}
 ONES = jax.tree.map(np.ones_like, PARAMS)
 
 
 def moved(step, **fields):
   o = schema.Optimizer(learning_rate=0.1, weight_decay=0.5, **fields)
   new = optim.apply(PARAMS, ONES, config=config(optimizer=o, decay='constant'), step=step)
-  return {'kernel': float(2 - new['image']['kernel'][0, 0]), 'bias': float(2 - new['image']['bias'][0]),
-          'prototypes': float(2 - new['head']['prototypes'][0, 0])}
+  return {
+    'kernel': float(2 - new['image']['kernel'][0, 0]),
+    'bias': float(2 - new['image']['bias'][0]),
+    'prototypes': float(2 - new['head']['prototypes'][0, 0]),
+  }
 
 
 def approx(**moves):
@@ -62,7 +80,9 @@ def approx(**moves):
 
 def test_decay_is_decoupled_and_by_name():
   assert moved(0) == approx(kernel=0.1 * (1 + 0.5 * 2), bias=0.1, prototypes=0.1)
-  assert moved(0, decay_rules=(('head/.*', 0.5), ('.*', 0.0))) == approx(kernel=0.1, bias=0.1, prototypes=0.15)
+  assert moved(0, decay_rules=(('head/.*', 0.5), ('.*', 0.0))) == approx(
+    kernel=0.1, bias=0.1, prototypes=0.15
+  )
 
 
 def test_rates_by_name_scale_the_decay_too():
@@ -84,7 +104,9 @@ def test_a_leaf_without_a_rule_is_named():
 
 def test_ema():
   old, new = ({'a': rng.normal(size=3).astype(np.float32)} for _ in range(2))
-  np.testing.assert_allclose(optim.ema(old, new, 0.9)['a'], 0.9 * old['a'] + 0.1 * new['a'], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    optim.ema(old, new, 0.9)['a'], 0.9 * old['a'] + 0.1 * new['a'], rtol=1e-5, atol=1e-6
+  )
   np.testing.assert_array_equal(optim.ema(old, new, 1.0)['a'], old['a'])
   slow = optim.ema({'a': jnp.float32(1.0)}, {'a': jnp.float32(2.0)}, 0.9999)
   assert slow['a'] > 1 and slow['a'].dtype == jnp.float32
@@ -101,7 +123,9 @@ def directions(optimizer, gradients):
 
 
 def test_clipping_is_of_the_global_norm():
-  o = lambda clip: schema.Optimizer(kind='adamw', eps=1.0, clip_norm=clip)    # first step: g / (|g| + 1)
+  o = lambda clip: schema.Optimizer(
+    kind='adamw', eps=1.0, clip_norm=clip
+  )  # first step: g / (|g| + 1)
   big, small = ({'a': np.float32([3 * s]), 'b': np.float32([4 * s])} for s in (1, 0.1))
   first = lambda clip, g: [float(x[0]) for x in jax.tree.leaves(directions(o(clip), [g])[0][0])]
   assert first(1.0, big) == pytest.approx([0.6 / 1.6, 0.8 / 1.8], rel=1e-4)
@@ -109,7 +133,9 @@ def test_clipping_is_of_the_global_norm():
   assert first(1.0, small) == pytest.approx([0.3 / 1.3, 0.4 / 1.4], rel=1e-4)
 
 
-GRADIENTS = [{'matrix': rng.normal(size=(2, 64, 96)), 'bias': rng.normal(size=(40, 64))} for _ in range(3)]
+GRADIENTS = [
+  {'matrix': rng.normal(size=(2, 64, 96)), 'bias': rng.normal(size=(40, 64))} for _ in range(3)
+]
 GRADIENTS = jax.tree.map(lambda x: (x * 0.01).astype(np.float32), GRADIENTS)
 
 
@@ -118,7 +144,9 @@ def test_adamw_is_adam():
   m = v = 0
   for t, (d, g) in enumerate(zip(directions(o, GRADIENTS)[0], GRADIENTS), start=1):
     m, v = 0.8 * m + 0.2 * g['bias'], 0.9 * v + 0.1 * g['bias'] ** 2
-    np.testing.assert_allclose(d['bias'], m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-6), rtol=1e-4)
+    np.testing.assert_allclose(
+      d['bias'], m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-6), rtol=1e-4
+    )
 
 
 def test_adafactor_factors_matrices_and_not_stacked_biases():
@@ -132,7 +160,9 @@ def test_adafactor_factors_matrices_and_not_stacked_biases():
 
 @pytest.mark.parametrize('cap', [0.999, 0.3])
 def test_adafactor_formula(cap):
-  """Shazeer and Stern, arXiv 1804.04235, algorithm 4: decay 1 - t^-0.8, capped; then a first moment."""
+  """Shazeer and Stern, arXiv 1804.04235, algorithm 4: decay 1 - t^-0.8, capped; then a first
+  moment.
+  """
   results, _ = directions(schema.Optimizer(b1=0.9, b2=cap, clip_norm=0), GRADIENTS)
   row = column = v = 0
   m = {'matrix': 0, 'bias': 0}
@@ -140,7 +170,11 @@ def test_adafactor_formula(cap):
     decay = min(1 - t**-0.8, cap)
     mix = lambda old, new: decay * old + (1 - decay) * new
     g2 = g['matrix'].astype(np.float64) ** 2
-    row, column, v = mix(row, g2.mean(2)), mix(column, g2.mean(1)), mix(v, g['bias'].astype(np.float64) ** 2)
+    row, column, v = (
+      mix(row, g2.mean(2)),
+      mix(column, g2.mean(1)),
+      mix(v, g['bias'].astype(np.float64) ** 2),
+    )
     second = row[:, :, None] * column[:, None, :] / row.mean(1)[:, None, None]
     for name, u in (('matrix', g['matrix'] / np.sqrt(second)), ('bias', g['bias'] / np.sqrt(v))):
       m[name] = 0.9 * m[name] + 0.1 * u

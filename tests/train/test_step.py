@@ -24,7 +24,10 @@ EMA = ('tips_v1', 'tips_v2', 'silc', 'dino_ibot')
 
 @pytest.fixture(scope='module')
 def stepper(small):
-  """name -> (compiled step, the three states of two steps, their metrics, the first gradient), on one device."""
+  """name -> (compiled step, the three states of two steps, their metrics, the first gradient), on
+  one device.
+  """
+
   @functools.cache
   def make(name):
     method = small.method(name)
@@ -32,7 +35,9 @@ def stepper(small):
     @jax.jit
     def step(state, batch):
       seen, transform = [], optim.transform
-      with pytest.MonkeyPatch.context() as patch:      # the step's own gradient, on its way to the optimizer
+      with (
+        pytest.MonkeyPatch.context() as patch
+      ):  # the step's own gradient, on its way to the optimizer
         patch.setattr(optim, 'transform', lambda config: Spy(transform(config), seen))
         out = step_lib.make(method)(state, batch)
       return out, seen[0]
@@ -44,6 +49,7 @@ def stepper(small):
       metrics.append({k: float(v) for k, v in m.items()})
       gradients.append(jax.tree.map(np.asarray, gradient))
     return (lambda *args: step(*args)[0]), states, metrics, gradients[0]
+
   return make
 
 
@@ -60,7 +66,10 @@ class Spy:
 
 @pytest.fixture(scope='module')
 def gradients(small):
-  """name, mesh axes, parts -> (loss, memory, gradient of the student, of the teachers) in the first step."""
+  """name, mesh axes, parts -> (loss, memory, gradient of the student, of the teachers) in the first
+  step.
+  """
+
   @functools.cache
   def make(name, *, accumulate=1, **axes):
     method = small.method(name, schedule=dict(accumulate=accumulate), mesh=axes)
@@ -70,12 +79,15 @@ def gradients(small):
     @jax.jit
     def both(state, batch):
       rng = jax.random.fold_in(jax.random.key(method.config.seed), state.step)
-      loss = lambda params, teachers: step_lib.loss(method, params, state.replace(teachers=teachers), batch, rng)
+      loss = lambda params, teachers: step_lib.loss(
+        method, params, state.replace(teachers=teachers), batch, rng
+      )
       return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, state.teachers)
 
     with jax.set_mesh(mesh):
       (value, (memory, _)), grads = both(state, small.batch(method, mesh=mesh))
     return jax.tree.map(np.asarray, (value, memory, *grads))
+
   return make
 
 
@@ -84,10 +96,14 @@ def norm(grads):
 
 
 def assert_same(got, stepped, relative=1e-5):
-  """Loss, memory and gradient; the latter relative to the gradient's norm (parameters after Adam amplify noise)."""
+  """Loss, memory and gradient; the latter relative to the gradient's norm (parameters after Adam
+  amplify noise).
+  """
   (loss, memory, grads, _), (_, states, metrics, want) = got, stepped
   np.testing.assert_allclose(loss, metrics[0]['loss'], rtol=relative)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), memory, states[1].loss_state)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), memory, states[1].loss_state
+  )
   assert norm(jax.tree.map(lambda a, b: a - b, grads, want)) < relative * norm(want)
 
 
@@ -103,17 +119,27 @@ def test_golden(name, stepper, request):
   _, states, metrics, _ = stepper(name)
   numbers = {f'step {i + 1}': m for i, m in enumerate(metrics)}
   numbers['norms'] = {t: float(norm(p)) for t, p in states[2].params.items()}
-  numbers['moved'] = {t: float(norm(jax.tree.map(lambda a, b: a - b, p, states[0].params[t])))
-                      for t, p in states[2].params.items()}
+  numbers['moved'] = {
+    t: float(norm(jax.tree.map(lambda a, b: a - b, p, states[0].params[t])))
+    for t, p in states[2].params.items()
+  }
   known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
   if 'UPDATE_GOLDEN' in os.environ:
     GOLDEN.write_text(json.dumps({**known, name: numbers}, indent=1, sort_keys=True) + '\n')
     return
   want = known[name]
-  off = [f'{group}.{key}: {numbers[group].get(key)}, was {value}' for group, values in want.items()
-         for key, value in values.items()
-         if not np.isclose(numbers[group].get(key, np.nan), value, rtol=1e-3, atol=1e-6)]
-  off += [f'{group}.{key}: new' for group, values in numbers.items() for key in values if key not in want[group]]
+  off = [
+    f'{group}.{key}: {numbers[group].get(key)}, was {value}'
+    for group, values in want.items()
+    for key, value in values.items()
+    if not np.isclose(numbers[group].get(key, np.nan), value, rtol=1e-3, atol=1e-6)
+  ]
+  off += [
+    f'{group}.{key}: new'
+    for group, values in numbers.items()
+    for key in values
+    if key not in want[group]
+  ]
   assert not off, '\n'.join(off) + ADVICE
 
 
@@ -142,7 +168,9 @@ def test_masks_are_those_of_one_device(name, small):
     mesh = small.mesh(count, **axes)
     with jax.set_mesh(mesh):
       draw = jax.jit(lambda batch, key: step_lib.draw_mask(method.config, 'random', batch, key))
-      masks.append(jax.tree.map(np.asarray, draw(small.batch(method, mesh=mesh), jax.random.key(5))))
+      masks.append(
+        jax.tree.map(np.asarray, draw(small.batch(method, mesh=mesh), jax.random.key(5)))
+      )
   assert equal(*masks)
   count = round(method.config.masks['random'].ratio * 16)
   assert (masks[0]['mask'].sum(-1) == count).all() and masks[0]['masked_indices'].shape[-1] == count
@@ -160,7 +188,10 @@ def test_no_gradient_reaches_a_teacher(name, gradients):
 @pytest.mark.parametrize('name', EMA)
 def test_ema_formula(name, stepper, small):
   _, states, *_ = stepper(name)
-  momentum, total = next(iter(small.config(name).teachers.values())).momentum, small.config(name).schedule.total_steps
+  momentum, total = (
+    next(iter(small.config(name).teachers.values())).momentum,
+    small.config(name).schedule.total_steps,
+  )
   for i in range(2):
     m = momentum
     if isinstance(m, schema.Ramp):
@@ -185,13 +216,19 @@ def test_head_only_ema_needs_no_second_forward(small, monkeypatch):
     def counting(params, tower, compute, inputs, **kwargs):
       calls.extend([tower.kind] * len(inputs))
       return apply(params, tower, compute, inputs, **kwargs)
+
     monkeypatch.setattr(towers, 'apply_all', counting)
     state = small.abstract(method, small.mesh())
-    jax.eval_shape(lambda s, b: step_lib.loss(method, s.params, s, b, jax.random.key(0)), state, small.batch(method))
+    jax.eval_shape(
+      lambda s, b: step_lib.loss(method, s.params, s, b, jax.random.key(0)),
+      state,
+      small.batch(method),
+    )
     monkeypatch.setattr(towers, 'apply_all', apply)
     return calls.count('vit')
-  assert passes('tips_v1') == 4      # clean, masked, local, teacher
-  assert passes('tips_v2') == 3      # the clean pass is the teacher's too
+
+  assert passes('tips_v1') == 4  # clean, masked, local, teacher
+  assert passes('tips_v2') == 3  # the clean pass is the teacher's too
 
 
 # --- numerics -----------------------------------------------------------------------------------
@@ -216,7 +253,7 @@ def test_non_finite_update_is_skipped(name, stepper, small):
 
 
 def test_prototypes_wait_and_the_rest_moves(stepper):
-  _, states, *_ = stepper('tips_v1')      # total_steps 8, frozen for 1 % of them: the first step only
+  _, states, *_ = stepper('tips_v1')  # total_steps 8, frozen for 1 % of them: the first step only
   prototypes = [s.params['head']['prototypes'] for s in states]
   assert equal(prototypes[0], prototypes[1]) and not equal(prototypes[1], prototypes[2])
   assert not equal(states[0].params['head']['layer0'], states[1].params['head']['layer0'])

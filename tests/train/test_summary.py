@@ -1,4 +1,5 @@
 """The closed-form costs against the paper's arithmetic and against XLA's own count."""
+
 import importlib
 
 import jax
@@ -15,9 +16,16 @@ def build(name, arg=''):
   return method_lib.build(strict.build(schema.Config, module.get_config(arg)))
 
 
-@pytest.mark.parametrize('name, arg, gigaflops', [
-    ('vitb', 'v1', 574), ('vitg', 'v1', 6589), ('vitg', 'v2', 6000), ('vitg_hr', 'v1', 22660),
-    ('vitg_hr', 'v2', 20110)])
+@pytest.mark.parametrize(
+  'name, arg, gigaflops',
+  [
+    ('vitb', 'v1', 574),
+    ('vitg', 'v1', 6589),
+    ('vitg', 'v2', 6000),
+    ('vitg_hr', 'v1', 22660),
+    ('vitg_hr', 'v2', 20110),
+  ],
+)
 def test_costs_are_those_of_the_papers_arithmetic(name, arg, gigaflops):
   assert sum(summary.flops(build(name, arg)).values()) / 1e9 == pytest.approx(gigaflops, rel=2e-3)
 
@@ -28,26 +36,40 @@ def test_v2_saves_the_teachers_image_pass():
   assert 1 - sum(v2.values()) / sum(v1.values()) == pytest.approx(0.091, abs=2e-3)
 
 
-@pytest.mark.parametrize('tower, size, tokens', [
+@pytest.mark.parametrize(
+  'tower, size, tokens',
+  [
     (schema.ViT(kind='vit', width=256, depth=2, heads=2, mlp=1024), 224, 258),
-    (schema.ViT(kind='vit', width=256, depth=2, heads=2, mlp=512, ffn='swiglu'), 98, 51)])
+    (schema.ViT(kind='vit', width=256, depth=2, heads=2, mlp=512, ffn='swiglu'), 98, 51),
+  ],
+)
 def test_closed_form_agrees_with_the_compiler(tower, size, tokens):
   compute = schema.Compute(dtype='float32', scan=False)
   params = jax.eval_shape(lambda: towers.init('image', tower, seed=0))
   images = jax.ShapeDtypeStruct((1, 1, size, size, 3), 'uint8')
   forward = jax.jit(lambda p, x: towers.apply(p, tower, compute, {'images': x}))
   counted = forward.lower(params, images).compile().cost_analysis()['flops']
-  ours = summary._transformer(tower.width, 2, tower.mlp, tower.ffn, tokens) + 2 * 588 * tower.width * (tokens - 2)
-  assert counted == pytest.approx(ours, rel=0.03)    # XLA counts norms, softmax and activations too
+  ours = summary._transformer(
+    tower.width, 2, tower.mlp, tower.ffn, tokens
+  ) + 2 * 588 * tower.width * (tokens - 2)
+  assert counted == pytest.approx(ours, rel=0.03)  # XLA counts norms, softmax and activations too
 
 
 def test_the_page_names_every_parameter_and_the_memory():
   page = summary.text(build('vitb', 'v1'), devices=8)
-  for line in ('image/posembed', 'head/prototypes', 'logit/log_temperature', 'GFLOP per image', 'optimizer'):
+  for line in (
+    'image/posembed',
+    'head/prototypes',
+    'logit/log_temperature',
+    'GFLOP per image',
+    'optimizer',
+  ):
     assert line in page
 
 
-@pytest.mark.parametrize('kind, tera', [('TPU v5 lite', 197), ('TPU v5', 459), ('TPU v5p', 459), ('NVIDIA H200', 989),
-                                        ('cpu', None)])
+@pytest.mark.parametrize(
+  'kind, tera',
+  [('TPU v5 lite', 197), ('TPU v5', 459), ('TPU v5p', 459), ('NVIDIA H200', 989), ('cpu', None)],
+)
 def test_peak_of_the_longest_name(kind, tera):
   assert summary.peak(kind) == (tera and tera * 1e12)

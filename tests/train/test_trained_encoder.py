@@ -1,4 +1,5 @@
 """The encoder of a run gives what a loaded model gives, and compiles once for all evaluations."""
+
 import pathlib
 
 import jax
@@ -15,7 +16,9 @@ from tips_jax.train import sharding
 from tips_jax.train.encoder import Encoder
 
 FLOAT = dict(compute=dict(dtype='float32'))
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 42, 3), np.uint8)    # 5 of 8 devices, 2 x 3 patches
+IMAGES = np.random.default_rng(0).integers(
+  0, 256, (5, 28, 42, 3), np.uint8
+)  # 5 of 8 devices, 2 x 3 patches
 TEXTS = ['a red ball', 'two cubes left of a cone', 'a red ball']
 
 
@@ -25,11 +28,20 @@ def both(small, name, tokenizer=None, **mesh):
   state = small.host_state(name)
   e, towers, encoder = method.config.evals, method.config.towers, Encoder(method, mesh)
   encoder.tokenizer = tokenizer
-  here = {'image': e.image_tower, 'text': e.text_tower, 'image_head': e.image_head, 'text_head': e.text_head}
+  here = {
+    'image': e.image_tower,
+    'text': e.text_tower,
+    'image_head': e.image_head,
+    'text_head': e.text_head,
+  }
   here = {k: n for k, n in here.items() if n in towers}
-  weights = Weights(name=name, towers={k: towers[n] for k, n in here.items()},
-                    params={k: state.params[n] for k, n in here.items()}, text_length=method.config.data.text_length,
-                    tokenizer=tokenizer and pathlib.Path(tokenizer.path).read_bytes())
+  weights = Weights(
+    name=name,
+    towers={k: towers[n] for k, n in here.items()},
+    params={k: state.params[n] for k, n in here.items()},
+    text_length=method.config.data.text_length,
+    tokenizer=tokenizer and pathlib.Path(tokenizer.path).read_bytes(),
+  )
   cls = e.retrieval_cls if e.retrieval_cls in towers[e.image_tower].cls else None
   return encoder.of(small.place(method, mesh, state)), Loaded(weights, cls=cls)
 
@@ -39,7 +51,7 @@ def close(found, wanted):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), found, wanted)
 
 
-@pytest.mark.parametrize('name', ['tips_v2', 'clip'])    # two CLS tokens; projections behind one
+@pytest.mark.parametrize('name', ['tips_v2', 'clip'])  # two CLS tokens; projections behind one
 @pytest.mark.parametrize('mesh', [dict(data=8), dict(data=2, fsdp=4)], ids=['data', 'fsdp'])
 def test_it_gives_what_a_loaded_model_gives(small, name, mesh):
   encoder, loaded = both(small, name, **mesh)
@@ -52,7 +64,9 @@ def test_it_gives_what_a_loaded_model_gives(small, name, mesh):
 
 
 def test_texts(small, scenes_store):
-  encoder, loaded = both(small, 'clip', Tokenizer(store_lib.open_store(scenes_store).tokenizer_path), data=8)
+  encoder, loaded = both(
+    small, 'clip', Tokenizer(store_lib.open_store(scenes_store).tokenizer_path), data=8
+  )
   found = encoder.encode_text(TEXTS)
   close(found, loaded.encode_text(TEXTS))
   np.testing.assert_array_equal(found[0], found[2])
@@ -73,9 +87,16 @@ def test_other_weights_need_no_other_program(small):
 
 def test_the_suite_under_the_mesh_of_a_run(small, scenes_store, monkeypatch):
   """As the loop calls it: on one device, while the encoder works on all."""
-  monkeypatch.setattr(suite_data, '_SHORT', {
-      'depth': dict(steps=2, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8), 'linear': dict(steps=3),
-      'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=40), 'zeroshot': dict(templates='photo')})
+  monkeypatch.setattr(
+    suite_data,
+    '_SHORT',
+    {
+      'depth': dict(steps=2, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
+      'linear': dict(steps=3),
+      'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=40),
+      'zeroshot': dict(templates='photo'),
+    },
+  )
   store = store_lib.open_store(scenes_store)
   words = Tokenizer(store.tokenizer_path)
   tasks = ('linear', 'depth', 'dpt_normals', 'zeroshot', 'zeroshot_segmentation')

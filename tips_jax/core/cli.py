@@ -1,4 +1,7 @@
-"""What the command-line programs share: flags of their own, one line for bad input, and the exit codes."""
+"""What the command-line programs share: flags of their own, one line for bad input, and the exit
+codes.
+"""
+
 import signal
 import sys
 
@@ -10,8 +13,8 @@ from tips_jax.core.errors import InputError
 def run(work, argv, values, *, about, stopped):
   """Calls work(argv) and returns its exit code, or 0.
 
-  values: the program's FlagValues; about: its help. Bad input is one line and 2; Ctrl-C prints `stopped` and is 130,
-  SIGTERM 143.
+  values: the program's FlagValues; about: its help. Bad input is one line and 2; Ctrl-C prints
+  `stopped` and is 130, SIGTERM 143.
   """
   if {'--help', '-h', '-help'} & set(argv):
     print(f'{about}\n{values.get_help()}')

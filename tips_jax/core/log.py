@@ -1,4 +1,7 @@
-"""What a run tells the outside: `metrics.jsonl` and TensorBoard for machines, one progress line for people."""
+"""What a run tells the outside: `metrics.jsonl` and TensorBoard for machines, one progress line for
+people.
+"""
+
 import json
 import math
 import os
@@ -16,9 +19,10 @@ FILE = 'metrics.jsonl'
 class Metrics:
   """Appends scalars to `workdir/metrics.jsonl`, one JSON object a line, and to TensorBoard.
 
-  `resume_step`: the step of the restored checkpoint; later lines, which the resumed run writes again, are
-  dropped in one atomic replacement. -1: a new run, earlier lines go. A line cut short by a kill goes too.
-  Non-finite values are null in the file. Raises InputError where the folder cannot be written.
+  `resume_step`: the step of the restored checkpoint; later lines, which the resumed run writes
+  again, are dropped in one atomic replacement. -1: a new run, earlier lines go. A line cut short by
+  a kill goes too. Non-finite values are null in the file. Raises InputError where the folder cannot
+  be written.
   """
 
   def __init__(self, workdir, *, config: Log, resume_step: int = -1):
@@ -26,22 +30,33 @@ class Metrics:
     self._tensorboard = None
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      kept = ''.join(json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step)
+      kept = ''.join(
+        json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step
+      )
       temporary = self.path.with_suffix('.tmp')
       temporary.write_text(kept)
       os.replace(temporary, self.path)
       self._file = open(self.path, 'a')
       if config.tensorboard:
         from tensorboardX import SummaryWriter  # slow to import, and optional
-        self._tensorboard = SummaryWriter(str(self.path.parent / 'tensorboard'), purge_step=max(resume_step + 1, 0))
+
+        self._tensorboard = SummaryWriter(
+          str(self.path.parent / 'tensorboard'), purge_step=max(resume_step + 1, 0)
+        )
     except OSError as error:
-      raise InputError(f'workdir: got {str(workdir)!r}; expected a writable folder ({error.strerror})') from None
+      raise InputError(
+        f'workdir: got {str(workdir)!r}; expected a writable folder ({error.strerror})'
+      ) from None
 
   def write(self, step: int, values: dict) -> None:
     """Adds one line: `step` and the values (numbers, 0-d arrays or strings)."""
-    values = {name: value if isinstance(value, str) else _number(value) for name, value in values.items()}
+    values = {
+      name: value if isinstance(value, str) else _number(value) for name, value in values.items()
+    }
     try:
-      self._file.write(json.dumps({'step': int(step), **{k: _finite(v) for k, v in values.items()}}) + '\n')
+      self._file.write(
+        json.dumps({'step': int(step), **{k: _finite(v) for k, v in values.items()}}) + '\n'
+      )
       self._file.flush()
       if self._tensorboard:
         for name, value in values.items():
@@ -57,33 +72,46 @@ class Metrics:
 
 
 def read(path) -> list[dict]:
-  """The lines of a metrics file in order; a last line without its end is left out; no file: no lines."""
+  """The lines of a metrics file in order; a last line without its end is left out; no file: no
+  lines.
+  """
   try:
     text = pathlib.Path(path).read_text()
   except FileNotFoundError:
     return []
-  lines = text.split('\n')[:-1]    # what follows the last newline was cut short
+  lines = text.split('\n')[:-1]  # what follows the last newline was cut short
   try:
     return [json.loads(line) for line in lines if line]
   except json.JSONDecodeError as error:
-    raise InputError(f'{path}: got a line that is not JSON ({error}); expected one object a line') from None
+    raise InputError(
+      f'{path}: got a line that is not JSON ({error}); expected one object a line'
+    ) from None
 
 
 class Progress:
   """One line that fits the terminal: step/total, %, loss, ETA, images/s.
 
-  Rewritten in place on a terminal; elsewhere (a log file) a plain line every `every_s` seconds and at the end.
-  The ETA counts from the first `update`, so that compiling does not spoil it. `silent`: says nothing.
+  Rewritten in place on a terminal; elsewhere (a log file) a plain line every `every_s` seconds and
+  at the end. The ETA counts from the first `update`, so that compiling does not spoil it. `silent`:
+  says nothing.
   """
 
-  def __init__(self, total: int, *, label: str = 'step', every_s: float = 10.0, stream=None, silent: bool = False):
+  def __init__(
+    self,
+    total: int,
+    *,
+    label: str = 'step',
+    every_s: float = 10.0,
+    stream=None,
+    silent: bool = False,
+  ):
     self.total, self.label, self.every_s = total, label, every_s
     self.stream = open(os.devnull, 'w') if silent else stream or sys.stderr
     self.tty = self.stream.isatty()
-    self._first = None            # (time, step) of the first update
+    self._first = None  # (time, step) of the first update
     self._shown_at = -math.inf
     self._line = ''
-    self._open = False            # a line without its end stands on the terminal
+    self._open = False  # a line without its end stands on the terminal
 
   def update(self, step: int, *, loss=None, images_per_s=None, note: str = '') -> None:
     """Shows step `step` of the total, with whatever of the rest is given (raw: also nan and inf)."""
@@ -103,9 +131,9 @@ class Progress:
     self._shown_at = now
     if self.tty:
       width = self._width() - 1
-      while len('  '.join(parts)) > width and len(parts) > 1:    # the last parts matter least
+      while len('  '.join(parts)) > width and len(parts) > 1:  # the last parts matter least
         parts.pop()
-      self.stream.write('\r\x1b[2K' + self._bar(step, '  '.join(parts)[:max(width, 0)], width))
+      self.stream.write('\r\x1b[2K' + self._bar(step, '  '.join(parts)[: max(width, 0)], width))
       self._open = True
     else:
       self.stream.write(self._line + '\n')
@@ -135,7 +163,9 @@ class Progress:
     room = min(width - len(text) - 2, 24)
     if room < 8:
       return text
-    done, left = ('━', '─') if 'utf' in (getattr(self.stream, 'encoding', '') or '').lower() else ('=', '-')
+    done, left = (
+      ('━', '─') if 'utf' in (getattr(self.stream, 'encoding', '') or '').lower() else ('=', '-')
+    )
     full = min(int(room * step / max(self.total, 1)), room)
     return f'{done * full}{left * (room - full)}  {text}'
 

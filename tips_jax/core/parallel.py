@@ -1,9 +1,12 @@
-"""The batch over the devices: code that is written for one device's rows and for its part of the weights.
+"""The batch over the devices: code that is written for one device's rows and for its part of the
+weights.
 
-Towers run on each device's own rows (`map_batch`) and put a weight together where they read it (`whole`): an all-gather
-in the activations' dtype, whose transpose is a reduce-scatter. Losses over the global batch (contrast, prototypes) are
-summed where the data is (`sum_over_batch`). Everything else is left to the compiler.
+Towers run on each device's own rows (`map_batch`) and put a weight together where they read it
+(`whole`): an all-gather in the activations' dtype, whose transpose is a reduce-scatter. Losses over
+the global batch (contrast, prototypes) are summed where the data is (`sum_over_batch`). Everything
+else is left to the compiler.
 """
+
 import dataclasses
 import math
 from typing import Any
@@ -31,7 +34,10 @@ def constrain_batch(x):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """This device's part of a weight, split over mesh axis `axis` along dimension `dim`, counted from the end."""
+  """This device's part of a weight, split over mesh axis `axis` along dimension `dim`, counted from
+  the end.
+  """
+
   value: Any
   dim: int = dataclasses.field(metadata=dict(static=True))
   axis: str = dataclasses.field(metadata=dict(static=True))
@@ -46,19 +52,28 @@ def whole(weight, dtype):
 
 
 def map_batch(fn, weights, batched, *, specs):
-  """fn(weights, rows of `batched`, their global numbers) on every device, whose results are joined along axis 0.
+  """fn(weights, rows of `batched`, their global numbers) on every device, whose results are joined
+  along axis 0.
 
   Args:
     fn: rows in, rows out. Its weights are Parts where they are split: `whole` reads one.
-    weights: tree of arrays; `specs`: the PartitionSpec of each. Axes other than the batch's stay the compiler's.
+    weights: tree of arrays; `specs`: the PartitionSpec of each. Axes other than the batch's stay
+    the compiler's.
     batched: tree of arrays whose leading axis is the batch.
 
-  The gradient of a weight is summed over the devices once, after all of its uses, and already scattered by then.
+  The gradient of a weight is summed over the devices once, after all of its uses, and already
+  scattered by then.
   """
-  mesh, axes, rows = jax.sharding.get_abstract_mesh(), batch_axes(), jax.tree.leaves(batched)[0].shape[0]
+  mesh, axes, rows = (
+    jax.sharding.get_abstract_mesh(),
+    batch_axes(),
+    jax.tree.leaves(batched)[0].shape[0],
+  )
   if not axes:
     return fn(weights, batched, jnp.arange(rows))
-  specs = jax.tree.map(lambda s: P(*(e if e in axes else None for e in s)), specs, is_leaf=lambda s: isinstance(s, P))
+  specs = jax.tree.map(
+    lambda s: P(*(e if e in axes else None for e in s)), specs, is_leaf=lambda s: isinstance(s, P)
+  )
 
   def part(x, spec):
     split = [(i - x.ndim, axis) for i, axis in enumerate(spec) if axis]
@@ -67,11 +82,16 @@ def map_batch(fn, weights, batched, *, specs):
 
   def local(weights, batched):
     count = jax.tree.leaves(batched)[0].shape[0]
-    return fn(jax.tree.map(part, weights, specs), batched, lax.axis_index(axes) * count + jnp.arange(count))
+    return fn(
+      jax.tree.map(part, weights, specs), batched, lax.axis_index(axes) * count + jnp.arange(count)
+    )
 
-  # An axis of one device is ours too: a kernel may not stand under an axis that the compiler splits, however small.
+  # An axis of one device is ours too: a kernel may not stand under an axis that the compiler
+  # splits, however small.
   manual = {a for a, size in mesh.shape.items() if a in axes or size == 1}
-  return jax.shard_map(local, in_specs=(specs, P(axes)), out_specs=P(axes), axis_names=manual)(weights, batched)
+  return jax.shard_map(local, in_specs=(specs, P(axes)), out_specs=P(axes), axis_names=manual)(
+    weights, batched
+  )
 
 
 def sum_over_batch(fn, batched, shared):
@@ -79,7 +99,8 @@ def sum_over_batch(fn, batched, shared):
 
   Args:
     fn: returns a tree of sums over its rows. `shard.gather(x)` gives all rows of a batched array,
-      `shard.offset(rows)` the global number of this shard's first row, `shard.sum(x)` a sum over shards.
+      `shard.offset(rows)` the global number of this shard's first row, `shard.sum(x)` a sum over
+      shards.
     batched: tree of arrays whose leading axis is the batch.
     shared: tree of arrays that every device holds.
   """
@@ -89,19 +110,22 @@ def sum_over_batch(fn, batched, shared):
   count = math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
   rows = {x.shape[0] for x in jax.tree.leaves(batched)}
   if any(r % count for r in rows):
-    raise ValueError(f'batch rows: got {sorted(rows)}; expected a multiple of the {count} devices of axes {axes}')
+    raise ValueError(
+      f'batch rows: got {sorted(rows)}; expected a multiple of the {count} devices of axes {axes}'
+    )
   shard = _Shard(axes)
   local = lambda b, s: jax.tree.map(shard.sum, fn(b, s, shard))
   return jax.shard_map(local, in_specs=(P(axes), P()), out_specs=P())(batched, shared)
 
 
 class _Shard:
-
   def __init__(self, axes):
     self.axes = axes
 
   def gather(self, x):
-    for axis in reversed(self.axes):    # one after the other: over both at once XLA makes an all-reduce of zeros
+    for axis in reversed(
+      self.axes
+    ):  # one after the other: over both at once XLA makes an all-reduce of zeros
       x = lax.all_gather(x, axis, axis=0, tiled=True)
     return x
 

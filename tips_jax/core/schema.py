@@ -3,6 +3,7 @@
 Config files are plain ml_collections data. They pass one door, `strict.build(Config, data)`, and
 come out as these frozen dataclasses; unknown, missing and mistyped fields are errors there.
 """
+
 import dataclasses
 from typing import Literal
 
@@ -15,6 +16,7 @@ def config(cls):
 @config
 class Ramp:
   """A value that moves from `start` to `end` while training goes from fraction `begin` to `until`."""
+
   start: float
   end: float
   begin: float = 0.0
@@ -28,46 +30,49 @@ class Ramp:
 @config
 class View:
   """Random-resized crops of one size, `count` of them per image."""
-  size: int                                      # pixels, the crop is square
+
+  size: int  # pixels, the crop is square
   count: int = 1
-  scale: tuple[float, float] = (0.4, 1.0)        # share of the image area
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)    # width / height
-  flip: float = 0.5                              # probability of a horizontal flip
+  scale: tuple[float, float] = (0.4, 1.0)  # share of the image area
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+  flip: float = 0.5  # probability of a horizontal flip
 
 
 @config
 class Text:
   """One caption per image: a field of the store, and the field that stands in where it is empty."""
+
   field: Literal['alt_text', 'captions']
-  pick: Literal['first', 'random'] = 'random'    # which of several captions
+  pick: Literal['first', 'random'] = 'random'  # which of several captions
   fallback: Literal['', 'alt_text', 'captions'] = ''
 
 
 @config
 class Scenes:
   """The embedded data set; `train` > 0 generates it on first use."""
+
   train: int = 0
   test: int = 0
-  size: int = 96                                 # pixels, square
-  objects: int = 5                               # the most in a scene
-  typical: float = 0.0                           # share of objects that look as their kind does; else any color
+  size: int = 96  # pixels, square
+  objects: int = 5  # the most in a scene
+  typical: float = 0.0  # share of objects that look as their kind does; else any color
 
 
 @config
 class Data:
-  store: str = ''                                # folder written by `prepare`, or any TFDS folder
+  store: str = ''  # folder written by `prepare`, or any TFDS folder
   split: str = 'train'
-  extra_stores: tuple[str, ...] = ()             # mixed in; see mixture
-  mixture: tuple[float, ...] = ()                # of (store, *extra_stores); empty: by their sizes
+  extra_stores: tuple[str, ...] = ()  # mixed in; see mixture
+  mixture: tuple[float, ...] = ()  # of (store, *extra_stores); empty: by their sizes
   scenes: Scenes = Scenes()
-  tokenizer: str = ''                            # SentencePiece model; empty: the store's own
+  tokenizer: str = ''  # SentencePiece model; empty: the store's own
   text_length: int = 64
   views: dict[str, View]
   texts: dict[str, Text] = dataclasses.field(default_factory=dict)
   threads: int = 16
-  workers: int = 0                               # processes; 0: threads alone
-  prefetch: int = 4                              # batches read ahead
-  max_bad_fraction: float = 0.01                 # unreadable images among those seen; above: stop
+  workers: int = 0  # processes; 0: threads alone
+  prefetch: int = 4  # batches read ahead
+  max_bad_fraction: float = 0.01  # unreadable images among those seen; above: stop
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -76,22 +81,24 @@ class Data:
 @config
 class ViT:
   """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic ones."""
+
   kind: Literal['vit']
   width: int
   depth: int
   heads: int
-  mlp: int                                       # hidden width of the feed-forward layer
+  mlp: int  # hidden width of the feed-forward layer
   ffn: Literal['gelu', 'swiglu'] = 'gelu'
-  patch: int = 14                                # pixels
-  grid: int = 16                                 # side of the position table, in patches
-  cls: tuple[str, ...] = ('web', 'synthetic')    # names of the CLS tokens
+  patch: int = 14  # pixels
+  grid: int = 16  # side of the position table, in patches
+  cls: tuple[str, ...] = ('web', 'synthetic')  # names of the CLS tokens
   mask_token: bool = False
-  centered: bool = False                          # initial weights take pixels as (x - 1/2) * 4; else as x (official)
+  centered: bool = False  # initial weights take pixels as (x - 1/2) * 4; else as x (official)
 
 
 @config
 class TextTower:
   """Text tower: bidirectional transformer, ReLU, mean over the tokens."""
+
   kind: Literal['text']
   width: int
   depth: int
@@ -104,8 +111,9 @@ class TextTower:
 @config
 class DINOHead:
   """DINO head: MLP, bottleneck on the unit sphere, and weight-normalized prototypes."""
+
   kind: Literal['dino_head']
-  width: int                                     # of the tokens that come in
+  width: int  # of the tokens that come in
   hidden: int = 2048
   bottleneck: int = 256
   layers: int = 3
@@ -115,6 +123,7 @@ class DINOHead:
 @config
 class ProjectionHead:
   """Linear projection into a joint space (CLIP)."""
+
   kind: Literal['projection']
   width: int
   output: int
@@ -123,6 +132,7 @@ class ProjectionHead:
 @config
 class PixelDecoder:
   """MAE decoder: a narrow ViT over visible tokens and mask tokens, to the pixels of each patch."""
+
   kind: Literal['pixel_decoder']
   width: int
   decoder_width: int = 512
@@ -136,9 +146,10 @@ class PixelDecoder:
 @config
 class Logit:
   """Learned scale (kept as log temperature) and bias of a contrastive loss; no clamp."""
+
   kind: Literal['logit']
-  temperature: float = 0.07                      # at initialization
-  bias: float | None = None                      # SigLIP: -10
+  temperature: float = 0.07  # at initialization
+  bias: float | None = None  # SigLIP: -10
 
 
 Tower = ViT | TextTower | DINOHead | ProjectionHead | PixelDecoder | Logit
@@ -147,10 +158,13 @@ Tower = ViT | TextTower | DINOHead | ProjectionHead | PixelDecoder | Logit
 @config
 class Compute:
   """How towers are computed; never what they compute."""
-  dtype: Literal['bfloat16', 'float32'] = 'bfloat16'    # of activations; parameters stay float32
-  scan: bool = True                                     # one compiled block, looped over layers
-  remat: Literal['none', 'products', 'full'] = 'none'   # kept for the backward pass: all; matrix products; block inputs
-  attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'    # see models/attention.py
+
+  dtype: Literal['bfloat16', 'float32'] = 'bfloat16'  # of activations; parameters stay float32
+  scan: bool = True  # one compiled block, looped over layers
+  remat: Literal['none', 'products', 'full'] = (
+    'none'  # kept for the backward pass: all; matrix products; block inputs
+  )
+  attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'  # see models/attention.py
 
 
 # --- method -------------------------------------------------------------------------------------
@@ -159,16 +173,20 @@ class Compute:
 @config
 class Mask:
   """Random patches of a view: exactly round(ratio * P) of them, drawn anew at every step."""
+
   view: str
   ratio: float = 0.75
 
 
 @config
 class Pass:
-  """One tower applied to inputs, by the student or by a named teacher. Its output dict joins the features.
+  """One tower applied to inputs, by the student or by a named teacher. Its output dict joins the
+  features.
 
-  Inputs are paths: 'batch.NAME', 'masks.NAME.mask|masked_indices|visible', or 'PASS.OUTPUT'. They decide the order.
+  Inputs are paths: 'batch.NAME', 'masks.NAME.mask|masked_indices|visible', or 'PASS.OUTPUT'. They
+  decide the order.
   """
+
   tower: str
   inputs: dict[str, str]
   by: str = 'student'
@@ -176,7 +194,10 @@ class Pass:
 
 @config
 class WeightedLoss:
-  """One weighted loss. Inputs are paths as in Pass, or parameters 'student.TOWER.NAME', 'TEACHER.TOWER.NAME'."""
+  """One weighted loss. Inputs are paths as in Pass, or parameters 'student.TOWER.NAME',
+  'TEACHER.TOWER.NAME'.
+  """
+
   kind: str
   inputs: dict[str, str]
   weight: float | Ramp = 1.0
@@ -185,17 +206,20 @@ class WeightedLoss:
 
 @config
 class Teacher:
-  """Target weights for some towers. Towers that it does not name are the student's, without gradient."""
+  """Target weights for some towers. Towers that it does not name are the student's, without
+  gradient.
+  """
+
   towers: tuple[str, ...]
   kind: Literal['ema', 'frozen'] = 'ema'
-  momentum: float | Ramp = 0.994                 # ema: teacher <- m * teacher + (1 - m) * student
-  init_from: str = ''                            # frozen: a trained run, or foreign weights, as in Config
-  rename: dict[str, str] = dataclasses.field(default_factory=dict)    # tower here -> tower there
+  momentum: float | Ramp = 0.994  # ema: teacher <- m * teacher + (1 - m) * student
+  init_from: str = ''  # frozen: a trained run, or foreign weights, as in Config
+  rename: dict[str, str] = dataclasses.field(default_factory=dict)  # tower here -> tower there
 
 
 # --- training -----------------------------------------------------------------------------------
 
-Rules = tuple[tuple[str, float], ...]            # (regular expression, value): the first match wins
+Rules = tuple[tuple[str, float], ...]  # (regular expression, value): the first match wins
 
 
 @config
@@ -203,30 +227,30 @@ class Optimizer:
   kind: Literal['adafactor', 'adamw'] = 'adafactor'
   learning_rate: float = 5e-4
   b1: float = 0.9
-  b2: float = 0.999                              # Adafactor: the cap of its decay
-  eps: float = 1e-8                              # AdamW
-  weight_decay: float = 0.01                     # decoupled, times the learning rate
-  clip_norm: float = 1.0                         # of the global gradient; 0: off
+  b2: float = 0.999  # Adafactor: the cap of its decay
+  eps: float = 1e-8  # AdamW
+  weight_decay: float = 0.01  # decoupled, times the learning rate
+  clip_norm: float = 1.0  # of the global gradient; 0: off
   decay_rules: Rules = (('.*/(kernel|embedding)$', 1.0), ('.*', 0.0))
   lr_rules: Rules = (('.*', 1.0),)
-  freeze_rules: Rules = (('.*', 0.0),)           # held still for this fraction of the run; 1: always
+  freeze_rules: Rules = (('.*', 0.0),)  # held still for this fraction of the run; 1: always
 
 
 @config
 class Schedule:
   total_steps: int
-  batch_size: int                                # global
+  batch_size: int  # global
   warmup_steps: int = 0
   decay: Literal['linear', 'cosine', 'constant'] = 'linear'
-  accumulate: int = 1                            # forward passes in this many parts; the contrast stays global
+  accumulate: int = 1  # forward passes in this many parts; the contrast stays global
 
 
 @config
 class Checkpoint:
   every_steps: int = 1000
   keep_last: int = 2
-  keep_every: int = 0                            # steps; these are kept for good
-  best_metric: str = ''                          # the best checkpoint by it is kept too; of errors the lowest is best
+  keep_every: int = 0  # steps; these are kept for good
+  best_metric: str = ''  # the best checkpoint by it is kept too; of errors the lowest is best
 
 
 @config
@@ -235,43 +259,58 @@ class Mesh:
 
   Rules: pattern -> mesh axis of each trailing dimension.
   """
+
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-      ('.*/(query|key|value)/kernel$', ('fsdp', 'tensor')),
-      ('.*/attention/out/kernel$', ('tensor', 'fsdp')),
-      ('.*/mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
-      ('.*/mlp/down/kernel$', ('tensor', 'fsdp')),
-      ('.*/prototypes$', ('tensor', 'fsdp')),
-      ('.*/(embedding|kernel)$', (None, 'fsdp')),
-      ('.*', ()),
+    ('.*/(query|key|value)/kernel$', ('fsdp', 'tensor')),
+    ('.*/attention/out/kernel$', ('tensor', 'fsdp')),
+    ('.*/mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),
+    ('.*/mlp/down/kernel$', ('tensor', 'fsdp')),
+    ('.*/prototypes$', ('tensor', 'fsdp')),
+    ('.*/(embedding|kernel)$', (None, 'fsdp')),
+    ('.*', ()),
   )
 
 
 @config
 class Evals:
-  """What a run measures on the way. Tasks that learn do so on the split 'train'; all but the first three with the short
-  recipes of `evaluate --suite=quick`, and public benchmarks with their own.
+  """What a run measures on the way. Tasks that learn do so on the split 'train'; all but the first
+  three with the short recipes of `evaluate --suite=quick`, and public benchmarks with their own.
   """
-  tasks: tuple[Literal['retrieval', 'knn', 'segmentation', 'depth', 'dpt_depth', 'dpt_normals', 'linear', 'instance',
-                       'zeroshot', 'zeroshot_segmentation'], ...] = ()    # of the store
-  suite: str = ''                                # public benchmarks too, as --suite of `evaluate`, but not 'quick'
-  data: str = ''                                 # their folder
-  every_steps: int = 0                           # 0: only at the start and the end
+
+  tasks: tuple[
+    Literal[
+      'retrieval',
+      'knn',
+      'segmentation',
+      'depth',
+      'dpt_depth',
+      'dpt_normals',
+      'linear',
+      'instance',
+      'zeroshot',
+      'zeroshot_segmentation',
+    ],
+    ...,
+  ] = ()  # of the store
+  suite: str = ''  # public benchmarks too, as --suite of `evaluate`, but not 'quick'
+  data: str = ''  # their folder
+  every_steps: int = 0  # 0: only at the start and the end
   at_start: bool = True
   split: str = 'test'
-  encoder: str = 'student'                       # or the name of a teacher
+  encoder: str = 'student'  # or the name of a teacher
   image_tower: str = 'image'
   text_tower: str = 'text'
-  image_head: str = ''                           # projection between the tower and the joint space
+  image_head: str = ''  # projection between the tower and the joint space
   text_head: str = ''
-  size: int = 224                                # pixels, square
+  size: int = 224  # pixels, square
   batch_size: int = 64
-  cls: str = 'web'                               # token for kNN
+  cls: str = 'web'  # token for kNN
   retrieval_cls: str = 'synthetic'
   retrieval_text: Literal['alt_text', 'captions'] = 'captions'
-  limit: int = 5000                              # images of each split
+  limit: int = 5000  # images of each split
   report: bool = True
 
 
@@ -279,23 +318,30 @@ class Evals:
 class Log:
   every_steps: int = 10
   tensorboard: bool = True
-  stall_seconds: float = 600.0                   # without a step: write what every thread is doing; 0: never
+  stall_seconds: float = 600.0  # without a step: write what every thread is doing; 0: never
 
 
 @config
 class Hosts:
   """Several processes (`--multihost`): how long one waits for the others."""
-  rendezvous_seconds: float = 300.0              # for all to come; then the run ends and names the missing
-  lost_seconds: float = 60.0                     # for a sign of life; then the run ends and names the lost
+
+  rendezvous_seconds: float = 300.0  # for all to come; then the run ends and names the missing
+  lost_seconds: float = 60.0  # for a sign of life; then the run ends and names the lost
 
 
 @config
 class Config:
   name: str
   seed: int = 0
-  init_from: str = ''                            # run, Hugging Face folder or official files to start from
-  init_from_rules: tuple[tuple[str, bool], ...] = (('.*', True),)    # pattern of parameter names -> take it from there
-  init_parts: tuple[Literal['params', 'teachers', 'loss_state', 'optimizer'], ...] = ('params', 'teachers', 'loss_state')
+  init_from: str = ''  # run, Hugging Face folder or official files to start from
+  init_from_rules: tuple[tuple[str, bool], ...] = (
+    ('.*', True),
+  )  # pattern of parameter names -> take it from there
+  init_parts: tuple[Literal['params', 'teachers', 'loss_state', 'optimizer'], ...] = (
+    'params',
+    'teachers',
+    'loss_state',
+  )
   data: Data
   towers: dict[str, Tower]
   compute: Compute = Compute()
@@ -310,4 +356,4 @@ class Config:
   evals: Evals = Evals()
   log: Log = Log()
   hosts: Hosts = Hosts()
-  max_bad_steps: int = 20                        # non-finite updates in a row; then the run stops
+  max_bad_steps: int = 20  # non-finite updates in a row; then the run stops

@@ -1,4 +1,5 @@
 """The one door from plain data to the schema: types checked, unknown and missing fields named."""
+
 import dataclasses
 import difflib
 import types
@@ -15,11 +16,15 @@ def did_you_mean(name, known):
 
 def unknown(what, name, known):
   """An InputError for a name that is not among the known ones."""
-  return InputError(f'{what}: got {name!r}; expected one of {sorted(map(str, known))}{did_you_mean(name, known)}')
+  return InputError(
+    f'{what}: got {name!r}; expected one of {sorted(map(str, known))}{did_you_mean(name, known)}'
+  )
 
 
 def build(cls, data, where='config'):
-  """An instance of dataclass `cls` from nested dicts; InputError names the first field that does not fit."""
+  """An instance of dataclass `cls` from nested dicts; InputError names the first field that does
+  not fit.
+  """
   fields = {f.name: f for f in dataclasses.fields(cls)}
   data = _as_dict(data, where)
   for key in data:
@@ -56,7 +61,9 @@ def value(hint, x, where):
       return tuple(value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
   if origin is dict:
     x = _as_dict(x, where)
-    return {value(args[0], k, f'{where}: name'): value(args[1], v, f'{where}.{k}') for k, v in x.items()}
+    return {
+      value(args[0], k, f'{where}: name'): value(args[1], v, f'{where}.{k}') for k, v in x.items()
+    }
   if dataclasses.is_dataclass(hint):
     return build(hint, x, where)
   if hint is float and isinstance(x, int) and not isinstance(x, bool):
@@ -71,7 +78,11 @@ def _union(args, x, where):
   groups = [a for a in args if dataclasses.is_dataclass(a)]
   if hasattr(x, 'to_dict') or isinstance(x, dict):
     x = _as_dict(x, where)
-    kinds = {typing.get_args(typing.get_type_hints(g)['kind'])[0]: g for g in groups if 'kind' in g.__annotations__}
+    kinds = {
+      typing.get_args(typing.get_type_hints(g)['kind'])[0]: g
+      for g in groups
+      if 'kind' in g.__annotations__
+    }
     if kinds:
       if x.get('kind') not in kinds:
         raise unknown(f'{where}.kind', x.get('kind'), kinds)
@@ -88,13 +99,19 @@ def _union(args, x, where):
       return value(a, x, where)
     except InputError:
       pass
-  raise InputError(f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}')
+  raise InputError(
+    f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}'
+  )
 
 
 def _say(hint):
   if dataclasses.is_dataclass(hint):
     return f'a {hint.__name__} group'
-  return getattr(hint, '__name__', str(hint)) if typing.get_origin(hint) is None else str(hint).replace('typing.', '')
+  return (
+    getattr(hint, '__name__', str(hint))
+    if typing.get_origin(hint) is None
+    else str(hint).replace('typing.', '')
+  )
 
 
 def plain(config):

@@ -1,4 +1,5 @@
 """Trees with names: 'tower/blocks/mlp/up/kernel' for every leaf, and rules that match them."""
+
 import re
 
 import jax
@@ -34,14 +35,20 @@ def map_named(fn, tree, *rest):
 
 
 def match(rules, leaf_name, what):
-  """The value of the first rule whose pattern matches the whole name; InputError: none does, or one is no pattern."""
+  """The value of the first rule whose pattern matches the whole name; InputError: none does, or one
+  is no pattern.
+  """
   for pattern, value in rules:
     try:
       if re.fullmatch(pattern, leaf_name):
         return value
     except re.error as error:
-      raise InputError(f'{what}: got {pattern!r}; expected a regular expression ({error})') from None
-  raise InputError(f'{what}: got no rule for {leaf_name!r}; expected one of {[p for p, _ in rules]} to match it')
+      raise InputError(
+        f'{what}: got {pattern!r}; expected a regular expression ({error})'
+      ) from None
+  raise InputError(
+    f'{what}: got no rule for {leaf_name!r}; expected one of {[p for p, _ in rules]} to match it'
+  )
 
 
 def size(tree):

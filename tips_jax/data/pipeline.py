@@ -1,9 +1,12 @@
-"""The training input: stores -> shuffled, mixed, decoded, cropped, tokenized batches of NumPy arrays.
+"""The training input: stores -> shuffled, mixed, decoded, cropped, tokenized batches of NumPy
+arrays.
 
-Everything about an example is a function of (seed, global example index): which record, which crops, which caption. So
-the whole state is one integer, and any number of hosts, processes and threads yields the same global batches. Grain
-gives the order (shuffle, repeat, mix), the read-ahead and the worker processes. No jax in here.
+Everything about an example is a function of (seed, global example index): which record, which
+crops, which caption. So the whole state is one integer, and any number of hosts, processes and
+threads yields the same global batches. Grain gives the order (shuffle, repeat, mix), the read-ahead
+and the worker processes. No jax in here.
 """
+
 import bisect
 import concurrent.futures
 import hashlib
@@ -25,23 +28,24 @@ from tips_jax.data import views
 from tips_jax.data.tokenizer import Tokenizer
 
 _RESERVED = ('index', 'bad')
-_TRIES = 20          # unreadable records in a row
-_ROWS = 32           # images per task of the thread pool, at most
-_FEW = 1000          # examples below which max_bad_fraction is not yet a rate
+_TRIES = 20  # unreadable records in a row
+_ROWS = 32  # images per task of the thread pool, at most
+_FEW = 1000  # examples below which max_bad_fraction is not yet a rate
 
 
 class Pipeline:
   """An endless iterator over this host's part of the global batches.
 
-  A batch is a dict: uint8 [B, V, size, size, 3] per view, int32 [B, T] and '<name>_valid' bool [B] per text, 'index'
-  int64 [B] (record number in the concatenated stores) and 'bad' int64 [B] (the unreadable record that was replaced by
-  'index', else -1). Host p of n holds the p-th of n equal parts of each global batch, as the rows of a global array
-  lie over hosts. `next_index` is the state: pass it as `start` to go on. Raises InputError for a config or a store that
-  cannot work, before any thread starts, and while iterating when more than `max_bad_fraction` of the images are
+  A batch is a dict: uint8 [B, V, size, size, 3] per view, int32 [B, T] and '<name>_valid' bool [B]
+  per text, 'index' int64 [B] (record number in the concatenated stores) and 'bad' int64 [B] (the
+  unreadable record that was replaced by 'index', else -1). Host p of n holds the p-th of n equal
+  parts of each global batch, as the rows of a global array lie over hosts. `next_index` is the
+  state: pass it as `start` to go on. Raises InputError for a config or a store that cannot work,
+  before any thread starts, and while iterating when more than `max_bad_fraction` of the images are
   unreadable.
 
-  Attributes: `next_index` (global index of the next example), `size` (records), `fingerprint` (sha256 hex of the
-  mixture), `tokenizer` (None without texts).
+  Attributes: `next_index` (global index of the next example), `size` (records), `fingerprint`
+  (sha256 hex of the mixture), `tokenizer` (None without texts).
   """
 
   def __init__(self, config, *, batch_size, seed, process_index=0, process_count=1, start=0):
@@ -59,21 +63,40 @@ class Pipeline:
     self._max_bad_fraction = config.max_bad_fraction
     self._seen = self._bad = 0
     share = batch_size // process_count
-    mine = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)[process_index::process_count]
+    mine = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)[
+      process_index::process_count
+    ]
     threads = max(1, config.threads // max(1, config.workers))
-    self._load = _Load(config, _Records(sources), self.tokenizer, seed, threads,
-                       first=start + process_index * share, stride=batch_size)
+    self._load = _Load(
+      config,
+      _Records(sources),
+      self.tokenizer,
+      seed,
+      threads,
+      first=start + process_index * share,
+      stride=batch_size,
+    )
     batches = mine.map_with_index(self._load)
     ahead = 1 if config.workers else config.prefetch
-    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead))
+    batches = batches.to_iter_dataset(
+      grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
+    )
     if config.workers:
       if not flags.FLAGS.is_parsed():  # grain's workers read a flag of its own
         flags.FLAGS.mark_as_parsed()
-      batches = batches.mp_prefetch(grain.MultiprocessingOptions(
-          num_workers=config.workers, per_worker_buffer_size=math.ceil(config.prefetch / config.workers)))
-      batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(_own), prefetch_buffer_size=1)
+      batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=config.workers,
+          per_worker_buffer_size=math.ceil(config.prefetch / config.workers),
+        )
+      )
+      batches = grain.experimental.ThreadPrefetchIterDataset(
+        batches.map(_own), prefetch_buffer_size=1
+      )
     self._running = [iter(batches)]
-    self._stop = weakref.finalize(self, _stop, self._load, self._running)  # at exit too, should nobody call close
+    self._stop = weakref.finalize(
+      self, _stop, self._load, self._running
+    )  # at exit too, should nobody call close
 
   def __iter__(self):
     return self
@@ -88,12 +111,16 @@ class Pipeline:
     if self._bad > self._max_bad_fraction * max(self._seen, _FEW):
       record = batch['bad'].max()
       last = ' ({}: {})'.format(*self.explain(record)) if record >= 0 else ''
-      raise InputError(f'data: got {self._bad} unreadable images among {self._seen}{last}; expected at most '
-                       f'data.max_bad_fraction={self._max_bad_fraction:g} of them')
+      raise InputError(
+        f'data: got {self._bad} unreadable images among {self._seen}{last}; expected at most '
+        f'data.max_bad_fraction={self._max_bad_fraction:g} of them'
+      )
     return batch
 
   def explain(self, record):
-    """(id, reason) of a record number from batch['bad'], for the quarantine file; reason '' when it is readable."""
+    """(id, reason) of a record number from batch['bad'], for the quarantine file; reason '' when it
+    is readable.
+    """
     example = self._load.records[int(record)]
     try:
       views.crops(_bytes(example, 'image'), self._load.config.views, np.random.default_rng(0))
@@ -121,21 +148,40 @@ def check(config: Data):
     raise InputError('data.views: got none; expected at least one view')
   for name, view in config.views.items():
     where = f'data.views.{name}'
-    _require(view.size > 0 and view.count > 0, f'{where}: size, count', (view.size, view.count), 'positive numbers')
-    _require(0 < view.scale[0] <= view.scale[1] <= 1, f'{where}.scale', view.scale, '0 < least <= most <= 1')
+    _require(
+      view.size > 0 and view.count > 0,
+      f'{where}: size, count',
+      (view.size, view.count),
+      'positive numbers',
+    )
+    _require(
+      0 < view.scale[0] <= view.scale[1] <= 1,
+      f'{where}.scale',
+      view.scale,
+      '0 < least <= most <= 1',
+    )
     _require(0 < view.ratio[0] <= view.ratio[1], f'{where}.ratio', view.ratio, '0 < least <= most')
     _require(0 <= view.flip <= 1, f'{where}.flip', view.flip, 'a probability')
   names = [*config.views, *config.texts]
   for name in names:
     taken = name in _RESERVED or name.endswith('_valid') or names.count(name) > 1
-    _require(not taken, 'data: name of a view or text', name, 'one that no other entry of the batch has')
+    _require(
+      not taken, 'data: name of a view or text', name, 'one that no other entry of the batch has'
+    )
   for field, least in (('threads', 1), ('workers', 0), ('prefetch', 1), ('text_length', 1)):
     value = getattr(config, field)
     _require(value >= least, f'data.{field}', value, f'at least {least}')
-  _require(0 <= config.max_bad_fraction <= 1, 'data.max_bad_fraction', config.max_bad_fraction, 'a fraction')
+  _require(
+    0 <= config.max_bad_fraction <= 1,
+    'data.max_bad_fraction',
+    config.max_bad_fraction,
+    'a fraction',
+  )
   count = 1 + len(config.extra_stores)
   fitting = not config.mixture or len(config.mixture) == count and min(config.mixture) > 0
-  _require(fitting, 'data.mixture', config.mixture, f'{count} positive numbers, one per store, or ()')
+  _require(
+    fitting, 'data.mixture', config.mixture, f'{count} positive numbers, one per store, or ()'
+  )
 
 
 def _require(good, what, x, expected):
@@ -144,9 +190,15 @@ def _require(good, what, x, expected):
 
 
 def _check_share(batch_size, seed, process_index, process_count, start):
-  _require(batch_size > 0 and batch_size % process_count == 0, 'batch_size', batch_size,
-           f'a positive multiple of the {process_count} processes')
-  _require(0 <= process_index < process_count, 'process_index', process_index, f'0 to {process_count - 1}')
+  _require(
+    batch_size > 0 and batch_size % process_count == 0,
+    'batch_size',
+    batch_size,
+    f'a positive multiple of the {process_count} processes',
+  )
+  _require(
+    0 <= process_index < process_count, 'process_index', process_index, f'0 to {process_count - 1}'
+  )
   _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')
   _require(start >= 0, 'start', start, 'at least 0')
 
@@ -167,8 +219,10 @@ def _tokenizer(config, first):
     return None
   path = config.tokenizer or first.tokenizer_path
   if not path:
-    raise InputError(f'data.tokenizer: got {config.tokenizer!r}, and the store {first.path} has none; expected a '
-                     f'SentencePiece model, or a store made with --tokenizer')
+    raise InputError(
+      f'data.tokenizer: got {config.tokenizer!r}, and the store {first.path} has none; expected a '
+      f'SentencePiece model, or a store made with --tokenizer'
+    )
   return Tokenizer(path)
 
 
@@ -184,25 +238,32 @@ def _fingerprint(config, opened, sizes):
 def _order(sizes, weights, seed):
   """Global example index -> record number, as an endless MapDataset.
 
-  Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted stores interleave in
-  fixed proportions (grain rounds them by less than 1 %), each shuffled anew in each of its own epochs.
+  Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted
+  stores interleave in fixed proportions (grain rounds them by less than 1 %), each shuffled anew in
+  each of its own epochs.
   """
   if not weights or len(sizes) == 1:
     sizes, weights = [sum(sizes)], ()
   keys = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(len(sizes))]
   ends = np.cumsum(sizes).tolist()
-  parts = [grain.MapDataset.range(end - size, end).shuffle(seed=key).repeat()
-           for end, size, key in zip(ends, sizes, keys)]
+  parts = [
+    grain.MapDataset.range(end - size, end).shuffle(seed=key).repeat()
+    for end, size, key in zip(ends, sizes, keys)
+  ]
   return grain.MapDataset.mix(parts, list(weights)) if weights else parts[0]
 
 
 def _own(batch):
-  """The batch in memory of its own: grain's shared memory outlives the process where a batch is still held at exit."""
+  """The batch in memory of its own: grain's shared memory outlives the process where a batch is
+  still held at exit.
+  """
   return {name: np.array(x) for name, x in batch.items()}
 
 
 class _Records:
-  """Stores end to end as one sequence of tf.train.Example feature maps (five times faster than TFDS's own parser)."""
+  """Stores end to end as one sequence of tf.train.Example feature maps (five times faster than
+  TFDS's own parser).
+  """
 
   def __init__(self, sources):
     self._raw = [source.data_source for source in sources]
@@ -227,7 +288,9 @@ def _bytes(example, name):
 
 
 class _Key(ISeedSequence):
-  """Philox's own key, (seed, example index); NumPy's way to pass one also reads the system's entropy, each time."""
+  """Philox's own key, (seed, example index); NumPy's way to pass one also reads the system's
+  entropy, each time.
+  """
 
   def __init__(self, *words):
     self._words = words
@@ -237,7 +300,9 @@ class _Key(ISeedSequence):
 
 
 class _Load:
-  """(batch number of this host, record numbers [B]) -> batch. Picklable; each process has its own thread pool."""
+  """(batch number of this host, record numbers [B]) -> batch. Picklable; each process has its own
+  thread pool.
+  """
 
   def __init__(self, config, records, tokenizer, seed, threads, *, first, stride):
     # Global index of this host's first example, and from one of its batches to the next.
@@ -254,14 +319,18 @@ class _Load:
     self._pool = self._new_pool()
 
   def _new_pool(self):
-    return concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix='data')  # starts none yet
+    return concurrent.futures.ThreadPoolExecutor(
+      self._threads, thread_name_prefix='data'
+    )  # starts none yet
 
   def close(self):
     self._pool.shutdown(wait=True, cancel_futures=True)
 
   def __call__(self, number, records):
     size, c = len(records), self.config
-    batch = {name: np.empty((size, v.count, v.size, v.size, 3), np.uint8) for name, v in c.views.items()}
+    batch = {
+      name: np.empty((size, v.count, v.size, v.size, 3), np.uint8) for name, v in c.views.items()
+    }
     for name in c.texts:
       batch[name] = np.zeros((size, c.text_length), np.int32)
       batch[f'{name}_valid'] = np.zeros(size, bool)
@@ -269,15 +338,19 @@ class _Load:
     batch['bad'] = np.full(size, -1, np.int64)
     start = self._first + self._stride * number
     step = max(1, min(_ROWS, size // self._threads))
-    tasks = [self._pool.submit(self._fill, batch, range(row, min(row + step, size)), start)
-             for row in range(0, size, step)]
+    tasks = [
+      self._pool.submit(self._fill, batch, range(row, min(row + step, size)), start)
+      for row in range(0, size, step)
+    ]
     for task in tasks:
       task.result()
     return batch
 
   def _fill(self, batch, rows, start):
-    """Fills some rows of a batch, stage by stage: each stage finds its own tables in the processor's cache."""
-    examples = [self.records[record] for record in batch['index'][rows.start:rows.stop].tolist()]
+    """Fills some rows of a batch, stage by stage: each stage finds its own tables in the
+    processor's cache.
+    """
+    examples = [self.records[record] for record in batch['index'][rows.start : rows.stop].tolist()]
     luck = []
     for i, row in enumerate(rows):
       rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + row)))
@@ -288,7 +361,9 @@ class _Load:
         self._text(batch, name, row, self._pick(example, text, draw))
 
   def _images(self, batch, row, example, rng):
-    """Fills the views of a row; returns its example, or the random other one that had to stand in for it."""
+    """Fills the views of a row; returns its example, or the random other one that had to stand in
+    for it.
+    """
     out = {name: batch[name][row] for name in self.config.views}
     for _ in range(_TRIES):
       try:
@@ -301,7 +376,9 @@ class _Load:
           batch['bad'][row] = batch['index'][row]
         batch['index'][row] = rng.integers(len(self.records))
         example = self.records[int(batch['index'][row])]
-    raise InputError(f'data: got {_TRIES} unreadable images in a row (the last one: {reason}); expected images')
+    raise InputError(
+      f'data: got {_TRIES} unreadable images in a row (the last one: {reason}); expected images'
+    )
 
   def _pick(self, example, text, luck):
     for field in (text.field, text.fallback):

@@ -1,8 +1,9 @@
 """The store: an array_record data set that TFDS opens, with a `store.json` that proves it is whole.
 
-A store is built in a temporary sibling folder and renamed into place, so a path either holds a whole store or nothing.
-Images stay encoded, byte for byte as they came. `prepare` and `scenes` write stores; the pipeline and evaluators read
-them. A complete TFDS folder without `store.json` opens too.
+A store is built in a temporary sibling folder and renamed into place, so a path either holds a
+whole store or nothing. Images stay encoded, byte for byte as they came. `prepare` and `scenes`
+write stores; the pipeline and evaluators read them. A complete TFDS folder without `store.json`
+opens too.
 """
 
 import contextlib
@@ -37,24 +38,32 @@ _TFDS_FILES = ('dataset_info.json', 'features.json')
 def features(annotations=(), *, labels=None):
   """The TFDS features of a store: image, id, alt_text, captions and the named annotations.
 
-  `labels` are the class names of 'label'. Image features take encoded bytes. Sizes in pixels: mask uint8 class ids
-  (255: ignore), depth uint16 millimeters, normals uint8 (n * 127.5 + 127.5), boxes (ymin, xmin, ymax, xmax) in [0, 1].
+  `labels` are the class names of 'label'. Image features take encoded bytes. Sizes in pixels: mask
+  uint8 class ids (255: ignore), depth uint16 millimeters, normals uint8 (n * 127.5 + 127.5), boxes
+  (ymin, xmin, ymax, xmax) in [0, 1].
   """
   f = tfds.features
   texts = f.Sequence(f.Text())
   known = {
-      'label': f.ClassLabel(names=labels) if labels else None,
-      'mask': f.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format='png'),
-      'depth': f.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png'),
-      'normals': f.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format='png'),
-      'boxes': f.Tensor(shape=(None, 4), dtype=np.float32),
-      'region_captions': texts,
-      'tags': texts,
+    'label': f.ClassLabel(names=labels) if labels else None,
+    'mask': f.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format='png'),
+    'depth': f.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png'),
+    'normals': f.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format='png'),
+    'boxes': f.Tensor(shape=(None, 4), dtype=np.float32),
+    'region_captions': texts,
+    'tags': texts,
   }
   for name in annotations:
     if known.get(name) is None:
-      raise unknown('annotation' if name != 'label' else 'annotation without class names', name, ANNOTATIONS)
-  core = {'image': f.Image(shape=(None, None, 3)), 'id': f.Text(), 'alt_text': f.Text(), 'captions': texts}
+      raise unknown(
+        'annotation' if name != 'label' else 'annotation without class names', name, ANNOTATIONS
+      )
+  core = {
+    'image': f.Image(shape=(None, None, 3)),
+    'id': f.Text(),
+    'alt_text': f.Text(),
+    'captions': texts,
+  }
   return f.FeaturesDict({**core, **{name: known[name] for name in annotations}})
 
 
@@ -64,13 +73,18 @@ class Writer:
   Usage: `add(split, example)` for each, then `close()`, then `finish(folder, path, info)`.
   """
 
-  def __init__(self, folder, feature_dict, *, name='store', description='', shard_bytes=_SHARD_BYTES):
+  def __init__(
+    self, folder, feature_dict, *, name='store', description='', shard_bytes=_SHARD_BYTES
+  ):
     self.folder = os.fspath(folder)
     self._features = feature_dict
     self._shard_bytes = shard_bytes
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name, version=tfds.core.Version('1.0.0'), data_dir=self.folder, module_name=__name__)
-    self._info = tfds.core.DatasetInfo(builder=identity, features=feature_dict, description=description)
+      name=name, version=tfds.core.Version('1.0.0'), data_dir=self.folder, module_name=__name__
+    )
+    self._info = tfds.core.DatasetInfo(
+      builder=identity, features=feature_dict, description=description
+    )
     self._shards = {}  # split -> list of [writer or None, examples, bytes]
 
   def add(self, split, example):
@@ -80,7 +94,9 @@ class Writer:
     if not shards or shards[-1][2] >= self._shard_bytes:
       self._close_last(shards)
       with _disk_errors(self.folder):
-        writer = array_record_module.ArrayRecordWriter(self._growing(split, len(shards)), 'group_size:1')
+        writer = array_record_module.ArrayRecordWriter(
+          self._growing(split, len(shards)), 'group_size:1'
+        )
       shards.append([writer, 0, 0])
     with _disk_errors(self.folder):
       shards[-1][0].write(record)
@@ -88,19 +104,31 @@ class Writer:
     shards[-1][2] += len(record)
 
   def close(self):
-    """Closes the shards, checks their record counts, writes the TFDS metadata; returns {split: examples}."""
+    """Closes the shards, checks their record counts, writes the TFDS metadata; returns {split:
+    examples}.
+    """
     self._info.set_file_format('array_record', override=True)
     infos = []
     for split, shards in self._shards.items():
       self._close_last(shards)
       template = tfds.core.ShardedFileTemplate(
-          data_dir=self.folder, dataset_name=self._info.name, split=split, filetype_suffix='array_record')
+        data_dir=self.folder,
+        dataset_name=self._info.name,
+        split=split,
+        filetype_suffix='array_record',
+      )
       for i, (_, count, _) in enumerate(shards):
         path = os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards)))
         os.replace(self._growing(split, i), path)
         _check_records(path, count)
-      infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[s[1] for s in shards],
-                                       num_bytes=sum(s[2] for s in shards), filename_template=template))
+      infos.append(
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[s[1] for s in shards],
+          num_bytes=sum(s[2] for s in shards),
+          filename_template=template,
+        )
+      )
     self._info.set_splits(tfds.core.SplitDict(infos))
     self._info.write_to_directory(self.folder)
     return {info.name: info.num_examples for info in infos}
@@ -133,10 +161,11 @@ def _check_records(path, count):
 
 
 def temporary_folder(path):
-  """Makes an empty sibling folder to build the store `path` in; InputError when `path` is taken or unwritable.
+  """Makes an empty sibling folder to build the store `path` in; InputError when `path` is taken or
+  unwritable.
 
-  Folders that killed runs left behind for the same `path` are removed (writing always starts anew); those of live
-  processes are left alone.
+  Folders that killed runs left behind for the same `path` are removed (writing always starts anew);
+  those of live processes are left alone.
   """
   path = _absolute(path)
   refuse_existing(path)
@@ -149,7 +178,9 @@ def temporary_folder(path):
         shutil.rmtree(os.path.join(parent, left))
     return tempfile.mkdtemp(dir=parent, prefix=f'.{name}-{os.getpid()}-', suffix=TEMPORARY_SUFFIX)
   except OSError as error:
-    reason = f'store: cannot write {path!r} ({error.strerror}); expected a path in a writable folder'
+    reason = (
+      f'store: cannot write {path!r} ({error.strerror}); expected a path in a writable folder'
+    )
     raise InputError(reason) from error
 
 
@@ -164,23 +195,24 @@ def _alive(pid):
 
 
 def finish(tmp_dir, path, info):
-  """Turns a complete TFDS folder into the store `path`: fingerprint, `store.json` last, one atomic rename.
+  """Turns a complete TFDS folder into the store `path`: fingerprint, `store.json` last, one atomic
+  rename.
 
-  `tmp_dir` must be on the file system of `path` and hold dataset_info.json, the shards and, if there is one,
-  tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Returns `path`. Raises InputError when `path`
-  exists already.
+  `tmp_dir` must be on the file system of `path` and hold dataset_info.json, the shards and, if
+  there is one, tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Returns `path`.
+  Raises InputError when `path` exists already.
   """
   tmp_dir, path = os.fspath(tmp_dir), _absolute(path)
   refuse_existing(path)
   splits, shards = _splits_and_shards(tfds.builder_from_directory(tmp_dir))
   tokenizer = os.path.join(tmp_dir, TOKENIZER_FILE)
   content = {
-      'format': FORMAT,
-      'splits': splits,
-      'fingerprint': _fingerprint([os.path.join(tmp_dir, shard) for shard in shards]),
-      'tokenizer_sha256': _sha256(tokenizer) if os.path.exists(tokenizer) else None,
-      'files': {shard: os.path.getsize(os.path.join(tmp_dir, shard)) for shard in shards},
-      'info': info,
+    'format': FORMAT,
+    'splits': splits,
+    'fingerprint': _fingerprint([os.path.join(tmp_dir, shard) for shard in shards]),
+    'tokenizer_sha256': _sha256(tokenizer) if os.path.exists(tokenizer) else None,
+    'files': {shard: os.path.getsize(os.path.join(tmp_dir, shard)) for shard in shards},
+    'info': info,
   }
   with open(os.path.join(tmp_dir, INFO_FILE), 'w') as file:
     json.dump(content, file, indent=1)
@@ -206,17 +238,23 @@ def refuse_existing(path):
   if os.path.isdir(path) and not os.listdir(path):
     return
   if os.path.lexists(path):
-    raise InputError(f'store: {path!r} exists already; expected a new path (remove it yourself to write it anew)')
+    raise InputError(
+      f'store: {path!r} exists already; expected a new path (remove it yourself to write it anew)'
+    )
 
 
 def _fingerprint(shards):
-  """sha256 over the records in order, each with its fields sorted: protobuf's own order varies by process."""
+  """sha256 over the records in order, each with its fields sorted: protobuf's own order varies by
+  process.
+  """
   digest = hashlib.sha256()
   for shard in shards:
     digest.update(os.path.basename(shard).encode())
     reader = array_record_module.ArrayRecordReader(shard)
     for _ in range(reader.num_records()):
-      record = tf_example_pb2.Example.FromString(reader.read()).SerializeToString(deterministic=True)
+      record = tf_example_pb2.Example.FromString(reader.read()).SerializeToString(
+        deterministic=True
+      )
       digest.update(len(record).to_bytes(8, 'little') + record)
     reader.close()
   return digest.hexdigest()
@@ -232,7 +270,10 @@ def _sha256(path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Store:
-  """An open store. `splits`: examples by split; `fingerprint`: sha256 of the records; `features`: their names."""
+  """An open store. `splits`: examples by split; `fingerprint`: sha256 of the records; `features`:
+  their names.
+  """
+
   path: str
   splits: dict[str, int]
   fingerprint: str
@@ -242,21 +283,28 @@ class Store:
   info: dict
 
   def source(self, split):
-    """A picklable random-access source of one split ('train', or a TFDS slice such as 'train[:10%]').
+    """A picklable random-access source of one split ('train', or a TFDS slice such as
+    'train[:10%]').
 
-    Each record is a dict: image features as encoded bytes, texts as bytes. Raises InputError for an unknown split.
+    Each record is a dict: image features as encoded bytes, texts as bytes. Raises InputError for an
+    unknown split.
     """
     for part in split.split('+'):
       if part.partition('[')[0].strip() not in self.splits:
         raise unknown(f'split of store {self.path!r}', part, self.splits)
     builder = tfds.builder_from_directory(self.path)
-    encoded = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
-               if isinstance(feature, tfds.features.Image)}
+    encoded = {
+      name: tfds.decode.SkipDecoding()
+      for name, feature in builder.info.features.items()
+      if isinstance(feature, tfds.features.Image)
+    }
     try:
       return builder.as_data_source(split, decoders=encoded)
     except (ValueError, AssertionError) as error:
-      raise InputError(f'split of store {self.path!r}: got {split!r}; expected a name of {sorted(self.splits)}, or a '
-                       f'slice such as train[:10%]') from error
+      raise InputError(
+        f'split of store {self.path!r}: got {split!r}; expected a name of {sorted(self.splits)}, or a '
+        f'slice such as train[:10%]'
+      ) from error
 
   def label_names(self):
     """The class names of the 'label' feature; () when there is none."""
@@ -267,35 +315,48 @@ class Store:
 def open_store(path):
   """Opens a store folder, a complete TFDS folder, or a prepared TFDS data set by name.
 
-  Raises InputError when it is missing (with the nearest name beside it), half-written, or not array_record.
+  Raises InputError when it is missing (with the nearest name beside it), half-written, or not
+  array_record.
   """
   folder = resolve(path)
   content = _read_info(folder)
   builder = _builder(folder)
   if builder.info.file_format is None or builder.info.file_format.value != 'array_record':
-    raise InputError(f'store: {folder!r} is a TFDS data set whose records are not array_record; convert it with: '
-                     f'python -m tips_jax.prepare --input={path} --output=STORE')
+    raise InputError(
+      f'store: {folder!r} is a TFDS data set whose records are not array_record; convert it with: '
+      f'python -m tips_jax.prepare --input={path} --output=STORE'
+    )
   splits, shards = _splits_and_shards(builder)
   _check_files(folder, content.get('files') or dict.fromkeys(shards))
   if content and content['splits'] != splits:
-    raise InputError(f'half-written store {folder!r}: {INFO_FILE} has the splits {content["splits"]}, the records '
-                     f'have {splits}; write it again')
+    raise InputError(
+      f'half-written store {folder!r}: {INFO_FILE} has the splits {content["splits"]}, the records '
+      f'have {splits}; write it again'
+    )
   tokenizer = os.path.join(folder, TOKENIZER_FILE)
   return Store(
-      path=folder, splits=splits, fingerprint=content.get('fingerprint') or _metadata_fingerprint(folder, shards),
-      tokenizer_path=tokenizer if os.path.exists(tokenizer) else None,
-      tokenizer_sha256=content.get('tokenizer_sha256'), features=tuple(sorted(builder.info.features)),
-      info=content.get('info', {}))
+    path=folder,
+    splits=splits,
+    fingerprint=content.get('fingerprint') or _metadata_fingerprint(folder, shards),
+    tokenizer_path=tokenizer if os.path.exists(tokenizer) else None,
+    tokenizer_sha256=content.get('tokenizer_sha256'),
+    features=tuple(sorted(builder.info.features)),
+    info=content.get('info', {}),
+  )
 
 
 def resolve(path):
-  """The folder that holds dataset_info.json for a folder, a folder of versions, or a TFDS name ('name/config:1.0.0').
+  """The folder that holds dataset_info.json for a folder, a folder of versions, or a TFDS name
+  ('name/config:1.0.0').
 
-  A TFDS name is looked up under $TFDS_DATA_DIR (default ~/tensorflow_datasets). Raises InputError when there is none.
+  A TFDS name is looked up under $TFDS_DATA_DIR (default ~/tensorflow_datasets). Raises InputError
+  when there is none.
   """
   name = os.fspath(path)
   if not name:
-    raise InputError("store: got ''; expected the folder written by tips_jax.prepare, or a TFDS name")
+    raise InputError(
+      "store: got ''; expected the folder written by tips_jax.prepare, or a TFDS name"
+    )
   folder = _absolute(name)
   if not os.path.exists(folder) and re.fullmatch(r'\w+(/[\w.-]+)*(:[\w.]+)?', name):
     root = os.path.expanduser(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
@@ -304,10 +365,16 @@ def resolve(path):
   if not os.path.isdir(folder):
     parent = os.path.dirname(folder)
     beside = os.listdir(parent) if os.path.isdir(parent) else []
-    raise InputError(f'store: got {name!r}, which is not a folder; expected the folder written by tips_jax.prepare'
-                     f'{did_you_mean(os.path.basename(folder), beside)}')
+    raise InputError(
+      f'store: got {name!r}, which is not a folder; expected the folder written by tips_jax.prepare'
+      f'{did_you_mean(os.path.basename(folder), beside)}'
+    )
   while not _looks_written(folder):
-    inside = [f for f in os.listdir(folder) if os.path.isdir(os.path.join(folder, f)) and not f.startswith('.')]
+    inside = [
+      f
+      for f in os.listdir(folder)
+      if os.path.isdir(os.path.join(folder, f)) and not f.startswith('.')
+    ]
     if not inside:
       break
     versions = [f for f in inside if re.fullmatch(r'\d+\.\d+\.\d+', f)]
@@ -319,8 +386,10 @@ def resolve(path):
 
 
 def _looks_written(folder):
-  return any(f in (*_TFDS_FILES, INFO_FILE) or '.array_record' in f or f.endswith('.growing')
-             for f in os.listdir(folder))
+  return any(
+    f in (*_TFDS_FILES, INFO_FILE) or '.array_record' in f or f.endswith('.growing')
+    for f in os.listdir(folder)
+  )
 
 
 def _read_info(folder):
@@ -330,7 +399,9 @@ def _read_info(folder):
     raise half
   path = os.path.join(folder, INFO_FILE)
   if not os.path.exists(path):
-    if _looks_written(folder) and not all(os.path.exists(os.path.join(folder, f)) for f in _TFDS_FILES):
+    if _looks_written(folder) and not all(
+      os.path.exists(os.path.join(folder, f)) for f in _TFDS_FILES
+    ):
       raise half
     return {}
   try:
@@ -347,8 +418,12 @@ def _read_info(folder):
 def _builder(folder):
   if not all(os.path.exists(os.path.join(folder, f)) for f in _TFDS_FILES):
     if os.path.exists(os.path.join(folder, INFO_FILE)):
-      raise InputError(f'half-written store {folder!r}: dataset_info.json or features.json is gone; write it again')
-    raise InputError(f'store: got {folder!r}, which holds no store; expected the folder written by tips_jax.prepare')
+      raise InputError(
+        f'half-written store {folder!r}: dataset_info.json or features.json is gone; write it again'
+      )
+    raise InputError(
+      f'store: got {folder!r}, which holds no store; expected the folder written by tips_jax.prepare'
+    )
   try:
     return tfds.builder_from_directory(folder)
   except Exception as error:
@@ -357,8 +432,10 @@ def _builder(folder):
 
 def _splits_and_shards(builder):
   infos = builder.info.splits
-  return ({name: info.num_examples for name, info in infos.items()},
-          [name for info in infos.values() for name in sorted(info.filenames)])
+  return (
+    {name: info.num_examples for name, info in infos.items()},
+    [name for info in infos.values() for name in sorted(info.filenames)],
+  )
 
 
 def _check_files(folder, sizes):

@@ -1,7 +1,8 @@
-"""Text to token ids: SentencePiece BPE with byte fallback, lower-cased ASCII, padded with 0 to a fixed length T.
+"""Text to token ids: SentencePiece BPE with byte fallback, lower-cased ASCII, padded with 0 to a
+fixed length T.
 
-The official TIPS `tokenizer.model` loads as it is. Each text is cut and padded on its own, so that an over-long
-neighbor in a batch never changes the padding of a short one.
+The official TIPS `tokenizer.model` loads as it is. Each text is cut and padded on its own, so that
+an over-long neighbor in a batch never changes the padding of a short one.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from tips_jax.core.errors import InputError
 
 PAD_ID = 0
 UNK_ID = 1
-_MAX_TEXT_BYTES = 4000  # SentencePiece skips sentences above 4192 bytes, so longer ones are cut instead of lost.
+_MAX_TEXT_BYTES = (
+  4000  # SentencePiece skips sentences above 4192 bytes, so longer ones are cut instead of lost.
+)
 _MAX_SENTENCES = 5_000_000  # A sample of this size settles the merges; more only costs memory.
 
 
@@ -28,19 +31,32 @@ def lower(text):
 
 
 def train(texts, path, *, vocab_size=32_000):
-  """Trains a BPE model on an iterable of texts (str or bytes), writes it to `path` and returns its vocabulary size.
+  """Trains a BPE model on an iterable of texts (str or bytes), writes it to `path` and returns its
+  vocabulary size.
 
-  The size is smaller than `vocab_size` when the texts do not hold enough different words. The same texts in the same
-  order give the same bytes. Raises InputError when there is no text, or when `vocab_size` cannot even hold the
-  characters of the texts.
+  The size is smaller than `vocab_size` when the texts do not hold enough different words. The same
+  texts in the same order give the same bytes. Raises InputError when there is no text, or when
+  `vocab_size` cannot even hold the characters of the texts.
   """
   sentences = (lower(text).strip()[:_MAX_TEXT_BYTES].decode('utf-8', 'ignore') for text in texts)
   model = io.BytesIO()
   try:
     spm.SentencePieceTrainer.train(
-        sentence_iterator=(s for s in sentences if s), model_writer=model, model_type='bpe', vocab_size=vocab_size,
-        hard_vocab_limit=False, byte_fallback=True, pad_id=PAD_ID, unk_id=UNK_ID, bos_id=-1, eos_id=-1,
-        input_sentence_size=_MAX_SENTENCES, shuffle_input_sentence=True, num_threads=1, minloglevel=2)
+      sentence_iterator=(s for s in sentences if s),
+      model_writer=model,
+      model_type='bpe',
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      byte_fallback=True,
+      pad_id=PAD_ID,
+      unk_id=UNK_ID,
+      bos_id=-1,
+      eos_id=-1,
+      input_sentence_size=_MAX_SENTENCES,
+      shuffle_input_sentence=True,
+      num_threads=1,
+      minloglevel=2,
+    )
   except RuntimeError as error:
     raise _training_error(str(error), vocab_size) from error
   _write_atomically(path, model.getvalue())
@@ -49,11 +65,15 @@ def train(texts, path, *, vocab_size=32_000):
 
 def _training_error(message, vocab_size):
   if 'sentences_.empty()' in message:
-    return InputError('tokenizer texts: got no text at all; expected at least one non-empty alt text or caption')
+    return InputError(
+      'tokenizer texts: got no text at all; expected at least one non-empty alt text or caption'
+    )
   needed = re.search(r'required_chars\. \d+ vs (\d+)', message)
   if needed:
-    return InputError(f'vocab_size: got {vocab_size}; expected at least {needed[1]}, the bytes and characters that '
-                      f'occur in the texts')
+    return InputError(
+      f'vocab_size: got {vocab_size}; expected at least {needed[1]}, the bytes and characters that '
+      f'occur in the texts'
+    )
   return InputError(f'tokenizer training with vocab_size={vocab_size}: {message}')
 
 
@@ -73,8 +93,9 @@ def _write_atomically(path, data):
 class Tokenizer:
   """A SentencePiece model file as a picklable function from text to int32 ids [T].
 
-  Attributes: `path`, `vocab_size` (pieces in the model), `sha256` (hex, of the file). Raises InputError when the file
-  is missing, is not a SentencePiece model, or uses id 0 (the padding) for an ordinary piece.
+  Attributes: `path`, `vocab_size` (pieces in the model), `sha256` (hex, of the file). Raises
+  InputError when the file is missing, is not a SentencePiece model, or uses id 0 (the padding) for
+  an ordinary piece.
   """
 
   def __init__(self, path):
@@ -83,14 +104,18 @@ class Tokenizer:
       with open(self.path, 'rb') as file:
         self._model = file.read()
     except OSError as error:
-      raise InputError(f'tokenizer: got {self.path!r} ({error.strerror}); expected a SentencePiece model file, such as '
-                       f'the tokenizer.model of a store made with --tokenizer') from error
+      raise InputError(
+        f'tokenizer: got {self.path!r} ({error.strerror}); expected a SentencePiece model file, such as '
+        f'the tokenizer.model of a store made with --tokenizer'
+      ) from error
     self.sha256 = hashlib.sha256(self._model).hexdigest()
     self._processor = self._load()
     self.vocab_size = self._processor.get_piece_size()
     if not (self._processor.is_control(PAD_ID) or self._processor.is_unknown(PAD_ID)):
-      raise InputError(f'tokenizer: got {self.path!r} whose id 0 is the piece '
-                       f'{self._processor.id_to_piece(PAD_ID)!r}; expected <pad> or <unk> there, because 0 pads texts')
+      raise InputError(
+        f'tokenizer: got {self.path!r} whose id 0 is the piece '
+        f'{self._processor.id_to_piece(PAD_ID)!r}; expected <pad> or <unk> there, because 0 pads texts'
+      )
 
   def _load(self):
     try:
@@ -98,8 +123,10 @@ class Tokenizer:
       processor.LoadFromSerializedProto(self._model)
       return processor
     except RuntimeError as error:
-      raise InputError(f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file written by '
-                       f'SentencePiece, such as tokenizer.model') from error
+      raise InputError(
+        f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file written by '
+        f'SentencePiece, such as tokenizer.model'
+      ) from error
 
   def __getstate__(self):
     return {**self.__dict__, '_processor': None}
@@ -109,10 +136,12 @@ class Tokenizer:
     self._processor = self._load()
 
   def encode(self, text, length):
-    """Encodes one text (str or bytes) to int32 [length]: lower-cased, cut on the right, padded with 0."""
+    """Encodes one text (str or bytes) to int32 [length]: lower-cased, cut on the right, padded with
+    0.
+    """
     ids = self._processor.encode(lower(text))[:length]
     out = np.full(length, PAD_ID, np.int32)
-    out[:len(ids)] = ids
+    out[: len(ids)] = ids
     return out
 
   def encode_batch(self, texts, length):

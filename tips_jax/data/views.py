@@ -1,12 +1,14 @@
 """Views: from encoded image bytes to square uint8 crops, with one decode for all crops of an image.
 
-A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one pixel per output
-pixel; where the full image itself has fewer, it is decoded whole. The scales between (7/8, 3/4 ...) cost more than a
-whole decode. Crops are then read from a pyramid of half octaves (halved, or blurred, and sampled linearly), so
-shrinking is antialiased. Other formats go through Pillow: transparency is composited on white, gray and palettes become
-RGB, 16 bits are scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
+A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one
+pixel per output pixel; where the full image itself has fewer, it is decoded whole. The scales
+between (7/8, 3/4 ...) cost more than a whole decode. Crops are then read from a pyramid of half
+octaves (halved, or blurred, and sampled linearly), so shrinking is antialiased. Other formats go
+through Pillow: transparency is composited on white, gray and palettes become RGB, 16 bits are
+scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
 evaluation.
 """
+
 import io
 import math
 import struct
@@ -19,19 +21,22 @@ from PIL import Image
 MAX_PIXELS = 50_000_000
 _REDUCTIONS = (8, 4, 2)
 _TRIES = 10
-_BLUR_ABOVE = 1.2    # shrink factor from which aliasing costs more than the blur
-_BLUR_SIGMA = 0.507  # of a 3-tap kernel with variance 1/4: with linear sampling that of a triangle filter at factor 1.6
+_BLUR_ABOVE = 1.2  # shrink factor from which aliasing costs more than the blur
+# of a 3-tap kernel with variance 1/4: with linear sampling that of a triangle filter at factor 1.6
+_BLUR_SIGMA = 0.507
 
-cv2.setNumThreads(0)  # the pipeline's threads each take an image; OpenCV's own would only fight them
+cv2.setNumThreads(
+  0
+)  # the pipeline's threads each take an image; OpenCV's own would only fight them
 
 
 def crops(data, views, rng, out=None):
   """Random-resized crops of every view of one encoded image: {name: uint8 [V, size, size, 3] RGB}.
 
-  `views` maps names to config View groups, `rng` is a numpy Generator, `out` may hold contiguous arrays to fill. Boxes
-  are those of `draw_boxes`, view after view; one that shrinks by 2^n or more is rounded to multiples of 2^n, the pixels
-  of the level that it is read from (at most half an output pixel). Raises ValueError with the reason when the image
-  cannot be decoded.
+  `views` maps names to config View groups, `rng` is a numpy Generator, `out` may hold contiguous
+  arrays to fill. Boxes are those of `draw_boxes`, view after view; one that shrinks by 2^n or more
+  is rounded to multiples of 2^n, the pixels of the level that it is read from (at most half an
+  output pixel). Raises ValueError with the reason when the image cannot be decoded.
   """
   height, width, decode = _open(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
@@ -49,8 +54,9 @@ def crops(data, views, rng, out=None):
 def draw_boxes(height, width, view, rng):
   """The `view.count` random boxes of an image: tuples (top, left, height, width, flip) in pixels.
 
-  Area uniform in `view.scale` of the image, log aspect ratio (width / height) uniform in `view.ratio`; after ten misses
-  the largest central box within the ratios. (Inception, arXiv 1409.4842; torchvision's RandomResizedCrop has this law.)
+  Area uniform in `view.scale` of the image, log aspect ratio (width / height) uniform in
+  `view.ratio`; after ten misses the largest central box within the ratios. (Inception, arXiv
+  1409.4842; torchvision's RandomResizedCrop has this law.)
   """
   draws = rng.random((view.count, 5)).tolist()
   return [(*_box(height, width, view, rng, first), luck < view.flip) for *first, luck in draws]
@@ -72,7 +78,9 @@ def _box(height, width, view, rng, draw):
 
 
 class _Pyramid:
-  """Half octaves of a decoded image, each made when first needed: even levels halve, odd ones blur the level before."""
+  """Half octaves of a decoded image, each made when first needed: even levels halve, odd ones blur
+  the level before.
+  """
 
   def __init__(self, image, reduction):
     self._levels = {0: image}
@@ -84,8 +92,11 @@ class _Pyramid:
         self._levels[i] = cv2.GaussianBlur(self._level(i - 1), (3, 3), _BLUR_SIGMA)
       else:
         finer = self._level(i - 2)
-        h, w = finer.shape[0] // 2, finer.shape[1] // 2  # an exact factor of two takes OpenCV's fast path
-        self._levels[i] = cv2.resize(finer[:2 * h, :2 * w], (w, h), interpolation=cv2.INTER_AREA)
+        h, w = (
+          finer.shape[0] // 2,
+          finer.shape[1] // 2,
+        )  # an exact factor of two takes OpenCV's fast path
+        self._levels[i] = cv2.resize(finer[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA)
     return self._levels[i]
 
   def resize(self, top, left, height, width, size):
@@ -97,7 +108,9 @@ class _Pyramid:
     if scale > 1:
       top, height = _to_grid(top / scale, height / scale, level.shape[0])
       left, width = _to_grid(left / scale, width / scale, level.shape[1])
-    return cv2.resize(level[top:top + height, left:left + width], (size, size), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+      level[top : top + height, left : left + width], (size, size), interpolation=cv2.INTER_LINEAR
+    )
 
 
 def _to_grid(start, length, limit):
@@ -109,7 +122,9 @@ def _to_grid(start, length, limit):
 
 
 def _open(data):
-  """(height, width, decode) of encoded bytes; decode(reduction) gives uint8 [H, W, 4], the fourth channel unused."""
+  """(height, width, decode) of encoded bytes; decode(reduction) gives uint8 [H, W, 4], the fourth
+  channel unused.
+  """
   if data[:2] == b'\xff\xd8':
     try:
       height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -124,9 +139,17 @@ def _open(data):
 
 def _decode_jpeg(data, height, width, reduction):
   try:
-    return simplejpeg.decode_jpeg(data, 'RGBX', fastdct=True, min_height=-(-height // reduction),
-                                  min_width=-(-width // reduction))
-  except (ValueError, KeyError):  # strict: harmless oddities stop it too; Pillow tells those from damage
+    return simplejpeg.decode_jpeg(
+      data,
+      'RGBX',
+      fastdct=True,
+      min_height=-(-height // reduction),
+      min_width=-(-width // reduction),
+    )
+  except (
+    ValueError,
+    KeyError,
+  ):  # strict: harmless oddities stop it too; Pillow tells those from damage
     return _reduced(_rgbx(rgb(_pillow(data))), reduction)
 
 
@@ -138,22 +161,38 @@ def _reduced(image, reduction):
   if reduction == 1:
     return image
   height, width = (-(-n // reduction) for n in image.shape[:2])
-  padded = cv2.copyMakeBorder(image, 0, height * reduction - image.shape[0], 0, width * reduction - image.shape[1],
-                              cv2.BORDER_REPLICATE)
+  padded = cv2.copyMakeBorder(
+    image,
+    0,
+    height * reduction - image.shape[0],
+    0,
+    width * reduction - image.shape[1],
+    cv2.BORDER_REPLICATE,
+  )
   return cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _check_size(height, width):
   if height * width > MAX_PIXELS:
-    raise ValueError(f'image of {width} x {height} pixels; expected at most {MAX_PIXELS / 1e6:.0f} million')
+    raise ValueError(
+      f'image of {width} x {height} pixels; expected at most {MAX_PIXELS / 1e6:.0f} million'
+    )
 
 
 def _pillow(data):
   """An opened Pillow image whose pixels are not decoded yet."""
   try:
     image = Image.open(io.BytesIO(data))
-  except (Image.DecompressionBombError, Image.UnidentifiedImageError, OSError, SyntaxError, struct.error) as error:
-    reason = 'no known image format' if isinstance(error, Image.UnidentifiedImageError) else str(error)
+  except (
+    Image.DecompressionBombError,
+    Image.UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    struct.error,
+  ) as error:
+    reason = (
+      'no known image format' if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    )
     raise ValueError(f'not a readable image: {reason} ({len(data)} bytes)') from error
   _check_size(image.height, image.width)
   return image
@@ -191,7 +230,9 @@ def evaluation(data, size):
 
 
 def evaluation_mask(data, size):
-  """A one-channel PNG (class ids, depth) resized to a square by nearest neighbor: [size, size], uint8 or uint16."""
+  """A one-channel PNG (class ids, depth) resized to a square by nearest neighbor: [size, size],
+  uint8 or uint16.
+  """
   image = _pillow(data)
   try:
     mask = np.asarray(image)
@@ -200,5 +241,7 @@ def evaluation_mask(data, size):
   if mask.ndim != 2:
     raise ValueError(f'mask: got {mask.shape[-1]} channels; expected one')
   rows = np.minimum(((np.arange(size) + 0.5) * mask.shape[0] / size).astype(int), mask.shape[0] - 1)
-  columns = np.minimum(((np.arange(size) + 0.5) * mask.shape[1] / size).astype(int), mask.shape[1] - 1)
+  columns = np.minimum(
+    ((np.arange(size) + 0.5) * mask.shape[1] / size).astype(int), mask.shape[1] - 1
+  )
   return mask[rows[:, None], columns]

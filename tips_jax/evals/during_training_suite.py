@@ -1,4 +1,7 @@
-"""The suite inside a training run: its jobs on the run's store and on public benchmarks, and their metrics."""
+"""The suite inside a training run: its jobs on the run's store and on public benchmarks, and their
+metrics.
+"""
+
 import dataclasses
 import gc
 import pathlib
@@ -15,10 +18,12 @@ from tips_jax.evals.features import cache
 
 
 def jobs(store, config: Evals, tasks, *, has_text: bool = True) -> dict:
-  """{data set: its jobs}, of the store ('') and of `config.suite`; data sets that belong together are one.
+  """{data set: its jobs}, of the store ('') and of `config.suite`; data sets that belong together
+  are one.
 
-  tasks: of the store. has_text: whether there is a text tower; without it the tasks of benchmarks that need one are
-  left out. Raises InputError where data are missing or do not hold what a task needs.
+  tasks: of the store. has_text: whether there is a text tower; without it the tasks of benchmarks
+  that need one are left out. Raises InputError where data are missing or do not hold what a task
+  needs.
   """
   groups = {'': _own(store, config, tasks)}
   for name in _names(config):
@@ -37,7 +42,9 @@ def measure(encoder, groups, *, config: Evals) -> tuple[dict[str, float], dict[s
   metrics, naive = {}, {}
   for name, group in groups.items():
     for outcome in _outcomes(encoder, group, config):
-      task = outcome.kind + outcome.task.removeprefix(suite.KIND_OF[outcome.kind])    # with its variant
+      task = outcome.kind + outcome.task.removeprefix(
+        suite.KIND_OF[outcome.kind]
+      )  # with its variant
       where = f'{outcome.dataset}/{task}' if name else task
       for found, values in ((metrics, outcome.metrics), (naive, outcome.naive)):
         found |= {f'{where}/{metric}': float(value) for metric, value in values.items()}
@@ -47,28 +54,42 @@ def measure(encoder, groups, *, config: Evals) -> tuple[dict[str, float], dict[s
 def _outcomes(encoder, group, config):
   try:
     with tempfile.TemporaryDirectory(prefix='tips_jax-evaluation-') as folder:
-      return suite.run(encoder, group, cache=cache.Cache(folder), batch_size=config.batch_size, limit=config.limit)
+      return suite.run(
+        encoder, group, cache=cache.Cache(folder), batch_size=config.batch_size, limit=config.limit
+      )
   except InputError as error:
-    flags = '; in training TMPDIR says where the cache is, and evals.limit how many images' * ('--cache' in str(error))
+    flags = '; in training TMPDIR says where the cache is, and evals.limit how many images' * (
+      '--cache' in str(error)
+    )
     raise InputError(f'evals: {error}{flags}') from None
   finally:
-    gc.collect()    # parts of a split refer to themselves, and a file takes room as long as one has it open
+    # parts of a split refer to themselves, and a file takes room as long as one has it open
+    gc.collect()
 
 
 def need_text(where, *, has_text, tokenizer):
   """InputError where texts cannot be encoded."""
   if not has_text:
-    raise InputError(f'{where} needs a text tower; expected one that evals.text_tower names, or tasks of images alone')
+    raise InputError(
+      f'{where} needs a text tower; expected one that evals.text_tower names, or tasks of images alone'
+    )
   if tokenizer is None:
-    raise InputError(f'{where} needs a tokenizer; expected data.tokenizer, or a store prepared with --tokenizer')
+    raise InputError(
+      f'{where} needs a tokenizer; expected data.tokenizer, or a store prepared with --tokenizer'
+    )
 
 
 def _own(store, config, tasks):
   kinds = tuple(dict.fromkeys(suite.KIND_OF[task] for task in tasks))
   found = suite_data.own(store.path, only=kinds, size=config.size) if kinds else []
   for job in found:
-    job.data.counts[config.split] = len(job.data.source(config.split))    # it may be a slice: 'train[90%:]'
-  return [dataclasses.replace(suite_data.short(job), splits=job.splits | {'test': config.split}) for job in found]
+    job.data.counts[config.split] = len(
+      job.data.source(config.split)
+    )  # it may be a slice: 'train[90%:]'
+  return [
+    dataclasses.replace(suite_data.short(job), splits=job.splits | {'test': config.split})
+    for job in found
+  ]
 
 
 def _names(config):
@@ -78,13 +99,17 @@ def _names(config):
     raise InputError(f'evals.suite: {error}') from None
   if names and not (config.data and pathlib.Path(config.data).expanduser().is_dir()):
     got = f'got {config.data!r}, which is no folder' if config.data else 'missing'
-    raise InputError(f'evals.data: {got}; expected the folder of {", ".join(names[:3])}{", ..." * (len(names) > 3)}; '
-                     'docs/datasets.md says how it must look')
+    raise InputError(
+      f'evals.data: {got}; expected the folder of {", ".join(names[:3])}{", ..." * (len(names) > 3)}; '
+      'docs/datasets.md says how it must look'
+    )
   return names
 
 
 def _public(name, config, has_text):
-  tasks = [task for task in protocols.get(name).tasks if has_text or not suite.KINDS[task.kind].text]
+  tasks = [
+    task for task in protocols.get(name).tasks if has_text or not suite.KINDS[task.kind].text
+  ]
   if not tasks:
     need_text(f'evals.suite: {name!r}', has_text=False, tokenizer=None)
   checker.require([checker.check(name, config.data, tasks=[task.name for task in tasks])])

@@ -1,4 +1,5 @@
 """Files of named arrays: npz and safetensors. Nothing is ever unpickled."""
+
 import json
 import os
 import pathlib
@@ -25,10 +26,14 @@ def read_npz(path):
     if isinstance(error, InputError):
       raise
     pickled = 'pickle' in str(error).lower()
-    raise InputError(f'{str(path)!r}: got {"pickled objects, which may run code" if pickled else "no npz file"}; '
-                     f'expected an npz file of plain arrays') from None
+    raise InputError(
+      f'{str(path)!r}: got {"pickled objects, which may run code" if pickled else "no npz file"}; '
+      f'expected an npz file of plain arrays'
+    ) from None
   except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
-    raise InputError(f'{str(path)!r}: got a truncated or damaged npz file ({error}); fetch it again') from None
+    raise InputError(
+      f'{str(path)!r}: got a truncated or damaged npz file ({error}); fetch it again'
+    ) from None
 
 
 def write_npz(path, arrays):
@@ -38,7 +43,9 @@ def write_npz(path, arrays):
 
 
 def read_safetensors(path):
-  """{name: float32 array} of a safetensors file, or of a folder with model.safetensors or its shards."""
+  """{name: float32 array} of a safetensors file, or of a folder with model.safetensors or its
+  shards.
+  """
   path, result = pathlib.Path(path), {}
   for file in _shards(path) if path.is_dir() else [path]:
     result |= _read_shard(file)
@@ -58,29 +65,41 @@ def _shards(folder):
 
 def _read_shard(path):
   import safetensors.numpy
+
   try:
     return {name: _float32(x, name, path) for name, x in safetensors.numpy.load_file(path).items()}
   except OSError as error:
-    raise InputError(f'{str(path)!r}: cannot be read ({error.strerror or error}); a half-written folder?') from None
+    raise InputError(
+      f'{str(path)!r}: cannot be read ({error.strerror or error}); a half-written folder?'
+    ) from None
   except safetensors.SafetensorError as error:
-    raise InputError(f'{str(path)!r}: got a truncated or damaged safetensors file ({error})') from None
+    raise InputError(
+      f'{str(path)!r}: got a truncated or damaged safetensors file ({error})'
+    ) from None
 
 
 def metadata(path):
   """The {text: text} in the head of a safetensors file."""
   import safetensors
+
   with safetensors.safe_open(path, 'numpy') as file:
     return file.metadata() or {}
 
 
 def write_safetensors(path, arrays, about=None):
   import safetensors.numpy
-  safetensors.numpy.save_file({k: np.array(x, order='C') for k, x in arrays.items()}, path, metadata=about)
+
+  safetensors.numpy.save_file(
+    {k: np.array(x, order='C') for k, x in arrays.items()}, path, metadata=about
+  )
 
 
 def rounded(arrays, dtype):
-  """The arrays in the dtype of a file: 'float32', 'bfloat16' or 'float16'; a lone number (the temperature) stays."""
+  """The arrays in the dtype of a file: 'float32', 'bfloat16' or 'float16'; a lone number (the
+  temperature) stays.
+  """
   import ml_dtypes
+
   kind = {'bfloat16': ml_dtypes.bfloat16}.get(dtype) or np.dtype(dtype)
   return {k: np.asarray(x).astype(kind if np.ndim(x) else np.float32) for k, x in arrays.items()}
 
@@ -88,8 +107,11 @@ def rounded(arrays, dtype):
 def _float32(x, name, path):
   if x.dtype.kind not in 'fV' and x.dtype.name != 'bfloat16':
     raise InputError(f'{str(path)!r}: {name}: got {x.dtype}; expected numbers with a fraction')
-  if x.dtype.kind == 'V' and x.dtype.itemsize == 2 and x.dtype.name != 'bfloat16':    # bfloat16, as np.load sees it
+  if (
+    x.dtype.kind == 'V' and x.dtype.itemsize == 2 and x.dtype.name != 'bfloat16'
+  ):  # bfloat16, as np.load sees it
     import ml_dtypes
+
     x = x.view(ml_dtypes.bfloat16)
   return np.asarray(x, np.float32)
 
@@ -108,8 +130,10 @@ class Reader:
 
   def peek(self, name):
     if name not in self.arrays:
-      raise InputError(f'{self.where}: got no {name!r} among {len(self.arrays)} arrays; expected it'
-                       f'{did_you_mean(name, self.arrays)}')
+      raise InputError(
+        f'{self.where}: got no {name!r} among {len(self.arrays)} arrays; expected it'
+        f'{did_you_mean(name, self.arrays)}'
+      )
     return self.arrays[name]
 
   def take(self, name, *shape):
@@ -128,5 +152,7 @@ class Reader:
 
   def done(self):
     if self.left:
-      raise InputError(f'{self.where}: got {len(self.left)} arrays that no part of this model is, such as '
-                       f'{min(self.left)!r}')
+      raise InputError(
+        f'{self.where}: got {len(self.left)} arrays that no part of this model is, such as '
+        f'{min(self.left)!r}'
+      )

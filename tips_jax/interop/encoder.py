@@ -1,4 +1,7 @@
-"""A model as a person uses it: images and texts in, NumPy features out, whatever their number, sizes and the device."""
+"""A model as a person uses it: images and texts in, NumPy features out, whatever their number,
+sizes and the device.
+"""
+
 import concurrent.futures
 import contextlib
 import functools
@@ -22,10 +25,11 @@ from tips_jax.data import tokenizer, views
 from tips_jax.interop.weights import flat
 from tips_jax.models import towers
 
-# Tokens of one call of the program on each device. On a CPU what a layer writes for them stays in the cache; several
-# such calls run at once, as XLA computes the many small products of attention one after the other.
+# Tokens of one call of the program on each device. On a CPU what a layer writes for them stays in
+# the cache; several such calls run at once, as XLA computes the many small products of attention
+# one after the other.
 _TOKENS = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
-_LENGTHS = (16, 32)    # texts are cut to these where they are no longer; else to what came in
+_LENGTHS = (16, 32)  # texts are cut to these where they are no longer; else to what came in
 
 
 class Encoder:
@@ -33,13 +37,19 @@ class Encoder:
 
   weights: see interop/weights.py; a tower goes to the devices when it is first used.
   dtype: of activations, 'float32' or 'bfloat16'; outputs are always float32 NumPy arrays.
-  batch_size: images or texts of one call of the compiled program; as many as suit the device where it is not given.
-  cls: name of the CLS token of the joint space; the first, as in transformers, where it is not given.
-  exact: every call has as many rows on each device, at the price of padding, so that an image's numbers depend neither
-    on how many images nor on how many devices there are: a product of other shape is rounded in another order.
+  batch_size: images or texts of one call of the compiled program; as many as suit the device where
+  it is not given.
+  cls: name of the CLS token of the joint space; the first, as in transformers, where it is not
+  given.
+  exact: every call has as many rows on each device, at the price of padding, so that an image's
+  numbers depend neither
+    on how many images nor on how many devices there are: a product of other shape is rounded in
+    another order.
   """
 
-  def __init__(self, weights, *, dtype='float32', batch_size=None, devices=None, cls=None, exact=False):
+  def __init__(
+    self, weights, *, dtype='float32', batch_size=None, devices=None, cls=None, exact=False
+  ):
     if dtype not in ('float32', 'bfloat16'):
       raise unknown('dtype', dtype, ('float32', 'bfloat16'))
     if batch_size is not None and batch_size < 1:
@@ -49,16 +59,24 @@ class Encoder:
     self.cls = self._known(cls or self.cls_names[0])
     self._compute, self._batch_size, self._exact = schema.Compute(dtype=dtype), batch_size, exact
     devices = list(devices or jax.local_devices())
-    self._mesh = jax.sharding.Mesh(np.array(devices), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    self._mesh = jax.sharding.Mesh(
+      np.array(devices), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+    )
     cpu = devices[0].platform == 'cpu'
     self._tokens = _TOKENS.get(devices[0].platform, 16384) * len(devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    self._lanes = cores if cpu else 1                       # parts that a small batch is cut into
+    cores = (
+      len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    )
+    self._lanes = cores if cpu else 1  # parts that a small batch is cut into
     self._threads = concurrent.futures.ThreadPoolExecutor(cores, 'encoder')
-    self._turns = threading.Semaphore(cores if cpu else 2)    # calls under way: one computes while another is copied
+    self._turns = threading.Semaphore(
+      cores if cpu else 2
+    )  # calls under way: one computes while another is copied
     self._lock, self._params = threading.Lock(), {}
     self._image = jax.jit(self._on_devices(self._image_program), static_argnames=('cls', 'patches'))
-    self._inside = jax.jit(self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values'))
+    self._inside = jax.jit(
+      self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values')
+    )
     self._text = jax.jit(self._on_devices(self._text_program))
 
   # --- what people call -------------------------------------------------------------------------
@@ -66,9 +84,10 @@ class Encoder:
   def encode_image(self, images, *, size=None):
     """(cls [B, N, D], patch [B, h, w, D]) float32, before any projection; N as in `cls_names`.
 
-    images: a list of paths, PIL images or uint8 arrays [H, W, 3] of any sizes, each resized to size x size (default:
-    `self.size`) without regard to its aspect; or one array [B, H, W, 3], uint8 or floats in [0, 1], taken as it is.
-    Raises InputError for an image that cannot be read, or for values out of range.
+    images: a list of paths, PIL images or uint8 arrays [H, W, 3] of any sizes, each resized to size
+    x size (default: `self.size`) without regard to its aspect; or one array [B, H, W, 3], uint8 or
+    floats in [0, 1], taken as it is. Raises InputError for an image that cannot be read, or for
+    values out of range.
     """
     out = self.features(images, size=size)
     return np.stack([out[name] for name in self.cls_names], axis=1), out['patch']
@@ -76,8 +95,8 @@ class Encoder:
   def encode_text(self, texts):
     """[B, E] float32 in the joint space, of a list of str, or of int ids [B, T] padded with 0.
 
-    Each text is lower-cased (ASCII), tokenized and cut to `weights.text_length` tokens on its own. Raises InputError
-    where the model has no text tower or, for str, no tokenizer.
+    Each text is lower-cased (ASCII), tokenized and cut to `weights.text_length` tokens on its own.
+    Raises InputError where the model has no text tower or, for str, no tokenizer.
     """
     self._need('text', 'a text tower')
     if isinstance(texts, str):
@@ -87,11 +106,16 @@ class Encoder:
     else:
       ids = np.asarray(texts)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-      raise InputError(f'texts: got shape {ids.shape}, {ids.dtype}; expected a list of str or int ids [B, T]')
+      raise InputError(
+        f'texts: got shape {ids.shape}, {ids.dtype}; expected a list of str or int ids [B, T]'
+      )
     if ids.size and not 0 <= ids.min() <= ids.max() < self.weights.text.vocab:
-      raise InputError(f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to {self.weights.text.vocab - 1}')
+      raise InputError(
+        f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to {self.weights.text.vocab - 1}'
+      )
     out = np.zeros((len(ids), self._joint_width('text')), np.float32)
-    # Padding costs time and changes nothing. A text's own length decides, so that its neighbors do not matter.
+    # Padding costs time and changes nothing. A text's own length decides, so that its neighbors do
+    # not matter.
     own = np.where(ids != 0, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=0)
     lengths = [n for n in _LENGTHS if n < ids.shape[1]] + [ids.shape[1]]
     bucket = np.searchsorted(lengths, own)
@@ -105,7 +129,8 @@ class Encoder:
   def similarity(self, images, texts, *, cls=None):
     """[I, T] float32 logits: cosine / temperature, plus the bias where there is one.
 
-    images: as for `encode_image`, or its cls [I, N, D], or embeddings [I, E]. texts: as for `encode_text`, or what it
+    images: as for `encode_image`, or its cls [I, N, D], or embeddings [I, E]. texts: as for
+    `encode_text`, or what it
     returned. cls: name of the CLS token that is compared; `self.cls` where it is not given.
     """
     logit = self.weights.params.get('logit', {})
@@ -116,9 +141,15 @@ class Encoder:
       x = self.features(images, cls=cls, patches=False)['embedding']
     elif x.ndim == 3 and x.shape[1:] == (len(self.cls_names), self.width):
       x = self._project(x[:, self.cls_names.index(cls)])
-    y = texts if isinstance(texts, np.ndarray) and texts.dtype.kind == 'f' else self.encode_text(texts)
+    y = (
+      texts
+      if isinstance(texts, np.ndarray) and texts.dtype.kind == 'f'
+      else self.encode_text(texts)
+    )
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-      raise InputError(f'similarity: got images {x.shape} and texts {y.shape}; expected [I, E] and [T, E]')
+      raise InputError(
+        f'similarity: got images {x.shape} and texts {y.shape}; expected [I, E] and [T, E]'
+      )
     return (_unit(x) @ _unit(y).T / scale + np.float32(logit.get('bias', 0))).astype(np.float32)
 
   @property
@@ -131,9 +162,11 @@ class Encoder:
   def tokenizer(self):
     """The model's own `data.tokenizer.Tokenizer`."""
     if self.weights.tokenizer is None:
-      raise InputError(f'texts: the model {self.weights.name!r} carries no tokenizer; expected ids, or a model loaded '
-                       'with tokenizer=PATH')
-    with tempfile.TemporaryDirectory() as folder:    # SentencePiece models are known by their path
+      raise InputError(
+        f'texts: the model {self.weights.name!r} carries no tokenizer; expected ids, or a model loaded '
+        'with tokenizer=PATH'
+      )
+    with tempfile.TemporaryDirectory() as folder:  # SentencePiece models are known by their path
       path = pathlib.Path(folder, 'tokenizer.model')
       path.write_bytes(self.weights.tokenizer)
       return tokenizer.Tokenizer(path)
@@ -155,7 +188,9 @@ class Encoder:
 
   @functools.cached_property
   def sha256(self):
-    """Of towers, parameters and the dtype of activations: whoever has the same one gives the same features."""
+    """Of towers, parameters and the dtype of activations: whoever has the same one gives the same
+    features.
+    """
     digest = hashlib.sha256(repr((self.weights.towers, self.cls, self._compute.dtype)).encode())
     for name, x in sorted(flat(self.weights.params).items()):
       digest.update(name.encode())
@@ -173,22 +208,26 @@ class Encoder:
   def inspect(self, images_BHWC, *, intermediate_layers=(), values=False, patches=True):
     """As `image`, and what some evaluators read inside.
 
-    patches: whether 'patch' is wanted; else it stays on the device, and the other numbers are the same to the last bit.
-    intermediate_layers: numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h, w, D], first CLS [B, D]) after each, normalized
-    as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that mixes no tokens, in the
-    joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
+    patches: whether 'patch' is wanted; else it stays on the device, and the other numbers are the
+    same to the last bit.
+    intermediate_layers: numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h,
+    w, D], first CLS [B, D]) after each, normalized
+    as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that
+    mixes no tokens, in the joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
     """
     images = _checked(images_BHWC)
     tokens = np.prod([-(-s // self.patch) for s in images.shape[1:3]])
 
-    def program(params, x):    # one for both, so that no bit can differ
+    def program(params, x):  # one for both, so that no bit can differ
       found = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
       return {name: y for name, y in found.items() if patches or name != 'patch'}
 
     return self._map(program, ('image', 'image_head'), images, int(tokens))
 
   def features(self, images, *, size=None, cls=None, patches=True):
-    """As `image`, of all that `encode_image` takes; `patches=False` leaves the patches on the device."""
+    """As `image`, of all that `encode_image` takes; `patches=False` leaves the patches on the
+    device.
+    """
     program = functools.partial(self._image, cls=self._known(cls or self.cls), patches=patches)
     listed = isinstance(images, (list, tuple))
     size = self.size if size is None else size
@@ -199,16 +238,22 @@ class Encoder:
     if len(images):
       for image in images if listed else ():
         if isinstance(image, Image.Image):
-          with contextlib.suppress(Exception):    # Pillow decodes late, and one image in two threads is not safe;
-            image.load()                          # what is wrong with it is said in `resize`
+          with contextlib.suppress(
+            Exception
+          ):  # Pillow decodes late, and one image in two threads is not safe;
+            image.load()  # what is wrong with it is said in `resize`
       prepare = (lambda some: np.stack([self.resize(x, size) for x in some])) if listed else None
       return self._map(program, ('image', 'image_head'), images, h * w, prepare)
-    empty = {name: (self.width,) for name in self.cls_names} | {'embedding': (self._joint_width('image'),)}
+    empty = {name: (self.width,) for name in self.cls_names} | {
+      'embedding': (self._joint_width('image'),)
+    }
     empty |= {'patch': (h, w, self.width)} if patches else {}
     return {name: np.zeros((0, *shape), np.float32) for name, shape in empty.items()}
 
   def resize(self, image, size=None):
-    """uint8 [size, size, 3] RGB of a path, a PIL image or a uint8 array, as the evaluators prepare theirs."""
+    """uint8 [size, size, 3] RGB of a path, a PIL image or a uint8 array, as the evaluators prepare
+    theirs.
+    """
     size = size or self.size
     if isinstance(image, (str, os.PathLike)):
       try:
@@ -217,11 +262,22 @@ class Encoder:
         raise InputError(f'image: cannot read {os.fspath(image)!r} ({error.strerror})') from None
       except ValueError as error:
         raise InputError(f'image {os.fspath(image)!r}: {error}') from None
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+    if (
+      isinstance(image, np.ndarray)
+      and image.dtype == np.uint8
+      and image.ndim == 3
+      and image.shape[2] == 3
+    ):
       image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-      shape = f' of shape {image.shape}, {image.dtype}' if isinstance(image, np.ndarray) else f' {image!r:.80}'
-      raise InputError(f'image: got {type(image).__name__}{shape}; expected a path, a PIL image or uint8 [H, W, 3]')
+      shape = (
+        f' of shape {image.shape}, {image.dtype}'
+        if isinstance(image, np.ndarray)
+        else f' {image!r:.80}'
+      )
+      raise InputError(
+        f'image: got {type(image).__name__}{shape}; expected a path, a PIL image or uint8 [H, W, 3]'
+      )
     try:
       rgb = Image.fromarray(views.rgb(image))
     except ValueError as error:
@@ -230,33 +286,51 @@ class Encoder:
 
   def group(self, size=None):
     """How many images fill the devices a few times over: a good number to hand over at once."""
-    return 4 * self._lanes * self._rows(1 << 30, (-(-(size or self.size) // self.patch))**2)
+    return 4 * self._lanes * self._rows(1 << 30, (-(-(size or self.size) // self.patch)) ** 2)
 
   # --- on the devices ---------------------------------------------------------------------------
 
   def _on_devices(self, program):
     def run(params, x, **static):
       specs = jax.tree.map(lambda _: P(), params)
-      return parallel.map_batch(lambda params, x, _: program(params, x, **static), params, x, specs=specs)
+      return parallel.map_batch(
+        lambda params, x, _: program(params, x, **static), params, x, specs=specs
+      )
+
     return run
 
   def _apply(self, params, name, **arrays):
     return towers.apply(params[name], self.weights.towers[name], self._compute, arrays)
 
   def _image_program(self, params, images, *, cls, patches):
-    out = {k: v[:, 0].astype(jnp.float32) for k, v in self._apply(params, 'image', images=images[:, None]).items()}
+    out = {
+      k: v[:, 0].astype(jnp.float32)
+      for k, v in self._apply(params, 'image', images=images[:, None]).items()
+    }
     patch = out.pop('patch')
     head = 'image_head' in params
-    out['embedding'] = self._apply(params, 'image_head', x=out[cls])['embedding'] if head else out[cls]
+    out['embedding'] = (
+      self._apply(params, 'image_head', x=out[cls])['embedding'] if head else out[cls]
+    )
     if patches:
       h, w = (-(-s // self.patch) for s in images.shape[1:3])
       out['patch'] = patch.reshape(len(images), h, w, -1)
     return out
 
   def _inside_program(self, params, images, *, intermediate_layers, values):
-    project = lambda x: self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
-    return towers.inspect(params['image'], self.weights.image, self._compute, images, cls=self.cls, project=project,
-                          intermediate_layers=intermediate_layers, values=values)
+    project = lambda x: (
+      self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
+    )
+    return towers.inspect(
+      params['image'],
+      self.weights.image,
+      self._compute,
+      images,
+      cls=self.cls,
+      project=project,
+      intermediate_layers=intermediate_layers,
+      values=values,
+    )
 
   def _text_program(self, params, ids):
     out = self._apply(params, 'text', ids=ids)['text']
@@ -267,7 +341,9 @@ class Encoder:
     with self._lock:
       for name in names:
         if name in self.weights.towers and name not in self._params:
-          self._params[name] = jax.device_put(self.weights.params[name], NamedSharding(self._mesh, P()))
+          self._params[name] = jax.device_put(
+            self.weights.params[name], NamedSharding(self._mesh, P())
+          )
       return {name: self._params[name] for name in names if name in self._params}
 
   def _rows(self, count, tokens):
@@ -279,30 +355,32 @@ class Encoder:
     return devices * (each if each * devices <= most or each == 1 else each // 2)
 
   def _map(self, program, names, rows, tokens, prepare=None):
-    """program(parameters, rows) of any number of rows, as NumPy. prepare: makes an array of some of them."""
+    """program(parameters, rows) of any number of rows, as NumPy. prepare: makes an array of some of
+    them.
+    """
     params, n = self._put(names), self._rows(len(rows), tokens)
 
     whole, first = [], threading.Lock()
 
     def one(begin):
-      some = rows[begin:begin + n]
+      some = rows[begin : begin + n]
       x = prepare(some) if prepare else some
       missing = (n if self._exact else _bucket(len(x), n, self._mesh.size)) - len(x)
       if missing:
         x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
       with self._turns, jax.set_mesh(self._mesh):
         out = program(params, jax.device_put(x, NamedSharding(self._mesh, P('data'))))
-        out = jax.tree.map(lambda y: np.asarray(y)[:len(some)], out)
+        out = jax.tree.map(lambda y: np.asarray(y)[: len(some)], out)
       with first:
         if not whole:
           whole.append(jax.tree.map(lambda y: np.empty((len(rows), *y.shape[1:]), y.dtype), out))
-      jax.tree.map(lambda all, y: np.copyto(all[begin:begin + n], y), whole[0], out)
+      jax.tree.map(lambda all, y: np.copyto(all[begin : begin + n], y), whole[0], out)
 
     jobs = [self._threads.submit(one, begin) for begin in range(0, len(rows), n)]
     try:
       for job in jobs:
         job.result()
-    finally:    # an error or Ctrl-C: what has not begun is not done
+    finally:  # an error or Ctrl-C: what has not begun is not done
       for job in jobs:
         job.cancel()
     return whole[0]
@@ -316,8 +394,10 @@ class Encoder:
 
   def _need(self, name, what):
     if name not in self.weights.towers:
-      raise InputError(f'the model {self.weights.name!r} has no {name!r}; expected one with {what}; it has '
-                       f'{", ".join(self.weights.towers)}')
+      raise InputError(
+        f'the model {self.weights.name!r} has no {name!r}; expected one with {what}; it has '
+        f'{", ".join(self.weights.towers)}'
+      )
 
   def _joint_width(self, name):
     tower = self.weights.towers
@@ -342,11 +422,13 @@ def _checked(images):
   x = np.asarray(x)
   if x.dtype == np.uint8:
     return x
-  if x.dtype.kind not in 'fV':    # V: bfloat16
+  if x.dtype.kind not in 'fV':  # V: bfloat16
     raise InputError(f'images: got {x.dtype}; expected uint8, or floats in [0, 1]')
   x = x.astype(np.float32)
-  if x.size and not (x.min() >= 0 and x.max() <= 1):    # also false for nan
-    raise InputError(f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized further')
+  if x.size and not (x.min() >= 0 and x.max() <= 1):  # also false for nan
+    raise InputError(
+      f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized further'
+    )
   return x
 
 

@@ -1,4 +1,5 @@
 """Weights -> a folder in one of the formats, complete or absent, with the contract beside them."""
+
 import contextlib
 import json
 import os
@@ -40,7 +41,9 @@ def new_folder(path):
 def refuse_existing(path):
   path = pathlib.Path(path)
   if path.is_file() or path.is_dir() and any(path.iterdir()):
-    raise InputError(f'--output: got {str(path)!r}, which exists; expected a new folder: nothing is overwritten')
+    raise InputError(
+      f'--output: got {str(path)!r}, which exists; expected a new folder: nothing is overwritten'
+    )
 
 
 def write(weights, format, folder, *, dtype='float32', **options):
@@ -53,20 +56,31 @@ def write(weights, format, folder, *, dtype='float32', **options):
   elif format == 'onnx':
     onnx.write(weights, folder, **options)
   elif format == 'safetensors':
-    arrays.write_safetensors(folder / 'model.safetensors', arrays.rounded(flat(weights.params), dtype),
-                             {'format': 'tips_jax'})
+    arrays.write_safetensors(
+      folder / 'model.safetensors',
+      arrays.rounded(flat(weights.params), dtype),
+      {'format': 'tips_jax'},
+    )
   else:
     raise strict.unknown('--to', format, FORMATS)
   if weights.tokenizer:
     (folder / TOKENIZER).write_bytes(weights.tokenizer)
   sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
-  (folder / CONTRACT).write_text(json.dumps(contract(weights, format) | {'files': sizes}, indent=1) + '\n')
+  (folder / CONTRACT).write_text(
+    json.dumps(contract(weights, format) | {'files': sizes}, indent=1) + '\n'
+  )
 
 
 def contract(weights, format):
   """What the weights are and what they must be fed: enforced when they are read."""
-  return {'version': VERSION, 'format': format, 'name': weights.name,
-          'towers': {k: strict.plain(t) for k, t in weights.towers.items()}, 'preprocessing': PREPROCESSING,
-          'size': weights.size, 'text_length': weights.text_length,
-          'tokenizer_sha256': sha256(weights.tokenizer),
-          'about': weights.about}
+  return {
+    'version': VERSION,
+    'format': format,
+    'name': weights.name,
+    'towers': {k: strict.plain(t) for k, t in weights.towers.items()},
+    'preprocessing': PREPROCESSING,
+    'size': weights.size,
+    'text_length': weights.text_length,
+    'tokenizer_sha256': sha256(weights.tokenizer),
+    'about': weights.about,
+  }

@@ -1,11 +1,14 @@
-"""Exact attention for short sequences on TPU: one Pallas program holds whole sequences on chip, forward and backward.
+"""Exact attention for short sequences on TPU: one Pallas program holds whole sequences on chip,
+forward and backward.
 
-A ViT's sequences (51 to 1,026 tokens) fit into VMEM, so no logits reach memory and no running softmax is needed. Heads
-stay side by side in the last axis, as the projections write them: nothing is transposed in memory, and no head is
-padded to 128 lanes. A head's logits are taken over the aligned lanes around it with the others' set to zero. They lie
-with keys along sublanes, and the operands that this asks to be turned are turned on chip. The backward pass computes
+A ViT's sequences (51 to 1,026 tokens) fit into VMEM, so no logits reach memory and no running
+softmax is needed. Heads stay side by side in the last axis, as the projections write them: nothing
+is transposed in memory, and no head is padded to 128 lanes. A head's logits are taken over the
+aligned lanes around it with the others' set to zero. They lie with keys along sublanes, and the
+operands that this asks to be turned are turned on chip. The backward pass computes
 the softmax again: only q, k and v are kept.
 """
+
 import functools
 import math
 
@@ -16,10 +19,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 _LANES = 128
-_NEVER = -1e30            # logit of a key that may not be read; finite, so that no difference is NaN
-_BLOCK = 1 << 21          # bytes of one operand's block
-_QUERIES = 512            # queries whose logits are held at once
-_VMEM = 100 * 2**20       # bytes that a program may ask for; the compiler lowers it to what the chip has
+_NEVER = -1e30  # logit of a key that may not be read; finite, so that no difference is NaN
+_BLOCK = 1 << 21  # bytes of one operand's block
+_QUERIES = 512  # queries whose logits are held at once
+_VMEM = 100 * 2**20  # bytes that a program may ask for; the compiler lowers it to what the chip has
 
 
 def attention(q, k, v, key_mask=None, *, heads, interpret=False):
@@ -61,16 +64,23 @@ def _call(kernel, heads, interpret, arrays, bias, *, outputs):
   whole = pl.BlockSpec((block, t, d), lambda i: (i, 0, 0))
   column = pl.BlockSpec((block, t, 1), lambda i: (i, 0, 0))
   products = {1: 2, 3: 5}[outputs]
-  cost = pl.CostEstimate(flops=products * 2 * b * t * t * d, transcendentals=b * heads * t * t,
-                         bytes_accessed=(len(arrays) + outputs) * b * size)
-  like = jax.eval_shape(lambda x: x, arrays[0])    # with the mesh axes that it varies over
+  cost = pl.CostEstimate(
+    flops=products * 2 * b * t * t * d,
+    transcendentals=b * heads * t * t,
+    bytes_accessed=(len(arrays) + outputs) * b * size,
+  )
+  like = jax.eval_shape(lambda x: x, arrays[0])  # with the mesh axes that it varies over
   return pl.pallas_call(
-      functools.partial(kernel, heads=heads, masked=bias is not None), name=kernel.__name__.strip('_') + '_attention',
-      grid=(b // block,),
-      in_specs=[whole] * len(arrays) + [column] * (bias is not None), out_specs=[whole] * outputs,
-      out_shape=[like] * outputs, scratch_shapes=[pltpu.VMEM((d, t), arrays[0].dtype)] * 2,
-      cost_estimate=cost, interpret=pltpu.InterpretParams() if interpret else False,
-      compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',), vmem_limit_bytes=_VMEM),
+    functools.partial(kernel, heads=heads, masked=bias is not None),
+    name=kernel.__name__.strip('_') + '_attention',
+    grid=(b // block,),
+    in_specs=[whole] * len(arrays) + [column] * (bias is not None),
+    out_specs=[whole] * outputs,
+    out_shape=[like] * outputs,
+    scratch_shapes=[pltpu.VMEM((d, t), arrays[0].dtype)] * 2,
+    cost_estimate=cost,
+    interpret=pltpu.InterpretParams() if interpret else False,
+    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',), vmem_limit_bytes=_VMEM),
   )(*arrays, *([bias] if bias is not None else []))
 
 
@@ -91,11 +101,15 @@ def _lanes_of(first, last, size, lanes):
 
 def _dot(a, b, contract):
   """a x b over one axis of each, summed in float32."""
-  return lax.dot_general(a, b, ((contract[:1], contract[1:]), ((), ())), preferred_element_type=jnp.float32)
+  return lax.dot_general(
+    a, b, ((contract[:1], contract[1:]), ((), ())), preferred_element_type=jnp.float32
+  )
 
 
 def _weights(k, q, bias, scale):
-  """(exp(logits - max), 1 / sum) with keys along sublanes, so that sums over keys need no shuffling of lanes."""
+  """(exp(logits - max), 1 / sum) with keys along sublanes, so that sums over keys need no shuffling
+  of lanes.
+  """
   logits = _dot(k, q, (1, 1))
   if bias is not None:
     logits = logits + bias
@@ -124,8 +138,10 @@ def _forward(q_ref, k_ref, v_ref, *refs, heads, masked):
         k = jnp.where(_lanes_of(h, h, size, lanes), k_ref[i, :, lanes], 0)
         rows = slice(h * size, (h + 1) * size)
         for some in _some(t):
-          p, inverse = _weights(k, q_ref[i, some, lanes], bias, size ** -0.5)
-          y_turned[rows, some] = (_dot(v_turned[rows], p.astype(k.dtype), (1, 0)) * inverse).astype(k.dtype)
+          p, inverse = _weights(k, q_ref[i, some, lanes], bias, size**-0.5)
+          y_turned[rows, some] = (_dot(v_turned[rows], p.astype(k.dtype), (1, 0)) * inverse).astype(
+            k.dtype
+          )
     y_ref[i] = y_turned[...].T
     return _
 
@@ -136,7 +152,7 @@ def _backward(q_ref, k_ref, v_ref, dy_ref, *refs, heads, masked):
   bias_ref, dq_ref, dk_ref, dv_ref, k_turned, dq_turned = refs if masked else (None, *refs)
   block, t, d = q_ref.shape
   size = d // heads
-  scale = size ** -0.5
+  scale = size**-0.5
 
   def one(i, _):
     bias = bias_ref[i] if masked else None

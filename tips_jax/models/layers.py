@@ -1,4 +1,5 @@
 """Transformer parts. Parameters are float32; products and activations have the dtype of `compute`."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,24 @@ def weight(module, name, init, shape, dtype):
     return module.param(name, init, shape).astype(dtype)
   value = parallel.whole(module.get_variable('params', name), dtype)
   if value.shape != tuple(shape):
-    raise ValueError(f'parameter {"/".join((*module.path, name))}: got shape {value.shape}; expected {tuple(shape)}')
+    raise ValueError(
+      f'parameter {"/".join((*module.path, name))}: got shape {value.shape}; expected {tuple(shape)}'
+    )
   return value
 
 
 def keep(x):
-  """Marks what the backward pass reads and only a matrix product could bring back (`compute.remat = 'products'`)."""
+  """Marks what the backward pass reads and only a matrix product could bring back (`compute.remat =
+  'products'`).
+  """
   return checkpoint_name(x, 'kept')
 
 
 @jax.custom_vjp
 def plus(x, bias_D):
-  """x + bias, whose gradient is a matrix product, summed in float32: on TPU a fraction of the reduction's time."""
+  """x + bias, whose gradient is a matrix product, summed in float32: on TPU a fraction of the
+  reduction's time.
+  """
   return x + bias_D
 
 
@@ -36,14 +43,20 @@ plus.defvjp(lambda x, bias_D: (x + bias_D, None), lambda _, dy: (dy, _sum_rows(d
 
 
 def _sum_rows(x):
-  ones = jax.lax.optimization_barrier(jnp.ones(x.shape[:-1], x.dtype))    # seen through, it is a reduction again
+  ones = jax.lax.optimization_barrier(
+    jnp.ones(x.shape[:-1], x.dtype)
+  )  # seen through, it is a reduction again
   lead = tuple(range(x.ndim - 1))
-  return jax.lax.dot_general(ones, x, ((lead, lead), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+  return jax.lax.dot_general(
+    ones, x, ((lead, lead), ((), ())), preferred_element_type=jnp.float32
+  ).astype(x.dtype)
 
 
 @jax.custom_vjp
 def stored(x):
-  """x, written to memory: else XLA on TPU computes it again for every tile of the product that reads it."""
+  """x, written to memory: else XLA on TPU computes it again for every tile of the product that
+  reads it.
+  """
   return jax.lax.optimization_barrier(x)
 
 
@@ -61,6 +74,7 @@ stored_gradient.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_
 
 class Dense(nn.Module):
   """y = x kernel + bias, over the last axis."""
+
   shape: tuple[int, int]
   dtype: jnp.dtype
   kernel_init: nn.initializers.Initializer = xavier
@@ -83,6 +97,7 @@ class Projection(Dense):
 
 class Norm(nn.Module):
   """LayerNorm with float32 statistics, eps 1e-6 as in the official JAX model."""
+
   width: int
 
   def setup(self):
@@ -97,19 +112,27 @@ class Norm(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Dropout drawn from the global number of each row, so that devices and their number do not change it."""
+  """Dropout drawn from the global number of each row, so that devices and their number do not
+  change it.
+  """
+
   rate: float
 
   def __call__(self, x, rows_B=None):
     if rows_B is None or not self.rate:
       return x
     key = self.make_rng('dropout')
-    draw = lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.rate, x.shape[1:])
+    draw = lambda row: jax.random.bernoulli(
+      jax.random.fold_in(key, row), 1 - self.rate, x.shape[1:]
+    )
     return jnp.where(jax.vmap(draw)(rows_B), x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention, softmax in float32. key_mask: [B, T] bool, True where a key may be read."""
+  """Multi-head self-attention, softmax in float32. key_mask: [B, T] bool, True where a key may be
+  read.
+  """
+
   width: int
   heads: int
   dtype: jnp.dtype
@@ -132,6 +155,7 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
   """Feed-forward layer: `gelu` (tanh form), `relu`, or `swiglu`: swish(x W_gate) * x W_up."""
+
   width: int
   hidden: int
   kind: str
@@ -155,9 +179,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
   """Pre-norm transformer block, of several batches with the weights read once.
 
-  xs, key_masks, rows: one of each for every batch. Masked positions are neither read as keys nor changed by the MLP.
-  Rows are the global numbers of the rows, for dropout; None: no dropout.
+  xs, key_masks, rows: one of each for every batch. Masked positions are neither read as keys nor
+  changed by the MLP. Rows are the global numbers of the rows, for dropout; None: no dropout.
   """
+
   width: int
   heads: int
   hidden: int
@@ -189,10 +214,13 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-  """`depth` blocks with stacked parameters [L, ...]; looped (`scan`) or unrolled, the same either way.
+  """`depth` blocks with stacked parameters [L, ...]; looped (`scan`) or unrolled, the same either
+  way.
 
-  Several batches of any shapes walk through the layers side by side: a layer's weights are gathered once for all.
+  Several batches of any shapes walk through the layers side by side: a layer's weights are gathered
+  once for all.
   """
+
   width: int
   depth: int
   heads: int
@@ -205,12 +233,23 @@ class Blocks(nn.Module):
   def __call__(self, xs, key_masks=None, rows=None):
     c, block, none = self.compute, Block, (None,) * len(xs)
     if c.remat != 'none':
-      policy = {'products': jax.checkpoint_policies.save_only_these_names('kept'), 'full': None}[c.remat]
+      policy = {'products': jax.checkpoint_policies.save_only_these_names('kept'), 'full': None}[
+        c.remat
+      ]
       block = nn.remat(Block, prevent_cse=not c.scan, policy=policy)
     body = lambda m, xs, _: (m(xs, key_masks or none, rows or none), None)
-    loop = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                   length=self.depth, unroll=1 if c.scan else self.depth)
-    return loop(block(self.width, self.heads, self.mlp, self.ffn, self.dropout, c, name='blocks'), tuple(xs), None)[0]
+    loop = nn.scan(
+      body,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      length=self.depth,
+      unroll=1 if c.scan else self.depth,
+    )
+    return loop(
+      block(self.width, self.heads, self.mlp, self.ffn, self.dropout, c, name='blocks'),
+      tuple(xs),
+      None,
+    )[0]
 
 
 def gather_tokens(x_BPD, index_BM):
@@ -224,7 +263,9 @@ def merge_views(x):
 
 
 def sincos_positions(length, width):
-  """[length, width] fixed positions, sines then cosines, timescales 1 to 1e4 (as the official text tower)."""
+  """[length, width] fixed positions, sines then cosines, timescales 1 to 1e4 (as the official text
+  tower).
+  """
   scales = width // 2
   rate = jnp.exp(-jnp.arange(scales) * (jnp.log(1e4) / max(scales - 1, 1)))
   angle = jnp.arange(length)[:, None] * rate[None]

@@ -1,4 +1,5 @@
 """Name -> module: builds, initializes and applies any tower of the schema."""
+
 import zlib
 
 import jax
@@ -8,12 +9,12 @@ from tips_jax.core import schema
 from tips_jax.models import heads, text, vit
 
 _MODULES = {
-    'vit': vit.ViT,
-    'pixel_decoder': vit.PixelDecoder,
-    'text': text.TextTower,
-    'dino_head': heads.DINOHead,
-    'projection': heads.ProjectionHead,
-    'logit': heads.Logit,
+  'vit': vit.ViT,
+  'pixel_decoder': vit.PixelDecoder,
+  'text': text.TextTower,
+  'dino_head': heads.DINOHead,
+  'projection': heads.ProjectionHead,
+  'logit': heads.Logit,
 }
 
 
@@ -25,7 +26,9 @@ def inputs(tower):
   match tower:
     case schema.ViT():
       images = jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8)
-      return {'images': images, 'visible': i(1, 1, 1)} | ({'mask': b(1, 1, 1)} if tower.mask_token else {})
+      return {'images': images, 'visible': i(1, 1, 1)} | (
+        {'mask': b(1, 1, 1)} if tower.mask_token else {}
+      )
     case schema.TextTower():
       return {'ids': i(1, 2)}
     case schema.DINOHead():
@@ -58,25 +61,40 @@ def outputs(tower):
       return set()
 
 
-def inspect(params, tower, compute, images_BHWC, *, cls, project, intermediate_layers=(), values=False):
-  """What evaluators read of an image tower, float32: each CLS token [B, D], 'patch' [B, h, w, D], 'embedding' [B, E].
+def inspect(
+  params, tower, compute, images_BHWC, *, cls, project, intermediate_layers=(), values=False
+):
+  """What evaluators read of an image tower, float32: each CLS token [B, D], 'patch' [B, h, w, D],
+  'embedding' [B, E].
 
-  cls: token of the joint space; project: [..., D] -> [..., E], into it. intermediate_layers: numbers of blocks; they add 'intermediate_layers', a
-  tuple of (patch [B, h, w, D], first CLS [B, D]) after each. values: adds 'value_patch' [B, h, w, E], as in
-  `vit.inspect`, in the joint space.
+  cls: token of the joint space; project: [..., D] -> [..., E], into it. intermediate_layers:
+  numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h, w, D], first CLS [B,
+  D]) after each. values: adds 'value_patch' [B, h, w, E], as in `vit.inspect`, in the joint space.
   """
   h, w = (-(-s // tower.patch) for s in images_BHWC.shape[1:3])
   token = lambda x: x[:, 0].astype(jnp.float32)
   grid = lambda x: token(x).reshape(len(images_BHWC), h, w, -1)
-  out = vit.inspect(params, tower, compute, images_BHWC[:, None], intermediate_layers=intermediate_layers, values=values)
+  out = vit.inspect(
+    params,
+    tower,
+    compute,
+    images_BHWC[:, None],
+    intermediate_layers=intermediate_layers,
+    values=values,
+  )
   found = {name: token(out[name]) for name in tower.cls}
   found |= {'patch': grid(out['patch']), 'embedding': project(found[cls])}
   if intermediate_layers:
-    found['intermediate_layers'] = tuple((grid(t['patch']), token(t[tower.cls[0]])) for t in out['intermediate_layers'])
+    found['intermediate_layers'] = tuple(
+      (grid(t['patch']), token(t[tower.cls[0]])) for t in out['intermediate_layers']
+    )
   return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
 
 
-TOGETHER = ('vit', 'text')    # kinds of which one call takes several inputs, and gathers the weights once
+TOGETHER = (
+  'vit',
+  'text',
+)  # kinds of which one call takes several inputs, and gathers the weights once
 
 
 def init(name, tower, *, seed):
@@ -89,7 +107,9 @@ def init(name, tower, *, seed):
 
 
 def apply(params, tower, compute, arrays, *, rng=None, rows=None):
-  """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there is none."""
+  """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there
+  is none.
+  """
   return apply_all(params, tower, compute, [arrays], rng=rng, rows=rows)[0]
 
 

@@ -1,4 +1,5 @@
 """The image tower: a ViT with named CLS tokens, and the pixel decoder of MAE."""
+
 import math
 
 import flax.linen as nn
@@ -20,23 +21,31 @@ def patches(images_BHWC, patch):
 def positions(table_1GGD, h, w):
   """[1, h, w, D]: the table, resized (bilinear, antialiased) where the grid differs from it."""
   _, gh, gw, d = table_1GGD.shape
-  return table_1GGD if (gh, gw) == (h, w) else jax.image.resize(table_1GGD, (1, h, w, d), 'bilinear')
+  return (
+    table_1GGD if (gh, gw) == (h, w) else jax.image.resize(table_1GGD, (1, h, w, d), 'bilinear')
+  )
 
 
 class ViT(nn.Module):
   """ViT of TIPS (arXiv 2410.16512, section 3), of one or several batches of images.
 
-  Each input: images [B, V, H, W, 3], uint8 or floats in [0, 1], not normalized further; mask [B, V, P] bool: patches
-  replaced by the mask token, before positions are added; visible [B, V, M] int: only these patches are computed.
+  Each input: images [B, V, H, W, 3], uint8 or floats in [0, 1], not normalized further; mask [B, V,
+  P] bool: patches replaced by the mask token, before positions are added; visible [B, V, M] int:
+  only these patches are computed.
   Each output: for every CLS name [B, V, D], and `patch` [B, V, P or M, D].
   """
+
   config: schema.ViT
   compute: schema.Compute
 
   def setup(self):
     c, dtype, d = self.config, jnp.dtype(self.compute.dtype), self.config.width
     self.embedding = PatchEmbedding(c, dtype)
-    self.mask_token = layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype) if c.mask_token else None
+    self.mask_token = (
+      layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype)
+      if c.mask_token
+      else None
+    )
     init = nn.initializers.normal(1 / math.sqrt(d))
     self.posembed = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
     self.cls = layers.weight(self, 'cls', nn.initializers.zeros, (1, len(c.cls), d), dtype)
@@ -60,7 +69,7 @@ class ViT(nn.Module):
   def outputs(self, x, lead):
     """Tokens after a block -> an output; lead: (B, V)."""
     x, names = self.norm(x).reshape(*lead, *x.shape[1:]), self.config.cls
-    return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names):]}
+    return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names) :]}
 
 
 def _blocks(c, compute, depth):
@@ -68,20 +77,28 @@ def _blocks(c, compute, depth):
 
 
 def inspect(params, tower, compute, images, *, intermediate_layers=(), values=False):
-  """The output of a ViT for images [B, V, H, W, 3], as `towers.apply` gives it, and what some evaluators read inside.
+  """The output of a ViT for images [B, V, H, W, 3], as `towers.apply` gives it, and what some
+  evaluators read inside.
 
-  intermediate_layers: numbers of blocks (the first is 0); they add 'intermediate_layers', a tuple, in their order, of the output that each would give
-  were it the last (DINOv2's get_intermediate_layers(norm=True)). values: adds 'value_patch' [B, V, P, D]: the patches
-  of a last block that mixes no tokens, where each token's attention is its own value (MaskCLIP, arXiv 2112.01071,
-  section 3.2). Raises ValueError for a layer that there is not.
+  intermediate_layers: numbers of blocks (the first is 0); they add 'intermediate_layers', a tuple,
+  in their order, of the output that each would give were it the last (DINOv2's
+  get_intermediate_layers(norm=True)). values: adds 'value_patch' [B, V, P, D]: the patches of a
+  last block that mixes no tokens, where each token's attention is its own value (MaskCLIP, arXiv
+  2112.01071, section 3.2). Raises ValueError for a layer that there is not.
   """
   c, depth = tower, tower.depth
   if not all(0 <= layer < depth for layer in intermediate_layers):
-    raise ValueError(f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 to {depth - 1}')
+    raise ValueError(
+      f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 to {depth - 1}'
+    )
   run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
   outputs = lambda x: run('outputs', x, images.shape[:2])
-  after, start = {0: run('tokens', images)}, 0    # number of blocks done -> tokens
-  for stop in sorted({layer + 1 for layer in intermediate_layers} | {depth} | ({depth - 1} - {0} if values else set())):
+  after, start = {0: run('tokens', images)}, 0  # number of blocks done -> tokens
+  for stop in sorted(
+    {layer + 1 for layer in intermediate_layers}
+    | {depth}
+    | ({depth - 1} - {0} if values else set())
+  ):
     part = jax.tree.map(lambda p, run=slice(start, stop): p[run], params['encoder'])
     [after[stop]] = _blocks(c, compute, stop - start).apply({'params': part}, [after[start]])
     start = stop
@@ -91,7 +108,9 @@ def inspect(params, tower, compute, images, *, intermediate_layers=(), values=Fa
   if values:
     block = layers.Block(c.width, c.heads, c.mlp, c.ffn, 0.0, compute)
     last = jax.tree.map(lambda p: p[-1], params['encoder']['blocks'])
-    out['value_patch'] = outputs(block.apply({'params': last}, after[depth - 1], method='values'))['patch']
+    out['value_patch'] = outputs(block.apply({'params': last}, after[depth - 1], method='values'))[
+      'patch'
+    ]
   return out
 
 
@@ -102,7 +121,11 @@ class PatchEmbedding(nn.Module):
   def setup(self):
     p, d = self.config.patch, self.config.width
     self.kernel = layers.weight(self, 'kernel', self._init, (p, p, 3, d), self.dtype)
-    bias = (lambda *_: -self.kernel.sum((0, 1, 2)) / 2) if self.config.centered else nn.initializers.zeros
+    bias = (
+      (lambda *_: -self.kernel.sum((0, 1, 2)) / 2)
+      if self.config.centered
+      else nn.initializers.zeros
+    )
     self.bias = layers.weight(self, 'bias', bias, (d,), self.dtype)
 
   def _init(self, key, shape):
@@ -112,7 +135,7 @@ class PatchEmbedding(nn.Module):
   def __call__(self, images_BHWC):
     x = patches(images_BHWC, self.config.patch).astype(self.dtype)
     x = jnp.einsum('bhwpqc,pqcd->bhwd', x, self.kernel)
-    if images_BHWC.dtype == jnp.uint8:    # 0..255 is exact in bfloat16; the scale comes after the sum
+    if images_BHWC.dtype == jnp.uint8:  # 0..255 is exact in bfloat16; the scale comes after the sum
       x = x / 255
     return x + self.bias
 
@@ -123,6 +146,7 @@ class PixelDecoder(nn.Module):
   Input: patch [B, V, M, D] of the visible patches, visible [B, V, M], mask [B, V, P].
   Output: pixels [B, V, P, patch * patch * 3].
   """
+
   config: schema.PixelDecoder
   compute: schema.Compute
 
@@ -133,12 +157,20 @@ class PixelDecoder(nn.Module):
     index, hidden = layers.merge_views(visible), layers.merge_views(mask)
     x = layers.Dense((c.width, width), dtype, name='embed')(layers.merge_views(patch).astype(dtype))
     token = layers.weight(self, 'mask_token', nn.initializers.normal(0.02), (1, 1, width), dtype)
-    rank = jnp.cumsum(~hidden, axis=1) - 1        # place of a visible patch among the visible ones, which are sorted
-    x = jnp.where(hidden[..., None], token, layers.gather_tokens(x, jnp.clip(rank, 0, index.shape[1] - 1)))
+    rank = (
+      jnp.cumsum(~hidden, axis=1) - 1
+    )  # place of a visible patch among the visible ones, which are sorted
+    x = jnp.where(
+      hidden[..., None], token, layers.gather_tokens(x, jnp.clip(rank, 0, index.shape[1] - 1))
+    )
     side = math.isqrt(hidden.shape[1])
     init = nn.initializers.normal(1 / math.sqrt(width))
     table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, width), jnp.float32)
     x = x + positions(table, side, side).reshape(1, -1, width).astype(dtype)
-    [x] = layers.Blocks(width, c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder')([x])
-    x = layers.Dense((width, c.patch**2 * 3), dtype, name='pixels')(layers.Norm(width, name='norm')(x))
+    [x] = layers.Blocks(width, c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder')(
+      [x]
+    )
+    x = layers.Dense((width, c.patch**2 * 3), dtype, name='pixels')(
+      layers.Norm(width, name='norm')(x)
+    )
     return {'pixels': x.reshape(*lead, *x.shape[1:])}

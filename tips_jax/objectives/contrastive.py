@@ -1,4 +1,7 @@
-"""Image-text contrast over the global batch, a block of rows at a time: [B, B] logits are never held."""
+"""Image-text contrast over the global batch, a block of rows at a time: [B, B] logits are never
+held.
+"""
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -6,17 +9,23 @@ from jax import lax
 from tips_jax.core import parallel
 from tips_jax.core.types import Loss
 
-_EXACT = lax.Precision.HIGHEST    # logits reach 1 / temperature = 280: bfloat16 products would cost whole units
+_EXACT = (
+  lax.Precision.HIGHEST
+)  # logits reach 1 / temperature = 280: bfloat16 products would cost whole units
 
 
-def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0,
-            max_scale=0.0):
-  """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature (CLIP, section 2.3).
+def softmax(
+  images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0, max_scale=0.0
+):
+  """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature
+  (CLIP, section 2.3).
 
-  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalized here.
-  log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors nor negatives.
-  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none. Metrics: temperature,
-  and accuracy of the nearest text of each image.
+  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalized
+  here.
+  log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors
+  nor negatives.
+  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none.
+  Metrics: temperature, and accuracy of the nearest text of each image.
   """
   scale = jnp.exp(-log_temperature.astype(jnp.float32))
   scale = jnp.minimum(scale, max_scale) if max_scale else scale
@@ -40,7 +49,8 @@ def softmax(images, texts, log_temperature, valid=None, *, block=1024, label_smo
 
 
 def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
-  """SigLIP loss (arXiv 2303.15343, eq. 1): -1/B sum_ij log sigmoid(z_ij (cos_ij / temperature + bias)).
+  """SigLIP loss (arXiv 2303.15343, eq. 1): -1/B sum_ij log sigmoid(z_ij (cos_ij / temperature +
+  bias)).
 
   Arguments as in `softmax`; bias: scalar. z is 1 for a pair and -1 elsewhere.
   """
@@ -83,10 +93,13 @@ def _rows(x, y_all, w_all, first, scale, block, smoothing):
     x_i, i = args
     logits = jnp.where(w_all > 0, jnp.dot(y_all, x_i, precision=_EXACT) * scale, -jnp.inf)
     total, own = jax.nn.logsumexp(logits), logits[i]
-    # A row that is left out has -inf as its own logit; its loss is replaced, so that no NaN reaches the sum.
+    # A row that is left out has -inf as its own logit; its loss is replaced, so that no NaN reaches
+    # the sum.
     own = jnp.where(w_all[i] > 0, own, 0.0)
     total = jnp.where(w_all[i] > 0, total, 0.0)
     mean = jnp.where(w_all > 0, logits, 0.0).sum() / jnp.maximum(w_all.sum(), 1.0)
     return total - (1 - smoothing) * own - smoothing * mean, jnp.argmax(logits) == i
 
-  return lax.map(jax.checkpoint(row), (x, first + jnp.arange(len(x))), batch_size=min(block, len(x)))
+  return lax.map(
+    jax.checkpoint(row), (x, first + jnp.arange(len(x))), batch_size=min(block, len(x))
+  )

@@ -1,4 +1,7 @@
-"""Compiles the step for a mesh, ahead of time or for attached devices, and brings back what the compiler tells."""
+"""Compiles the step for a mesh, ahead of time or for attached devices, and brings back what the
+compiler tells.
+"""
+
 import atexit
 import contextlib
 import dataclasses
@@ -16,19 +19,22 @@ from tips_jax.planning import cost, hlo
 from tips_jax.planning import topologies as chips
 
 _LLO = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles'
-# How XLA says that a program is too big: bytes in all (arguments are among them), and the bytes that there are.
-_TOO_BIG = (r'required for [\w ]+ \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)',
-            r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm',
-            r'allocate ([\d.]+)([KMGT]?)i?B.{0,200}?(?:limit|available|only)\D*([\d.]+)([KMGT]?)i?B')
-_schedules = None                      # folder that libtpu writes kernels' schedules to; fixed once it is loaded
+# How XLA says that a program is too big: bytes in all (arguments are among them), and the bytes
+# that there are.
+_TOO_BIG = (
+  r'required for [\w ]+ \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)',
+  r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm',
+  r'allocate ([\d.]+)([KMGT]?)i?B.{0,200}?(?:limit|available|only)\D*([\d.]+)([KMGT]?)i?B',
+)
+_schedules = None  # folder that libtpu writes kernels' schedules to; fixed once it is loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
   module: hlo.Module
-  schedules: dict                      # kernel -> cycles
-  stats: dict                          # bytes per device: arguments, outputs, aliases, temporaries, code
-  peak: list                           # [(bytes, op_name, opcode, Array or None)] that are alive at the fullest moment
+  schedules: dict  # kernel -> cycles
+  stats: dict  # bytes per device: arguments, outputs, aliases, temporaries, code
+  peak: list  # [(bytes, op_name, opcode, Array or None)] that are alive at the fullest moment
   seconds: float
 
 
@@ -41,17 +47,24 @@ class TooBig(Exception):
 
 
 def prepare():
-  """Environment for compiling without a TPU; call it before libtpu is loaded, else kernels have no schedules."""
+  """Environment for compiling without a TPU; call it before libtpu is loaded, else kernels have no
+  schedules.
+  """
   global _schedules
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')      # else libtpu asks a server that is not there
-  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')    # says nothing about what is compiled for
+  os.environ.setdefault(
+    'TPU_WORKER_HOSTNAMES', 'localhost'
+  )  # else libtpu asks a server that is not there
+  os.environ.setdefault(
+    'TPU_ACCELERATOR_TYPE', 'v5litepod-4'
+  )  # says nothing about what is compiled for
   if _schedules is None:
     _schedules = tempfile.mkdtemp(prefix='tips_plan_')
     atexit.register(shutil.rmtree, _schedules, ignore_errors=True)
     os.environ['LIBTPU_INIT_ARGS'] = ' '.join(
-        [os.environ.get('LIBTPU_INIT_ARGS', ''), _LLO.format(_schedules)]).strip()
+      [os.environ.get('LIBTPU_INIT_ARGS', ''), _LLO.format(_schedules)]
+    ).strip()
 
 
 def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=None):
@@ -81,12 +94,14 @@ def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=N
     parts = ('argument', 'output', 'alias', 'temp', 'generated_code')
     stats = {p: getattr(found, f'{p}_size_in_bytes', 0) for p in parts}
     return Compiled(module, schedules(module), stats, peak(folder, module), seconds)
-  except Exception as error:    # jax raises its runtime error, of several names
+  except Exception as error:  # jax raises its runtime error, of several names
     used = next((m for m in (re.search(p, str(error), re.S) for p in _TOO_BIG) if m), None)
     if not used:
       raise
     unit = lambda n, letter: float(n) * 1024 ** ' KMGT'.index(letter or ' ')
-    raise TooBig(unit(*used.groups()[:2]), unit(*used.groups()[2:]), time.time() - begin, str(error)) from None
+    raise TooBig(
+      unit(*used.groups()[:2]), unit(*used.groups()[2:]), time.time() - begin, str(error)
+    ) from None
   finally:
     clean(_schedules)
     if not dump:
@@ -105,10 +120,18 @@ def read(folder, stage):
 
 
 def schedules(module):
-  """{kernel: cycles} from what libtpu has just written; the compiler's own estimates leave kernels out."""
-  kernels = {r.instruction.name: (re.search(r'"body":"([^"]*)"', r.instruction.rest), r.instruction.arrays)
-             for r in module.runs if r.instruction.target in cost.KERNELS}
-  kernels = {name: (body and body[1], [(a.dtype, a.dims) for a in arrays]) for name, (body, arrays) in kernels.items()}
+  """{kernel: cycles} from what libtpu has just written; the compiler's own estimates leave kernels
+  out.
+  """
+  kernels = {
+    r.instruction.name: (re.search(r'"body":"([^"]*)"', r.instruction.rest), r.instruction.arrays)
+    for r in module.runs
+    if r.instruction.target in cost.KERNELS
+  }
+  kernels = {
+    name: (body and body[1], [(a.dtype, a.dims) for a in arrays])
+    for name, (body, arrays) in kernels.items()
+  }
   result = {}
   for path in glob.glob(f'{_schedules}/*final_bundles.txt') if _schedules else ():
     name = re.fullmatch(r'\d+-(.*)-\d+-final_bundles\.txt', os.path.basename(path))
@@ -123,25 +146,35 @@ def schedules(module):
 
 
 def peak(folder, module):
-  """What is alive at the fullest moment, from the buffer assignment: bytes, op_name, opcode and Array of each value."""
+  """What is alive at the fullest moment, from the buffer assignment: bytes, op_name, opcode and
+  Array of each value.
+  """
   assignment, ranges = read(folder, 'buffer-assignment'), read(folder, 'live-range')
   if not assignment or not ranges:
     return []
-  alive = {n: (int(a), int(b)) for n, a, b in re.findall(r'^\s+(\S+?)(?:\{\})?:(\d+)-(\d+)$', ranges, re.M)}
+  alive = {
+    n: (int(a), int(b)) for n, a, b in re.findall(r'^\s+(\S+?)(?:\{\})?:(\d+)-(\d+)$', ranges, re.M)
+  }
   values = []
   for block in re.split(r'^allocation ', assignment, flags=re.M)[1:]:
-    head = block[:block.index('\n')]
+    head = block[: block.index('\n')]
     if 'preallocated-temp' not in head or re.search(r'color [1-9]', head):
       continue
-    for name, size, offset in re.findall(r'value: <\d+ (\S+)(?: \([^)]*\))? @\d+> \(size=(\d+),offset=(\d+)\)', block):
+    for name, size, offset in re.findall(
+      r'value: <\d+ (\S+)(?: \([^)]*\))? @\d+> \(size=(\d+),offset=(\d+)\)', block
+    ):
       if name.removesuffix('{}') in alive:
         values.append((name, int(size), int(offset), *alive[name.removesuffix('{}')]))
   return [(size, *_origin(module, name)) for name, size in _fullest(values)]
 
 
 def _fullest(values):
-  """Names and sizes of the values at the moment with the most bytes; of those that share a place, the biggest."""
-  events = sorted([(v[3], 1, k) for k, v in enumerate(values)] + [(v[4] + 1, 0, k) for k, v in enumerate(values)])
+  """Names and sizes of the values at the moment with the most bytes; of those that share a place,
+  the biggest.
+  """
+  events = sorted(
+    [(v[3], 1, k) for k, v in enumerate(values)] + [(v[4] + 1, 0, k) for k, v in enumerate(values)]
+  )
   places, total, best, moment = {}, 0, -1, 0
   for at, starts, k in events:
     _, size, offset, _, _ = values[k]
@@ -166,7 +199,12 @@ def _origin(module, value):
   name, _, index = value.rstrip('}').partition('{')
   computation = next((c for c in module.computations.values() if name in c), {})
   first = i = computation.get(name)
-  while i is not None and not i.op_name and i.operands and i.opcode in ('copy', 'copy-start', 'copy-done', 'bitcast'):
+  while (
+    i is not None
+    and not i.op_name
+    and i.operands
+    and i.opcode in ('copy', 'copy-start', 'copy-done', 'bitcast')
+  ):
     i = computation.get(i.operands[0])
   if i is None:
     return '', '', None

@@ -1,4 +1,5 @@
 """The plan of one configuration on one mesh: memory, FLOPs, communication, time, as one plain dict."""
+
 import collections
 import math
 
@@ -13,21 +14,36 @@ from tips_jax.train import state as state_lib
 GROUPS = ('params', 'teachers', 'optimizer', 'loss_state')
 
 
-def plan(method, mesh, chip, *, topology, slices=1, dump='', say=compiler.progress, options=None, price=0.0):
+def plan(
+  method, mesh, chip, *, topology, slices=1, dump='', say=compiler.progress, options=None, price=0.0
+):
   """Compiles the step for the mesh and says what it takes; plain data, as `--json` prints it.
 
-  A program that does not fit gives the same with `fits` False, how much it is over, and neither FLOPs nor time.
+  A program that does not fit gives the same with `fits` False, how much it is over, and neither
+  FLOPs nor time.
   """
   c = method.config
-  result = dict(header=header(method, mesh, chip, topology, slices), memory=memory(method, mesh, chip))
-  say(f'lowering {c.name} for {topology}, mesh ' + ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1))
+  result = dict(
+    header=header(method, mesh, chip, topology, slices), memory=memory(method, mesh, chip)
+  )
+  say(
+    f'lowering {c.name} for {topology}, mesh '
+    + ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1)
+  )
   platform = mesh.devices.flat[0].platform
   try:
     lowered = lowering.lower(method, mesh)
-    compiled = compiler.compile_step(lowered, platform='gpu' if platform in ('cuda', 'rocm') else platform, dump=dump,
-                                     say=say, options=options)
+    compiled = compiler.compile_step(
+      lowered,
+      platform='gpu' if platform in ('cuda', 'rocm') else platform,
+      dump=dump,
+      say=say,
+      options=options,
+    )
   except compiler.TooBig as error:
-    result['memory'] |= dict(fits=False, total=error.used, limit=error.limit, over=error.used - error.limit)
+    result['memory'] |= dict(
+      fits=False, total=error.used, limit=error.limit, over=error.used - error.limit
+    )
     result['header']['compile_seconds'] = error.seconds
     return result
   result['header']['compile_seconds'] = compiled.seconds
@@ -43,17 +59,33 @@ def plan(method, mesh, chip, *, topology, slices=1, dump='', say=compiler.progre
 
 def header(method, mesh, chip, topology, slices):
   c, count = method.config, mesh.devices.size
-  return dict(config=c.name, chip=chip.name, topology=topology, slices=slices, chips=count, mesh=dict(mesh.shape),
-              batch=c.schedule.batch_size, images_per_chip=c.schedule.batch_size / count,
-              accumulate=c.schedule.accumulate, remat=c.compute.remat, attention=c.compute.attention,
-              dtype=c.compute.dtype, steps=c.schedule.total_steps)
+  return dict(
+    config=c.name,
+    chip=chip.name,
+    topology=topology,
+    slices=slices,
+    chips=count,
+    mesh=dict(mesh.shape),
+    batch=c.schedule.batch_size,
+    images_per_chip=c.schedule.batch_size / count,
+    accumulate=c.schedule.accumulate,
+    remat=c.compute.remat,
+    attention=c.compute.attention,
+    dtype=c.compute.dtype,
+    steps=c.schedule.total_steps,
+  )
 
 
 def memory(method, mesh, chip):
   """Bytes of one chip: the state by group and the batch, exactly, from shapes and shardings."""
   abstract = jax.eval_shape(lambda: state_lib.init(method))
-  own = lambda tree_: sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(
-      jax.tree.leaves(tree_), jax.tree.leaves(sharding.shardings(method.config.mesh.rules, mesh, tree_))))
+  own = lambda tree_: sum(
+    math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+    for x, s in zip(
+      jax.tree.leaves(tree_),
+      jax.tree.leaves(sharding.shardings(method.config.mesh.rules, mesh, tree_)),
+    )
+  )
   groups = {g: own({g: getattr(abstract, g)}) for g in GROUPS}
   devices = math.prod(mesh.shape.get(a, 1) for a in ('data', 'fsdp'))
   groups['batch'] = tree.nbytes(lowering.abstract_batch(method)) / devices
@@ -67,7 +99,9 @@ def _temporaries(found, compiled, method, mesh):
   total = s['argument'] + s['output'] - s['alias'] + s['temp'] + s['generated_code']
   abstract = jax.eval_shape(lambda: state_lib.init(method)).params
   places = sharding.shardings(method.config.mesh.rules, mesh, abstract)
-  weights = {p.shard_shape(x.shape) for x, p in zip(jax.tree.leaves(abstract), jax.tree.leaves(places))}
+  weights = {
+    p.shard_shape(x.shape) for x, p in zip(jax.tree.leaves(abstract), jax.tree.leaves(places))
+  }
   weights |= {w[1:] for w in weights} - {()}
   kinds = collections.Counter()
   for size, op_name, opcode, array in compiled.peak:
@@ -77,12 +111,21 @@ def _temporaries(found, compiled, method, mesh):
     kinds['gaps between them'] = max(0, s['temp'] - sum(kinds.values()))
   padding = s['argument'] + s['output'] - s['alias'] - sum(found['groups'].values())
   limit = found['limit'] or math.inf
-  found |= dict(padding=padding, code=s['generated_code'], temporaries=s['temp'], temporaries_by_kind=kinds,
-                total=total, fits=total <= limit, over=total - limit if found['limit'] else 0)
+  found |= dict(
+    padding=padding,
+    code=s['generated_code'],
+    temporaries=s['temp'],
+    temporaries_by_kind=kinds,
+    total=total,
+    fits=total <= limit,
+    over=total - limit if found['limit'] else 0,
+  )
 
 
 def flops(method, mesh, costs):
-  """FLOPs of one chip and step: compiled, by part and direction, against the closed form of train/summary.py."""
+  """FLOPs of one chip and step: compiled, by part and direction, against the closed form of
+  train/summary.py.
+  """
   images = method.config.schedule.batch_size / mesh.devices.size
   least = summary.flops(method)
   table = collections.defaultdict(collections.Counter)
@@ -96,12 +139,20 @@ def flops(method, mesh, costs):
   again = sum(row['recompute'] for row in table.values())
   own = lambda name: images * sum(least.get(n, 0) for n in name.split('+'))
   rows = {name: dict(row, minimum=own(name)) for name, row in table.items()}
-  return dict(total=total, minimum=minimum, ratio=total / minimum if minimum else 0.0, recomputed=again,
-              recomputed_share=again / total if total else 0.0, parts=rows)
+  return dict(
+    total=total,
+    minimum=minimum,
+    ratio=total / minimum if minimum else 0.0,
+    recomputed=again,
+    recomputed_share=again / total if total else 0.0,
+    parts=rows,
+  )
 
 
 def network(method, mesh, moved):
-  """Collectives by kind, axes, dtype, overlap and part; their bytes against the minimum of collectives.py."""
+  """Collectives by kind, axes, dtype, overlap and part; their bytes against the minimum of
+  collectives.py.
+  """
   scopes, table = parts.scopes(method), collections.defaultdict(lambda: [0, 0.0])
   for c in moved:
     where = parts.part(c.op_name, *scopes)
@@ -109,12 +160,22 @@ def network(method, mesh, moved):
     row[0] += c.count
     row[1] += c.bytes
   keys = ('kind', 'axis', 'dtype', 'overlapped', 'part', 'direction', 'count', 'bytes')
-  rows = [dict(zip(keys, (*key, *row))) for key, row in sorted(table.items(), key=lambda item: -item[1][1])]
+  rows = [
+    dict(zip(keys, (*key, *row)))
+    for key, row in sorted(table.items(), key=lambda item: -item[1][1])
+  ]
   least = collectives.minimum(method, mesh)
   total, minimum = sum(c.bytes for c in moved), sum(least.values())
-  return dict(rows=rows, total=total, minimum=minimum, minimum_by_kind=least, formula=collectives.FORMULA,
-              ratio=total / minimum if minimum else 0.0, overlapped=sum(c.bytes for c in moved if c.overlapped),
-              in_open_loops=sum(c.open_ended for c in moved))
+  return dict(
+    rows=rows,
+    total=total,
+    minimum=minimum,
+    minimum_by_kind=least,
+    formula=collectives.FORMULA,
+    ratio=total / minimum if minimum else 0.0,
+    overlapped=sum(c.bytes for c in moved if c.overlapped),
+    in_open_loops=sum(c.open_ended for c in moved),
+  )
 
 
 def time(method, mesh, chip, costs, moved, price):
@@ -132,12 +193,25 @@ def time(method, mesh, chip, costs, moved, price):
   scheduled = max(compute + exposed, hbm, network)
   days, images = scheduled * c.total_steps / 86400, c.batch_size / count
   work = sum(summary.flops(method).values()) * c.batch_size / count
-  return dict(compute=compute, compute_by_source={k: v for k, v in by_source.items() if k}, memory=hbm, network=network,
-              network_exposed=exposed, bound=max(bounds, key=bounds.get), overlapped=best,
-              not_overlapped=compute + network, step=scheduled,
-              images_per_second_per_chip=images / scheduled, network_one_axis=network * max(chip.dims, 1),
-              peak_share=work / scheduled / chip.flops, steps=c.total_steps, days=days, chip_hours=days * 24 * count,
-              price_per_chip_hour=price, cost=days * 24 * count * price)
+  return dict(
+    compute=compute,
+    compute_by_source={k: v for k, v in by_source.items() if k},
+    memory=hbm,
+    network=network,
+    network_exposed=exposed,
+    bound=max(bounds, key=bounds.get),
+    overlapped=best,
+    not_overlapped=compute + network,
+    step=scheduled,
+    images_per_second_per_chip=images / scheduled,
+    network_one_axis=network * max(chip.dims, 1),
+    peak_share=work / scheduled / chip.flops,
+    steps=c.total_steps,
+    days=days,
+    chip_hours=days * 24 * count,
+    price_per_chip_hour=price,
+    cost=days * 24 * count * price,
+  )
 
 
 def consumers(method, costs, most=200):
@@ -150,9 +224,20 @@ def consumers(method, costs, most=200):
     row = table[where]
     row[0] += c.seconds
     row[1] += c.bytes
-    single.append(dict(seconds=c.seconds, count=run.times, name=i.name, opcode=i.opcode, source=c.source, bytes=c.bytes,
-                       shape=' '.join(f'{a.dtype}[{",".join(map(str, a.dims))}]' for a in i.arrays[:1]),
-                       op_name=run.op_name))
-  rows = [dict(part=w.name, direction=w.direction, layer=w.layer, seconds=s, bytes=b)
-          for w, (s, b) in sorted(table.items(), key=lambda item: -item[1][0])]
+    single.append(
+      dict(
+        seconds=c.seconds,
+        count=run.times,
+        name=i.name,
+        opcode=i.opcode,
+        source=c.source,
+        bytes=c.bytes,
+        shape=' '.join(f'{a.dtype}[{",".join(map(str, a.dims))}]' for a in i.arrays[:1]),
+        op_name=run.op_name,
+      )
+    )
+  rows = [
+    dict(part=w.name, direction=w.direction, layer=w.layer, seconds=s, bytes=b)
+    for w, (s, b) in sorted(table.items(), key=lambda item: -item[1][0])
+  ]
   return rows, sorted(single, key=lambda x: -x['seconds'])[:most]

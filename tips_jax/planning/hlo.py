@@ -1,23 +1,46 @@
 """Reads optimized HLO text: computations, instructions, and how often each of them runs in a step."""
+
 import dataclasses
 import functools
 import math
 import re
 
-BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-         'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16, 'f8e4m3fn': 1, 'f8e5m2': 1, 'token': 0}
+BYTES = {
+  'pred': 1,
+  's4': 0.5,
+  'u4': 0.5,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+  'c64': 8,
+  'c128': 16,
+  'f8e4m3fn': 1,
+  'f8e5m2': 1,
+  'token': 0,
+}
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,<= ]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'^(ENTRY )?%?(\S+) \(.*\) -> .*\{$')
 _NAME = re.compile(r'^\s*(?:ROOT )?%?(\S+) = ')
 _COMMENT = re.compile(r'/\*.*?\*/')
-_CALLED = re.compile(r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-<>]+)')
+_CALLED = re.compile(
+  r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-<>]+)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
   dtype: str
   dims: tuple[int, ...]
-  on_chip: bool = False                # memory space other than HBM: S(n) in the layout
+  on_chip: bool = False  # memory space other than HBM: S(n) in the layout
 
   @property
   def size(self):
@@ -32,10 +55,10 @@ class Array:
 class Instruction:
   name: str
   opcode: str
-  arrays: tuple[Array, ...]            # of the result; several for a tuple
+  arrays: tuple[Array, ...]  # of the result; several for a tuple
   operands: tuple[str, ...]
-  rest: str                            # what follows the operands: attributes, metadata, backend config
-  literal: str                         # the operands' text
+  rest: str  # what follows the operands: attributes, metadata, backend config
+  literal: str  # the operands' text
   root: bool
 
   def attribute(self, key):
@@ -68,13 +91,16 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """An instruction as it runs: how often in a step, and inside of which fusion or asynchronous call."""
+  """An instruction as it runs: how often in a step, and inside of which fusion or asynchronous
+  call.
+  """
+
   instruction: Instruction
   computation: dict
   times: int
-  inside: Instruction | None           # fusion or async-start around it; its cost is theirs
-  open_ended: bool                     # in a loop whose number of turns the text does not tell
-  loop: str                            # op_name of the loop around it, or ''
+  inside: Instruction | None  # fusion or async-start around it; its cost is theirs
+  open_ended: bool  # in a loop whose number of turns the text does not tell
+  loop: str  # op_name of the loop around it, or ''
 
   @property
   def op_name(self):
@@ -85,7 +111,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  computations: dict                   # name -> {name: Instruction}, in order
+  computations: dict  # name -> {name: Instruction}, in order
   entry: str
 
   @functools.cached_property
@@ -102,8 +128,14 @@ class Module:
       if instruction.opcode == 'while':
         count = trips(self, instruction, computation)
         for called in instruction.called:
-          self._walk(called, times * (count or 1), inside, open_ended or count is None, instruction.op_name or loop,
-                     result)
+          self._walk(
+            called,
+            times * (count or 1),
+            inside,
+            open_ended or count is None,
+            instruction.op_name or loop,
+            result,
+          )
       elif instruction.opcode in ('call', 'conditional'):
         for called in instruction.called:
           self._walk(called, times, inside, open_ended, loop, result)
@@ -134,16 +166,25 @@ def _instruction(line):
   named = _NAME.match(line)
   if not named:
     return None
-  text = line[named.end():]
+  text = line[named.end() :]
   end = _closing(text, 0) if text.startswith('(') else text.index(' ')
   opcode, _, rest = text[end:].strip().partition('(')
   stop = _closing('(' + rest, 0) - 1
-  literal = rest[:stop - 1]
+  literal = rest[: stop - 1]
   operands = tuple(re.findall(r'%([\w.\-<>]+)', literal))
-  if not operands and opcode not in ('constant', 'parameter'):    # written without %
-    operands = tuple(part.split()[-1] for part in _COMMENT.sub('', literal).split(', ') if part.strip())
-  return Instruction(named[1], opcode, arrays(text[:end]), operands, rest[stop:], literal,
-                     line.lstrip().startswith('ROOT'))
+  if not operands and opcode not in ('constant', 'parameter'):  # written without %
+    operands = tuple(
+      part.split()[-1] for part in _COMMENT.sub('', literal).split(', ') if part.strip()
+    )
+  return Instruction(
+    named[1],
+    opcode,
+    arrays(text[:end]),
+    operands,
+    rest[stop:],
+    literal,
+    line.lstrip().startswith('ROOT'),
+  )
 
 
 def _closing(text, start):
@@ -202,7 +243,14 @@ def _resolve(scope, name, parameters):
       return int(instruction.literal) if re.fullmatch(r'-?\d+', instruction.literal) else None
     if instruction.opcode == 'get-tuple-element':
       return 'element', int(instruction.attribute('index'))
-    if instruction.opcode not in ('copy', 'bitcast', 'convert', 'reshape', 'copy-done', 'copy-start'):
+    if instruction.opcode not in (
+      'copy',
+      'bitcast',
+      'convert',
+      'reshape',
+      'copy-done',
+      'copy-start',
+    ):
       return None
     name = instruction.operands[0]
   return None

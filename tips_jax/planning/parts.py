@@ -1,16 +1,24 @@
-"""Which part of a method an instruction serves, by its op_name: a pass or a term, the direction, and the layer."""
+"""Which part of a method an instruction serves, by its op_name: a pass or a term, the direction,
+and the layer.
+"""
+
 import dataclasses
 import re
 
 _TOWERS = {'ViT', 'TextTower', 'DINOHead', 'ProjectionHead', 'PixelDecoder', 'Logit'}
-_LAYERS = (('kernel', r'pallas_call|attention_kernel|fmha'), ('attention', r'/attention\b'), ('mlp', r'/mlp\b'),
-           ('norm', r'/norm\d?\b'), ('embedding', r'/(embedding|posembed|TextTower/(gather|all_gather))\b'))
+_LAYERS = (
+  ('kernel', r'pallas_call|attention_kernel|fmha'),
+  ('attention', r'/attention\b'),
+  ('mlp', r'/mlp\b'),
+  ('norm', r'/norm\d?\b'),
+  ('embedding', r'/(embedding|posembed|TextTower/(gather|all_gather))\b'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  name: str                            # pass or passes ('clean+masked'), term ('loss masked'), 'update', 'other'
-  direction: str                       # 'forward', 'backward', 'recompute'
+  name: str  # pass or passes ('clean+masked'), term ('loss masked'), 'update', 'other'
+  direction: str  # 'forward', 'backward', 'recompute'
   layer: str
 
 
@@ -43,10 +51,16 @@ def buffer(op_name, opcode, array, weights):
   """Group of a temporary; `weights`: the dims of the parameters' parts on one chip."""
   if opcode in ('all-gather', 'all-gather-start') or 'all_gather' in op_name:
     return 'gathered weights'
-  if 'DINOHead' in op_name or re.search(r'jvp\((?=\w)', op_name) and not re.search(r'/(ViT|TextTower)\b', op_name):
+  if (
+    'DINOHead' in op_name
+    or re.search(r'jvp\((?=\w)', op_name)
+    and not re.search(r'/(ViT|TextTower)\b', op_name)
+  ):
     return 'logits and losses'
   if 'transpose(' in op_name:
     return 'gradients' if array is not None and array.dims in weights else 'backward activations'
   if 'jvp(' in op_name:
-    return 'weights in bfloat16' if array is not None and array.dims in weights else 'kept activations'
+    return (
+      'weights in bfloat16' if array is not None and array.dims in weights else 'kept activations'
+    )
   return 'update and other'

@@ -1,4 +1,5 @@
 """What is known of each chip (vendors' figures), and the topologies that can be planned for."""
+
 import contextlib
 import dataclasses
 import math
@@ -15,25 +16,27 @@ GIB = 2**30
 @dataclasses.dataclass(frozen=True)
 class Chip:
   name: str
-  kind: str                            # as jax names the device; its bfloat16 peak is in train/summary.py
-  hbm: float                           # bytes that a program may use, by the compiler's own words; 0: unknown
-  bandwidth: float                     # HBM, bytes/s
-  ici: float                           # all links between chips together, one way, bytes/s
-  clock: float = 0.0                   # Hz; with it the compiler's cycles become seconds
-  dims: int = 0                        # of the torus
-  host: int = 4                        # chips of one host, which share `DCN`
-  config: str = ''                     # libtpu's name for using both TensorCores as one, where that is not its default
+  kind: str  # as jax names the device; its bfloat16 peak is in train/summary.py
+  hbm: float  # bytes that a program may use, by the compiler's own words; 0: unknown
+  bandwidth: float  # HBM, bytes/s
+  ici: float  # all links between chips together, one way, bytes/s
+  clock: float = 0.0  # Hz; with it the compiler's cycles become seconds
+  dims: int = 0  # of the torus
+  host: int = 4  # chips of one host, which share `DCN`
+  config: str = ''  # libtpu's name for using both TensorCores as one, where that is not its default
 
   @property
   def flops(self):
     """Dense bfloat16 FLOP/s."""
-    return PEAK.get(self.kind, 1e11)    # nominal for a CPU
+    return PEAK.get(self.kind, 1e11)  # nominal for a CPU
 
 
-# Usable HBM: the limit that libtpu names when a program is too big (jax 0.10.2). Bandwidths and links: the vendors'
-# published figures. Clocks follow from the peaks: v4, v5e and v5p multiply 8, 4 and 8 times 128 x 128 numbers a cycle,
-# v6e 4 times 256 x 256.
-CHIPS = {c.name: c for c in (
+# Usable HBM: the limit that libtpu names when a program is too big (jax 0.10.2). Bandwidths and
+# links: the vendors' published figures. Clocks follow from the peaks: v4, v5e and v5p multiply 8, 4
+# and 8 times 128 x 128 numbers a cycle, v6e 4 times 256 x 256.
+CHIPS = {
+  c.name: c
+  for c in (
     Chip('v4', 'TPU v4', 30.75 * GIB, 1.228e12, 0.300e12, 1.05e9, 3, config='megacore'),
     Chip('v5e', 'TPU v5 lite', 15.75 * GIB, 0.819e12, 0.200e12, 1.5e9, 2),
     Chip('v5p', 'TPU v5', 95.74 * GIB, 2.765e12, 0.600e12, 1.75e9, 3),
@@ -41,9 +44,10 @@ CHIPS = {c.name: c for c in (
     Chip('a100', 'NVIDIA A100', 79e9, 2.039e12, 0.300e12, host=8),
     Chip('h100', 'NVIDIA H100', 79e9, 3.350e12, 0.450e12, host=8),
     Chip('h200', 'NVIDIA H200', 139e9, 4.800e12, 0.450e12, host=8),
-    Chip('cpu', 'cpu', 0, 2e10, 1e10),                   # nominal, so that everything can be tried anywhere
-)}
-DCN = 25e9                             # bytes/s of a host between slices: 200 Gbit/s
+    Chip('cpu', 'cpu', 0, 2e10, 1e10),  # nominal, so that everything can be tried anywhere
+  )
+}
+DCN = 25e9  # bytes/s of a host between slices: 200 Gbit/s
 TPUS = tuple(c.name for c in CHIPS.values() if c.dims)
 _LARGEST = {2: 256, 3: 8960}
 
@@ -69,7 +73,9 @@ def shape_for(chip, count):
   if not found or count > _LARGEST[dims]:
     near = [n for n in range(1, _LARGEST[dims] + 1) if next(_shapes(n, sides, dims), None)]
     hint = min(near, key=lambda n: abs(n - count))
-    raise InputError(f'--chips: got {count}; expected a number that {chip} slices have; did you mean {hint}?')
+    raise InputError(
+      f'--chips: got {count}; expected a number that {chip} slices have; did you mean {hint}?'
+    )
   return f'{chip}:' + 'x'.join(map(str, min(found, key=sum)))
 
 
@@ -90,49 +96,73 @@ def devices(topology, slices=1):
   InputError: no libtpu; a chip or a shape that it does not know.
   """
   import jax
+
   if topology in ('gpu', 'cpu'):
     try:
       found = jax.devices('cuda' if topology == 'gpu' else 'cpu')
     except RuntimeError as error:
-      raise InputError(f'--topology: got {topology!r}; expected an attached device ({error})') from None
+      raise InputError(
+        f'--topology: got {topology!r}; expected an attached device ({error})'
+      ) from None
     return of_kind(found[0].device_kind), found
   name, _, shape = topology.partition(':')
   if name not in TPUS:
-    raise unknown('--topology', topology, ['auto', 'gpu', 'cpu', *(f'{t}:{_example(t)}' for t in TPUS)])
+    raise unknown(
+      '--topology', topology, ['auto', 'gpu', 'cpu', *(f'{t}:{_example(t)}' for t in TPUS)]
+    )
   chip, sides = CHIPS[name], [int(n) for n in re.findall(r'\d+', shape)]
-  if not re.fullmatch(r'\d+(x\d+)*', shape) or len(sides) not in (chip.dims, 3) or not math.prod(sides):
-    raise InputError(f'--topology: got {topology!r}; expected {name}:{"x".join("N" * chip.dims)}; did you mean '
-                     f'{_nearest(name, math.prod(sides) if sides else 8)!r}?')
+  if (
+    not re.fullmatch(r'\d+(x\d+)*', shape)
+    or len(sides) not in (chip.dims, 3)
+    or not math.prod(sides)
+  ):
+    raise InputError(
+      f'--topology: got {topology!r}; expected {name}:{"x".join("N" * chip.dims)}; did you mean '
+      f'{_nearest(name, math.prod(sides) if sides else 8)!r}?'
+    )
   return chip, _topology(topology, sides, chip, slices)
 
 
 def _topology(topology, sides, chip, slices):
   from jax.experimental import topologies
+
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')    # nothing runs on a TPU here: no need for the lock
+  os.environ.setdefault(
+    'ALLOW_MULTIPLE_LIBTPU_LOAD', '1'
+  )  # nothing runs on a TPU here: no need for the lock
   bounds = [s if s == 1 else min(s, b) for s, b in zip((*sides, 1)[:3], (2, 2, 1))]
   more = {'chip_config_name': chip.config} if chip.config else {}
   try:
     with hidden_flags():
       return topologies.get_topology_desc(
-          platform='tpu', topology_name=topology, num_slices=slices, chips_per_host_bounds=bounds, **more).devices
-  except Exception as error:    # the plugin's own type
+        platform='tpu',
+        topology_name=topology,
+        num_slices=slices,
+        chips_per_host_bounds=bounds,
+        **more,
+      ).devices
+  except Exception as error:  # the plugin's own type
     text = ' '.join(str(error).split())
     if 'libtpu' in text and ('not' in text.lower() or 'unable' in text.lower()):
-      raise InputError("--topology: libtpu, the TPU compiler, is missing; expected `pip install 'tips_jax[tpu]'`"
-                       ) from None
-    raise InputError(f'--topology: got {topology!r}; libtpu does not know it ({text[:200]}); did you mean '
-                     f'{_nearest(chip.name, math.prod(sides))!r}?') from None
+      raise InputError(
+        "--topology: libtpu, the TPU compiler, is missing; expected `pip install 'tips_jax[tpu]'`"
+      ) from None
+    raise InputError(
+      f'--topology: got {topology!r}; libtpu does not know it ({text[:200]}); did you mean '
+      f'{_nearest(chip.name, math.prod(sides))!r}?'
+    ) from None
 
 
 @contextlib.contextmanager
 def hidden_flags():
-  """Keeps XLA_FLAGS from libtpu, which ends the process at a flag that it does not know, such as one for CPUs.
+  """Keeps XLA_FLAGS from libtpu, which ends the process at a flag that it does not know, such as
+  one for CPUs.
 
   Flags for libtpu stand in LIBTPU_INIT_ARGS.
   """
   import jax
-  jax.devices('cpu')                   # the CPU's compiler reads them first
+
+  jax.devices('cpu')  # the CPU's compiler reads them first
   kept = os.environ.pop('XLA_FLAGS', None)
   try:
     yield

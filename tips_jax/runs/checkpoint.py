@@ -1,9 +1,12 @@
 """Checkpoints of a run, through orbax: asynchronous, complete or absent, readable on another mesh.
 
-Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, counters), `data` (one integer) and, as
-metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's fingerprint. Precedence at
-start-up: the own run in --workdir, then `init_from`, then initial weights.
+Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, counters), `data` (one
+integer) and, as
+metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's
+fingerprint. Precedence at start-up: the own run in --workdir, then `init_from`, then initial
+weights.
 """
+
 import math
 import pathlib
 
@@ -21,7 +24,9 @@ _FIXED = ('towers', 'tokenizer_sha256', 'text_length', 'preprocessing')
 
 
 class Checkpoints:
-  """The checkpoints of one work folder. `scores`: {step: value of the best metric}, filled by the owner."""
+  """The checkpoints of one work folder. `scores`: {step: value of the best metric}, filled by the
+  owner.
+  """
 
   def __init__(self, workdir, config: Checkpoint):
     self.scores = {}
@@ -29,12 +34,17 @@ class Checkpoints:
     if config.keep_every:
       keep.append(_POLICY.EveryNSteps(config.keep_every))
     if config.best_metric:
-      keep.append(_Best(self.scores, min if protocols.unit(config.best_metric)[1] == 'lower' else max))
+      keep.append(
+        _Best(self.scores, min if protocols.unit(config.best_metric)[1] == 'lower' else max)
+      )
     self._path = pathlib.Path(workdir).absolute() / FOLDER
     with own.one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
-          self._path, preservation_policy=_POLICY.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
-          save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
+        self._path,
+        preservation_policy=_POLICY.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      )
     self._pending = None
 
   @property
@@ -43,11 +53,17 @@ class Checkpoints:
     return self._orbax.latest.step if self._orbax.latest else None
 
   def save(self, step, state, *, next_index, contract):
-    """Starts to save; the state may be donated to the next step at once. Errors of the save before surface here."""
+    """Starts to save; the state may be donated to the next step at once. Errors of the save before
+    surface here.
+    """
     with own.one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
       self._wait()
       self._pending = self._orbax.save_checkpointables_async(
-          step, _parts(state) | {'data': {'next_index': next_index}}, custom_metadata=contract, force=True)
+        step,
+        _parts(state) | {'data': {'next_index': next_index}},
+        custom_metadata=contract,
+        force=True,
+      )
 
   def wait(self):
     with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
@@ -63,10 +79,16 @@ class Checkpoints:
 
   def next_index(self, step):
     with own.one_error(f'checkpoint: cannot read {str(self._path / str(step))!r}'):
-      return int(ocp.load_checkpointables(self._path / str(step), {'data': {'next_index': 0}})['data']['next_index'])
+      return int(
+        ocp.load_checkpointables(self._path / str(step), {'data': {'next_index': 0}})['data'][
+          'next_index'
+        ]
+      )
 
   def restore(self, step, abstract):
-    """(state, next data index); `abstract`: a State of ShapeDtypeStructs with the shardings to restore to."""
+    """(state, next data index); `abstract`: a State of ShapeDtypeStructs with the shardings to
+    restore to.
+    """
     path = self._path / str(step)
     parts = _parts(abstract)
     for part, wanted in parts.items():
@@ -79,7 +101,7 @@ class Checkpoints:
   def close(self):
     with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
       self._wait()
-      self._orbax.close()    # raises the error of a failed save once more
+      self._orbax.close()  # raises the error of a failed save once more
 
 
 class _Best:
@@ -95,22 +117,32 @@ class _Best:
 
 
 def _parts(state):
-  train = {k: getattr(state, k) for k in ('loss_state', 'optimizer', 'step', 'bad_steps', 'skipped')}
-  return {'params': state.params, 'train': train} | ({'teachers': state.teachers} if state.teachers else {})
+  train = {
+    k: getattr(state, k) for k in ('loss_state', 'optimizer', 'step', 'bad_steps', 'skipped')
+  }
+  return {'params': state.params, 'train': train} | (
+    {'teachers': state.teachers} if state.teachers else {}
+  )
 
 
 def check_contract(old, new, where):
-  """InputError for the first thing that weights and inputs cannot survive; returns other changed fields, named."""
+  """InputError for the first thing that weights and inputs cannot survive; returns other changed
+  fields, named.
+  """
   for key in _FIXED:
     if old.get(key) != new.get(key):
       changed = _changes(old.get(key), new.get(key), key)
-      raise InputError(f'{where}: got a checkpoint of another run: {changed[0]}; expected the same, or another '
-                       '--workdir')
+      raise InputError(
+        f'{where}: got a checkpoint of another run: {changed[0]}; expected the same, or another '
+        '--workdir'
+      )
   changed = _changes(old.get('config'), new.get('config'), 'config')
   return changed + _changes(old.get('data_fingerprint'), new.get('data_fingerprint'), 'data')
 
 
 def _changes(old, new, name):
   if isinstance(old, dict) and isinstance(new, dict):
-    return [c for k in sorted({*old, *new}) for c in _changes(old.get(k), new.get(k), f'{name}.{k}')]
+    return [
+      c for k in sorted({*old, *new}) for c in _changes(old.get(k), new.get(k), f'{name}.{k}')
+    ]
   return [] if old == new else [f'{name} was {old!r}, is {new!r}']

@@ -1,4 +1,7 @@
-"""Compiled programs, kept beside the work folder: the second start of a run, or of its sister, compiles nothing."""
+"""Compiled programs, kept beside the work folder: the second start of a run, or of its sister,
+compiles nothing.
+"""
+
 import functools
 import hashlib
 import os
@@ -10,19 +13,24 @@ import jax
 FOLDER = '.jax_cache'
 OFF = 'off'
 _HIT = '/jax/compilation_cache/cache_hits'
-_hits = []    # one entry for each program that was found
+_hits = []  # one entry for each program that was found
 
 
 def use(workdir, folder=''):
-  """Keeps programs in `folder`, or in JAX_COMPILATION_CACHE_DIR, or beside the work folder; 'off' keeps none.
+  """Keeps programs in `folder`, or in JAX_COMPILATION_CACHE_DIR, or beside the work folder; 'off'
+  keeps none.
 
-  Returns the folder, or None. Programs for a CPU go to a folder of its kind, as code for one may not run on another.
+  Returns the folder, or None. Programs for a CPU go to a folder of its kind, as code for one may
+  not run on another.
   """
   if folder == OFF:
     jax.config.update('jax_enable_compilation_cache', False)
     return None
-  path = pathlib.Path(folder or os.environ.get('JAX_COMPILATION_CACHE_DIR') or
-                      pathlib.Path(workdir).absolute().parent / FOLDER)
+  path = pathlib.Path(
+    folder
+    or os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    or pathlib.Path(workdir).absolute().parent / FOLDER
+  )
   if jax.default_backend() == 'cpu':
     path /= f'cpu-{_processor()}'
   jax.config.update('jax_compilation_cache_dir', str(path))
@@ -37,7 +45,9 @@ def hits():
 
 @functools.cache
 def _listen():
-  jax.monitoring.register_event_listener(lambda event, **_: _hits.append(event) if event == _HIT else None)
+  jax.monitoring.register_event_listener(
+    lambda event, **_: _hits.append(event) if event == _HIT else None
+  )
 
 
 def _processor():

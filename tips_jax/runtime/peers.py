@@ -1,13 +1,18 @@
-"""The other processes of a run: what they agree on, when all stop, and who is gone. Nothing to do for one process.
+"""The other processes of a run: what they agree on, when all stop, and who is gone. Nothing to do
+for one process.
 
-Between start-up and the end (`together` ... `apart`) every process walks through the same points (`check`), between
-which lies work that all must share: a step, an evaluation, a save. A signal to one host becomes a signal to all. Each
-then promises the next point at which it can stop, and all stop at the latest of these: at the same step, with no word
-exchanged in a step that nobody stops. Outside of that there is nothing to save, and each leaves at once.
+Between start-up and the end (`together` ... `apart`) every process walks through the same points
+(`check`), between
+which lies work that all must share: a step, an evaluation, a save. A signal to one host becomes a
+signal to all. Each then promises the next point at which it can stop, and all stop at the latest of
+these: at the same step, with no word exchanged in a step that nobody stops. Outside of that there
+is nothing to save, and each leaves at once.
 
-Words go through the key-value store of jax's coordination service, which lives in process 0. A thread of each process
-looks into it twice a second, gives signs of life, and ends the process when another one fails or is lost.
+Words go through the key-value store of jax's coordination service, which lives in process 0. A
+thread of each process looks into it twice a second, gives signs of life, and ends the process when
+another one fails or is lost.
 """
+
 import atexit
 import json
 import multiprocessing
@@ -25,38 +30,58 @@ from tips_jax.runtime import rendezvous
 from tips_jax.runtime.signals import EXIT, Stopped
 
 _POLL_S = 0.5
-_BEAT = 4            # polls between two signs of life
-_GRACE_S = 10        # to leave after a signal, for a process that has nothing to save
-_LEAVE_S = 20        # process 0, which holds the store, waits so long for the others to leave
+_BEAT = 4  # polls between two signs of life
+_GRACE_S = 10  # to leave after a signal, for a process that has nothing to save
+_LEAVE_S = 20  # process 0, which holds the store, waits so long for the others to leave
 _ROOT = 'tips_jax'
 
 
 def join(config, preemption):
-  """Joins the other processes, before anything else touches a device: Peers. InputError names who is missing."""
+  """Joins the other processes, before anything else touches a device: Peers. InputError names who
+  is missing.
+  """
   address, count, index, devices = rendezvous.find()
   if count == 1:
     return Peers(preemption)
-  rendezvous.meet(address, count=count, index=index, facts=rendezvous.facts(config),
-                  seconds=config.hosts.rendezvous_seconds)
-  jax.config.update('jax_enable_preemption_service', False)    # signals are ours
+  rendezvous.meet(
+    address,
+    count=count,
+    index=index,
+    facts=rendezvous.facts(config),
+    seconds=config.hosts.rendezvous_seconds,
+  )
+  jax.config.update('jax_enable_preemption_service', False)  # signals are ours
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   lost = config.hosts.lost_seconds
   jax.distributed.initialize(
-      address, count, index, local_device_ids=devices, cluster_detection_method='deactivate',
-      # jax's own limits end a process without a word: ours come first.
-      initialization_timeout=120, heartbeat_timeout_seconds=int(2 * lost) + 10, shutdown_timeout_seconds=60)
-  return Peers(preemption, client=distributed.global_state.client, index=index, count=count, lost_seconds=lost)
+    address,
+    count,
+    index,
+    local_device_ids=devices,
+    cluster_detection_method='deactivate',
+    # jax's own limits end a process without a word: ours come first.
+    initialization_timeout=120,
+    heartbeat_timeout_seconds=int(2 * lost) + 10,
+    shutdown_timeout_seconds=60,
+  )
+  return Peers(
+    preemption, client=distributed.global_state.client, index=index, count=count, lost_seconds=lost
+  )
 
 
 def rows(places, batch_size):
-  """(number, count) of this process's part of a batch that lies as `places` says; some may hold the same part."""
+  """(number, count) of this process's part of a batch that lies as `places` says; some may hold the
+  same part.
+  """
   starts = {}
   for device, index in places.devices_indices_map((batch_size,)).items():
     starts.setdefault(device.process_index, set()).add(index[0].start or 0)
   parts = sorted({tuple(sorted(s)) for s in starts.values()})
   if sum(map(len, parts)) != len(set().union(*parts)):
-    raise InputError('mesh: got an order of devices in which processes share some of their rows of a batch; expected '
-                     'that two share all or none')
+    raise InputError(
+      'mesh: got an order of devices in which processes share some of their rows of a batch; expected '
+      'that two share all or none'
+    )
   return parts.index(tuple(sorted(starts[jax.process_index()]))), len(parts)
 
 
@@ -67,13 +92,13 @@ class Peers:
     self.index, self.count, self.lead = index, count, index == 0
     self._preemption, self._client, self._lost_s = preemption, client, lost_seconds
     self._lock = threading.Lock()
-    self._passed = -1            # the last point that this process went through
-    self._promised = None        # where it can stop, once somebody has asked
-    self._stop_at = None         # where all stop, once all have promised
+    self._passed = -1  # the last point that this process went through
+    self._promised = None  # where it can stop, once somebody has asked
+    self._stop_at = None  # where all stop, once all have promised
     self._together = self._left = False
     self._leaving = threading.Lock()
     self._asked_at, self._gone = 0.0, 0
-    self._beats = {}             # process -> (its last sign of life, when it came)
+    self._beats = {}  # process -> (its last sign of life, when it came)
     if count > 1:
       atexit.register(self._close)
       threading.Thread(target=self._watch, name='peers', daemon=True).start()
@@ -89,10 +114,14 @@ class Peers:
     while self.lead and len(found) < self.count:
       found = self._dir(name)
       time.sleep(0.02)
-    return self.share(f'{name}-all', [found[str(p)] for p in range(self.count)] if self.lead else None)
+    return self.share(
+      f'{name}-all', [found[str(p)] for p in range(self.count)] if self.lead else None
+    )
 
   def share(self, name, value=None):
-    """The value that process 0 gives (what JSON can hold). Others wait for it; Stopped where all stop instead."""
+    """The value that process 0 gives (what JSON can hold). Others wait for it; Stopped where all
+    stop instead.
+    """
     if self.count == 1:
       return value
     if self.lead:
@@ -100,7 +129,9 @@ class Peers:
       return value
     while True:
       try:
-        return json.loads(self._client.blocking_key_value_get(f'{_ROOT}/{name}', int(1000 * _POLL_S)))
+        return json.loads(
+          self._client.blocking_key_value_get(f'{_ROOT}/{name}', int(1000 * _POLL_S))
+        )
       except jax.errors.JaxRuntimeError as error:
         if 'DEADLINE_EXCEEDED' not in str(error):
           raise
@@ -145,14 +176,16 @@ class Peers:
         self._passed = point
         return
     self._promise()
-    while self._stop_at is None:    # the threads are at it
+    while self._stop_at is None:  # the threads are at it
       time.sleep(0.01)
     if point >= self._stop_at:
       raise Stopped
     self._passed = point
 
   def _promise(self):
-    """From now on this process goes no further than the next point, unless another one has come further."""
+    """From now on this process goes no further than the next point, unless another one has come
+    further.
+    """
     with self._lock:
       if self._promised is None:
         self._promised = self._passed + 1
@@ -169,24 +202,28 @@ class Peers:
     """The last thing before os._exit: process 0 goes last."""
     if self.count == 1:
       return
-    self._leaving.acquire()    # once: the other thread waits here for the end
+    self._leaving.acquire()  # once: the other thread waits here for the end
     self._left = True
     end = time.monotonic() + _LEAVE_S
     try:
-      if self._preemption.requested:    # the thread may not have said it yet
+      if self._preemption.requested:  # the thread may not have said it yet
         self._tell('stop')
       self._set(f'left/{self.index}', None)
-      while self.lead and len(self._dir('left')) < self.count - self._gone and time.monotonic() < end:
+      while (
+        self.lead and len(self._dir('left')) < self.count - self._gone and time.monotonic() < end
+      ):
         time.sleep(0.05)
-    except jax.errors.JaxRuntimeError:    # process 0 is gone
+    except jax.errors.JaxRuntimeError:  # process 0 is gone
       pass
 
   def verdict(self, error):
-    """Waits until a process must have been found lost, should `error` be that of a broken connection: then the thread
-    ends this one too, and else the error is our own.
+    """Waits until a process must have been found lost, should `error` be that of a broken
+    connection: then the thread ends this one too, and else the error is our own.
     """
     if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
-      print(f'process {self.index}: {str(error).splitlines()[0][:200]}', file=sys.stderr, flush=True)
+      print(
+        f'process {self.index}: {str(error).splitlines()[0][:200]}', file=sys.stderr, flush=True
+      )
       time.sleep(self._lost_s + 2 * _BEAT * _POLL_S)
 
   def _close(self):
@@ -218,8 +255,11 @@ class Peers:
             {'stop': self._stop, 'failed': self._failed, 'lost': self._lost}[name](event)
       except jax.errors.JaxRuntimeError as error:
         if not self._left:
-          self._end(EXIT, f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the same '
-                          'command again to go on from the last checkpoint')
+          self._end(
+            EXIT,
+            f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the same '
+            'command again to go on from the last checkpoint',
+          )
       time.sleep(_POLL_S / 10 if self._promised is not None else _POLL_S)
 
   def _look_for_lost(self):
@@ -244,7 +284,7 @@ class Peers:
       if len(promised) == self.count:
         self._stop_at = max(promised.values())
     stuck = self._preemption.disposable and time.monotonic() - self._asked_at > _GRACE_S
-    if stuck or self._together and self._dir('left'):    # who left had not begun: no step was made
+    if stuck or self._together and self._dir('left'):  # who left had not begun: no step was made
       self._end(EXIT, 'stopped by a signal to another process: run the same command again to go on')
 
   def _failed(self, event):
@@ -252,8 +292,11 @@ class Peers:
 
   def _lost(self, event):
     self._gone = len(event['lost'])
-    self._end(EXIT, f'process {rendezvous.ranges(event["lost"])} of {self.count} gave no sign of life for '
-                    f'{self._lost_s:g} s: run the same command again to go on from the last checkpoint')
+    self._end(
+      EXIT,
+      f'process {rendezvous.ranges(event["lost"])} of {self.count} gave no sign of life for '
+      f'{self._lost_s:g} s: run the same command again to go on from the last checkpoint',
+    )
 
   # --- the store ---
 

@@ -1,9 +1,11 @@
-"""How the processes of a run find each other (`main --multihost`), and make sure that they run the same thing.
+"""How the processes of a run find each other (`main --multihost`), and make sure that they run the
+same thing.
 
-jax's own rendezvous ends a process that waits too long, without saying for whom. So all meet before it, over plain
-sockets at the coordinator's address: each tells process 0 who and what it is, and process 0 answers all at once. After
-that jax takes over the same address.
+jax's own rendezvous ends a process that waits too long, without saying for whom. So all meet before
+it, over plain sockets at the coordinator's address: each tells process 0 who and what it is, and
+process 0 answers all at once. After that jax takes over the same address.
 """
+
 import hashlib
 import json
 import os
@@ -20,43 +22,58 @@ from tips_jax.core.errors import InputError
 from tips_jax.runtime.signals import EXIT
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'libtpu')
-_LINE = 1 << 16     # bytes of a message, at most
-_ANSWER_S = 5       # for one message, once connected
+_LINE = 1 << 16  # bytes of a message, at most
+_ANSWER_S = 5  # for one message, once connected
 
 
 class Missing(InputError):
   """Not all processes have come. They may yet: this is no bad input."""
+
   code = EXIT
 
 
 def find():
-  """(coordinator's address, number of processes, number of this one, its local devices or None for all).
+  """(coordinator's address, number of processes, number of this one, its local devices or None for
+  all).
 
-  From JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; what they leave open jax detects (Cloud TPU, GKE,
-  SLURM, Open MPI). InputError where that is not enough.
+  From JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; what they leave open jax
+  detects (Cloud TPU, GKE, SLURM, Open MPI). InputError where that is not enough.
   """
   env = os.environ
   try:
-    known = (env.get('JAX_COORDINATOR_ADDRESS'), *(int(env[n]) if n in env else None
-                                                   for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')))
+    known = (
+      env.get('JAX_COORDINATOR_ADDRESS'),
+      *(int(env[n]) if n in env else None for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')),
+    )
   except ValueError as error:
     raise InputError(f'JAX_NUM_PROCESSES, JAX_PROCESS_ID: expected integers ({error})') from None
   devices = env.get('JAX_LOCAL_DEVICE_IDS')
   devices = [int(i) for i in devices.split(',')] if devices else None
   if None in known:
     try:
-      *known, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(*known, devices, None, 60)
-    except Exception as error:    # whatever the cluster's own tools raise
-      raise InputError(f'--multihost: the cluster cannot be read ({type(error).__name__}: {error})') from None
-  missing = [n for n, value in zip(('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'), known)
-             if value is None]
+      *known, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        *known, devices, None, 60
+      )
+    except Exception as error:  # whatever the cluster's own tools raise
+      raise InputError(
+        f'--multihost: the cluster cannot be read ({type(error).__name__}: {error})'
+      ) from None
+  missing = [
+    n
+    for n, value in zip(('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'), known)
+    if value is None
+  ]
   if missing:
-    raise InputError(f'--multihost: got no {", ".join(missing)} and no cluster that jax knows (Cloud TPU, GKE, SLURM, '
-                     'Open MPI); expected one or the other')
+    raise InputError(
+      f'--multihost: got no {", ".join(missing)} and no cluster that jax knows (Cloud TPU, GKE, SLURM, '
+      'Open MPI); expected one or the other'
+    )
   address, count, index = known
   if ':' not in address or not 0 <= index < count:
-    raise InputError(f'--multihost: got process {index} of {count} at {address!r}; expected 0 to {count - 1}, at '
-                     'host:port')
+    raise InputError(
+      f'--multihost: got process {index} of {count} at {address!r}; expected 0 to {count - 1}, at '
+      'host:port'
+    )
   return address, count, index, devices
 
 
@@ -78,14 +95,23 @@ def others(env):
 
 
 def facts(config):
-  """{name: value} of this process: hashes of the code and of each group of the config, versions of what it uses."""
+  """{name: value} of this process: hashes of the code and of each group of the config, versions of
+  what it uses.
+  """
   package = pathlib.Path(__file__).resolve().parents[1]
   code = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):
     code.update(f'{path.relative_to(package)}\n'.encode() + path.read_bytes())
-  groups = {f'config.{name}': short(json.dumps(value, sort_keys=True)) for name, value in strict.plain(config).items()}
-  return {'code': code.hexdigest()[:8], **groups, 'python': platform.python_version(),
-          **{name: _version(name) for name in _PACKAGES}}
+  groups = {
+    f'config.{name}': short(json.dumps(value, sort_keys=True))
+    for name, value in strict.plain(config).items()
+  }
+  return {
+    'code': code.hexdigest()[:8],
+    **groups,
+    'python': platform.python_version(),
+    **{name: _version(name) for name in _PACKAGES},
+  }
 
 
 def short(text):
@@ -130,12 +156,14 @@ def ranges(numbers):
 
 
 def meet(address, *, count, index, facts, seconds):
-  """Returns once all `count` processes have come and agree on `facts`; else one error, the same on each.
+  """Returns once all `count` processes have come and agree on `facts`; else one error, the same on
+  each.
 
   Raises Missing where some do not come in time, InputError where they differ.
 
   Args:
-    address: host:port of process 0, where it listens. seconds: how long it waits for the others, and they for it.
+    address: host:port of process 0, where it listens. seconds: how long it waits for the others,
+    and they for it.
   """
   host, port = address.rsplit(':', 1)
   facts = {'processes': count, **facts}
@@ -159,7 +187,7 @@ def _receive(address, port, count, own, seconds):
         guest = server.accept()[0]
         hello = _read(guest)
         process, facts = int(hello['process']), dict(hello['facts'])
-      except (OSError, ValueError, TypeError, KeyError):    # nobody yet, or a stranger
+      except (OSError, ValueError, TypeError, KeyError):  # nobody yet, or a stranger
         continue
       if process == 0 or process in guests and _there(guests[process]):
         errors.append(f'process {process} came twice, the second time from {hello.get("host")}')
@@ -169,8 +197,10 @@ def _receive(address, port, count, own, seconds):
   text = differences(found)
   late = bool(missing) and not errors and not text
   if missing and not errors:
-    errors.append(f'{len(missing)} of {count} processes did not come to {address} within {seconds:g} s: '
-                  f'{ranges(missing)} missing')
+    errors.append(
+      f'{len(missing)} of {count} processes did not come to {address} within {seconds:g} s: '
+      f'{ranges(missing)} missing'
+    )
   if text:
     errors.append(f'the processes differ: {text}; expected the same on all')
   answer = {'error': '; '.join(errors), 'missing': late}
@@ -178,7 +208,7 @@ def _receive(address, port, count, own, seconds):
     try:
       guest.sendall(json.dumps(answer).encode() + b'\n')
       guest.close()
-    except OSError:    # gone again: whoever waits for it names it
+    except OSError:  # gone again: whoever waits for it names it
       pass
   return answer
 
@@ -186,14 +216,18 @@ def _receive(address, port, count, own, seconds):
 def _listen(port, end):
   """A server at the port, which the run before may still be leaving."""
   both = socket.has_dualstack_ipv6()
-  options = dict(family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=1024)
+  options = dict(
+    family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=1024
+  )
   while True:
     try:
       return socket.create_server(('', port), **options)
     except OSError as error:
       if time.monotonic() > end:
-        raise InputError(f'--multihost: process 0 cannot listen at port {port} ({error.strerror}): is another run '
-                         'using it?') from None
+        raise InputError(
+          f'--multihost: process 0 cannot listen at port {port} ({error.strerror}): is another run '
+          'using it?'
+        ) from None
     time.sleep(0.5)
 
 
@@ -206,11 +240,18 @@ def _visit(address, where, hello, seconds):
         connection.sendall(json.dumps(hello).encode() + b'\n')
         answer = _read(connection, seconds + _ANSWER_S)
         return {key: answer[key] for key in ('error', 'missing')}
-    except (OSError, ValueError, TypeError, KeyError) as error:    # not there yet, or the end of another run
+    except (
+      OSError,
+      ValueError,
+      TypeError,
+      KeyError,
+    ) as error:  # not there yet, or the end of another run
       reason = getattr(error, 'strerror', None) or type(error).__name__
       time.sleep(0.2)
-  return {'error': f'process 0 is missing: nobody answered at {address} within {seconds:g} s ({reason})',
-          'missing': True}
+  return {
+    'error': f'process 0 is missing: nobody answered at {address} within {seconds:g} s ({reason})',
+    'missing': True,
+  }
 
 
 def _read(connection, seconds=_ANSWER_S):

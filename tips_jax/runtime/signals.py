@@ -1,14 +1,16 @@
 """Signals: a run that is asked to stop saves and says so with its exit code.
 
-SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and are noted during a
-training step, after which the loop saves. Exit code EXIT: stopped, saved, run the same command again. In a run of
-several processes a signal to one is a signal to all (multihost.py).
+SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and
+are noted during a training step, after which the loop saves. Exit code EXIT: stopped, saved, run
+the same command again. In a run of several processes a signal to one is a signal to all
+(multihost.py).
 """
+
 import contextlib
 import os
 import signal
 
-EXIT = 75    # EX_TEMPFAIL of sysexits.h
+EXIT = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Stopped(BaseException):
@@ -18,8 +20,8 @@ class Stopped(BaseException):
 class Preemption:
   """`requested` after a signal; inside `interruptible()` the signal raises Stopped at once.
 
-  `disposable`: inside `interruptible(disposable=True)`, while no signal has been heard: nothing would be lost if the
-  process ended here and now.
+  `disposable`: inside `interruptible(disposable=True)`, while no signal has been heard: nothing
+  would be lost if the process ended here and now.
   """
 
   def __init__(self):
@@ -33,10 +35,10 @@ class Preemption:
 
   def _handle(self, number, frame):
     if self.requested and number == signal.SIGINT:
-      os._exit(EXIT)    # a second Ctrl-C: now
+      os._exit(EXIT)  # a second Ctrl-C: now
     self.requested = True
     if self._interruptible:
-      self._interruptible = self.disposable = False    # once: what follows is saving
+      self._interruptible = self.disposable = False  # once: what follows is saving
       raise Stopped
 
   @contextlib.contextmanager

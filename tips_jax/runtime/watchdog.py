@@ -1,8 +1,9 @@
 """Writes down what every thread is doing when nothing has finished for too long. It ends nothing.
 
-In a run of many hosts one that stands still makes all others wait for it. Each goes by its own clock, so that every
-host leaves its stacks.
+In a run of many hosts one that stands still makes all others wait for it. Each goes by its own
+clock, so that every host leaves its stacks.
 """
+
 import faulthandler
 import pathlib
 import sys
@@ -11,11 +12,18 @@ import time
 
 
 class Watchdog:
-  """Watches from its making to `close`; `beat(doing)` says that something has finished and what comes next."""
+  """Watches from its making to `close`; `beat(doing)` says that something has finished and what
+  comes next.
+  """
 
   def __init__(self, workdir, *, seconds, process=0):
     self._path, self._seconds = pathlib.Path(workdir) / f'stall-{process}.txt', seconds
-    self._process, self._doing, self._since, self._said = process, 'starting', time.monotonic(), False
+    self._process, self._doing, self._since, self._said = (
+      process,
+      'starting',
+      time.monotonic(),
+      False,
+    )
     self._closed = threading.Event()
     if seconds > 0:
       threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
@@ -31,7 +39,9 @@ class Watchdog:
       passed = time.monotonic() - self._since
       if passed > self._seconds and not self._said:
         self._said = True
-        self._dump(f'process {self._process}: {self._doing} for {passed:.0f} s: stacks of all threads')
+        self._dump(
+          f'process {self._process}: {self._doing} for {passed:.0f} s: stacks of all threads'
+        )
 
   def _dump(self, head):
     print(f'{head} (also in {self._path})', file=sys.stderr, flush=True)
@@ -42,5 +52,5 @@ class Watchdog:
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
         file.write('\n')
-    except OSError:    # the disk may be what stands still
+    except OSError:  # the disk may be what stands still
       pass

@@ -1,4 +1,7 @@
-"""Where a run starts: initial weights, other ones (`init_from`), a frozen teacher's; and what its weights mean."""
+"""Where a run starts: initial weights, other ones (`init_from`), a frozen teacher's; and what its
+weights mean.
+"""
+
 import json
 
 import jax
@@ -16,16 +19,24 @@ from tips_jax.train import state as state_lib
 def contract(config, pipeline):
   """What weights mean: kept in every checkpoint and compared when one is read."""
   image = {n: t.patch for n, t in config.towers.items() if t.kind == 'vit'}
-  return json.loads(json.dumps({
-      'config': strict.plain(config), 'towers': strict.plain(config.towers),
-      'text_length': config.data.text_length if config.data.texts else None,
-      'tokenizer_sha256': pipeline.tokenizer.sha256 if pipeline.tokenizer else None,
-      'preprocessing': weights_lib.PREPROCESSING | {'patch': image},
-      'data_fingerprint': pipeline.fingerprint}))
+  return json.loads(
+    json.dumps(
+      {
+        'config': strict.plain(config),
+        'towers': strict.plain(config.towers),
+        'text_length': config.data.text_length if config.data.texts else None,
+        'tokenizer_sha256': pipeline.tokenizer.sha256 if pipeline.tokenizer else None,
+        'preprocessing': weights_lib.PREPROCESSING | {'patch': image},
+        'data_fingerprint': pipeline.fingerprint,
+      }
+    )
+  )
 
 
 def initial_state(method, shardings, abstract, say, *, tokenizer_sha256=None):
-  """Initial weights, and the parts that `init_from` and frozen teachers bring; EMA teachers start as the student."""
+  """Initial weights, and the parts that `init_from` and frozen teachers bring; EMA teachers start
+  as the student.
+  """
   c = method.config
   state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
   if c.init_from:
@@ -33,8 +44,11 @@ def initial_state(method, shardings, abstract, say, *, tokenizer_sha256=None):
     if 'params' in c.init_parts:
       args = (abstract.params, state.params, say, tokenizer_sha256)
       state = state.replace(params=_foreign(c, *args) if foreign else _from_run(c, 'params', *args))
-      ema = {name: {tower: jax.tree.map(jnp.copy, state.params[tower]) for tower in towers}
-             for name, towers in state.teachers.items() if c.teachers[name].kind == 'ema'}
+      ema = {
+        name: {tower: jax.tree.map(jnp.copy, state.params[tower]) for tower in towers}
+        for name, towers in state.teachers.items()
+        if c.teachers[name].kind == 'ema'
+      }
       state = state.replace(teachers={**state.teachers, **ema})
     if foreign:
       say(f'teachers, losses and optimizer start fresh: {c.init_from} has none')
@@ -50,12 +64,17 @@ def initial_state(method, shardings, abstract, say, *, tokenizer_sha256=None):
 def _more_from_run(c, state, abstract, say):
   """What another run has beside its parameters, as `init_parts` says."""
   if 'teachers' in c.init_parts:
-    state = state.replace(teachers={
+    state = state.replace(
+      teachers={
         name: _from_run(c, 'teachers', abstract.teachers[name], towers, say, within=name)
-        for name, towers in state.teachers.items()})
+        for name, towers in state.teachers.items()
+      }
+    )
   for part in ('loss_state', 'optimizer'):
     if part in c.init_parts:
-      state = state.replace(**{part: _state_from_run(c, part, getattr(abstract, part), getattr(state, part), say)})
+      state = state.replace(
+        **{part: _state_from_run(c, part, getattr(abstract, part), getattr(state, part), say)}
+      )
   return state
 
 
@@ -68,24 +87,33 @@ def _state_from_run(c, part, abstract, initial, say):
 
 
 def _from_run(c, part, abstract, initial, say, tokenizer_sha256=None, *, within=''):
-  """`initial`, with those leaves that a part of another run's checkpoint holds and the rules ask for."""
+  """`initial`, with those leaves that a part of another run's checkpoint holds and the rules ask
+  for.
+  """
   path, prefix = own.find(c.init_from, 'init_from'), f'{within}/' if within else ''
   saved = own.names(path, part)
   there = {n.removeprefix(prefix) for n in saved if n.startswith(prefix)}
   wanted = _same_leaves(_chosen(c, abstract), there, f'init_from: {part}', rules=c.init_from_rules)
   _same_tokenizer(c, wanted, own.contract(path).get('tokenizer_sha256'), tokenizer_sha256)
   # A position table may have another grid there; it is small, and comes whole.
-  grids = {n: saved[prefix + n][0] for n, x in wanted.items()
-           if n.endswith('posembed') and prefix + n in saved and saved[prefix + n][0] != x.shape}
-  shaped = {n: jax.ShapeDtypeStruct(grids[n], x.dtype, sharding=_whole(x)) if n in grids else x
-            for n, x in wanted.items()}
+  grids = {
+    n: saved[prefix + n][0]
+    for n, x in wanted.items()
+    if n.endswith('posembed') and prefix + n in saved and saved[prefix + n][0] != x.shape
+  }
+  shaped = {
+    n: jax.ShapeDtypeStruct(grids[n], x.dtype, sharding=_whole(x)) if n in grids else x
+    for n, x in wanted.items()
+  }
   if not wanted:
     _report(f'{within or part} from {path}', {}, initial, say)
     return initial
   nested = tree.nested(shaped)
   loaded = own.load(path, part, {within: nested} if within else nested)
   loaded = dict(tree.named_leaves(loaded[within] if within else loaded))
-  loaded |= {n: _put(_fit(n, np.asarray(loaded[n]), wanted[n].shape, say), wanted[n]) for n in grids}
+  loaded |= {
+    n: _put(_fit(n, np.asarray(loaded[n]), wanted[n].shape, say), wanted[n]) for n in grids
+  }
   return _report(f'{within or part} from {path}', loaded, initial, say)
 
 
@@ -103,26 +131,44 @@ def _foreign(c, abstract, initial, say, tokenizer_sha256=None):
 def _named_as_here(c, found):
   """{parameter name of this config: array} of foreign weights."""
   e = c.evals
-  here = {'image': e.image_tower, 'text': e.text_tower, 'image_head': e.image_head, 'text_head': e.text_head,
-          'logit': next((n for n, t in c.towers.items() if t.kind == 'logit'), '')}
-  return {f'{here[tower]}/{n}': x for tower, params in found.params.items()
-          for n, x in weights_lib.flat(params).items()}
+  here = {
+    'image': e.image_tower,
+    'text': e.text_tower,
+    'image_head': e.image_head,
+    'text_head': e.text_head,
+    'logit': next((n for n, t in c.towers.items() if t.kind == 'logit'), ''),
+  }
+  return {
+    f'{here[tower]}/{n}': x
+    for tower, params in found.params.items()
+    for n, x in weights_lib.flat(params).items()
+  }
 
 
 def _chosen(c, abstract):
   """{name: leaf} without those that the rules let start fresh."""
-  return {n: x for n, x in tree.named_leaves(abstract) if tree.match(c.init_from_rules, n, 'init_from_rules')}
+  return {
+    n: x
+    for n, x in tree.named_leaves(abstract)
+    if tree.match(c.init_from_rules, n, 'init_from_rules')
+  }
 
 
 def _same_leaves(wanted, there, what, rules=(('.*', True),)):
-  """Those of the wanted leaves whose tower is there. A tower is taken whole, but for the mask token."""
+  """Those of the wanted leaves whose tower is there. A tower is taken whole, but for the mask
+  token.
+  """
   groups = {n.split('/')[0] for n in wanted} & {n.split('/')[0] for n in there}
   wanted = {n: x for n, x in wanted.items() if n.split('/')[0] in groups}
-  other = {n for n in there if n.split('/')[0] in groups and tree.match(rules, n, 'init_from_rules')}
+  other = {
+    n for n in there if n.split('/')[0] in groups and tree.match(rules, n, 'init_from_rules')
+  }
   for n in sorted(wanted.keys() ^ other):
     if not n.endswith('/mask_token'):
-      raise InputError(f'{what}: got {"no " if n in wanted else ""}{n}; expected {"it" if n in wanted else "none"}: '
-                       'another kind of model; init_from_rules leaves parameters out')
+      raise InputError(
+        f'{what}: got {"no " if n in wanted else ""}{n}; expected {"it" if n in wanted else "none"}: '
+        'another kind of model; init_from_rules leaves parameters out'
+      )
   return {n: x for n, x in wanted.items() if n in other}
 
 
@@ -133,8 +179,10 @@ def _fit(name, x, shape, say):
   if name.endswith('posembed') and x.ndim == len(shape) == 4 and x.shape[-1] == shape[-1]:
     say(f'{name}: resized from {x.shape[1]}x{x.shape[2]} to {shape[1]}x{shape[2]}')
     return weights_lib.fit_positions(x, shape[1], f'init_from: {name}')
-  raise InputError(f'init_from: {name}: got shape {x.shape}; expected {shape}: another size of model; '
-                   'init_from_rules leaves parameters out')
+  raise InputError(
+    f'init_from: {name}: got shape {x.shape}; expected {shape}: another size of model; '
+    'init_from_rules leaves parameters out'
+  )
 
 
 def _same_tokenizer(c, wanted, there, here, say=None):
@@ -142,16 +190,22 @@ def _same_tokenizer(c, wanted, there, here, say=None):
   if f'{c.evals.text_tower}/embedding' not in wanted or not here or there == here:
     return
   if there is None:
-    say and say(f'init_from: {c.init_from} comes without its tokenizer: whether it is the one of the data is not known')
+    say and say(
+      f'init_from: {c.init_from} comes without its tokenizer: whether it is the one of the data is not known'
+    )
     return
-  raise InputError(f"init_from: got word embeddings of another tokenizer (SHA-256 {there[:12]}) than the data's "
-                   f"({here[:12]}); expected --config.data.tokenizer=FILE with theirs, or init_from_rules with "
-                   f"('{c.evals.text_tower}/.*', False)")
+  raise InputError(
+    f"init_from: got word embeddings of another tokenizer (SHA-256 {there[:12]}) than the data's "
+    f'({here[:12]}); expected --config.data.tokenizer=FILE with theirs, or init_from_rules with '
+    f"('{c.evals.text_tower}/.*', False)"
+  )
 
 
 def _put(x, like):
   """A host array as a global one; every process gives the parts of its devices."""
-  return jax.make_array_from_callback(like.shape, like.sharding, lambda part: x[part].astype(like.dtype))
+  return jax.make_array_from_callback(
+    like.shape, like.sharding, lambda part: x[part].astype(like.dtype)
+  )
 
 
 def _whole(x):
@@ -161,8 +215,14 @@ def _whole(x):
 def _report(what, loaded, initial, say):
   """`initial` with the loaded leaves in it; says which are there, whole groups by their name."""
   leaves = dict(tree.named_leaves(initial))
-  say(f'{what}: {_summary(loaded, leaves) or "nothing"}'
-      + (f'; fresh: {_summary(leaves.keys() - loaded.keys(), leaves)}' if leaves.keys() - loaded.keys() else ''))
+  say(
+    f'{what}: {_summary(loaded, leaves) or "nothing"}'
+    + (
+      f'; fresh: {_summary(leaves.keys() - loaded.keys(), leaves)}'
+      if leaves.keys() - loaded.keys()
+      else ''
+    )
+  )
   return tree.map_named(lambda n, x: loaded.get(n, x), initial)
 
 
@@ -177,11 +237,17 @@ def _summary(names, known):
   for n in names:
     groups.setdefault(n.split('/')[0], []).append(n)
   whole = {g: sum(n.split('/')[0] == g for n in known) for g in groups}
-  return ', '.join(x for g, some in sorted(groups.items()) for x in ([g] if len(some) == whole[g] else sorted(some)))
+  return ', '.join(
+    x
+    for g, some in sorted(groups.items())
+    for x in ([g] if len(some) == whole[g] else sorted(some))
+  )
 
 
 def frozen_teacher(c, name, abstract, say):
-  """Weights of a frozen teacher: of another run its EMA teacher where it has one, its student elsewhere; or foreign."""
+  """Weights of a frozen teacher: of another run its EMA teacher where it has one, its student
+  elsewhere; or foreign.
+  """
   teacher, result = c.teachers[name], {}
   if teacher.init_from and not own.is_run(teacher.init_from):
     return _foreign_teacher(teacher, name, abstract, say)
@@ -205,10 +271,15 @@ def _foreign_teacher(teacher, name, abstract, say):
   there = {tower: teacher.rename.get(tower, tower) for tower in abstract}
   missing = sorted(set(there.values()) - set(found.params))
   if missing:
-    raise InputError(f'{what}: got {teacher.init_from!r}, which has no {missing[0]!r}; expected all of '
-                     f'{sorted(there.values())}: released weights come without heads')
-  arrays = {f'{tower}/{n}': x for tower, other in there.items() for n, x in
-            weights_lib.flat(found.params[other]).items()}
+    raise InputError(
+      f'{what}: got {teacher.init_from!r}, which has no {missing[0]!r}; expected all of '
+      f'{sorted(there.values())}: released weights come without heads'
+    )
+  arrays = {
+    f'{tower}/{n}': x
+    for tower, other in there.items()
+    for n, x in weights_lib.flat(found.params[other]).items()
+  }
   _same_leaves(dict(tree.named_leaves(abstract)), arrays, what)
   say(f'{name} from {teacher.init_from}: {", ".join(sorted(there.values()))}')
   return tree.map_named(lambda n, x: _put(_fit(n, arrays[n], x.shape, say), x), abstract)

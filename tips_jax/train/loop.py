@@ -1,16 +1,20 @@
 """The training loop. Order of operations:
 
-    open     checkpoints, data (both check themselves), contract of the run; all processes agree on them
+    open     checkpoints, data (both check themselves), contract of the run; all processes agree on
+    them
     start    own checkpoint, else init_from, else initial weights
     compile  once, ahead of the first step
-    repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step -> read the metrics of
+    repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step ->
+    read the metrics of
              the step before
     end      last checkpoint, files closed
 
-Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving. Of several
-processes the first one evaluates, and writes metrics.jsonl and config.json; its numbers count for all (`bad_images` is
-of its part of the batch). Every one has its own quarantine, nonfinite and stall file.
+Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving.
+Of several processes the first one evaluates, and writes metrics.jsonl and config.json; its numbers
+count for all (`bad_images` is of its part of the batch). Every one has its own quarantine,
+nonfinite and stall file.
 """
+
 import collections
 import concurrent.futures
 import contextlib
@@ -35,8 +39,8 @@ from tips_jax.train import initialization as start
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train.encoder import Encoder
 
-_HOST = ('index', 'bad')    # entries of a batch that stay on the host
-_AHEAD = 2                  # batches on their way to the device
+_HOST = ('index', 'bad')  # entries of a batch that stay on the host
+_AHEAD = 2  # batches on their way to the device
 
 
 class Diverged(RuntimeError):
@@ -46,9 +50,10 @@ class Diverged(RuntimeError):
 def train(method, workdir, preemption, *, evaluate=None, peers=None):
   """Trains to the last step and returns the final state's Encoder.
 
-  evaluate: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and at the end.
-  peers: the other processes (multihost.join). Raises InputError for anything the user can mend, Stopped after a signal
-  (all saved), Diverged.
+  evaluate: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and
+  at the end.
+  peers: the other processes (multihost.join). Raises InputError for anything the user can mend,
+  Stopped after a signal (all saved), Diverged.
   """
   config, workdir = method.config, pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh, config.schedule.batch_size)
@@ -92,27 +97,56 @@ class Run:
     self.peers.agree('checkpoint', {'newest checkpoint': latest})
     self.index = self.checkpoints.next_index(latest) if latest is not None else 0
     part, parts = multihost.rows(sharding.batch(self.mesh), c.schedule.batch_size)
-    self.pipeline = Pipeline(c.data, batch_size=c.schedule.batch_size, seed=c.seed, process_index=part,
-                             process_count=parts, start=self.index)
-    self.contract, self.encoder.tokenizer = start.contract(c, self.pipeline), self.pipeline.tokenizer
-    self.peers.agree('start', {
-        'data': self.contract['data_fingerprint'][:8], 'tokenizer': str(self.contract['tokenizer_sha256'])[:8],
-        'device': jax.devices()[0].device_kind})
+    self.pipeline = Pipeline(
+      c.data,
+      batch_size=c.schedule.batch_size,
+      seed=c.seed,
+      process_index=part,
+      process_count=parts,
+      start=self.index,
+    )
+    self.contract, self.encoder.tokenizer = (
+      start.contract(c, self.pipeline),
+      self.pipeline.tokenizer,
+    )
+    self.peers.agree(
+      'start',
+      {
+        'data': self.contract['data_fingerprint'][:8],
+        'tokenizer': str(self.contract['tokenizer_sha256'])[:8],
+        'device': jax.devices()[0].device_kind,
+      },
+    )
     for name, tower in c.towers.items():
-      if tower.kind == 'text' and self.pipeline.tokenizer and self.pipeline.tokenizer.vocab_size > tower.vocab:
-        raise InputError(f'towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer\'s '
-                         f'{self.pipeline.tokenizer.vocab_size} pieces')
+      if (
+        tower.kind == 'text'
+        and self.pipeline.tokenizer
+        and self.pipeline.tokenizer.vocab_size > tower.vocab
+      ):
+        raise InputError(
+          f"towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer's "
+          f'{self.pipeline.tokenizer.vocab_size} pieces'
+        )
     if latest is not None:
-      for change in checkpoint.check_contract(self.checkpoints.contract(latest), self.contract, str(self.workdir)):
+      for change in checkpoint.check_contract(
+        self.checkpoints.contract(latest), self.contract, str(self.workdir)
+      ):
         self.progress.message(f'resumed with a change: {change}')
       state, self.index = self.checkpoints.restore(latest, self.abstract)
       self.progress.message(f'resumed from step {latest:,} of {self.workdir}')
     else:
-      state = start.initial_state(self.method, self.shardings, self.abstract, self.progress.message,
-                                  tokenizer_sha256=self.contract['tokenizer_sha256'])
+      state = start.initial_state(
+        self.method,
+        self.shardings,
+        self.abstract,
+        self.progress.message,
+        tokenizer_sha256=self.contract['tokenizer_sha256'],
+      )
     if int(state.step) > c.schedule.total_steps:
-      raise InputError(f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the '
-                       f'{int(state.step)} steps that {str(self.workdir)!r} has made')
+      raise InputError(
+        f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the '
+        f'{int(state.step)} steps that {str(self.workdir)!r} has made'
+      )
     # The state comes last: with it, a signal saves.
     self.step, self.saved = int(state.step), latest
     self.state = state
@@ -120,7 +154,9 @@ class Run:
       write_json(self.workdir / 'config.json', strict.plain(c))
       if self.pipeline.tokenizer:
         shutil.copyfile(self.pipeline.tokenizer.path, self.workdir / own.TOKENIZER)
-      self.metrics = log.Metrics(self.workdir, config=c.log, resume_step=self.step if latest is not None else -1)
+      self.metrics = log.Metrics(
+        self.workdir, config=c.log, resume_step=self.step if latest is not None else -1
+      )
     lines = log.read(self.workdir / log.FILE) if self.lead and latest is not None else []
     best = f'eval/{c.checkpoint.best_metric}'
     evaluated = [(l['step'], l.get(best)) for l in lines if any(k.startswith('eval/') for k in l)]
@@ -132,7 +168,9 @@ class Run:
     """Ahead of time, in a thread, so that a signal is heard during it."""
     if self.step == self.config.schedule.total_steps:
       return
-    self.progress.message(f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...')
+    self.progress.message(
+      f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...'
+    )
     self.watchdog.beat('compiling')
     begin, found = time.monotonic(), cache.hits()
     lowered = lowering.lower(self.method, self.mesh)
@@ -143,7 +181,9 @@ class Run:
       concurrent.futures.wait([future], timeout=0.2)
     self.step_fn, self.compile_s = future.result(), time.monotonic() - begin
     how = 'read from the cache' if cache.hits() > found else 'compiled'
-    self.progress.message(f'compiled in {self.compile_s:.1f} s: traced in {traced_s:.1f} s, then {how}')
+    self.progress.message(
+      f'compiled in {self.compile_s:.1f} s: traced in {traced_s:.1f} s, then {how}'
+    )
 
   # --- repeat ---
 
@@ -180,18 +220,28 @@ class Run:
 
   def due(self, step):
     e, total = self.config.evals, self.config.schedule.total_steps
-    return step == total or (e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0)
+    return step == total or (
+      e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0
+    )
 
   def evaluate(self, evaluate):
-    """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for good."""
+    """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for
+    good.
+    """
     encoder, values = self.encoder.of(self.state), None
-    # A signal here stops one process where it is, and several where all have come to: at the check that follows.
+    # A signal here stops one process where it is, and several where all have come to: at the check
+    # that follows.
     with contextlib.suppress(Stopped) if self.peers.count > 1 else contextlib.nullcontext():
       if self.lead:
         begin = time.monotonic()
-        with self.preemption.interruptible(), jax.set_mesh(sharding.alone()):    # of what evaluators learn
+        with (
+          self.preemption.interruptible(),
+          jax.set_mesh(sharding.alone()),
+        ):  # of what evaluators learn
           result = evaluate(encoder)
-        values = {f'eval/{k}': v for k, v in result.items()} | {'eval/seconds': time.monotonic() - begin}
+        values = {f'eval/{k}': v for k, v in result.items()} | {
+          'eval/seconds': time.monotonic() - begin
+        }
       values = self.peers.share(f'evaluated/{self.step}', values)
     if values is None:
       return
@@ -200,7 +250,9 @@ class Run:
     self.evaluated.add(self.step)
     best = self.config.checkpoint.best_metric
     if best and f'eval/{best}' not in values:
-      raise strict.unknown('checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values])
+      raise strict.unknown(
+        'checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values]
+      )
     if best:
       self.checkpoints.scores[self.step] = values[f'eval/{best}']
 
@@ -214,20 +266,33 @@ class Run:
     if step % self.config.log.every_steps == 0 or step == self.config.schedule.total_steps:
       rates = self.clock.rates(self.config.schedule.batch_size)
       if self.metrics:
-        self.metrics.write(step, metrics | rates | {'bad_images': len(bad), 'compile_seconds': self.compile_s})
+        self.metrics.write(
+          step, metrics | rates | {'bad_images': len(bad), 'compile_seconds': self.compile_s}
+        )
       self.progress.update(step, loss=metrics['loss'], images_per_s=rates.get('images_per_s'))
     for record in bad:
       name, reason = self.pipeline.explain(record)
       self.append('quarantine', {'record': record, 'id': name, 'reason': reason})
     if metrics['bad_steps']:
       ids = [self.pipeline.explain(r)[0] for r in host['index']]
-      self.append('nonfinite', {'step': step, 'loss': str(metrics['loss']),
-                                'gradient_norm': str(metrics['gradient_norm']), 'ids': ids})
-      self.progress.message(f'step {step}: loss {metrics["loss"]}, gradient {metrics["gradient_norm"]}: not finite, '
-                            'update skipped (examples in nonfinite.jsonl)')
+      self.append(
+        'nonfinite',
+        {
+          'step': step,
+          'loss': str(metrics['loss']),
+          'gradient_norm': str(metrics['gradient_norm']),
+          'ids': ids,
+        },
+      )
+      self.progress.message(
+        f'step {step}: loss {metrics["loss"]}, gradient {metrics["gradient_norm"]}: not finite, '
+        'update skipped (examples in nonfinite.jsonl)'
+      )
       if metrics['bad_steps'] >= self.config.max_bad_steps:
-        raise Diverged(f'{metrics["bad_steps"]} updates in a row were not finite, up to step {step}; the last good '
-                       f'checkpoint is step {self.saved}. Try a lower optimizer.learning_rate or a longer warm-up')
+        raise Diverged(
+          f'{metrics["bad_steps"]} updates in a row were not finite, up to step {step}; the last good '
+          f'checkpoint is step {self.saved}. Try a lower optimizer.learning_rate or a longer warm-up'
+        )
 
   def append(self, name, row):
     """One line to `<name>.jsonl` of the work folder, unless it stands there."""

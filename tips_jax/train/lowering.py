@@ -1,4 +1,7 @@
-"""The jitted step for a mesh: what the loop runs, and what `plan` compiles for devices that are not there."""
+"""The jitted step for a mesh: what the loop runs, and what `plan` compiles for devices that are not
+there.
+"""
+
 import jax
 import numpy as np
 
@@ -10,7 +13,9 @@ def abstract_state(method, mesh):
   """(shapes and shardings of the state, shardings alone)."""
   shapes = jax.eval_shape(lambda: state.init(method))
   places = sharding.shardings(method.config.mesh.rules, mesh, shapes)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places), places
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
+  ), places
 
 
 def abstract_batch(method):
@@ -25,7 +30,11 @@ def abstract_batch(method):
 def lower(method, mesh):
   """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state, batch)."""
   shapes, places = abstract_state(method, mesh)
-  jitted = jax.jit(step_lib.make(method), donate_argnums=0, in_shardings=(places, sharding.batch(mesh)),
-                   out_shardings=(places, sharding.replicated(mesh)))
+  jitted = jax.jit(
+    step_lib.make(method),
+    donate_argnums=0,
+    in_shardings=(places, sharding.batch(mesh)),
+    out_shardings=(places, sharding.replicated(mesh)),
+  )
   with jax.set_mesh(mesh):
     return jitted.lower(shapes, abstract_batch(method))

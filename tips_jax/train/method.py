@@ -1,7 +1,9 @@
-"""A pretraining method as data: passes, losses and teachers of a config, checked against each other.
+"""A pretraining method as data: passes, losses and teachers of a config, checked against each
+other.
 
 Adding an objective takes a function in objectives/, a line in LOSSES and a config.
 """
+
 import dataclasses
 import graphlib
 import inspect
@@ -16,27 +18,32 @@ from tips_jax.objectives import contrastive, distill, masked, monitor
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  fn: Callable                        # (**inputs, state?, **args) -> Loss
+  fn: Callable  # (**inputs, state?, **args) -> Loss
   state: Callable = lambda shapes: {}
 
 
 LOSSES = {
-    'softmax_contrastive': Objective(contrastive.softmax),
-    'sigmoid_contrastive': Objective(contrastive.sigmoid),
-    'dino': Objective(distill.dino, distill.initial_state),
-    'pixels': Objective(masked.pixels),
-    'spread': Objective(monitor.spread),
+  'softmax_contrastive': Objective(contrastive.softmax),
+  'sigmoid_contrastive': Objective(contrastive.sigmoid),
+  'dino': Objective(distill.dino, distill.initial_state),
+  'pixels': Objective(masked.pixels),
+  'spread': Objective(monitor.spread),
 }
 MASK_OUTPUTS = ('mask', 'masked_indices', 'visible')
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """What a step needs to know; made by `build`, which raises InputError for anything that does not fit."""
+  """What a step needs to know; made by `build`, which raises InputError for anything that does not
+  fit.
+  """
+
   config: schema.Config
-  order: tuple[tuple[str, ...], ...]  # passes, each after those that it reads; those of a group share one tower call
-  reads: tuple[str, ...]              # feature paths that losses read
-  student: tuple[str, ...]            # towers that are trained
+  order: tuple[
+    tuple[str, ...], ...
+  ]  # passes, each after those that it reads; those of a group share one tower call
+  reads: tuple[str, ...]  # feature paths that losses read
+  student: tuple[str, ...]  # towers that are trained
 
 
 def build(config: schema.Config) -> Method:
@@ -61,13 +68,18 @@ def build(config: schema.Config) -> Method:
     tower = c.towers[p.tower]
     known |= {f'{name}.{o}' for o in towers.outputs(tower)}
     takes = set(towers.inputs(tower))
-    _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.OPTIONAL.get(tower.kind, set()))
+    _signature(
+      f'passes.{name}.inputs', p.inputs, takes, takes - towers.OPTIONAL.get(tower.kind, set())
+    )
   for name, p in c.passes.items():
     for arg, path in p.inputs.items():
       _known(f'passes.{name}.inputs.{arg}', path, known)
   for name, t in c.losses.items():
     _check_term(name, t, c, known, by)
-  graph = {n: {path.split('.')[0] for path in p.inputs.values()} & set(c.passes) for n, p in c.passes.items()}
+  graph = {
+    n: {path.split('.')[0] for path in p.inputs.values()} & set(c.passes)
+    for n, p in c.passes.items()
+  }
   try:
     order = _groups(c, graphlib.TopologicalSorter(graph))
   except graphlib.CycleError as e:
@@ -82,7 +94,9 @@ def build(config: schema.Config) -> Method:
 
 
 def _groups(c, sorter):
-  """Passes in an order that their inputs allow; those of one tower that can run side by side are a group."""
+  """Passes in an order that their inputs allow; those of one tower that can run side by side are a
+  group.
+  """
   groups = []
   sorter.prepare()
   while sorter.is_active():
@@ -97,9 +111,15 @@ def _groups(c, sorter):
 def mask_patch(c, name):
   """Patch size, in pixels, of the towers that read a mask."""
   reads = lambda p: any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
-  sizes = {c.towers[p.tower].patch for p in c.passes.values() if reads(p) and hasattr(c.towers[p.tower], 'patch')}
+  sizes = {
+    c.towers[p.tower].patch
+    for p in c.passes.values()
+    if reads(p) and hasattr(c.towers[p.tower], 'patch')
+  }
   if len(sizes) != 1:
-    raise InputError(f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size')
+    raise InputError(
+      f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size'
+    )
   return sizes.pop()
 
 
@@ -122,25 +142,39 @@ def _check_term(name, term, c, known, by):
 
 def _check_numbers(c):
   s, part = c.schedule, c.schedule.batch_size
-  counts = {'schedule': ('total_steps', 'batch_size', 'accumulate'), 'checkpoint': ('every_steps', 'keep_last'),
-            'log': ('every_steps',), 'evals': ('batch_size', 'size', 'limit')}
+  counts = {
+    'schedule': ('total_steps', 'batch_size', 'accumulate'),
+    'checkpoint': ('every_steps', 'keep_last'),
+    'log': ('every_steps',),
+    'evals': ('batch_size', 'size', 'limit'),
+  }
   for group, fields in counts.items():
     for field in fields:
       if getattr(getattr(c, group), field) < 1:
-        raise InputError(f'{group}.{field}: got {getattr(getattr(c, group), field)}; expected at least 1')
+        raise InputError(
+          f'{group}.{field}: got {getattr(getattr(c, group), field)}; expected at least 1'
+        )
   for name, t in c.towers.items():
     width = getattr(t, 'decoder_width', getattr(t, 'width', 0))
     if hasattr(t, 'heads') and width % t.heads:
-      raise InputError(f'towers.{name}.heads: got {t.heads}; expected a divisor of the width {width}')
+      raise InputError(
+        f'towers.{name}.heads: got {t.heads}; expected a divisor of the width {width}'
+      )
   if part % s.accumulate:
-    raise InputError(f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}')
+    raise InputError(
+      f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}'
+    )
   if c.evals.encoder != 'student':
     _known('evals.encoder', c.evals.encoder, {'student', *c.teachers})
   if c.evals.tasks or c.evals.suite:
-    _known('evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'})
+    _known(
+      'evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'}
+    )
     _known('evals.cls', c.evals.cls, c.towers[c.evals.image_tower].cls)
   if 'retrieval' in c.evals.tasks:
-    _known('evals.text_tower', c.evals.text_tower, {n for n, t in c.towers.items() if t.kind == 'text'})
+    _known(
+      'evals.text_tower', c.evals.text_tower, {n for n, t in c.towers.items() if t.kind == 'text'}
+    )
     _known('evals.retrieval_cls', c.evals.retrieval_cls, c.towers[c.evals.image_tower].cls)
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):

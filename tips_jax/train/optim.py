@@ -1,12 +1,13 @@
 """Optimizers and schedules, from optax; rates, decay and freezing by parameter name."""
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from tips_jax.core import schema, tree
 
-# Second moments are factored over dimensions of at least this size: above any depth, so that the stacked layers stay
-# apart, and below any head width.
+# Second moments are factored over dimensions of at least this size: above any depth, so that the
+# stacked layers stay apart, and below any head width.
 _FACTORED = 48
 
 
@@ -24,9 +25,11 @@ def learning_rate(config: schema.Config):
   """step -> rate: linear warm-up, then linear or cosine to zero, or constant."""
   s, peak = config.schedule, config.optimizer.learning_rate
   rest = max(s.total_steps - s.warmup_steps, 1)
-  after = {'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
-           'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
-           'constant': lambda: optax.constant_schedule(peak)}[s.decay]()
+  after = {
+    'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
+    'constant': lambda: optax.constant_schedule(peak),
+  }[s.decay]()
   if not s.warmup_steps:
     return after
   # The first step has a rate above zero: warm-up counts from one.
@@ -41,12 +44,18 @@ def transform(config: schema.Optimizer):
     return optax.chain(*clip, optax.scale_by_adam(config.b1, config.b2, config.eps))
   # big_vision's Adafactor: decay capped, first moment in bfloat16, no clipping of its own.
   decay = lambda step, rate: jnp.minimum(1 - (step + 1.0) ** -rate, config.b2)
-  factored = optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=_FACTORED, decay_rate_fn=decay)
-  return optax.chain(*clip, factored, optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16))
+  factored = optax.scale_by_factored_rms(
+    decay_rate=0.8, min_dim_size_to_factor=_FACTORED, decay_rate_fn=decay
+  )
+  return optax.chain(
+    *clip, factored, optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)
+  )
 
 
 def apply(params, direction, *, config: schema.Config, step):
-  """New parameters: p - rate * (direction + decay * p), each with its own multipliers; decay is decoupled."""
+  """New parameters: p - rate * (direction + decay * p), each with its own multipliers; decay is
+  decoupled.
+  """
   o, rate = config.optimizer, learning_rate(config)(step)
   progress = step / config.schedule.total_steps
 

@@ -1,4 +1,5 @@
 """Devices and where arrays live on them: one mesh, rules from parameter names to mesh axes."""
+
 import math
 
 import jax
@@ -11,13 +12,16 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.types import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')
-_PARTS = 32                # devices that weights are spread over at most, where a config leaves it open (docs/plans.md)
+_PARTS = (
+  32  # devices that weights are spread over at most, where a config leaves it open (docs/plans.md)
+)
 
 
 def shape(config: schema.Mesh, devices):
   """Sizes of the axes for a number of devices; -1 takes what the others leave.
 
-  Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and save little memory.
+  Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and
+  save little memory.
   """
   sizes = [getattr(config, axis) for axis in AXES]
   if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % sizes[2] == 0:
@@ -25,8 +29,10 @@ def shape(config: schema.Mesh, devices):
   fixed = math.prod(size for size in sizes if size != -1)
   sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
   if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
-    raise InputError(f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
-                     'at most one of them -1, or data and fsdp both')
+    raise InputError(
+      f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
+      'at most one of them -1, or data and fsdp both'
+    )
   return tuple(devices // fixed if s == -1 else s for s in sizes)
 
 
@@ -35,8 +41,10 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   devices = jax.devices() if devices is None else devices
   sizes = shape(config, len(devices))
   if batch_size % (sizes[0] * sizes[1]):
-    raise InputError(f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} devices '
-                     f'of the axes {BATCH_AXES}')
+    raise InputError(
+      f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} devices '
+      f'of the axes {BATCH_AXES}'
+    )
   # Between slices of a multi-slice job lies the slow network: of all axes only `data` crosses it.
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if sizes[0] % slices:
@@ -45,7 +53,9 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   if slices == 1:
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   else:
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    grid = mesh_utils.create_hybrid_device_mesh(
+      within, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
   return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -55,8 +65,10 @@ def alone():
 
 
 def spec(rules, sizes, name, leaf):
-  """PartitionSpec of one array: the rule's axes go to the trailing dimensions, where they divide them."""
-  axes = tree.match(rules, name, 'mesh.rules')[-leaf.ndim:] if leaf.ndim else ()
+  """PartitionSpec of one array: the rule's axes go to the trailing dimensions, where they divide
+  them.
+  """
+  axes = tree.match(rules, name, 'mesh.rules')[-leaf.ndim :] if leaf.ndim else ()
   axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
   fits = lambda axis, n: axis is not None and sizes.get(axis, 1) > 1 and n % sizes[axis] == 0
   return P(*(axis if fits(axis, n) else None for axis, n in zip(axes, leaf.shape)))

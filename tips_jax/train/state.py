@@ -1,4 +1,5 @@
 """Everything that a step changes, and how it starts."""
+
 from typing import Any
 
 import flax.struct
@@ -13,32 +14,47 @@ from tips_jax.train.method import LOSSES
 
 @flax.struct.dataclass
 class State:
-  params: Any        # {tower: tree}, float32: the student
-  teachers: Any      # {teacher: {tower: tree}}
-  loss_state: Any        # {term: arrays}: DINO's centers
+  params: Any  # {tower: tree}, float32: the student
+  teachers: Any  # {teacher: {tower: tree}}
+  loss_state: Any  # {term: arrays}: DINO's centers
   optimizer: Any
-  step: Any          # int32: updates tried
-  bad_steps: Any     # int32: non-finite updates in a row
-  skipped: Any       # int32: non-finite updates in all
+  step: Any  # int32: updates tried
+  bad_steps: Any  # int32: non-finite updates in a row
+  skipped: Any  # int32: non-finite updates in all
 
 
 def parameters(method):
-  """(student, teachers) as they start: EMA teachers equal the student, frozen ones wait for their weights."""
+  """(student, teachers) as they start: EMA teachers equal the student, frozen ones wait for their
+  weights.
+  """
   c = method.config
   make = lambda tower: towers.init(tower, c.towers[tower], seed=c.seed)
   student = {t: make(t) for t in method.student}
-  teachers = {name: {t: jax.tree.map(jnp.copy, student[t]) if teacher.kind == 'ema' else make(t)
-                     for t in teacher.towers} for name, teacher in c.teachers.items()}
+  teachers = {
+    name: {
+      t: jax.tree.map(jnp.copy, student[t]) if teacher.kind == 'ema' else make(t)
+      for t in teacher.towers
+    }
+    for name, teacher in c.teachers.items()
+  }
   return student, teachers
 
 
 def init(method):
-  """The first State. Jit it with the shardings of `sharding.state`, or eval_shape it: it allocates nothing itself."""
+  """The first State. Jit it with the shardings of `sharding.state`, or eval_shape it: it allocates
+  nothing itself.
+  """
   student, teachers = parameters(method)
   zero = lambda: jnp.zeros((), jnp.int32)
-  return State(params=student, teachers=teachers, loss_state=loss_state(method, student, teachers),
-               optimizer=optim.transform(method.config.optimizer).init(student), step=zero(), bad_steps=zero(),
-               skipped=zero())
+  return State(
+    params=student,
+    teachers=teachers,
+    loss_state=loss_state(method, student, teachers),
+    optimizer=optim.transform(method.config.optimizer).init(student),
+    step=zero(),
+    bad_steps=zero(),
+    skipped=zero(),
+  )
 
 
 def loss_state(method, student, teachers):

@@ -1,10 +1,12 @@
 """The training step: any method of the schema, one jitted function.
 
-    masks    drawn from (seed, step)
-    passes   towers on views, in order; teachers without gradient
-    losses   weighted, over what the passes produced, summed
-    update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when anything is not finite
+masks    drawn from (seed, step)
+passes   towers on views, in order; teachers without gradient
+losses   weighted, over what the passes produced, summed
+update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when anything
+is not finite
 """
+
 import zlib
 
 import jax
@@ -21,7 +23,9 @@ from tips_jax.train.state import leaf
 
 
 def make(method):
-  """(state, batch) -> (state, metrics). Batch: arrays of the data pipeline, split over the batch axes."""
+  """(state, batch) -> (state, metrics). Batch: arrays of the data pipeline, split over the batch
+  axes.
+  """
   config = method.config
 
   def step(state, batch):
@@ -31,17 +35,29 @@ def make(method):
 
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(value) & jnp.isfinite(norm)
-    direction, optimizer = optim.transform(config.optimizer).update(grads, state.optimizer, state.params)
+    direction, optimizer = optim.transform(config.optimizer).update(
+      grads, state.optimizer, state.params
+    )
     params = optim.apply(state.params, direction, config=config, step=state.step)
     teachers = update_teachers(config, state.teachers, params, state.step)
 
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     state = state.replace(
-        params=keep(params, state.params), teachers=keep(teachers, state.teachers), loss_state=keep(loss_state, state.loss_state),
-        optimizer=keep(optimizer, state.optimizer), step=state.step + 1,
-        bad_steps=jnp.where(ok, 0, state.bad_steps + 1), skipped=state.skipped + ~ok)
-    metrics |= {'loss': value, 'gradient_norm': norm, 'bad_steps': state.bad_steps, 'skipped_steps': state.skipped,
-                'learning_rate': optim.learning_rate(config)(state.step - 1)}
+      params=keep(params, state.params),
+      teachers=keep(teachers, state.teachers),
+      loss_state=keep(loss_state, state.loss_state),
+      optimizer=keep(optimizer, state.optimizer),
+      step=state.step + 1,
+      bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
+      skipped=state.skipped + ~ok,
+    )
+    metrics |= {
+      'loss': value,
+      'gradient_norm': norm,
+      'bad_steps': state.bad_steps,
+      'skipped_steps': state.skipped,
+      'learning_rate': optim.learning_rate(config)(state.step - 1),
+    }
     return state, metrics
 
   return step
@@ -58,8 +74,10 @@ def loss(method, params, state, batch, rng):
 
   total, loss_state, metrics = jnp.float32(0), {}, {}
   for name, term in config.losses.items():
-    inputs = {a: feats[p] if p in feats else leaf(weights[p.split('.')[0]], p.partition('.')[2])
-              for a, p in term.inputs.items()}
+    inputs = {
+      a: feats[p] if p in feats else leaf(weights[p.split('.')[0]], p.partition('.')[2])
+      for a, p in term.inputs.items()
+    }
     if name in state.loss_state:
       inputs['state'] = state.loss_state[name]
     args = {a: optim.ramp(x, progress) for a, x in term.args.items()}
@@ -75,8 +93,9 @@ def loss(method, params, state, batch, rng):
 def features(method, weights, roots, rng):
   """{path: array} of what losses read; every device runs the passes on its own rows.
 
-  With `accumulate` in parts, each computed again in the backward pass. Terms see the features of the whole batch, so
-  parts change memory and time and never the loss (as GradCache, arXiv 2101.06983).
+  With `accumulate` in parts, each computed again in the backward pass. Terms see the features of
+  the whole batch, so parts change memory and time and never the loss (as GradCache, arXiv
+  2101.06983).
   """
   n = method.config.schedule.accumulate
   split = lambda x: x.reshape(n, -1, *x.shape[1:])
@@ -88,7 +107,9 @@ def features(method, weights, roots, rng):
       return part((roots, rows))
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(part), jax.tree.map(split, (roots, rows))))
 
-  return parallel.map_batch(local, weights, roots, specs=sharding.specs(method.config.mesh.rules, weights))
+  return parallel.map_batch(
+    local, weights, roots, specs=sharding.specs(method.config.mesh.rules, weights)
+  )
 
 
 def run_passes(method, weights, roots, rows, rng):
@@ -102,23 +123,33 @@ def run_passes(method, weights, roots, rows, rng):
     if by != 'student':
       inputs = stop_gradient(inputs)
     with jax.named_scope('+'.join(names)):
-      outs = towers.apply_all(weights[by][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows)
+      outs = towers.apply_all(
+        weights[by][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows
+      )
     feats |= {f'{name}.{k}': v for name, out in zip(names, outs) for k, v in out.items()}
   return {path: feats[path] for path in method.reads}
 
 
 def draw_mask(config, name, batch, rng):
-  """Masks of one view of the whole batch, from the step's key alone: the same on any number of devices."""
+  """Masks of one view of the whole batch, from the step's key alone: the same on any number of
+  devices.
+  """
   spec, (b, v, h, w, _) = config.masks[name], batch[config.masks[name].view].shape
   patch = mask_patch(config, name)
   key = jax.random.fold_in(rng, zlib.crc32(f'masks.{name}'.encode()))
   patches = -(-h // patch) * -(-w // patch)
-  return jax.tree.map(parallel.constrain_batch, masked.random_mask(key, (b, v, patches), spec.ratio))
+  return jax.tree.map(
+    parallel.constrain_batch, masked.random_mask(key, (b, v, patches), spec.ratio)
+  )
 
 
 def update_teachers(config, teachers, params, step):
   """EMA teachers move toward the new student; frozen ones stay."""
   progress = step / config.schedule.total_steps
-  move = lambda t, old: optim.ema(old, {k: params[k] for k in old}, optim.ramp(t.momentum, progress))
-  return {name: move(config.teachers[name], old) if config.teachers[name].kind == 'ema' else old
-          for name, old in teachers.items()}
+  move = lambda t, old: optim.ema(
+    old, {k: params[k] for k in old}, optim.ramp(t.momentum, progress)
+  )
+  return {
+    name: move(config.teachers[name], old) if config.teachers[name].kind == 'ema' else old
+    for name, old in teachers.items()
+  }

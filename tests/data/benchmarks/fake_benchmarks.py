@@ -1,4 +1,7 @@
-"""Tiny folders in the official layouts of the benchmarks: `WRITE[name](data_dir)` writes one, COUNTS is its content."""
+"""Tiny folders in the official layouts of the benchmarks: `WRITE[name](data_dir)` writes one,
+COUNTS is its content.
+"""
+
 import gzip
 import io
 import json
@@ -35,7 +38,7 @@ def ids(values, seed=0, size=(W, H)):
   """A mask [H, W] that holds every one of `values`."""
   rng = np.random.default_rng(seed)
   mask = rng.choice(np.array(values, np.uint8), (size[1], size[0]))
-  mask.flat[:len(values)] = values
+  mask.flat[: len(values)] = values
   return mask
 
 
@@ -61,7 +64,9 @@ def voc(data_dir):
 
 
 def context(data_dir):
-  pascal(data_dir / 'VOCdevkit/VOC2010', 'SegmentationContext', 'SegmentationClassContext', [0, 1, 59])
+  pascal(
+    data_dir / 'VOCdevkit/VOC2010', 'SegmentationContext', 'SegmentationClassContext', [0, 1, 59]
+  )
 
 
 def ade20k(data_dir):
@@ -80,7 +85,10 @@ def depth_png(seed=0, size=(W, H), missing=True):
 
 
 def nyu(data_dir):
-  for split, rooms, inside in (('train', ['/kitchen_0028b', '/den_1'], ''), ('test', ['bathroom'] * 3, '')):
+  for split, rooms, inside in (
+    ('train', ['/kitchen_0028b', '/den_1'], ''),
+    ('test', ['bathroom'] * 3, ''),
+  ):
     lines = []
     for i, room in enumerate(rooms):
       image, depth = f'{room}/rgb_{i:05d}.jpg', f'{room}/sync_depth_{i:05d}.png'
@@ -97,38 +105,51 @@ def unit_normals(seed, shape=(H, W)):
 
 def nyu_geonet(data_dir):
   from scipy import io as matlab
+
   (data_dir / 'nyu_geonet').mkdir(parents=True)
   for i in range(3):
     img = pixels(i).astype(np.float32) - 2 * np.float32([122.175, 116.169, 103.508])
     depth = np.full((H, W), 2.0, np.float32)
     depth[0, 0] = 11
-    matlab.savemat(data_dir / 'nyu_geonet' / f'kitchen_0001_{i}.mat',
-                   {'img': img, 'depth': depth, 'norm': unit_normals(i)})
+    matlab.savemat(
+      data_dir / 'nyu_geonet' / f'kitchen_0001_{i}.mat',
+      {'img': img, 'depth': depth, 'norm': unit_normals(i)},
+    )
 
 
 def nyu_labeled(data_dir):
   import h5py
+
   root, count = data_dir / 'nyuv2', 4
   root.mkdir(parents=True)
-  with h5py.File(root / 'nyu_depth_v2_labeled.mat', 'w') as file:    # MATLAB's [H, W, 3, N] reads reversed
+  with h5py.File(
+    root / 'nyu_depth_v2_labeled.mat', 'w'
+  ) as file:  # MATLAB's [H, W, 3, N] reads reversed
     file['images'] = np.stack([pixels(i) for i in range(count)]).transpose(0, 3, 2, 1)
     file['rawDepths'] = np.full((count, W, H), 1.5, np.float32)
   with gzip.open(root / 'all_normals.pklz', 'wb') as file:
-    pickle.dump({'all_normals': np.stack([unit_normals(i) for i in range(count)])}, file, protocol=2)
+    pickle.dump(
+      {'all_normals': np.stack([unit_normals(i) for i in range(count)])}, file, protocol=2
+    )
   put(root / 'test_SN40.json', json.dumps([{'img': f'{i + 1:04d}_img.png'} for i in (1, 3)]))
 
 
 def navi(data_dir):
-  things = {'dog': ('multiview-00-pixel_5', 'multiview-01-canon', 'wild_set'), 'cat': ('multiview-00-pixel_5',)}
+  things = {
+    'dog': ('multiview-00-pixel_5', 'multiview-01-canon', 'wild_set'),
+    'cat': ('multiview-00-pixel_5',),
+  }
   for thing, scenes in things.items():
     for scene in scenes:
       folder, rows = data_dir / 'navi_v1' / thing / scene, []
       for i in range(2):
         jpeg(folder / 'images' / f'{i:03d}.jpg', i, (64, 48))
         code = np.zeros((48, 64), np.uint16)
-        code[10:30, 20:50] = round(655_350 / 500)    # half a meter, an object off the center
+        code[10:30, 20:50] = round(655_350 / 500)  # half a meter, an object off the center
         put(folder / 'depth' / f'{i:03d}.png', encoded(code))
-        rows.append({'filename': f'{i:03d}.jpg', 'image_size': [48, 64], 'camera': {'focal_length': 60.0}})
+        rows.append(
+          {'filename': f'{i:03d}.jpg', 'image_size': [48, 64], 'camera': {'focal_length': 60.0}}
+        )
       put(folder / 'annotations.json', json.dumps(rows[::-1]))
 
 
@@ -156,15 +177,18 @@ def imagenet_kaggle(data_dir):
 def uned(domain, splits):
   def write(data_dir):
     for split, classes in splits.items():
-      rows = [{'path': f'{domain}/{split}/{i}.jpg', 'class_id': label} for i, label in enumerate(classes)]
+      rows = [
+        {'path': f'{domain}/{split}/{i}.jpg', 'class_id': label} for i, label in enumerate(classes)
+      ]
       put(data_dir / 'uned/info_files' / domain / f'{split}.json', json.dumps(rows))
       for i, row in enumerate(rows):
         name = row['path']
-        if domain == 'rp2k' and i == 0:    # as unzip writes a name it cannot
+        if domain == 'rp2k' and i == 0:  # as unzip writes a name it cannot
           row['path'] = f'{domain}/{split}/\u7f8e.jpg'
           name = f'{domain}/{split}/#U7f8e.jpg'
         jpeg(data_dir / 'uned/images' / name, i)
       put(data_dir / 'uned/info_files' / domain / f'{split}.json', json.dumps(rows))
+
   return write
 
 
@@ -172,8 +196,12 @@ def karpathy(root, table, folders, name='{}.jpg'):
   rows = []
   for i, split in enumerate(('train', 'restval', 'val', 'test', 'test')):
     folder = folders[i % len(folders)]
-    row = {'filename': name.format(i), 'split': split, 'imgid': i,
-           'sentences': [{'raw': f'A caption {k} of {i} . '} for k in range(5)]}
+    row = {
+      'filename': name.format(i),
+      'split': split,
+      'imgid': i,
+      'sentences': [{'raw': f'A caption {k} of {i} . '} for k in range(5)],
+    }
     rows.append(row | ({'filepath': folder} if len(folders) > 1 else {}))
     jpeg(root / folder / row['filename'], i)
   put(root / table, json.dumps({'images': rows}))
@@ -184,7 +212,9 @@ def flickr30k(data_dir):
 
 
 def coco(data_dir):
-  karpathy(data_dir / 'coco', 'dataset_coco.json', ['train2014', 'val2014'], 'COCO_val2014_{:012d}.jpg')
+  karpathy(
+    data_dir / 'coco', 'dataset_coco.json', ['train2014', 'val2014'], 'COCO_val2014_{:012d}.jpg'
+  )
 
 
 def docci(data_dir):
@@ -193,8 +223,14 @@ def docci(data_dir):
     for i in range(count):
       jpeg(data_dir / 'docci/images' / f'{split}_{i:05d}.jpg', i)
       official = {'qual_dev': 'train'}.get(split, split)
-      rows.append({'example_id': f'{split}_{i:05d}', 'split': official, 'image_file': f'{split}_{i:05d}.jpg',
-                   'description': f'A long description of {split} {i}.'})
+      rows.append(
+        {
+          'example_id': f'{split}_{i:05d}',
+          'split': official,
+          'image_file': f'{split}_{i:05d}.jpg',
+          'description': f'A long description of {split} {i}.',
+        }
+      )
   rows.append(rows[0] | {'split': 'left out'})
   put(data_dir / 'docci/docci_descriptions.jsonlines', '\n'.join(map(json.dumps, rows)))
 
@@ -212,7 +248,10 @@ def camvid(data_dir):
   rows, members = [], {}
   for i, sequence in enumerate(('0016E5', '0001TP', '0006R0', '0001TP')):
     rows.append({'image': f'train/{i}.jpg', 'mask': f'train/{i}.mask.png', 'sequence': sequence})
-    members |= {f'train/{i}.jpg': encoded(pixels(i), 'jpeg'), f'train/{i}.mask.png': encoded(ids([0, 10, 11], i))}
+    members |= {
+      f'train/{i}.jpg': encoded(pixels(i), 'jpeg'),
+      f'train/{i}.mask.png': encoded(ids([0, 10, 11], i)),
+    }
   names = [f'class{i}' for i in range(11)]
   pack(data_dir / 'camvid', rows, members, {'classes': [*names, 'Unlabeled'], 'ignore_index': 11})
 
@@ -220,7 +259,9 @@ def camvid(data_dir):
 def rgbd(data_dir):
   rows, members = [], {}
   for i in range(5):
-    rows.append({'image': f'{i}.jpg', 'depth': f'{i}.depth.png', 'fx_fy_cx_cy': [30.0, 30.0, W / 2, H / 2]})
+    rows.append(
+      {'image': f'{i}.jpg', 'depth': f'{i}.depth.png', 'fx_fy_cx_cy': [30.0, 30.0, W / 2, H / 2]}
+    )
     depth = np.full((H, W), 1500, np.uint16)
     depth[0, 0] = 0
     members |= {f'{i}.jpg': encoded(pixels(i), 'jpeg'), f'{i}.depth.png': encoded(depth)}
@@ -229,7 +270,10 @@ def rgbd(data_dir):
 
 def flickr8k(data_dir):
   for split, count in (('train', 3), ('dev', 2)):
-    rows = [{'image': f'{split}{i}.jpg', 'captions': [f'Caption {k} .' for k in range(5)]} for i in range(count)]
+    rows = [
+      {'image': f'{split}{i}.jpg', 'captions': [f'Caption {k} .' for k in range(5)]}
+      for i in range(count)
+    ]
     members = {row['image']: encoded(pixels(i), 'jpeg') for i, row in enumerate(rows)}
     pack(data_dir / 'flickr8k', rows, members, {}, split, split)
 
@@ -239,32 +283,78 @@ def cifar10(data_dir):
   put(root / 'meta.json', json.dumps({'classes': [f'class{i}' for i in range(10)]}))
   for split, count in (('train', 12), ('test', 11)):
     files = [encoded(pixels(i, (32, 32)), 'webp') for i in range(count)]
-    np.savez(root / f'{split}.npz', blob=np.frombuffer(b''.join(files), np.uint8),
-             offsets=np.cumsum([0, *map(len, files)]), label=(np.arange(count) % 10).astype(np.int32))
+    np.savez(
+      root / f'{split}.npz',
+      blob=np.frombuffer(b''.join(files), np.uint8),
+      offsets=np.cumsum([0, *map(len, files)]),
+      label=(np.arange(count) % 10).astype(np.int32),
+    )
 
 
 def coco_mini(data_dir):
-  members = {'train/0.jpg': encoded(pixels(0), 'jpeg'), 'train/1.jpg': encoded(pixels(1), 'jpeg'),
-             'train/0.png': encoded(ids([0, 1, 184, 200]))}
-  rows = [{'image': 'train/0.jpg', 'size': [W, H], 'captions': [], 'mask': 'train/0.png',
-           'boxes': [['person', [10, 6, 20, 12]]]},
-          {'image': 'train/1.jpg', 'size': [W, H], 'captions': ['A', 'B'], 'boxes': []}]
-  meta = {'semantic_classes': {'0': 'unlabeled', '1': 'person', '184': 'tree-merged', '200': 'rug-merged'}}
+  members = {
+    'train/0.jpg': encoded(pixels(0), 'jpeg'),
+    'train/1.jpg': encoded(pixels(1), 'jpeg'),
+    'train/0.png': encoded(ids([0, 1, 184, 200])),
+  }
+  rows = [
+    {
+      'image': 'train/0.jpg',
+      'size': [W, H],
+      'captions': [],
+      'mask': 'train/0.png',
+      'boxes': [['person', [10, 6, 20, 12]]],
+    },
+    {'image': 'train/1.jpg', 'size': [W, H], 'captions': ['A', 'B'], 'boxes': []},
+  ]
+  meta = {
+    'semantic_classes': {'0': 'unlabeled', '1': 'person', '184': 'tree-merged', '200': 'rug-merged'}
+  }
   pack(data_dir / 'coco_mini', rows, members, meta)
 
 
-UNED = {'met': {'test': [3, 7], 'index': [7, 3, 9], 'train': [3], 'val': [3], 'small_index': [3]},
-        'gldv2': {'test': [[3, 4], 7], 'index': [7, 3, 4]}, 'inshop': {'test': [1], 'index': [1, 2]}}
+UNED = {
+  'met': {'test': [3, 7], 'index': [7, 3, 9], 'train': [3], 'val': [3], 'small_index': [3]},
+  'gldv2': {'test': [[3, 4], 7], 'index': [7, 3, 4]},
+  'inshop': {'test': [1], 'index': [1, 2]},
+}
 UNED |= {domain: {'test': [1, 1, 2, 2]} for domain in ('food2k', 'cars', 'sop', 'inat', 'rp2k')}
-WRITE = {'voc': voc, 'ade20k': ade20k, 'context': context, 'nyu': nyu, 'navi': navi, 'imagenet': imagenet,
-         'flickr30k': flickr30k, 'coco': coco, 'docci': docci, 'camvid': camvid, 'rgbd': rgbd, 'flickr8k': flickr8k,
-         'cifar10': cifar10, 'coco_mini': coco_mini}
+WRITE = {
+  'voc': voc,
+  'ade20k': ade20k,
+  'context': context,
+  'nyu': nyu,
+  'navi': navi,
+  'imagenet': imagenet,
+  'flickr30k': flickr30k,
+  'coco': coco,
+  'docci': docci,
+  'camvid': camvid,
+  'rgbd': rgbd,
+  'flickr8k': flickr8k,
+  'cifar10': cifar10,
+  'coco_mini': coco_mini,
+}
 WRITE |= {f'uned_{domain}': uned(domain, splits) for domain, splits in UNED.items()}
-COUNTS = {'voc': {'train': 2, 'test': 3}, 'ade20k': {'train': 2, 'test': 3}, 'context': {'train': 2, 'test': 3},
-          'nyu': {'train': 2, 'test': 3}, 'navi': {'train': 4, 'test': 2}, 'imagenet': {'train': 6, 'test': 3},
-          'flickr30k': {'train': 2, 'val': 1, 'test': 2}, 'coco': {'train': 2, 'val': 1, 'test': 2},
-          'docci': {'train': 2, 'test': 3, 'qual_dev': 1}, 'camvid': {'train': 2, 'test': 2},
-          'rgbd': {'train': 4, 'test': 1}, 'flickr8k': {'train': 3, 'test': 2}, 'cifar10': {'train': 12, 'test': 11},
-          'coco_mini': {'test': 1, 'captions': 1}}
-COUNTS |= {f'uned_{domain}': {split: len(classes) for split, classes in splits.items() if split in ('test', 'index')}
-           for domain, splits in UNED.items()}
+COUNTS = {
+  'voc': {'train': 2, 'test': 3},
+  'ade20k': {'train': 2, 'test': 3},
+  'context': {'train': 2, 'test': 3},
+  'nyu': {'train': 2, 'test': 3},
+  'navi': {'train': 4, 'test': 2},
+  'imagenet': {'train': 6, 'test': 3},
+  'flickr30k': {'train': 2, 'val': 1, 'test': 2},
+  'coco': {'train': 2, 'val': 1, 'test': 2},
+  'docci': {'train': 2, 'test': 3, 'qual_dev': 1},
+  'camvid': {'train': 2, 'test': 2},
+  'rgbd': {'train': 4, 'test': 1},
+  'flickr8k': {'train': 3, 'test': 2},
+  'cifar10': {'train': 12, 'test': 11},
+  'coco_mini': {'test': 1, 'captions': 1},
+}
+COUNTS |= {
+  f'uned_{domain}': {
+    split: len(classes) for split, classes in splits.items() if split in ('test', 'index')
+  }
+  for domain, splits in UNED.items()
+}

@@ -1,4 +1,7 @@
-"""Each official layout, as a tiny folder: what its reader finds, what it makes of masks, depth, normals, captions."""
+"""Each official layout, as a tiny folder: what its reader finds, what it makes of masks, depth,
+normals, captions.
+"""
+
 import gzip
 import io
 import json
@@ -38,7 +41,7 @@ def test_every_layout_is_read(tmp_path, name):
       shape = array(sample.image).shape[:2]
       for kind in {'mask', 'depth', 'normals'} & set(reader.annotations):
         assert array(sample.extra[kind]).shape[:2] == shape
-    again = pickle.loads(pickle.dumps(reader))    # for worker processes
+    again = pickle.loads(pickle.dumps(reader))  # for worker processes
     assert again[0].image == samples[0].image
 
 
@@ -97,9 +100,13 @@ def test_camvid_holds_out_a_sequence_and_knows_its_void(tmp_path):
   fake.camvid(tmp_path)
   reader = benchmarks.open('camvid', tmp_path, 'test')
   assert {row['sequence'] for row in reader.items} == {'0001TP'}
-  assert '0001TP' not in {row['sequence'] for row in benchmarks.open('camvid', tmp_path, 'train').items}
+  assert '0001TP' not in {
+    row['sequence'] for row in benchmarks.open('camvid', tmp_path, 'train').items
+  }
   official = fake.ids([0, 10, 11], 1)
-  np.testing.assert_array_equal(array(reader[0].extra['mask']), np.where(official == 11, 255, official))
+  np.testing.assert_array_equal(
+    array(reader[0].extra['mask']), np.where(official == 11, 255, official)
+  )
 
 
 def test_coco_mini_classes_are_contiguous_and_boxes_are_fractions(tmp_path):
@@ -125,9 +132,13 @@ def test_a_mask_in_colors_is_no_mask(tmp_path):
 
 
 def plane(normal, shape=(24, 32), focal=30.0):
-  """Depth of the plane normal . p = -2 (house axes) seen from the origin: exact, pixel centers at half."""
-  rows, columns = np.mgrid[:shape[0], :shape[1]] + 0.5
-  ray = np.stack([(columns - shape[1] / 2) / focal, -(rows - shape[0] / 2) / focal, -np.ones(shape)], -1)
+  """Depth of the plane normal . p = -2 (house axes) seen from the origin: exact, pixel centers at
+  half.
+  """
+  rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
+  ray = np.stack(
+    [(columns - shape[1] / 2) / focal, -(rows - shape[0] / 2) / focal, -np.ones(shape)], -1
+  )
   return -2 / (ray @ np.asarray(normal))
 
 
@@ -137,7 +148,9 @@ def test_normals_of_a_plane_are_exact(normal, step):
   depth = plane(normal)
   normals, valid = benchmarks_reader.normals_from_depth(depth, 30.0, center=(16, 12), step=step)
   assert valid[step:-step, step:-step].all() and valid.sum() == (24 - 2 * step) * (32 - 2 * step)
-  np.testing.assert_allclose(normals[valid], np.broadcast_to(normal, normals[valid].shape), atol=1e-9)
+  np.testing.assert_allclose(
+    normals[valid], np.broadcast_to(normal, normals[valid].shape), atol=1e-9
+  )
 
 
 def test_normals_stop_at_holes_and_edges():
@@ -180,8 +193,10 @@ def test_nyu_is_found_where_bts_unpacks_it(tmp_path):
   fake.nyu(tmp_path)
   plain = [sample.key for sample in benchmarks.open('nyu', tmp_path, 'test')]
   for split, inside in (('train', 'sync'), ('test', 'official_splits/test')):
-    for folder in {line.split()[0].strip('/').split('/')[0]
-                   for line in (tmp_path / 'nyu' / f'nyu_{split}.txt').read_text().splitlines()}:
+    for folder in {
+      line.split()[0].strip('/').split('/')[0]
+      for line in (tmp_path / 'nyu' / f'nyu_{split}.txt').read_text().splitlines()
+    }:
       os.renames(tmp_path / 'nyu' / folder, tmp_path / 'nyu' / inside / folder)
     reader = benchmarks.open('nyu', tmp_path, split)
     assert reader.missing() == [] and reader[0].problem == ''
@@ -196,7 +211,9 @@ def test_geonet_files_give_back_image_depth_and_normals(tmp_path):
   np.testing.assert_allclose(array(sample.image).astype(int), fake.pixels(1).astype(int), atol=1)
   depth = array(sample.extra['depth'])
   assert depth[5, 5] == 2000 and depth[0, 0] == 0
-  np.testing.assert_allclose(array(sample.extra['normals']) / 127.5 - 1, fake.unit_normals(1), atol=0.005)
+  np.testing.assert_allclose(
+    array(sample.extra['normals']) / 127.5 - 1, fake.unit_normals(1), atol=0.005
+  )
 
 
 def test_geonet_leaves_out_two_files_by_number(tmp_path, monkeypatch):
@@ -211,22 +228,29 @@ def test_labeled_nyu_reads_the_test_numbers(tmp_path):
   reader = benchmarks.open('nyu_normals', tmp_path, 'test')
   assert reader.items == [1, 3]
   np.testing.assert_array_equal(array(reader[1].image), fake.pixels(3))
-  np.testing.assert_allclose(array(reader[1].extra['normals']) / 127.5 - 1, fake.unit_normals(3), atol=0.005)
+  np.testing.assert_allclose(
+    array(reader[1].extra['normals']) / 127.5 - 1, fake.unit_normals(3), atol=0.005
+  )
   assert (array(reader[1].extra['depth']) == 1500).all()
 
 
 def test_a_pickle_that_is_more_than_arrays_is_refused(tmp_path):
   with gzip.open(tmp_path / 'p', 'wb') as file:
     pickle.dump(os.getcwd, file)
-  with gzip.open(tmp_path / 'p') as file, pytest.raises(pickle.UnpicklingError, match='NumPy arrays only'):
+  with (
+    gzip.open(tmp_path / 'p') as file,
+    pytest.raises(pickle.UnpicklingError, match='NumPy arrays only'),
+  ):
     benchmarks_dense._ArraysOnly(file).load()
 
 
 def test_navi_is_cut_around_the_object(tmp_path):
   fake.navi(tmp_path)
   reader = benchmarks.open('navi', tmp_path, 'train')
-  assert [sample.key for sample in reader][:2] == ['dog/multiview-00-pixel_5/000.jpg',
-                                                   'dog/multiview-00-pixel_5/001.jpg']    # no cat: it has no wild set
+  assert [sample.key for sample in reader][:2] == [
+    'dog/multiview-00-pixel_5/000.jpg',
+    'dog/multiview-00-pixel_5/001.jpg',
+  ]  # no cat: it has no wild set
   sample = benchmarks.open('navi', tmp_path, 'test')[0]
   depth, normals = array(sample.extra['depth']), array(sample.extra['normals'])
   assert array(sample.image).shape == (512, 512, 3) and depth.shape == (512, 512)
@@ -264,8 +288,12 @@ def test_uned_classes_carry_their_domain(tmp_path):
   for domain in ('gldv2', 'rp2k'):
     fake.WRITE[f'uned_{domain}'](tmp_path)
   assert benchmarks.open('uned_gldv2', tmp_path, 'test')[0].extra['tags'] == ['gldv2/3', 'gldv2/4']
-  assert [s.extra['tags'] for s in benchmarks.open('uned_gldv2', tmp_path, 'index')][0] == ['gldv2/7']
-  assert all(sample.image for sample in benchmarks.open('uned_rp2k', tmp_path, 'test'))    # one name is escaped
+  assert [s.extra['tags'] for s in benchmarks.open('uned_gldv2', tmp_path, 'index')][0] == [
+    'gldv2/7'
+  ]
+  assert all(
+    sample.image for sample in benchmarks.open('uned_rp2k', tmp_path, 'test')
+  )  # one name is escaped
   with pytest.raises(InputError, match="split.*'index'"):
     benchmarks.open('uned_rp2k', tmp_path, 'index')
 
@@ -276,7 +304,7 @@ def test_karpathy_splits_and_captions(tmp_path):
   for name in ('coco', 'flickr30k'):
     reader = benchmarks.open(name, tmp_path, 'test')
     assert reader[0].captions == [f'A caption {k} of 3 .' for k in range(5)]
-    assert len(benchmarks.open(name, tmp_path, 'train')) == 2    # train and restval
+    assert len(benchmarks.open(name, tmp_path, 'train')) == 2  # train and restval
 
 
 def test_coco_takes_the_images_of_2017_too(tmp_path):
@@ -331,5 +359,10 @@ def test_class_names():
   assert len(class_names.VOC) == 21 and len(class_names.CONTEXT) == 60
   assert len(set(class_names.ADE20K)) == 150 and len(class_names.IMAGENET) == 1000
   assert class_names.IMAGENET[0] == 'tench' and class_names.IMAGENET[-1] == 'toilet paper'
-  prompts = {'pottedplant': 'potted plant', 'wall-brick': 'brick wall', 'sky-other-merged': 'sky', 't-shirt': 't-shirt'}
+  prompts = {
+    'pottedplant': 'potted plant',
+    'wall-brick': 'brick wall',
+    'sky-other-merged': 'sky',
+    't-shirt': 't-shirt',
+  }
   assert {name: class_names.prompt(name) for name in prompts} == prompts

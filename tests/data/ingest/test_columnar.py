@@ -34,14 +34,19 @@ def read(path, **options):
 
 
 def image_rows(count):
-  return {'image': [{'bytes': jpeg(i), 'path': f'{i}.jpg'} for i in range(count)],
-          'caption': [f'alt {i}' for i in range(count)],
-          'recaptions': [['long', f'short {i}'][:i % 3] for i in range(count)],
-          'label': [i % 2 for i in range(count)]}
+  return {
+    'image': [{'bytes': jpeg(i), 'path': f'{i}.jpg'} for i in range(count)],
+    'caption': [f'alt {i}' for i in range(count)],
+    'recaptions': [['long', f'short {i}'][: i % 3] for i in range(count)],
+    'label': [i % 2 for i in range(count)],
+  }
 
 
 def hf_table(count):
-  features = {'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']}, 'image': {'_type': 'Image'}}
+  features = {
+    'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']},
+    'image': {'_type': 'Image'},
+  }
   metadata = {'huggingface': json.dumps({'info': {'features': features}})}
   table = pa.table(image_rows(count))
   return table.replace_schema_metadata(metadata)
@@ -50,7 +55,7 @@ def hf_table(count):
 def check_rows(samples, count):
   assert [s.image for s in samples] == [jpeg(i) for i in range(count)]
   assert [s.alt_text for s in samples] == [f'alt {i}' for i in range(count)]
-  assert [s.captions for s in samples] == [['long', f'short {i}'][:i % 3] for i in range(count)]
+  assert [s.captions for s in samples] == [['long', f'short {i}'][: i % 3] for i in range(count)]
 
 
 def test_parquet_with_structs_over_several_files_of_a_split(tmp_path):
@@ -60,7 +65,11 @@ def test_parquet_with_structs_over_several_files_of_a_split(tmp_path):
   check_rows(read(tmp_path), 100)
   check_rows(read(tmp_path, split='test'), 2)
   reader = open_input(str(tmp_path), Options(columns=Columns(label='label')))
-  assert reader.label_names == ('cat', 'dog') and reader.total == 100 and next(iter(reader)).extra == {'label': 0}
+  assert (
+    reader.label_names == ('cat', 'dog')
+    and reader.total == 100
+    and next(iter(reader)).extra == {'label': 0}
+  )
   assert next(iter(reader)).key == '0.jpg'
 
 
@@ -70,9 +79,13 @@ def test_parquet_with_bytes_under_an_unusual_name_and_with_paths(tmp_path):
   assert first.image == jpeg(0) and first.alt_text == 'a' and first.key == 'a.parquet:0'
   assert second.image is None and second.problem == 'empty image cell'
   write_images(tmp_path / 'pictures', 1)
-  pq.write_table(pa.table({'path': ['pictures/0.jpg', 'gone.jpg'], 'text': ['a', 'b']}), tmp_path / 'b.parquet')
+  pq.write_table(
+    pa.table({'path': ['pictures/0.jpg', 'gone.jpg'], 'text': ['a', 'b']}), tmp_path / 'b.parquet'
+  )
   first, second = read(tmp_path / 'b.parquet')
-  assert first.image == jpeg(0) and first.key == 'pictures/0.jpg' and second.problem == 'no such file'
+  assert (
+    first.image == jpeg(0) and first.key == 'pictures/0.jpg' and second.problem == 'no such file'
+  )
   pq.write_table(pa.table({'image': ['https://x/y.jpg'], 'text': ['a']}), tmp_path / 'c.parquet')
   with pytest.raises(InputError, match='web addresses'):
     read(tmp_path / 'c.parquet')
@@ -89,7 +102,9 @@ def save_to_disk(folder, table):
   folder.mkdir(parents=True)
   with pa.ipc.new_stream(str(folder / 'data-00000-of-00001.arrow'), table.schema) as writer:
     writer.write_table(table, max_chunksize=70)
-  (folder / 'state.json').write_text(json.dumps({'_data_files': [{'filename': 'data-00000-of-00001.arrow'}]}))
+  (folder / 'state.json').write_text(
+    json.dumps({'_data_files': [{'filename': 'data-00000-of-00001.arrow'}]})
+  )
   (folder / 'dataset_info.json').write_text('{}')
 
 
@@ -123,20 +138,38 @@ class CocoLike(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     f = tfds.features
-    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
-        'image': f.Image(shape=(None, None, 3), encoding_format='jpeg'), 'image/filename': f.Text(),
-        'captions': f.Sequence({'id': np.int64, 'text': f.Text()}), 'label': f.ClassLabel(names=['cat', 'dog']),
-        'mask': f.Image(shape=(None, None, 1), encoding_format='png'), 'depth': f.Tensor(shape=(2,), dtype=np.float32),
-        'boxes': f.Sequence(f.BBoxFeature())}))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=f.FeaturesDict(
+        {
+          'image': f.Image(shape=(None, None, 3), encoding_format='jpeg'),
+          'image/filename': f.Text(),
+          'captions': f.Sequence({'id': np.int64, 'text': f.Text()}),
+          'label': f.ClassLabel(names=['cat', 'dog']),
+          'mask': f.Image(shape=(None, None, 1), encoding_format='png'),
+          'depth': f.Tensor(shape=(2,), dtype=np.float32),
+          'boxes': f.Sequence(f.BBoxFeature()),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {'train': self._generate_examples(6), 'test': self._generate_examples(2)}
 
   def _generate_examples(self, count):
     for i in range(count):
-      yield i, {'image': io.BytesIO(jpeg(i)), 'image/filename': f'{i}.jpg', 'label': i % 2, 'mask': b'png',
-                'depth': np.zeros(2, np.float32), 'boxes': [tfds.features.BBox(0.0, 0.0, 0.5, 1.0)] * (i % 2),
-                'captions': [{'id': 1, 'text': f'c{i}'}, {'id': 2, 'text': 'd'}]}
+      yield (
+        i,
+        {
+          'image': io.BytesIO(jpeg(i)),
+          'image/filename': f'{i}.jpg',
+          'label': i % 2,
+          'mask': b'png',
+          'depth': np.zeros(2, np.float32),
+          'boxes': [tfds.features.BBox(0.0, 0.0, 0.5, 1.0)] * (i % 2),
+          'captions': [{'id': 1, 'text': f'c{i}'}, {'id': 2, 'text': 'd'}],
+        },
+      )
 
 
 def check_coco(samples):

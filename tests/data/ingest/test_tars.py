@@ -54,13 +54,24 @@ def test_img2dataset_tars(tmp_path):
 
 
 def test_tars_with_synthetic_captions_folders_and_other_members(tmp_path):
-  write_tar(tmp_path / 'a.tar', [
-      ('v1.0/a.png', jpeg(0, kind='png')), ('v1.0/a.txt', b'alt'), ('v1.0/a.json', b'{"captions": ["x", "y"]}'),
+  write_tar(
+    tmp_path / 'a.tar',
+    [
+      ('v1.0/a.png', jpeg(0, kind='png')),
+      ('v1.0/a.txt', b'alt'),
+      ('v1.0/a.json', b'{"captions": ["x", "y"]}'),
       ('v1.0/b.json', b'{"captions": ["z"]}'),
-      ('v1.0/c.JPG', jpeg(1)), ('v1.0/c.txt', 'ü'.encode()), ('v1.0/c.emb.npy', b'123'), ('v1.0/c.json', b'[broken'),
-      ('README', b'hello')])
+      ('v1.0/c.JPG', jpeg(1)),
+      ('v1.0/c.txt', 'ü'.encode()),
+      ('v1.0/c.emb.npy', b'123'),
+      ('v1.0/c.json', b'[broken'),
+      ('README', b'hello'),
+    ],
+  )
   a, b, c = read(tmp_path)
-  assert (a.key, a.alt_text, a.captions) == ('v1.0/a', 'alt', ['x', 'y']) and a.image == jpeg(0, kind='png')
+  assert (a.key, a.alt_text, a.captions) == ('v1.0/a', 'alt', ['x', 'y']) and a.image == jpeg(
+    0, kind='png'
+  )
   assert b.image is None and b.problem == 'no image member'
   assert c.image == jpeg(1) and c.alt_text == 'ü' and 'not a JSON object' in c.problem
 
@@ -79,11 +90,16 @@ def test_truncated_tar_names_the_tar_the_member_and_the_count(tmp_path, where):
   write_tar(path, img2dataset(range(4)))
   with tarfile.open(path) as tar:
     last = tar.getmember('000000003.jpg')
-    cut = {'data': last.offset_data + 100, 'header': last.offset + 100, 'boundary': last.offset, 'middle': None,
-           'empty': 0}[where]
+    cut = {
+      'data': last.offset_data + 100,
+      'header': last.offset + 100,
+      'boundary': last.offset,
+      'middle': None,
+      'empty': 0,
+    }[where]
   if cut is None:  # a header in the middle is overwritten
     data = bytearray(path.read_bytes())
-    data[last.offset:last.offset + 512] = b'x' * 512
+    data[last.offset : last.offset + 512] = b'x' * 512
     path.write_bytes(data)
   else:
     os.truncate(path, cut)
@@ -106,13 +122,20 @@ def test_loose_files_in_folders_as_img2dataset_writes_them(tmp_path):
   reader = open_input(str(tmp_path), Options())
   assert reader.total == 4
   samples = list(reader)
-  assert [s.key for s in samples] == ['00000/000000000', '00000/000000001', '00001/000000002', '00001/000000003']
-  assert [(s.image, s.alt_text, s.captions) for s in samples] == [(jpeg(i), f'alt {i}', []) for i in range(4)]
+  assert [s.key for s in samples] == [
+    '00000/000000000',
+    '00000/000000001',
+    '00001/000000002',
+    '00001/000000003',
+  ]
+  assert [(s.image, s.alt_text, s.captions) for s in samples] == [
+    (jpeg(i), f'alt {i}', []) for i in range(4)
+  ]
 
 
 def test_masks_come_along_and_labels_cannot(tmp_path):
   write_tar(tmp_path / 'a.tar', [('a.jpg', jpeg(0)), ('a.seg.png', b'mask'), ('a.txt', b'x')])
-  sample, = read(tmp_path, columns=Columns(mask='seg.png'))
+  (sample,) = read(tmp_path, columns=Columns(mask='seg.png'))
   assert sample.extra == {'mask': b'mask'} and sample.image == jpeg(0)
   with pytest.raises(InputError, match='--label_column'):
     read(tmp_path, columns=Columns(label='cls'))

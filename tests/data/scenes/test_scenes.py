@@ -28,7 +28,10 @@ def drawn():
 def built(tmp_path_factory):
   path = str(tmp_path_factory.mktemp('scenes') / 'store')
   calls = []
-  assert scenes.build(path, train=60, test=8, size=48, seed=3, progress=lambda *a: calls.append(a)) == path
+  assert (
+    scenes.build(path, train=60, test=8, size=48, seed=3, progress=lambda *a: calls.append(a))
+    == path
+  )
   assert calls == [(i, 68) for i in range(1, 69)]
   return path
 
@@ -53,24 +56,41 @@ def test_a_record_depends_on_its_own_index_alone():
 
 def test_a_fresh_process_draws_the_same_bytes_and_loads_no_framework():
   code = (
-      'import sys; from tips_jax.data import scenes; from tests.data.scenes.test_scenes import _digest;'
-      'print(_digest(scenes.example(7)), sorted({"tensorflow", "torch"} & set(sys.modules)))')
+    'import sys; from tips_jax.data import scenes; from tests.data.scenes.test_scenes import _digest;'
+    'print(_digest(scenes.example(7)), sorted({"tensorflow", "torch"} & set(sys.modules)))'
+  )
   root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root,
-                       env={**os.environ, 'PYTHONPATH': root, 'PYTHONHASHSEED': '11'}).stdout
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=root,
+    env={**os.environ, 'PYTHONPATH': root, 'PYTHONHASHSEED': '11'},
+  ).stdout
   assert out.split(maxsplit=1) == [_digest(scenes.example(7)), '[]\n']
   code = 'import sys, tips_jax.data.scenes.dataset; print(sorted({"tensorflow", "torch", "jax"} & set(sys.modules)))'
-  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root,
-                       env={**os.environ, 'PYTHONPATH': root}).stdout
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=root,
+    env={**os.environ, 'PYTHONPATH': root},
+  ).stdout
   assert out == '[]\n'
 
 
 @pytest.mark.parametrize('size', [32, 75, 160])
 def test_any_size_shows_the_same_scene(size):
   scene, other = scenes_draw.draw(11, size=size), scenes_draw.draw(11)
-  assert scene.image.shape == (size, size, 3) and scene.depth.shape == scene.mask.shape == (size, size)
+  assert scene.image.shape == (size, size, 3) and scene.depth.shape == scene.mask.shape == (
+    size,
+    size,
+  )
   assert {(i.shape, i.color, i.texture, i.size, i.x, i.z) for i in scene.items} == {
-      (i.shape, i.color, i.texture, i.size, i.x, i.z) for i in other.items}
+    (i.shape, i.color, i.texture, i.size, i.x, i.z) for i in other.items
+  }
 
 
 def test_boxes_and_mask_are_those_of_the_visible_pixels(drawn):
@@ -100,7 +120,7 @@ def test_the_nearest_surface_is_the_visible_one(drawn):
     depths = np.array([_alone(item) for item in scene.items])
     shown = scene.owner >= 0
     assert np.array_equal(depths.argmin(0)[shown], scene.owner[shown])
-    np.testing.assert_allclose(scene.depth[shown], depths.min(0)[shown], atol=.51)
+    np.testing.assert_allclose(scene.depth[shown], depths.min(0)[shown], atol=0.51)
     covered = np.isfinite(depths).sum(0)
     occlusions += bool((covered > 1).any())
   assert occlusions > len(drawn) / 3
@@ -108,17 +128,21 @@ def test_the_nearest_surface_is_the_visible_one(drawn):
 
 def test_ground_recedes_upwards_and_objects_stand_on_it(drawn):
   for scene in drawn:
-    ground = np.isin(scene.mask, [scenes.MASK_CLASSES.index(s) for s in ('ground', 'water', 'floor')])
+    ground = np.isin(
+      scene.mask, [scenes.MASK_CLASSES.index(s) for s in ('ground', 'water', 'floor')]
+    )
     assert ground.any() and scene.depth.min() > 500 and scene.depth.max() <= 12000
-    by_row = np.array([scene.depth[y][ground[y]].mean() if ground[y].any() else np.nan for y in range(96)])
+    by_row = np.array(
+      [scene.depth[y][ground[y]].mean() if ground[y].any() else np.nan for y in range(96)]
+    )
     assert (np.diff(by_row[np.isfinite(by_row)]) <= 0).all()
     normals = scene.normals / 127.5 - 1
-    assert abs(normals[ground] - (0, 1, 0)).max() < .01
-    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=.012)
+    assert abs(normals[ground] - (0, 1, 0)).max() < 0.01
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=0.012)
     for item in scene.items:
       if item.on is None and not item.lifted and item.box[2] < 1 and item.pixels > 40:
         row = int(item.extent[2] * 96)
-        assert abs(by_row[row] / 1000 - item.z) < .3 * item.z or np.isnan(by_row[row])
+        assert abs(by_row[row] / 1000 - item.z) < 0.3 * item.z or np.isnan(by_row[row])
 
 
 def _find(phrase, items):
@@ -132,12 +156,19 @@ def _find(phrase, items):
 
 
 def test_what_the_long_captions_say_is_true(drawn):
-  pattern = re.compile(r'^The ([\w -]+) is (to the left of|to the right of|on|above|in front of|behind) the ([\w -]+)$')
-  seen = dict.fromkeys(('to the left of', 'to the right of', 'on', 'above', 'in front of', 'behind'), 0)
+  pattern = re.compile(
+    r'^The ([\w -]+) is (to the left of|to the right of|on|above|in front of|behind) the ([\w -]+)$'
+  )
+  seen = dict.fromkeys(
+    ('to the left of', 'to the right of', 'on', 'above', 'in front of', 'behind'), 0
+  )
   for n, scene in enumerate(drawn):
     text = scenes_words.captions(scene, np.random.default_rng(n))[1]
     for item in scene.items:
-      assert f'{item.size} {item.color} {scenes_words._TEXTURE[item.texture]} {item.shape}' in text.lower()
+      assert (
+        f'{item.size} {item.color} {scenes_words._TEXTURE[item.texture]} {item.shape}'
+        in text.lower()
+      )
     assert scene.far[2] in text.lower() and scene.near[2] in text.lower()
     for sentence in text.rstrip('.').split('. '):
       match = pattern.match(sentence)
@@ -149,11 +180,15 @@ def test_what_the_long_captions_say_is_true(drawn):
       middle = (xa.min() + xa.max()) / 2 - (xb.min() + xb.max()) / 2
       nearer = np.median(scene.depth[yb, xb]) - np.median(scene.depth[ya, xa])
       assert {
-          'to the left of': middle < -8, 'to the right of': middle > 8,
-          'on': ya.mean() < yb.mean() and yb.min() - 3 <= ya.max() <= yb.max() and abs(middle) < np.ptp(xb) + 2,
-          'above': ya.max() < yb.min() and abs(middle) <= np.ptp(xb) / 2 + 1,
-          'in front of': nearer > 0 and max(xa.min(), xb.min()) <= min(xa.max(), xb.max()),
-          'behind': nearer < 0 and max(xa.min(), xb.min()) <= min(xa.max(), xb.max())}[match[2]], text
+        'to the left of': middle < -8,
+        'to the right of': middle > 8,
+        'on': ya.mean() < yb.mean()
+        and yb.min() - 3 <= ya.max() <= yb.max()
+        and abs(middle) < np.ptp(xb) + 2,
+        'above': ya.max() < yb.min() and abs(middle) <= np.ptp(xb) / 2 + 1,
+        'in front of': nearer > 0 and max(xa.min(), xb.min()) <= min(xa.max(), xb.max()),
+        'behind': nearer < 0 and max(xa.min(), xb.min()) <= min(xa.max(), xb.max()),
+      }[match[2]], text
   assert min(seen.values()) > 5, seen
 
 
@@ -166,7 +201,7 @@ def test_sides_in_region_captions_are_true(drawn):
       if side:
         x = np.nonzero((scene.owner == i).any(0))[0]
         center = (x[0] + x[-1] + 1) / 192
-        assert side[1] == ('left' if center < .38 else 'right' if center > .62 else 'middle')
+        assert side[1] == ('left' if center < 0.38 else 'right' if center > 0.62 else 'middle')
         sides[side[1]] += 1
   assert min(sides.values()) > 10
 
@@ -174,24 +209,29 @@ def test_sides_in_region_captions_are_true(drawn):
 def test_color_and_texture_tell_nothing_about_the_class(drawn):
   items = [item for scene in drawn for item in scene.items]
   assert len({item.shape for item in items}) == 14
-  for attribute, values in (('color', list(scenes_draw.COLORS)), ('texture', list(scenes_draw.TEXTURES))):
+  for attribute, values in (
+    ('color', list(scenes_draw.COLORS)),
+    ('texture', list(scenes_draw.TEXTURES)),
+  ):
     table = np.zeros((14, len(values)))
     for item in items:
       table[scenes.LABELS.index(item.shape), values.index(getattr(item, attribute))] += 1
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     freedom = 13 * (len(values) - 1)
-    assert ((table - expected)**2 / expected).sum() < freedom + 4 * np.sqrt(2 * freedom)
+    assert ((table - expected) ** 2 / expected).sum() < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def test_texts_are_as_noisy_and_as_varied_as_promised(drawn):
   rng = np.random.default_rng(0)
-  alts = [scenes_words.alt_text(scene, rng) for scene in itertools.islice(itertools.cycle(drawn), 2000)]
+  alts = [
+    scenes_words.alt_text(scene, rng) for scene in itertools.islice(itertools.cycle(drawn), 2000)
+  ]
   empty = np.mean([text == '' for text in alts])
   named = np.mean([any(shape in text.lower() for shape in scenes.LABELS) for text in alts])
-  assert .015 < empty < .045 and .78 < named < .86
+  assert 0.015 < empty < 0.045 and 0.78 < named < 0.86
   texts = [scenes_words.captions(scene, rng) for scene in drawn]
   assert len({long for _, long in texts}) == len(texts)
-  assert len({short for short, _ in texts}) > .97 * len(texts)
+  assert len({short for short, _ in texts}) > 0.97 * len(texts)
   assert max(len(long.split()) for _, long in texts) <= 50
 
 
@@ -209,7 +249,9 @@ def test_the_store_opens_and_holds_the_records(built):
   for name in ('mask', 'depth', 'normals'):
     np.testing.assert_array_equal(np.squeeze(record[name]), getattr(scene, name), err_msg=name)
   assert np.abs(record['image'].astype(int) - scene.image).mean() < 8
-  assert np.array_equal(cv2.imdecode(np.frombuffer(expected['image'], np.uint8), 1)[..., ::-1], record['image'])
+  assert np.array_equal(
+    cv2.imdecode(np.frombuffer(expected['image'], np.uint8), 1)[..., ::-1], record['image']
+  )
 
 
 def test_the_store_carries_its_tokenizer_and_class_names(built):
@@ -218,13 +260,19 @@ def test_the_store_carries_its_tokenizer_and_class_names(built):
   with open(os.path.join(built, 'annotations.json')) as file:
     assert tuple(json.load(file)['mask_classes']) == scenes.MASK_CLASSES
   tokenizer = Tokenizer(opened.tokenizer_path)
-  text = next(r['captions'][1] for r in map(opened.source('train').__getitem__, range(60)) if len(r['captions']))
+  text = next(
+    r['captions'][1]
+    for r in map(opened.source('train').__getitem__, range(60))
+    if len(r['captions'])
+  )
   assert 5 < np.count_nonzero(tokenizer.encode(text, 200)) <= 64
 
 
 def test_build_reuses_its_own_store_and_overwrites_nothing(built, tmp_path):
   before = os.stat(os.path.join(built, 'store.json')).st_mtime_ns
-  scenes.build(built, train=60, test=8, size=48, seed=3, progress=lambda *a: pytest.fail('drew again'))
+  scenes.build(
+    built, train=60, test=8, size=48, seed=3, progress=lambda *a: pytest.fail('drew again')
+  )
   assert os.stat(os.path.join(built, 'store.json')).st_mtime_ns == before
   with pytest.raises(InputError, match='holds other data'):
     scenes.build(built, train=61, test=8, size=48, seed=3)
@@ -233,8 +281,16 @@ def test_build_reuses_its_own_store_and_overwrites_nothing(built, tmp_path):
   with pytest.raises(InputError):
     scenes.build(tmp_path / 'mine', train=2, test=0, size=32)
   assert (tmp_path / 'mine' / 'notes.txt').read_text() == 'keep'
-  for bad in (dict(train=0), dict(test=-1), dict(size=8), dict(seed=-1), dict(train=2.5), dict(objects=0),
-              dict(objects=6), dict(typical=1.5)):
+  for bad in (
+    dict(train=0),
+    dict(test=-1),
+    dict(size=8),
+    dict(seed=-1),
+    dict(train=2.5),
+    dict(objects=0),
+    dict(objects=6),
+    dict(typical=1.5),
+  ):
     with pytest.raises(InputError, match=f'scenes.{next(iter(bad))}: got'):
       scenes.build(tmp_path / 'new', **{'train': 2, 'test': 0, 'size': 32, **bad})
 
@@ -256,6 +312,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
   def stop(done, total):
     if done == 3:
       raise KeyboardInterrupt
+
   with pytest.raises(KeyboardInterrupt):
     scenes.build(tmp_path / 'store', train=5, test=0, size=32, progress=stop)
   assert os.listdir(tmp_path) == []
@@ -269,4 +326,6 @@ def test_the_tfds_builder_writes_the_same_records(tmp_path):
   assert len(source) == 3 and len(builder.as_data_source('test')) == 1
   for i in range(3):
     assert source[i]['id'].decode() == f'train-{i:07d}'
-    np.testing.assert_array_equal(source[i]['mask'][..., 0], scenes_draw.draw(i, size=32, seed=2).mask)
+    np.testing.assert_array_equal(
+      source[i]['mask'][..., 0], scenes_draw.draw(i, size=32, seed=2).mask
+    )

@@ -1,4 +1,7 @@
-"""The cache: what is read is what was computed, nothing is computed twice, and a killed run goes on."""
+"""The cache: what is read is what was computed, nothing is computed twice, and a killed run goes
+on.
+"""
+
 import threading
 
 import numpy as np
@@ -37,7 +40,12 @@ def cache(tmp_path):
 
 
 def extract(cache, encoder, source, **options):
-  options = {'outputs': ('patch', 'value_patch'), 'intermediate_layers': (0, 3), 'key': 'data', 'batch_size': 4} | options
+  options = {
+    'outputs': ('patch', 'value_patch'),
+    'intermediate_layers': (0, 3),
+    'key': 'data',
+    'batch_size': 4,
+  } | options
   return cache.extract(encoder, source, source.prepare, **options)
 
 
@@ -51,7 +59,9 @@ def test_features_are_those_of_the_encoder(cache):
   for name in ('patch', 'value_patch'):
     assert found.arrays[name].dtype == np.float16
     np.testing.assert_allclose(found.arrays[name], wanted[name], rtol=1e-3, atol=1e-3)
-  for (patch, cls), (wanted_patch, wanted_cls) in zip(found.intermediate_layers, wanted['intermediate_layers'], strict=True):
+  for (patch, cls), (wanted_patch, wanted_cls) in zip(
+    found.intermediate_layers, wanted['intermediate_layers'], strict=True
+  ):
     np.testing.assert_allclose(patch, wanted_patch, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(cls, wanted_cls, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(found.rows, np.arange(COUNT))
@@ -64,16 +74,24 @@ def test_only_what_is_asked_for_is_kept(cache):
   assert set(found.arrays) == {'web', 'synthetic', 'embedding'} and found.intermediate_layers == ()
 
 
-@pytest.mark.parametrize('wanted', [{}, {'outputs': ('patch',)}, {'outputs': ('value_patch',)}, {'intermediate_layers': (0,)}])
+@pytest.mark.parametrize(
+  'wanted',
+  [{}, {'outputs': ('patch',)}, {'outputs': ('value_patch',)}, {'intermediate_layers': (0,)}],
+)
 def test_only_what_is_kept_is_asked_for(cache, wanted):
   class Asked(Stub):
     def inspect(self, images, **options):
       asked.append(options)
       return super().inspect(images, **options)
+
   asked, wanted = [], {'outputs': (), 'intermediate_layers': ()} | wanted
   extract(cache, Asked(), Source(), **wanted)
   outputs = wanted['outputs']
-  options = {'intermediate_layers': wanted['intermediate_layers'], 'patches': 'patch' in outputs, 'values': 'value_patch' in outputs}
+  options = {
+    'intermediate_layers': wanted['intermediate_layers'],
+    'patches': 'patch' in outputs,
+    'values': 'value_patch' in outputs,
+  }
   assert asked == [options] * 6
 
 
@@ -85,8 +103,16 @@ def test_a_second_time_nothing_is_computed(cache):
   np.testing.assert_array_equal(second.arrays['patch'], first.arrays['patch'])
 
 
-@pytest.mark.parametrize('change', [dict(key='other'), dict(outputs=('patch',)), dict(intermediate_layers=(1, 2)), dict(seed=1),
-                                    dict(count=COUNT - 1)])
+@pytest.mark.parametrize(
+  'change',
+  [
+    dict(key='other'),
+    dict(outputs=('patch',)),
+    dict(intermediate_layers=(1, 2)),
+    dict(seed=1),
+    dict(count=COUNT - 1),
+  ],
+)
 def test_anything_else_is_computed_anew(cache, change):
   extract(cache, Stub(), Source())
   encoder, source = Stub(seed=change.pop('seed', 0)), Source(count=change.pop('count', COUNT))
@@ -95,11 +121,13 @@ def test_anything_else_is_computed_anew(cache, change):
 
 
 def test_a_killed_run_goes_on(cache, tmp_path):
-  """Interrupted after three batches: those are not computed again, and the result is that of a whole run."""
+  """Interrupted after three batches: those are not computed again, and the result is that of a
+  whole run.
+  """
   with pytest.raises(KeyboardInterrupt):
     extract(cache, Stub(stop_after=12), Source())
   encoder, source = Stub(), Source()
-  found = extract(cache, encoder, source, batch_size=5)    # another batch size goes on, too
+  found = extract(cache, encoder, source, batch_size=5)  # another batch size goes on, too
   assert sorted(source.read) == list(range(12, COUNT)) and encoder.images == 15
   whole = extract(cache_lib.Cache(tmp_path / 'whole'), Stub(), Source())
   for name in whole.arrays:
@@ -116,6 +144,7 @@ def test_marks_are_on_disk_only_after_the_features(cache, monkeypatch):
   def write(self, rows, values, labels):
     original(self, rows, values, labels)
     seen.append(int(np.load(next(cache.folder.glob('features/*/done.npy'))).sum()))
+
   monkeypatch.setattr(cache_lib._Table, 'write', write)
   extract(cache, Stub(), Source())
   assert set(seen) == {0} and np.load(next(cache.folder.glob('features/*/done.npy'))).sum() == COUNT
@@ -124,7 +153,7 @@ def test_marks_are_on_disk_only_after_the_features(cache, monkeypatch):
 @pytest.mark.parametrize('broken', [(0, 1, 2, 3, 4), (7,), (22,), tuple(range(1, COUNT))])
 def test_unreadable_images_are_left_out(cache, broken, caplog):
   source = Source(broken)
-  for _ in range(2):    # computed, and from the disk
+  for _ in range(2):  # computed, and from the disk
     found = extract(cache, Stub(), source)
     rest = np.setdiff1d(np.arange(COUNT), broken)
     np.testing.assert_array_equal(found.rows, rest)
@@ -135,7 +164,7 @@ def test_unreadable_images_are_left_out(cache, broken, caplog):
     np.testing.assert_allclose(np.asarray(patch), wanted['patch'], rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(patch[np.array([0, -1])], np.asarray(patch)[[0, -1]])
     np.testing.assert_array_equal(patch[:1], np.asarray(patch)[:1])
-  assert len(caplog.records) == len(broken)    # said once
+  assert len(caplog.records) == len(broken)  # said once
 
 
 @pytest.mark.parametrize('count, encoded', [(1, 1), (3, 4), (8, 8), (9, 16), (23, 24)])
@@ -159,8 +188,9 @@ def test_a_batch_is_written_while_the_next_one_is_encoded(cache, monkeypatch):
 
   def write(self, *args, original=cache_lib._Table.write):
     writing.set()
-    assert encoded.wait(10)    # of the batch after this one
+    assert encoded.wait(10)  # of the batch after this one
     original(self, *args)
+
   monkeypatch.setattr(cache_lib._Table, 'write', write)
   assert len(extract(cache, Slow(), Source()).rows) == COUNT
 
@@ -168,11 +198,12 @@ def test_a_batch_is_written_while_the_next_one_is_encoded(cache, monkeypatch):
 def test_a_write_that_fails_is_said(cache, monkeypatch):
   def write(*_):
     raise InputError('disk')
+
   monkeypatch.setattr(cache_lib._Table, 'write', write)
   encoder = Stub()
   with pytest.raises(InputError, match='disk'):
     extract(cache, encoder, Source())
-  assert encoder.images <= 8    # no more than was under way
+  assert encoder.images <= 8  # no more than was under way
 
 
 def test_nothing_readable(cache):
@@ -182,7 +213,9 @@ def test_nothing_readable(cache):
 
 def test_no_room(cache, monkeypatch):
   monkeypatch.setattr(cache_lib.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000})())
-  with pytest.raises(InputError, match=r'--cache: .* 0.0 GB free; these features take .* expected a larger disk'):
+  with pytest.raises(
+    InputError, match=r'--cache: .* 0.0 GB free; these features take .* expected a larger disk'
+  ):
     extract(cache, Stub(), Source())
   assert list(cache.folder.glob('features/*')) == []
 
@@ -199,8 +232,9 @@ def test_features_without_numbers_are_zero(cache):
     def inspect(self, images, **options):
       out = super().inspect(images, **options)
       out['web'][0, 0] = np.nan
-      out['patch'][0, 0, 0] = 1e6    # beyond float16
+      out['patch'][0, 0, 0] = 1e6  # beyond float16
       return out
+
   found = extract(cache, Broken(), Source(), batch_size=COUNT)
   assert (found.arrays['web'][0] == 0).all() and (found.arrays['web'][1] != 0).all()
   assert np.isfinite(found.arrays['patch']).all() and found.arrays['patch'][0, 0, 0, 0] == 65504

@@ -1,4 +1,7 @@
-"""Reading a split: order, batches of one shape, broken images, equal texts, numbers that are not finite."""
+"""Reading a split: order, batches of one shape, broken images, equal texts, numbers that are not
+finite.
+"""
+
 import dataclasses
 
 import numpy as np
@@ -9,9 +12,18 @@ from tips_jax.data import views
 from tips_jax.evals.features import reading as features
 
 
-def test_features_labels_and_texts_follow_the_store(store, tokenizer, config, encoder, make_encoder):
-  found = features.extract(encoder, store, 'test', config=config, names=('web', 'embedding'), tokenizer=tokenizer,
-                           text_length=8)
+def test_features_labels_and_texts_follow_the_store(
+  store, tokenizer, config, encoder, make_encoder
+):
+  found = features.extract(
+    encoder,
+    store,
+    'test',
+    config=config,
+    names=('web', 'embedding'),
+    tokenizer=tokenizer,
+    text_length=8,
+  )
   source = store.source('test')
   rows = [source[i] for i in range(20)]
   alone = make_encoder()
@@ -25,39 +37,65 @@ def test_features_labels_and_texts_follow_the_store(store, tokenizer, config, en
     np.testing.assert_array_equal(embedding, alone.text(tokenizer.encode(caption, 8)[None])[0])
 
 
-def test_every_batch_has_one_shape_and_the_visitor_sees_no_padding(store, tokenizer, config, encoder):
+def test_every_batch_has_one_shape_and_the_visitor_sees_no_padding(
+  store, tokenizer, config, encoder
+):
   seen = []
-  found = features.extract(encoder, store, 'test', config=config, names=('web',), tokenizer=tokenizer, text_length=8,
-                           visit=lambda patch, records: seen.append((len(patch), len(records))))
+  found = features.extract(
+    encoder,
+    store,
+    'test',
+    config=config,
+    names=('web',),
+    tokenizer=tokenizer,
+    text_length=8,
+    visit=lambda patch, records: seen.append((len(patch), len(records))),
+  )
   assert {x.shape for x in encoder.images} == {(7, config.size, config.size, 3)}
   assert {x.shape for x in encoder.texts} == {(7, 8)}
   assert seen == [(7, 7), (7, 7), (6, 6)] and len(found.label) == 20
 
 
 def test_equal_texts_are_encoded_once(tokenizer, encoder):
-  encoder.noise = 1.0    # every call of the tower differs
-  texts = ['red red blue blue', 'corner red', 'RED red blue blue', 'corner red', 'blue green red red']
+  encoder.noise = 1.0  # every call of the tower differs
+  texts = [
+    'red red blue blue',
+    'corner red',
+    'RED red blue blue',
+    'corner red',
+    'blue green red red',
+  ]
   found = features.encode_texts(encoder, texts, tokenizer, 8, 4)
-  assert (found[0] == found[2]).all() and (found[1] == found[3]).all() and (found[0] != found[1]).any()
+  assert (
+    (found[0] == found[2]).all() and (found[1] == found[3]).all() and (found[0] != found[1]).any()
+  )
   assert len(encoder.texts) == 1
 
 
-def test_alt_text_is_used_when_asked_for_and_empty_ones_are_left_out(store, tokenizer, config, encoder):
+def test_alt_text_is_used_when_asked_for_and_empty_ones_are_left_out(
+  store, tokenizer, config, encoder
+):
   config = dataclasses.replace(config, retrieval_text='alt_text')
-  found = features.extract(encoder, store, 'test', config=config, names=(), tokenizer=tokenizer, text_length=8)
+  found = features.extract(
+    encoder, store, 'test', config=config, names=(), tokenizer=tokenizer, text_length=8
+  )
   assert found.owner.tolist() == [i for i in range(20) if i % 4]
 
 
 def test_a_limit_takes_evenly_spaced_records(store, config, encoder):
-  found = features.extract(encoder, store, 'train', config=dataclasses.replace(config, limit=8), names=())
+  found = features.extract(
+    encoder, store, 'train', config=dataclasses.replace(config, limit=8), names=()
+  )
   assert found.record.tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
   assert features.records(range(3), 10).tolist() == [0, 1, 2]
 
 
 def test_unreadable_images_are_left_out(tmp_path, write_store, config, tokenizer, encoder, caplog):
-  broken = {('test', i) for i in (0, 5, 7, 8, 9, 10, 11, 12, 13)}    # the second batch wholly
+  broken = {('test', i) for i in (0, 5, 7, 8, 9, 10, 11, 12, 13)}  # the second batch wholly
   store = write_store(tmp_path / 'store', broken=broken)
-  found = features.extract(encoder, store, 'test', config=config, names=('web',), tokenizer=tokenizer, text_length=8)
+  found = features.extract(
+    encoder, store, 'test', config=config, names=('web',), tokenizer=tokenizer, text_length=8
+  )
   kept = [1, 2, 3, 4, 6, 14, 15, 16, 17, 18, 19]
   assert found.record.tolist() == kept and found.image['web'].shape == (11, 3)
   source = store.source('test')

@@ -1,4 +1,7 @@
-"""Windows over images of any shape: they cover them, and scores come back to the pixels that they are of."""
+"""Windows over images of any shape: they cover them, and scores come back to the pixels that they
+are of.
+"""
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +10,9 @@ from tests.data.benchmarks import fake_benchmarks as fake
 from tips_jax.evals.features import windows
 
 
-@pytest.mark.parametrize('shape,count', [((30, 30), 1), ((30, 40), 2), ((40, 30), 2), ((30, 95), 5)])
+@pytest.mark.parametrize(
+  'shape,count', [((30, 30), 1), ((30, 40), 2), ((40, 30), 2), ((30, 95), 5)]
+)
 def test_windows_cover_the_image_and_see_its_pixels(shape, count):
   view = windows.Windows(16, 10)
   height, width = view.size(shape)
@@ -40,16 +45,20 @@ def test_logits_are_averaged_where_windows_overlap():
     total[place] += cv2.resize(one, (16, 16), interpolation=cv2.INTER_LINEAR)
     count[place] += 1
   assert count.max() > 1
-  wanted = cv2.resize((total / count).astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR).argmax(-1)
+  wanted = cv2.resize(
+    (total / count).astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR
+  ).argmax(-1)
   found = view.labels(logits, shape)
-  assert found.shape == shape and (found == wanted).mean() > 0.999    # but for rounding
+  assert found.shape == shape and (found == wanted).mean() > 0.999  # but for rounding
   with pytest.raises(ValueError):
     view.labels(logits[:-1], shape)
 
 
 def test_patches_of_windows_as_one_grid():
-  view, shape = windows.Windows(16, 8), (16, 32)    # windows at 0, 8 and 16
-  patch = np.arange(4.0)[None, :, None] + np.array([0, 2, 4])[:, None, None]    # the column of each patch of 4 pixels
+  view, shape = windows.Windows(16, 8), (16, 32)  # windows at 0, 8 and 16
+  patch = (
+    np.arange(4.0)[None, :, None] + np.array([0, 2, 4])[:, None, None]
+  )  # the column of each patch of 4 pixels
   grid = view.patches(np.broadcast_to(patch[:, None], (3, 4, 4, 1)), shape)
   np.testing.assert_array_equal(grid[..., 0], np.broadcast_to(np.arange(8.0), (4, 8)))
 
@@ -58,9 +67,18 @@ def test_codes_tell_records_and_windows():
   codes = windows.codes({5: 2, 7: 1, 9: 3})
   source = windows.Source([{'number': i} for i in range(10)])
   assert [(source[int(c)]['number'], source[int(c)]['window']) for c in codes] == [
-      (5, 0), (5, 1), (7, 0), (9, 0), (9, 1), (9, 2)]
+    (5, 0),
+    (5, 1),
+    (7, 0),
+    (9, 0),
+    (9, 1),
+    (9, 2),
+  ]
   assert [rows.tolist() for rows in windows.by_image(codes)] == [[0, 1], [2], [3, 4, 5]]
-  assert [rows.tolist() for rows in windows.by_image(codes[[0, 1, 3]])] == [[0, 1], [2]]    # 7 was unreadable
+  assert [rows.tolist() for rows in windows.by_image(codes[[0, 1, 3]])] == [
+    [0, 1],
+    [2],
+  ]  # 7 was unreadable
 
 
 def test_the_whole_image_squeezed():

@@ -1,4 +1,7 @@
-"""The decoder equals transformers' Tipsv2Dpt and Flax's layers; official names round-trip; training learns."""
+"""The decoder equals transformers' Tipsv2Dpt and Flax's layers; official names round-trip; training
+learns.
+"""
+
 import re
 
 import flax.linen as nn
@@ -18,20 +21,33 @@ WIDTHS = (2, 4, 8, 16)
 
 def random_taps(*, batch=2, h=4, w=5, seed=0, width=WIDTH):
   rng = np.random.default_rng(seed)
-  return [(rng.normal(size=(batch, h, w, width)).astype(np.float32), rng.normal(size=(batch, width)).astype(np.float32))
-          for _ in range(4)]
+  return [
+    (
+      rng.normal(size=(batch, h, w, width)).astype(np.float32),
+      rng.normal(size=(batch, width)).astype(np.float32),
+    )
+    for _ in range(4)
+  ]
 
 
 def random_params(outputs, seed=0):
-  rng = np.random.default_rng(seed)    # biases that are not zero
-  shapes = jax.eval_shape(lambda key: dpt.init(key, width=WIDTH, outputs=outputs, channels=CHANNELS), jax.random.key(0))
+  rng = np.random.default_rng(seed)  # biases that are not zero
+  shapes = jax.eval_shape(
+    lambda key: dpt.init(key, width=WIDTH, outputs=outputs, channels=CHANNELS), jax.random.key(0)
+  )
   return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
 def test_initial_kernels_keep_the_scale_of_their_inputs():
   params = dpt.init(jax.random.key(0), width=64, outputs=5, channels=48)
-  sums = {'reassemble/0/readout': 128, 'reassemble/0/up': 8, 'reassemble/3/down': 9 * 64, 'convs/3': 9 * 64,
-          'fusion/2/main/conv1': 9 * 48, 'head': 48}
+  sums = {
+    'reassemble/0/readout': 128,
+    'reassemble/0/up': 8,
+    'reassemble/3/down': 9 * 64,
+    'convs/3': 9 * 64,
+    'fusion/2/main/conv1': 9 * 48,
+    'head': 48,
+  }
   leaves = dict(tree.named_leaves(params))
   for name, fan in sums.items():
     kernel = np.asarray(leaves[f'{name}/kernel'])
@@ -47,12 +63,26 @@ def transformers_model(labels=7):
   models = pytest.importorskip('transformers')
   if not hasattr(models, 'Tipsv2DptForDensePrediction'):
     pytest.skip('this transformers has no Tipsv2Dpt')
-  backbone = dict(model_type='tipsv2_vision_model', hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=2,
-                  intermediate_size=32, image_size=28, patch_size=7, out_indices=[1, 2, 3, 4], apply_layernorm=True,
-                  reshape_hidden_states=False)
+  backbone = dict(
+    model_type='tipsv2_vision_model',
+    hidden_size=WIDTH,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=32,
+    image_size=28,
+    patch_size=7,
+    out_indices=[1, 2, 3, 4],
+    apply_layernorm=True,
+    reshape_hidden_states=False,
+  )
   torch.manual_seed(0)
-  config = models.Tipsv2DptConfig(backbone_config=backbone, neck_hidden_sizes=list(WIDTHS), num_labels=labels,
-                                  fusion_hidden_size=CHANNELS, num_depth_bins=BINS)
+  config = models.Tipsv2DptConfig(
+    backbone_config=backbone,
+    neck_hidden_sizes=list(WIDTHS),
+    num_labels=labels,
+    fusion_hidden_size=CHANNELS,
+    num_depth_bins=BINS,
+  )
   model = models.Tipsv2DptForDensePrediction(config).eval()
   with torch.no_grad():
     for p in model.parameters():
@@ -63,32 +93,44 @@ def transformers_model(labels=7):
 @pytest.mark.parametrize('grid', [(4, 5), (5, 3), (1, 1)])
 def test_equals_transformers_on_the_same_weights_and_features(grid, tmp_path):
   torch, model = transformers_model()
-  model.save_pretrained(tmp_path)    # under the official names
+  model.save_pretrained(tmp_path)  # under the official names
   arrays = pytest.importorskip('safetensors.numpy').load_file(tmp_path / 'model.safetensors')
   intermediate_layers = random_taps(h=grid[0], w=grid[1])
   tokens = model.config.backbone_config.num_register_tokens
-  hidden = [torch.tensor(np.concatenate([c[:, None], np.zeros((len(c), tokens, WIDTH), np.float32),
-                                         p.reshape(len(p), -1, WIDTH)], 1)) for p, c in intermediate_layers]
+  hidden = [
+    torch.tensor(
+      np.concatenate(
+        [c[:, None], np.zeros((len(c), tokens, WIDTH), np.float32), p.reshape(len(p), -1, WIDTH)], 1
+      )
+    )
+    for p, c in intermediate_layers
+  ]
   with torch.no_grad():
-    neck = lambda name: getattr(model, f'{name}_neck')(hidden, patch_height=grid[0], patch_width=grid[1])[-1]
+    neck = lambda name: getattr(model, f'{name}_neck')(
+      hidden, patch_height=grid[0], patch_width=grid[1]
+    )[-1]
     logits = model.depth_decoder(neck('depth'))
     expected = {'depth': logits}
     if grid == (4, 5):
-      expected |= {'normals': model.normals_decoder(neck('normals')),
-                   'segmentation': model.segmentation_decoder(neck('segmentation'))}
+      expected |= {
+        'normals': model.normals_decoder(neck('normals')),
+        'segmentation': model.segmentation_decoder(neck('segmentation')),
+      }
     meters = model.depth_bin_regressor(logits).numpy()
   for task, value in expected.items():
     params = dpt.convert(arrays, task=task)
     found = dpt.apply(params, intermediate_layers, relu=task == 'depth')
     assert found.shape[1:3] == tuple(16 * -(-n // 2) for n in grid)
-    scale = float(value.std())    # about 100 with these weights
+    scale = float(value.std())  # about 100 with these weights
     np.testing.assert_allclose(found / scale, value.permute(0, 2, 3, 1).numpy() / scale, atol=1e-5)
     exported = dpt.export(params, task=task, format='hf')
     theirs = {n for n in arrays if n.startswith(f'{task}_head.')}
     assert set(exported) == theirs and len(theirs) == 52
     for name in theirs:
       np.testing.assert_array_equal(exported[name], arrays[name])
-  np.testing.assert_allclose(dpt.depth(dpt.convert(arrays, task='depth'), intermediate_layers), meters, atol=1e-4, rtol=1e-4)
+  np.testing.assert_allclose(
+    dpt.depth(dpt.convert(arrays, task='depth'), intermediate_layers), meters, atol=1e-4, rtol=1e-4
+  )
 
 
 def test_a_whole_model_gives_the_depth_of_its_own_taps():
@@ -99,15 +141,27 @@ def test_a_whole_model_gives_the_depth_of_its_own_taps():
     output = model(images)
     maps = model.backbone(images).feature_maps
   skip = 1 + model.config.backbone_config.num_register_tokens
-  intermediate_layers = [(m[:, skip:].reshape(2, 4, 5, WIDTH).numpy(), m[:, 0].numpy()) for m in maps]
-  names = {n.removeprefix('depth_'): p.numpy() for n, p in model.state_dict().items() if n.startswith('depth_')}
-  rules = [('neck.reassemble_stage.readout_projects.', 'reassemble.readout_projects.'), ('.layers.0.', '.'),
-           (r'neck.reassemble_stage.layers.(\d).projection', r'reassemble.out_projections.\1'),
-           (r'neck.reassemble_stage.layers.(\d).resize', r'reassemble.resize_layers.\1'),
-           (r'neck.fusion_stage.layers.(\d).projection', r'fusion_blocks.\1.out_conv'),
-           (r'neck.fusion_stage.layers.(\d).residual_layer1', r'fusion_blocks.\1.residual_unit'),
-           (r'neck.fusion_stage.layers.(\d).residual_layer2', r'fusion_blocks.\1.main_unit'), ('convolution', 'conv'),
-           ('neck.convs', 'convs'), ('decoder.project', 'project'), ('decoder.head', 'depth_head')]
+  intermediate_layers = [
+    (m[:, skip:].reshape(2, 4, 5, WIDTH).numpy(), m[:, 0].numpy()) for m in maps
+  ]
+  names = {
+    n.removeprefix('depth_'): p.numpy()
+    for n, p in model.state_dict().items()
+    if n.startswith('depth_')
+  }
+  rules = [
+    ('neck.reassemble_stage.readout_projects.', 'reassemble.readout_projects.'),
+    ('.layers.0.', '.'),
+    (r'neck.reassemble_stage.layers.(\d).projection', r'reassemble.out_projections.\1'),
+    (r'neck.reassemble_stage.layers.(\d).resize', r'reassemble.resize_layers.\1'),
+    (r'neck.fusion_stage.layers.(\d).projection', r'fusion_blocks.\1.out_conv'),
+    (r'neck.fusion_stage.layers.(\d).residual_layer1', r'fusion_blocks.\1.residual_unit'),
+    (r'neck.fusion_stage.layers.(\d).residual_layer2', r'fusion_blocks.\1.main_unit'),
+    ('convolution', 'conv'),
+    ('neck.convs', 'convs'),
+    ('decoder.project', 'project'),
+    ('decoder.head', 'depth_head'),
+  ]
 
   def rename(name):
     for rule, new in rules:
@@ -117,7 +171,9 @@ def test_a_whole_model_gives_the_depth_of_its_own_taps():
     return name
 
   params = dpt.convert({rename(n): p for n, p in names.items()}, task='depth')
-  np.testing.assert_allclose(dpt.depth(params, intermediate_layers), output.predicted_depth.numpy(), atol=1e-4, rtol=1e-4)
+  np.testing.assert_allclose(
+    dpt.depth(params, intermediate_layers), output.predicted_depth.numpy(), atol=1e-4, rtol=1e-4
+  )
 
 
 @pytest.mark.parametrize('format', ['official_torch', 'official_jax'])
@@ -131,24 +187,36 @@ def test_official_files_round_trip(format, task, outputs, tmp_path):
   for (name, a), (_, b) in zip(tree.named_leaves(found), tree.named_leaves(params)):
     np.testing.assert_array_equal(a, b, err_msg=name)
   with np.load(path) as file:
-    assert len(file.files) == 52    # as the official notebooks print
+    assert len(file.files) == 52  # as the official notebooks print
     names = set(file.files)
   if format == 'official_jax':
-    assert {'decoder/dpt/reassemble_blocks/out_projection_0/kernel', 'decoder/dpt/fusion_blocks_3/Conv_0/bias',
-            'decoder/dpt/fusion_blocks_1/PreActResidualConvUnit_1/conv2/kernel', f'decoder/{dpt.TASKS[task]}/bias',
-            'decoder/dpt/convs_2/kernel', 'decoder/dpt/project/bias'} <= names
+    assert {
+      'decoder/dpt/reassemble_blocks/out_projection_0/kernel',
+      'decoder/dpt/fusion_blocks_3/Conv_0/bias',
+      'decoder/dpt/fusion_blocks_1/PreActResidualConvUnit_1/conv2/kernel',
+      f'decoder/{dpt.TASKS[task]}/bias',
+      'decoder/dpt/convs_2/kernel',
+      'decoder/dpt/project/bias',
+    } <= names
     assert 'decoder/dpt/fusion_blocks_0/PreActResidualConvUnit_1/conv1/kernel' not in names
   else:
-    assert {'reassemble.resize_layers.3.weight', 'fusion_blocks.0.main_unit.conv1.weight', 'convs.3.weight',
-            'fusion_blocks.1.residual_unit.conv2.weight', f'{task}_head.weight'} <= names
+    assert {
+      'reassemble.resize_layers.3.weight',
+      'fusion_blocks.0.main_unit.conv1.weight',
+      'convs.3.weight',
+      'fusion_blocks.1.residual_unit.conv2.weight',
+      f'{task}_head.weight',
+    } <= names
 
 
 def test_other_names_of_the_pytorch_file():
   params = random_params(BINS)
   arrays = dpt.export(params, task='depth')
   for head in ('head', 'segmentation_head'):
-    renamed = {(f'{head}{n.removeprefix("depth_head")}' if n.startswith('depth_head') else f'dpt.{n}'): x
-               for n, x in arrays.items()}
+    renamed = {
+      (f'{head}{n.removeprefix("depth_head")}' if n.startswith('depth_head') else f'dpt.{n}'): x
+      for n, x in arrays.items()
+    }
     found = dpt.convert(renamed, task='depth')
     np.testing.assert_array_equal(found['head']['kernel'], params['head']['kernel'])
     np.testing.assert_array_equal(found['project']['kernel'], params['project']['kernel'])
@@ -157,17 +225,23 @@ def test_other_names_of_the_pytorch_file():
 
 
 def test_the_jax_file_holds_what_flax_layers_read():
-  """Up- and down-sampling by Flax's own layers on the exported kernels equals ours: the mirroring is right."""
+  """Up- and down-sampling by Flax's own layers on the exported kernels equals ours: the mirroring
+  is right.
+  """
   params = random_params(3)
   arrays = dpt.export(params, task='normals', format='official_jax')
   x = np.random.default_rng(1).normal(size=(2, 3, 4, WIDTHS[0])).astype(np.float32)
-  kernel, bias = (arrays[f'decoder/dpt/reassemble_blocks/resize_layers_0/{n}'] for n in ('kernel', 'bias'))
+  kernel, bias = (
+    arrays[f'decoder/dpt/reassemble_blocks/resize_layers_0/{n}'] for n in ('kernel', 'bias')
+  )
   layer = nn.ConvTranspose(WIDTHS[0], (4, 4), strides=(4, 4), padding=3)
   theirs = layer.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
   up = params['reassemble']['0']['up']
   ours = jnp.einsum('bhwc,ijcd->bhiwjd', x, up['kernel']).reshape(2, 12, 16, -1) + up['bias']
   np.testing.assert_allclose(theirs, ours, atol=1e-5)
-  kernel, bias = (arrays[f'decoder/dpt/reassemble_blocks/out_projection_3/{n}'] for n in ('kernel', 'bias'))
+  kernel, bias = (
+    arrays[f'decoder/dpt/reassemble_blocks/out_projection_3/{n}'] for n in ('kernel', 'bias')
+  )
   patch = random_taps()[3][0]
   theirs = nn.Conv(WIDTHS[3], (1, 1)).apply({'params': {'kernel': kernel, 'bias': bias}}, patch)
   project = params['reassemble']['3']['project']
@@ -179,19 +253,25 @@ def test_the_uncertainty_stays_out_of_official_files_and_in_our_own(tmp_path):
   dpt.write_official(params, tmp_path / 'a.npz', task='normals')
   found = dpt.read_official(tmp_path / 'a.npz', task='normals')
   intermediate_layers = random_taps()
-  np.testing.assert_allclose(dpt.apply(found, intermediate_layers), dpt.apply(params, intermediate_layers)[..., :3], atol=1e-5)
+  np.testing.assert_allclose(
+    dpt.apply(found, intermediate_layers),
+    dpt.apply(params, intermediate_layers)[..., :3],
+    atol=1e-5,
+  )
   own = dpt_train.Decoder(params=params, task='normals')
   own.save(tmp_path / 'b.npz')
   again = dpt_train.load(tmp_path / 'b.npz')
   assert again.task == 'normals' and again.max_depth == own.max_depth
-  np.testing.assert_array_equal(again.predict(intermediate_layers), own.predict(intermediate_layers))
+  np.testing.assert_array_equal(
+    again.predict(intermediate_layers), own.predict(intermediate_layers)
+  )
 
 
 def test_bad_files_and_arguments_are_one_clear_error(tmp_path):
   params, path = random_params(BINS), tmp_path / 'x.npz'
   dpt.write_official(params, path, task='depth')
   whole = path.read_bytes()
-  for content in (whole[:len(whole) // 2], b'no zip', b''):
+  for content in (whole[: len(whole) // 2], b'no zip', b''):
     path.write_bytes(content)
     with pytest.raises(InputError, match='x.npz'):
       dpt.read_official(path, task='depth')
@@ -203,7 +283,9 @@ def test_bad_files_and_arguments_are_one_clear_error(tmp_path):
   with pytest.raises(InputError, match='convs/1'):
     dpt.convert(arrays | {'convs.1.weight': arrays['convs.1.weight'][:, :1]}, task='depth')
   with pytest.raises(InputError, match='fusion_blocks.2.out_conv.weight'):
-    dpt.convert({n: x for n, x in arrays.items() if n != 'fusion_blocks.2.out_conv.weight'}, task='depth')
+    dpt.convert(
+      {n: x for n, x in arrays.items() if n != 'fusion_blocks.2.out_conv.weight'}, task='depth'
+    )
   with pytest.raises(InputError, match='expected one of'):
     dpt.convert(arrays, task='deph')
   with pytest.raises(InputError, match='4: '):
@@ -216,9 +298,23 @@ def test_bad_files_and_arguments_are_one_clear_error(tmp_path):
 
 
 def test_taps_are_the_published_ones():
-  assert dpt.intermediate_layers_of(12) == (2, 5, 8, 11) and dpt.intermediate_layers_of(24) == (5, 11, 17, 23)
-  assert dpt.intermediate_layers_of(27) == (6, 13, 20, 26) and dpt.intermediate_layers_of(40) == (9, 19, 29, 39)
-  assert dpt.intermediate_layers_of(4) == (0, 1, 2, 3) and dpt.intermediate_layers_of(8) == (1, 3, 5, 7) and dpt.intermediate_layers_of(6)[-1] == 5
+  assert dpt.intermediate_layers_of(12) == (2, 5, 8, 11) and dpt.intermediate_layers_of(24) == (
+    5,
+    11,
+    17,
+    23,
+  )
+  assert dpt.intermediate_layers_of(27) == (6, 13, 20, 26) and dpt.intermediate_layers_of(40) == (
+    9,
+    19,
+    29,
+    39,
+  )
+  assert (
+    dpt.intermediate_layers_of(4) == (0, 1, 2, 3)
+    and dpt.intermediate_layers_of(8) == (1, 3, 5, 7)
+    and dpt.intermediate_layers_of(6)[-1] == 5
+  )
   assert dpt.intermediate_layers_of(1) == (0, 0, 0, 0)
 
 
@@ -226,15 +322,32 @@ def test_taps_are_the_published_ones():
 def test_bicubic_equals_pytorch(shape):
   torch = pytest.importorskip('torch')
   x = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
-  theirs = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), shape, mode='bicubic')
-  np.testing.assert_allclose(dpt_train.bicubic(x, shape), theirs.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+  theirs = torch.nn.functional.interpolate(
+    torch.tensor(x).permute(0, 3, 1, 2), shape, mode='bicubic'
+  )
+  np.testing.assert_allclose(
+    dpt_train.bicubic(x, shape), theirs.permute(0, 2, 3, 1).numpy(), atol=1e-5
+  )
 
 
 def test_the_schedule_is_probe3ds():
-  recipe = dpt_train._Recipe(task='depth', steps=100, warmup=15, learning_rate=5e-4, weight_decay=0, min_depth=0,
-                             max_depth=1, sig_weight=1, gradient_weight=1)
+  recipe = dpt_train._Recipe(
+    task='depth',
+    steps=100,
+    warmup=15,
+    learning_rate=5e-4,
+    weight_decay=0,
+    min_depth=0,
+    max_depth=1,
+    sig_weight=1,
+    gradient_weight=1,
+  )
   for step in (0, 7, 15, 16, 60, 100):
-    expected = 0.99 * step / 15 + 0.01 if step <= 15 else 0.99 * np.cos(0.5 * np.pi * (step - 15) / 85) + 0.01
+    expected = (
+      0.99 * step / 15 + 0.01
+      if step <= 15
+      else 0.99 * np.cos(0.5 * np.pi * (step - 15) / 85) + 0.01
+    )
     assert float(recipe.schedule(step)) == pytest.approx(5e-4 * expected, rel=1e-4)
 
 
@@ -242,8 +355,17 @@ def test_without_uncertainty_the_loss_is_the_angle_at_the_size_of_the_truth():
   params, intermediate_layers = random_params(3), random_taps()
   truth = normals.unit(np.random.default_rng(0).normal(size=(2, 20, 30, 3))).astype(np.float32)
   truth[:, 5:] = 0
-  recipe = dpt_train._Recipe(task='normals', steps=1, warmup=1, learning_rate=1, weight_decay=0, min_depth=0,
-                             max_depth=1, sig_weight=1, gradient_weight=1)
+  recipe = dpt_train._Recipe(
+    task='normals',
+    steps=1,
+    warmup=1,
+    learning_rate=1,
+    weight_decay=0,
+    min_depth=0,
+    max_depth=1,
+    sig_weight=1,
+    gradient_weight=1,
+  )
   predicted = normals.unit(dpt_train.bicubic(dpt.apply(params, intermediate_layers), (20, 30)))
   cosine = (np.asarray(predicted) * truth).sum(-1)[:, :5]
   found = float(dpt_train._loss(params, intermediate_layers, truth, recipe))
@@ -251,11 +373,15 @@ def test_without_uncertainty_the_loss_is_the_angle_at_the_size_of_the_truth():
 
 
 def synthetic(count, seed):
-  """Four intermediate_layers whose features hold depth and normal of each patch; truths at 8 pixels a patch, one corner missing."""
+  """Four intermediate_layers whose features hold depth and normal of each patch; truths at 8 pixels
+  a patch, one corner missing.
+  """
   rng = np.random.default_rng(seed)
   meters = rng.uniform(1, 5, (count, 3, 3))
   vectors = normals.unit(rng.normal(size=(count, 3, 3, 3)) + [0, 0, 1])
-  hidden = np.concatenate([meters[..., None] - 3, 2 * vectors], -1) @ np.random.default_rng(9).normal(size=(4, 8))
+  hidden = np.concatenate([meters[..., None] - 3, 2 * vectors], -1) @ np.random.default_rng(
+    9
+  ).normal(size=(4, 8))
   intermediate_layers = [(hidden.astype(np.float32), np.zeros((count, 8), np.float32))] * 4
   big = lambda x: x.repeat(8, 1).repeat(8, 2).astype(np.float32)
   depth, normal = big(meters), big(vectors)
@@ -268,8 +394,16 @@ def test_training_beats_the_naive_baselines(task, uncertainty):
   intermediate_layers, depth, normal = synthetic(40, 0)
   test_taps, *test_truth = synthetic(10, 1)
   truth, held = (depth, test_truth[0]) if task == 'depth' else (normal, test_truth[1])
-  decoder = dpt_train.fit(intermediate_layers, truth.__getitem__, task=task, channels=16, epochs=24, learning_rate=1e-3,
-                          bins=32, uncertainty=uncertainty)
+  decoder = dpt_train.fit(
+    intermediate_layers,
+    truth.__getitem__,
+    task=task,
+    channels=16,
+    epochs=24,
+    learning_rate=1e-3,
+    bins=32,
+    uncertainty=uncertainty,
+  )
   lib = depth_lib if task == 'depth' else normals
   scorer = lib.Scorer()
   predicted = decoder.predict(test_taps)
@@ -279,4 +413,6 @@ def test_training_beats_the_naive_baselines(task, uncertainty):
   naive = lib.baselines(truth.__getitem__, range(40), held.__getitem__, range(10))
   best = min(metrics['rmse_pooled'] for metrics in naive.values())
   assert scorer.result()['rmse_pooled'] < 0.75 * best
-  assert np.isfinite(decoder.losses).all() and decoder.losses[-5:].mean() < decoder.losses[:5].mean()
+  assert (
+    np.isfinite(decoder.losses).all() and decoder.losses[-5:].mean() < decoder.losses[:5].mean()
+  )

@@ -1,4 +1,5 @@
 """Patch labels, full-resolution mIoU and the majority level against plain loops."""
+
 import collections
 
 import cv2
@@ -22,19 +23,24 @@ def test_patch_labels_equal_the_loop(shape, grid):
   for _ in range(20):
     mask = rng.choice([0, 1, 2, 254, 255], shape, p=[0.2, 0.2, 0.1, 0.1, 0.4]).astype(np.uint8)
     a, b = shape[0] // grid[0], shape[1] // grid[1]
-    expected = [[vote(mask[i * a:(i + 1) * a, j * b:(j + 1) * b].ravel()) for j in range(grid[1])]
-                for i in range(grid[0])]
+    expected = [
+      [vote(mask[i * a : (i + 1) * a, j * b : (j + 1) * b].ravel()) for j in range(grid[1])]
+      for i in range(grid[0])
+    ]
     assert segmentation.patch_labels(mask, grid).tolist() == expected
 
 
 def test_patch_labels_of_a_grid_that_does_not_divide_the_mask():
-  mask = np.repeat([[0] * 50 + [3] * 50], 75, 0).astype(np.uint8)    # 75 x 100, left 0 and right 3
+  mask = np.repeat([[0] * 50 + [3] * 50], 75, 0).astype(np.uint8)  # 75 x 100, left 0 and right 3
   assert segmentation.patch_labels(mask, (7, 6)).tolist() == [[0, 0, 0, 3, 3, 3]] * 7
-  assert segmentation.patch_labels(mask[:2, :2], (4, 4)).tolist() == [[0] * 4] * 4    # finer than the mask
+  assert (
+    segmentation.patch_labels(mask[:2, :2], (4, 4)).tolist() == [[0] * 4] * 4
+  )  # finer than the mask
 
 
 def bilinear(plane, shape):
   """Half-pixel centers, clamped at the borders."""
+
   def line(n, m):
     x = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
     low = np.minimum(x.astype(int), max(n - 2, 0))
@@ -42,6 +48,7 @@ def bilinear(plane, shape):
     weights[np.arange(m), low] = 1 - (x - low)
     weights[np.arange(m), np.minimum(low + 1, n - 1)] += x - low
     return weights
+
   return line(plane.shape[0], shape[0]) @ plane @ line(plane.shape[1], shape[1]).T
 
 
@@ -51,30 +58,45 @@ def test_logits_are_upsampled_bilinearly_before_the_argmax():
     logits = rng.normal(size=(5, 3, 4)).astype(np.float32)
     expected = np.stack([bilinear(logits[..., k], shape) for k in range(4)]).argmax(0)
     found = segmentation.upsample_argmax(logits, shape)
-    assert found.shape == shape and (found == expected).mean() > 0.995    # but for rounding at borders of classes
+    assert (
+      found.shape == shape and (found == expected).mean() > 0.995
+    )  # but for rounding at borders of classes
 
 
 def test_of_equal_classes_the_lowest_is_found():
   logits = np.random.default_rng(1).integers(-1, 2, (4, 5, 6)).astype(np.float32)
-  resized = np.stack([cv2.resize(logits[..., k], (15, 12), interpolation=cv2.INTER_LINEAR) for k in range(6)])
+  resized = np.stack(
+    [cv2.resize(logits[..., k], (15, 12), interpolation=cv2.INTER_LINEAR) for k in range(6)]
+  )
   assert ((resized == resized.max(0)).sum(0) > 1).mean() > 0.05
   np.testing.assert_array_equal(segmentation.upsample_argmax(logits, (12, 15)), resized.argmax(0))
 
 
 def test_scorer_counts_every_known_pixel_once(png):
   rng = np.random.default_rng(0)
-  probe = linear.Probe(kernel=rng.normal(size=(6, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0)
+  probe = linear.Probe(
+    kernel=rng.normal(size=(6, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0
+  )
   patch = rng.normal(size=(3, 2, 2, 6)).astype(np.float32)
-  masks = [rng.choice([0, 1, 2, 9, 255], shape).astype(np.uint8)    # 9: the probe does not know it
-           for shape in ((8, 8), (11, 7), (4, 16))]
+  masks = [
+    rng.choice([0, 1, 2, 9, 255], shape).astype(np.uint8)  # 9: the probe does not know it
+    for shape in ((8, 8), (11, 7), (4, 16))
+  ]
   scorer = segmentation.Scorer(probe)
   scorer(patch[:2], [{'mask': png(m)} for m in masks[:2]])
   scorer(patch[2:], [{'mask': png(m)} for m in masks[2:]])
   truth = np.concatenate([m.ravel() for m in masks])
-  found = np.concatenate([segmentation.upsample_argmax(patch[i] @ probe.kernel, m.shape).ravel()
-                          for i, m in enumerate(masks)])
+  found = np.concatenate(
+    [
+      segmentation.upsample_argmax(patch[i] @ probe.kernel, m.shape).ravel()
+      for i, m in enumerate(masks)
+    ]
+  )
   truth, found = truth[truth != 255], found[truth != 255]
-  ious = [np.sum((truth == c) & (found == c)) / np.sum((truth == c) | (found == c)) for c in np.union1d(truth, found)]
+  ious = [
+    np.sum((truth == c) & (found == c)) / np.sum((truth == c) | (found == c))
+    for c in np.union1d(truth, found)
+  ]
   assert scorer.counts.sum() == len(truth)
   assert scorer.mean_iou() == pytest.approx(np.mean(ious), abs=1e-12)
 
@@ -86,17 +108,24 @@ def test_training_patches_are_a_sample_without_void(monkeypatch, png):
   for i in range(5):
     labels = rng.integers(0, 3, (2, 4, 4)).astype(np.uint8)
     labels[:, 0] = 255
-    patch = np.stack([labels, np.full_like(labels, 2 * i)], -1).astype(np.float32)    # the feature is the label
+    patch = np.stack([labels, np.full_like(labels, 2 * i)], -1).astype(
+      np.float32
+    )  # the feature is the label
     patch[1, ..., 1] += 1
     gather(patch, [{'mask': png(np.kron(m, np.ones((3, 3), np.uint8)))} for m in labels])
   features, labels = np.concatenate(gather._features), np.concatenate(gather._labels)
   assert len(labels) == 30 and not (labels == 255).any()
-  assert (features[:, 0] == labels).all() and (features[:, 1] == np.concatenate(gather._groups)).all()
+  assert (features[:, 0] == labels).all() and (
+    features[:, 1] == np.concatenate(gather._groups)
+  ).all()
 
 
 def test_void_everywhere_is_not_a_number(png):
   gather = segmentation.TrainingPatches(1)
-  patch, records = np.zeros((1, 2, 2, 3), np.float32), [{'mask': png(np.full((4, 4), 255, np.uint8))}]
+  patch, records = (
+    np.zeros((1, 2, 2, 3), np.float32),
+    [{'mask': png(np.full((4, 4), 255, np.uint8))}],
+  )
   gather(patch, records)
   scorer = segmentation.Scorer(gather.fit())
   scorer(patch, records)
@@ -107,5 +136,7 @@ def test_majority_level():
   rng = np.random.default_rng(0)
   train, test = rng.choice([2, 2, 2, 0, 1], 400), rng.choice([0, 1, 2], 300)
   counts = lambda labels: np.bincount(labels, minlength=256)
-  expected = np.mean([np.mean(test == 2), 0, 0])    # class 2 everywhere: its share of the pixels, over three classes
+  expected = np.mean(
+    [np.mean(test == 2), 0, 0]
+  )  # class 2 everywhere: its share of the pixels, over three classes
   assert segmentation.majority(counts(train), counts(test)) == pytest.approx(expected, abs=1e-12)

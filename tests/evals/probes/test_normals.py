@@ -1,4 +1,7 @@
-"""Normals against NumPy and PyTorch references: decoding, losses, angular errors with void, planes seen by a camera."""
+"""Normals against NumPy and PyTorch references: decoding, losses, angular errors with void, planes
+seen by a camera.
+"""
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,7 @@ def test_decoding_gives_unit_vectors_and_zeros():
   known = normals.known(found)
   assert known.sum() == 62 and not known[2, 3]
   np.testing.assert_allclose(np.linalg.norm(found[known], axis=-1), 1, atol=1e-6)
-  assert normals.degrees(found, truth)[known].max() < 0.5    # 8 bits
+  assert normals.degrees(found, truth)[known].max() < 0.5  # 8 bits
   for bad in (b'', b'no image', cv2.imencode('.png', pixels[..., 0])[1].tobytes()):
     with pytest.raises(ValueError, match='normals: got'):
       normals.decode(bad)
@@ -44,13 +47,20 @@ def test_scores_equal_numpy():
   for i in range(4):
     truth = unit_vectors(rng, 11 + i, 8)
     truth[rng.random(truth.shape[:2]) < 0.3] = 0
-    predicted = (truth + rng.normal(size=truth.shape) * (0.05 + i)).astype(np.float32) * 7    # length is ignored
+    predicted = (truth + rng.normal(size=truth.shape) * (0.05 + i)).astype(
+      np.float32
+    ) * 7  # length is ignored
     scorer.add(predicted, truth)
     errors.append(reference(predicted, truth))
   everything = np.concatenate(errors)
-  expected = {'rmse': np.mean([np.sqrt(np.mean(e ** 2)) for e in errors]), 'mean': everything.mean(),
-              'rmse_pooled': np.sqrt(np.mean(everything ** 2))}
-  expected |= {f'within_{t:g}': np.mean([np.mean(e < t) for e in errors]) for t in (11.25, 22.5, 30)}
+  expected = {
+    'rmse': np.mean([np.sqrt(np.mean(e**2)) for e in errors]),
+    'mean': everything.mean(),
+    'rmse_pooled': np.sqrt(np.mean(everything**2)),
+  }
+  expected |= {
+    f'within_{t:g}': np.mean([np.mean(e < t) for e in errors]) for t in (11.25, 22.5, 30)
+  }
   found = scorer.result()
   assert found.pop('median') == pytest.approx(np.median(everything), abs=0.011)
   assert found == pytest.approx(expected, abs=1e-4)
@@ -59,7 +69,7 @@ def test_scores_equal_numpy():
 def test_adversarial_images():
   up, down = np.tile(np.float32([0, 0, 1]), (4, 4, 1)), np.tile(np.float32([0, 0, -1]), (4, 4, 1))
   scorer = normals.Scorer()
-  scorer.add(up, np.zeros((4, 4, 3)))    # void everywhere
+  scorer.add(up, np.zeros((4, 4, 3)))  # void everywhere
   assert scorer.rows == [] and all(np.isnan(v) for v in scorer.result().values())
   single = np.zeros((4, 4, 3), np.float32)
   single[1, 2] = 0, 0, 1
@@ -70,13 +80,13 @@ def test_adversarial_images():
     assert found['rmse'] == found['rmse_pooled'] == found['mean'] == angle
     assert abs(found['median'] - angle) <= 0.005 + 1e-9
     assert found['within_11.25'] == (angle == 0)
-  tiny = np.tile(np.float32([1e-6, 0, 1]), (4, 4, 1))    # lost by an arccos in float32
+  tiny = np.tile(np.float32([1e-6, 0, 1]), (4, 4, 1))  # lost by an arccos in float32
   assert normals.degrees(tiny, up)[0, 0] == pytest.approx(np.degrees(1e-6), rel=1e-4)
   scorer = normals.Scorer()
   scorer.add(np.full((4, 4, 3), np.nan), up)
   assert all(np.isnan(scorer.result()[k]) for k in ('rmse', 'mean', 'median'))
   scorer = normals.Scorer()
-  scorer.add(up, up, valid=np.zeros((4, 4)))    # all left out by depth
+  scorer.add(up, up, valid=np.zeros((4, 4)))  # all left out by depth
   assert scorer.rows == []
 
 
@@ -96,7 +106,9 @@ def test_the_resize_is_pytorchs_bicubic():
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
   small, truth = rng.normal(size=(5, 6, 4)).astype(np.float32), unit_vectors(rng, 20, 13)
-  big = torch.nn.functional.interpolate(torch.tensor(small).permute(2, 0, 1)[None], (20, 13), mode='bicubic')
+  big = torch.nn.functional.interpolate(
+    torch.tensor(small).permute(2, 0, 1)[None], (20, 13), mode='bicubic'
+  )
   a, b = normals.Scorer(), normals.Scorer()
   a.add(small, truth)
   b.add(big[0].permute(1, 2, 0).numpy(), truth)
@@ -109,9 +121,13 @@ def test_losses_equal_pytorch():
   truth, valid = unit_vectors(rng, 2, 5, 4), rng.random((2, 5, 4)) < 0.6
   predicted = rng.normal(size=(2, 5, 4, 4)).astype(np.float32)
   t = torch.tensor(predicted, requires_grad=True)
-  cosine = torch.cosine_similarity(t[..., :3], torch.tensor(truth), dim=-1).clamp(-1 + 1e-4, 1 - 1e-4)
+  cosine = torch.cosine_similarity(t[..., :3], torch.tensor(truth), dim=-1).clamp(
+    -1 + 1e-4, 1 - 1e-4
+  )
   kappa = torch.nn.functional.elu(t[..., 3]) + 1.01
-  loss = torch.log(1 + torch.exp(-kappa * torch.pi)) - torch.log(kappa ** 2 + 1) + kappa * cosine.acos()
+  loss = (
+    torch.log(1 + torch.exp(-kappa * torch.pi)) - torch.log(kappa**2 + 1) + kappa * cosine.acos()
+  )
   expected = loss[torch.tensor(valid)].mean()
   expected.backward()
   expected, cosine = expected.detach(), cosine.detach()
@@ -119,7 +135,9 @@ def test_losses_equal_pytorch():
   assert float(value) == pytest.approx(float(expected), abs=1e-5)
   np.testing.assert_allclose(grad, t.grad.numpy(), atol=1e-5)
   plain = float(cosine.acos()[torch.tensor(valid)].mean())
-  assert float(normals.angular_loss(predicted[..., :3], truth, valid)) == pytest.approx(plain, abs=1e-5)
+  assert float(normals.angular_loss(predicted[..., :3], truth, valid)) == pytest.approx(
+    plain, abs=1e-5
+  )
 
 
 def test_losses_have_finite_gradients_on_void_and_zeros():
@@ -138,8 +156,10 @@ def test_normals_of_planes_seen_by_a_camera(normal, step):
   normal = np.array(normal) / np.linalg.norm(normal)
   fx, fy, cx, cy = 60.0, 50.0, 19.0, 16.0
   rows, columns = np.mgrid[:32, :40]
-  rays = np.stack([(columns - cx) / fx, (cy - rows) / fy, -np.ones(rows.shape)], -1)    # x right, y up, z to the viewer
-  depth = (normal @ [0, -0.3, -2.0]) / (rays @ normal + 1e-12)    # of the plane through (0, -0.3, -2)
+  rays = np.stack(
+    [(columns - cx) / fx, (cy - rows) / fy, -np.ones(rows.shape)], -1
+  )  # x right, y up, z to the viewer
+  depth = (normal @ [0, -0.3, -2.0]) / (rays @ normal + 1e-12)  # of the plane through (0, -0.3, -2)
   depth = np.where((depth > 0) & (depth < 8), depth, 0)
   depth[5, 7] = 0
   found = normals.from_depth(depth, fx, fy, cx, cy, step=step)

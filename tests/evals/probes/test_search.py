@@ -1,4 +1,5 @@
 """The weighted neighbors against a plain loop, ties included."""
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ def reference(train, labels, test, k, temperature):
   result = []
   for row in test:
     cosine = np.round(train @ row, 6)
-    near = sorted(range(len(train)), key=lambda i: (-cosine[i], i))[:k]    # ties: the first
+    near = sorted(range(len(train)), key=lambda i: (-cosine[i], i))[:k]  # ties: the first
     votes = np.zeros(max(labels) + 1)
     for i in near:
       votes[labels[i]] += np.exp(cosine[i] / temperature)
@@ -21,7 +22,9 @@ def reference(train, labels, test, k, temperature):
   return result
 
 
-@pytest.mark.parametrize('k, temperature', [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (500, 0.5)])
+@pytest.mark.parametrize(
+  'k, temperature', [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (500, 0.5)]
+)
 def test_equals_the_loop(k, temperature):
   rng = np.random.default_rng(k)
   labels = rng.integers(0, 6, 150)
@@ -29,13 +32,14 @@ def test_equals_the_loop(k, temperature):
   train = centers[labels] + rng.normal(size=(150, 10))
   test = centers[rng.integers(0, 6, 70)] + rng.normal(size=(70, 10))
   assert knn.predict(train, labels, test, k=k, temperature=temperature).tolist() == reference(
-      train, labels, test, k, temperature)
+    train, labels, test, k, temperature
+  )
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_equal_neighbors_at_the_border_are_taken_in_order(seed):
   rng = np.random.default_rng(seed)
-  train = np.eye(3)[rng.integers(0, 3, 60)]    # twenty copies of each of three points
+  train = np.eye(3)[rng.integers(0, 3, 60)]  # twenty copies of each of three points
   labels = rng.integers(0, 4, 60)
   test = np.eye(3)
   assert knn.predict(train, labels, test, k=7).tolist() == reference(train, labels, test, 7, 0.07)
@@ -51,13 +55,20 @@ def test_copies_tie_wherever_they_stand(monkeypatch, rows):
   monkeypatch.setattr(knn, '_ROWS', rows)
   rng = np.random.default_rng(0)
   few = rng.normal(size=(5, 37)).astype(np.float32)
-  train, labels, test = few[rng.integers(0, 5, 90)], rng.integers(0, 4, 90), rng.normal(size=(40, 37))
+  train, labels, test = (
+    few[rng.integers(0, 5, 90)],
+    rng.integers(0, 4, 90),
+    rng.normal(size=(40, 37)),
+  )
   assert knn.predict(train, labels, test, k=9).tolist() == reference(train, labels, test, 9, 0.07)
 
 
 def test_blocks_files_and_devices_change_nothing(monkeypatch, tmp_path):
   rng = np.random.default_rng(0)
-  train, test = rng.normal(size=(80, 4)).astype(np.float32), rng.normal(size=(133, 4)).astype(np.float32)
+  train, test = (
+    rng.normal(size=(80, 4)).astype(np.float32),
+    rng.normal(size=(133, 4)).astype(np.float32),
+  )
   whole = knn.nearest(train, test, k=7)
   np.save(tmp_path / 'train.npy', train)
   lazy, local = np.load(tmp_path / 'train.npy', mmap_mode='r'), jax.local_devices()
@@ -71,16 +82,22 @@ def test_blocks_files_and_devices_change_nothing(monkeypatch, tmp_path):
       np.testing.assert_allclose(similarity, whole[0], atol=1e-6)
       if devices == 1:
         one = similarity
-      np.testing.assert_array_equal(similarity, one)    # of equal blocks: to the last bit
+      np.testing.assert_array_equal(similarity, one)  # of equal blocks: to the last bit
 
 
 def test_fewer_candidates_than_k():
-  similarity, rows = knn.nearest(np.eye(3), np.eye(3)[:2], k=5, groups=[0, 1, -1], query_groups=[0, 2])
+  similarity, rows = knn.nearest(
+    np.eye(3), np.eye(3)[:2], k=5, groups=[0, 1, -1], query_groups=[0, 2]
+  )
   assert rows.tolist() == [[1, -1, -1, -1, -1], [1, 0, -1, -1, -1]]
   np.testing.assert_array_equal(similarity[:, 2:], -np.inf)
   assert knn.nearest(np.eye(3), np.zeros((0, 3)), k=2)[1].shape == (0, 2)
   assert knn.predict(np.eye(3)[:1], [4], np.eye(3), k=20).tolist() == [4, 4, 4]
-  assert knn.predict(np.eye(3), [2, 1, -1], np.eye(3), k=20).tolist() == [2, 1, 1]    # a tie: the lowest class
+  assert knn.predict(np.eye(3), [2, 1, -1], np.eye(3), k=20).tolist() == [
+    2,
+    1,
+    1,
+  ]  # a tie: the lowest class
 
 
 def test_broken_rows_count_as_zero():
@@ -90,8 +107,12 @@ def test_broken_rows_count_as_zero():
   train[::7], zeros[::7] = np.nan, 0
   train[3], zeros[3] = np.inf, 0
   assert knn.predict(train, labels, test, k=40).tolist() == reference(zeros, labels, test, 40, 0.07)
-  assert knn.predict(zeros, labels, np.full((1, 3), np.nan), k=3)[0] == np.bincount(labels[:3]).argmax()
-  assert knn.nearest(np.array([[-1], [1], [0], [-1]]), np.zeros((1, 1)), k=4)[1].tolist() == [[0, 1, 2, 3]]    # no -0
+  assert (
+    knn.predict(zeros, labels, np.full((1, 3), np.nan), k=3)[0] == np.bincount(labels[:3]).argmax()
+  )
+  assert knn.nearest(np.array([[-1], [1], [0], [-1]]), np.zeros((1, 1)), k=4)[1].tolist() == [
+    [0, 1, 2, 3]
+  ]  # no -0
 
 
 def test_several_k_at_once():
@@ -105,14 +126,23 @@ def test_several_k_at_once():
 def test_k_is_chosen_without_the_row_and_its_group():
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 2, 40).repeat(3)
-  x = 2 * labels[:, None] - 1 + 3 * rng.normal(size=(40, 8)).repeat(3, 0) + 1e-3 * rng.normal(size=(120, 8))
+  x = (
+    2 * labels[:, None]
+    - 1
+    + 3 * rng.normal(size=(40, 8)).repeat(3, 0)
+    + 1e-3 * rng.normal(size=(120, 8))
+  )
   best, found = knn.choose_k(x, labels, ks=(1, 15))
-  assert best == 1 and found[1] == 1    # triplets vouch for each other
+  assert best == 1 and found[1] == 1  # triplets vouch for each other
   best, found = knn.choose_k(x, labels, ks=(1, 15), temperature=1, groups=np.arange(120) // 3)
   assert best == 15 and found[1] < found[15] <= 1
   unlabeled = np.where(np.arange(120) % 2, labels, -1)
-  assert knn.choose_k(x, unlabeled, ks=(3,))[1] == {3: knn.choose_k(x[1::2], labels[1::2], ks=(3,))[1][3]}
-  assert knn.choose_k(np.ones((9, 2)), np.zeros(9, int), ks=(20, 10))[0] == 10    # equally good: the smallest
+  assert knn.choose_k(x, unlabeled, ks=(3,))[1] == {
+    3: knn.choose_k(x[1::2], labels[1::2], ks=(3,))[1][3]
+  }
+  assert (
+    knn.choose_k(np.ones((9, 2)), np.zeros(9, int), ks=(20, 10))[0] == 10
+  )  # equally good: the smallest
 
 
 def test_bad_input():

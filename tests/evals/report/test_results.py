@@ -1,4 +1,7 @@
-"""The sheet of an evaluation: numbers in printed units, tables that line up, pictures that show what they say."""
+"""The sheet of an evaluation: numbers in printed units, tables that line up, pictures that show
+what they say.
+"""
+
 import base64
 import html.parser
 import json
@@ -25,9 +28,18 @@ RNG = np.random.default_rng(0)
 
 
 def outcome(task, metrics, **others):
-  return types.SimpleNamespace(**{
-      'dataset': 'toy', 'task': task, 'metrics': metrics, 'naive': {k: v / 2 for k, v in metrics.items()},
-      'published': {}, 'examples': [], 'seconds': {'encoder': 1.25, 'task': 0.5}, **others})
+  return types.SimpleNamespace(
+    **{
+      'dataset': 'toy',
+      'task': task,
+      'metrics': metrics,
+      'naive': {k: v / 2 for k, v in metrics.items()},
+      'published': {},
+      'examples': [],
+      'seconds': {'encoder': 1.25, 'task': 0.5},
+      **others,
+    }
+  )
 
 
 def image(height=20, width=28):
@@ -41,27 +53,65 @@ def masks(shape=(20, 28)):
 
 
 def every_task():
-  depth = lambda: {'truth': np.pad(RNG.uniform(1, 5, (18, 28)), ((2, 0), (0, 0))),
-                   'predicted': RNG.uniform(1, 5, (5, 7))}
-  normals = lambda: {'truth': np.pad(RNG.normal(size=(18, 28, 3)), ((2, 0), (0, 0), (0, 0))),
-                     'predicted': RNG.normal(size=(5, 7, 4))}
-  labels = [{'image': image(), 'truth': 1, 'predicted': 1}, {'image': image(), 'truth': 1, 'predicted': 'cup'}]
-  known = {'classes': NAMES, 'confusion': np.array([[5, 3, 0, 0], [1, 4, 0, 0], [0, 0, 6, 0], [0, 0, 2, 2]])}
+  depth = lambda: {
+    'truth': np.pad(RNG.uniform(1, 5, (18, 28)), ((2, 0), (0, 0))),
+    'predicted': RNG.uniform(1, 5, (5, 7)),
+  }
+  normals = lambda: {
+    'truth': np.pad(RNG.normal(size=(18, 28, 3)), ((2, 0), (0, 0), (0, 0))),
+    'predicted': RNG.normal(size=(5, 7, 4)),
+  }
+  labels = [
+    {'image': image(), 'truth': 1, 'predicted': 1},
+    {'image': image(), 'truth': 1, 'predicted': 'cup'},
+  ]
+  known = {
+    'classes': NAMES,
+    'confusion': np.array([[5, 3, 0, 0], [1, 4, 0, 0], [0, 0, 6, 0], [0, 0, 2, 2]]),
+  }
   patch = RNG.normal(size=(3, 4, 8)).astype(np.float16)
   found = {'images': [image() for _ in range(3)]}
   return [
-      outcome('segmentation', {'miou': 0.5}, examples=[{'image': image(), 'patch': patch} | masks()], **known),
-      outcome('depth', {'rmse': 0.5, 'delta1': 0.75}, examples=[{'image': image(40, 30)} | depth() for _ in range(2)]),
-      outcome('dpt_depth', {'rmse': 0.25}, examples=[{'image': image()} | depth()]),
-      outcome('normals', {'angular_rmse': 22.5, 'within_11.25': 0.5}, examples=[{'image': image()} | normals()]),
-      outcome('knn', {'accuracy': 0.625}, examples=labels, **known),
-      outcome('linear', {'accuracy': 0.75, 'synthetic/accuracy': 0.5}, examples=labels, classes=NAMES),
-      outcome('instance_retrieval', {'r1': 0.5}, examples=[{'image': image(), 'right': [0, 2]} | found]),
-      outcome('retrieval', {'i2t_r1': 0.5, 't2i_r1': 0.25, 't2i_r5': 0.5}, examples=[
-          {'text': 'a <b>', 'right': 1, 'rank': 2} | found, {'text': 'far ' * 90, 'right': None, 'rank': 70} | found]),
-      outcome('zeroshot', {'accuracy': 0.5}, examples=labels[:1], classes=NAMES),
-      outcome('zeroshot_segmentation_voc21', {'miou': 0.125}, examples=[{'image': image()} | masks((9, 13))],
-              classes=NAMES)]
+    outcome(
+      'segmentation',
+      {'miou': 0.5},
+      examples=[{'image': image(), 'patch': patch} | masks()],
+      **known,
+    ),
+    outcome(
+      'depth',
+      {'rmse': 0.5, 'delta1': 0.75},
+      examples=[{'image': image(40, 30)} | depth() for _ in range(2)],
+    ),
+    outcome('dpt_depth', {'rmse': 0.25}, examples=[{'image': image()} | depth()]),
+    outcome(
+      'normals',
+      {'angular_rmse': 22.5, 'within_11.25': 0.5},
+      examples=[{'image': image()} | normals()],
+    ),
+    outcome('knn', {'accuracy': 0.625}, examples=labels, **known),
+    outcome(
+      'linear', {'accuracy': 0.75, 'synthetic/accuracy': 0.5}, examples=labels, classes=NAMES
+    ),
+    outcome(
+      'instance_retrieval', {'r1': 0.5}, examples=[{'image': image(), 'right': [0, 2]} | found]
+    ),
+    outcome(
+      'retrieval',
+      {'i2t_r1': 0.5, 't2i_r1': 0.25, 't2i_r5': 0.5},
+      examples=[
+        {'text': 'a <b>', 'right': 1, 'rank': 2} | found,
+        {'text': 'far ' * 90, 'right': None, 'rank': 70} | found,
+      ],
+    ),
+    outcome('zeroshot', {'accuracy': 0.5}, examples=labels[:1], classes=NAMES),
+    outcome(
+      'zeroshot_segmentation_voc21',
+      {'miou': 0.125},
+      examples=[{'image': image()} | masks((9, 13))],
+      classes=NAMES,
+    ),
+  ]
 
 
 class Page(html.parser.HTMLParser):
@@ -84,21 +134,38 @@ class Page(html.parser.HTMLParser):
 
 
 def test_everything(tmp_path):
-  table = sheet.write(tmp_path, every_task(), title='a < b', facts={'images': '5 & 6'}, checkpoint='small',
-                      sha256='ab12')
+  table = sheet.write(
+    tmp_path,
+    every_task(),
+    title='a < b',
+    facts={'images': '5 & 6'},
+    checkpoint='small',
+    sha256='ab12',
+  )
   content = json.loads((tmp_path / 'results.json').read_text())
   assert content['schema'] == 1 and content['checkpoint'] == {'name': 'small', 'sha256': 'ab12'}
   found = {entry['task']: entry for entry in content['results']}
   assert found['depth']['metrics'] == {
-      'rmse': {'value': 0.5, 'unit': 'm', 'better': 'lower', 'naive': 0.25},
-      'delta1': {'value': 75.0, 'unit': '%', 'better': 'higher', 'naive': 37.5}}
+    'rmse': {'value': 0.5, 'unit': 'm', 'better': 'lower', 'naive': 0.25},
+    'delta1': {'value': 75.0, 'unit': '%', 'better': 'higher', 'naive': 37.5},
+  }
   assert found['normals']['metrics']['angular_rmse'] == {
-      'value': 22.5, 'unit': 'deg', 'better': 'lower', 'naive': 11.25}
-  assert found['normals']['metrics']['within_11.25']['value'] == 50 and found['depth']['seconds']['encoder'] == 1.25
+    'value': 22.5,
+    'unit': 'deg',
+    'better': 'lower',
+    'naive': 11.25,
+  }
+  assert (
+    found['normals']['metrics']['within_11.25']['value'] == 50
+    and found['depth']['seconds']['encoder'] == 1.25
+  )
 
   text = (tmp_path / 'index.html').read_text()
   page = Page(text)
-  assert page.heads == ['Results', *(words[0] for words in (sheet_page.MORE | sheet_page.KINDS).values())]
+  assert page.heads == [
+    'Results',
+    *(words[0] for words in (sheet_page.MORE | sheet_page.KINDS).values()),
+  ]
   assert 'a &lt; b' in text and '5 &amp; 6' in text and '://' not in text.replace('data:', '')
   for link in page.links:
     assert (tmp_path / link).exists(), link
@@ -108,9 +175,16 @@ def test_everything(tmp_path):
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
     assert picture.shape[2] == 4 and picture.std() > 5
   files = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
-  assert len(files) == len(page.images) == 2 + 10 + 2    # bars and features, one a task, two confusions
-  assert {'bars.png', 'toy-features.png', 'toy-depth.png', 'toy-confusion-knn.png',
-          'toy-voc21-zeroshot_segmentation.png'} < set(files)
+  assert (
+    len(files) == len(page.images) == 2 + 10 + 2
+  )  # bars and features, one a task, two confusions
+  assert {
+    'bars.png',
+    'toy-features.png',
+    'toy-depth.png',
+    'toy-confusion-knn.png',
+    'toy-voc21-zeroshot_segmentation.png',
+  } < set(files)
   assert not list(tmp_path.glob('**/*.tmp'))
 
   rows = table.splitlines()
@@ -118,12 +192,14 @@ def test_everything(tmp_path):
   assert rows[1].split() == ['toy', 'segmentation', 'mIoU', '%', '↑', '50.0', '25.0', '-']
   assert rows[2].split() == ['depth', 'RMSE', 'm', '↓', '0.500', '0.250', '-']
   assert rows[4].split() == ['normals', 'RMSE', '°', '↓', '22.5', '11.2', '-']
-  assert len(rows) == 12    # retrieval in both directions; of two CLS tokens the first
+  assert len(rows) == 12  # retrieval in both directions; of two CLS tokens the first
   assert len({row.rindex('-') for row in rows[1:]}) == 1
 
 
 def test_missing_tasks_do_not_appear(tmp_path):
-  sheet.write(tmp_path, [outcome('knn', {'accuracy': math.nan}), outcome('depth', {'rmse': 1.0})], title='t')
+  sheet.write(
+    tmp_path, [outcome('knn', {'accuracy': math.nan}), outcome('depth', {'rmse': 1.0})], title='t'
+  )
   page = Page((tmp_path / 'index.html').read_text())
   assert page.heads == ['Results', 'Linear depth', 'k-NN classification'] and not page.images
   entry = json.loads((tmp_path / 'results.json').read_text())['results'][0]
@@ -131,30 +207,64 @@ def test_missing_tasks_do_not_appear(tmp_path):
 
 
 def test_options_are_plain_json():
-  content = sheet.results([outcome('knn', {'accuracy': 1.0}, options={
-      'rates': (np.float32(0.5), 1), 'k': np.int64(3), 'crop': None, 'far': math.inf, 'how': np.array([True])})],
-      checkpoint='c')
+  content = sheet.results(
+    [
+      outcome(
+        'knn',
+        {'accuracy': 1.0},
+        options={
+          'rates': (np.float32(0.5), 1),
+          'k': np.int64(3),
+          'crop': None,
+          'far': math.inf,
+          'how': np.array([True]),
+        },
+      )
+    ],
+    checkpoint='c',
+  )
   assert json.loads(json.dumps(content, allow_nan=False))['results'][0]['options'] == {
-      'rates': [0.5, 1], 'k': 3, 'crop': None, 'far': 'inf', 'how': [True]}
+    'rates': [0.5, 1],
+    'k': 3,
+    'crop': None,
+    'far': 'inf',
+    'how': [True],
+  }
 
 
-@pytest.mark.parametrize('name, models', [
+@pytest.mark.parametrize(
+  'name, models',
+  [
     ('quickstart', ['TIPS S/14 HR (released)', 'TIPSv2 B/14']),
     ('tips_oss_g14_lowres_vision.npz', ['TIPS g/14 LR (released)']),
     ('TIPS B/14 HR', ['TIPS B/14 HR (released)']),
     ('google/tipsv2-so400m14', ['TIPSv2 So400m/14']),
     ('TIPS-v2 L14', ['TIPSv2 L/14']),
     ('clip ViT-B/16', ['TIPS B/14 HR (released)', 'TIPSv2 B/14']),
-    ('tips_jax, large', ['TIPS L/14 HR (released)', 'TIPSv2 L/14'])])
+    ('tips_jax, large', ['TIPS L/14 HR (released)', 'TIPSv2 L/14']),
+  ],
+)
 def test_the_nearest_published_model(name, models):
   figures = [vars(figure) for figure in protocols.get('voc').published('segmentation', 'miou')]
   assert [figure['model'] for figure in sheet.nearest(figures, name)] == models
 
 
 def test_published_rows_stand_in_the_table(tmp_path):
-  published = {'miou': (Figure('TIPS S/14 HR (released)', 80.6, 'V', 'README'), Figure('TIPSv2 g/14', 51.6, 'T2', 'x'))}
-  table = sheet.write(tmp_path, [outcome('segmentation', {'miou': 0.5}, published=published)], title='t').splitlines()
-  assert table[1].endswith('80.6  TIPS S/14 HR [V]') and table[2].split() == ['51.6', 'TIPSv2', 'g/14', '[T2]']
+  published = {
+    'miou': (
+      Figure('TIPS S/14 HR (released)', 80.6, 'V', 'README'),
+      Figure('TIPSv2 g/14', 51.6, 'T2', 'x'),
+    )
+  }
+  table = sheet.write(
+    tmp_path, [outcome('segmentation', {'miou': 0.5}, published=published)], title='t'
+  ).splitlines()
+  assert table[1].endswith('80.6  TIPS S/14 HR [V]') and table[2].split() == [
+    '51.6',
+    'TIPSv2',
+    'g/14',
+    '[T2]',
+  ]
   assert table[1].index('TIPS') == table[2].index('TIPS')
   assert 'TIPS S/14 HR [V]' in (tmp_path / 'index.html').read_text()
 
@@ -162,11 +272,15 @@ def test_published_rows_stand_in_the_table(tmp_path):
 def test_averages_are_compared_with_averages():
   domains = [name for name in protocols.PROTOCOLS if name.startswith('uned_')]
   published = {'r1': protocols.get('uned_met').published('instance_retrieval', 'r1')}
-  run = [outcome('instance_retrieval', {'r1': i / 8}, dataset=name, published=published)
-         for i, name in enumerate(domains)]
+  run = [
+    outcome('instance_retrieval', {'r1': i / 8}, dataset=name, published=published)
+    for i, name in enumerate(domains)
+  ]
   whole = sheet.results([*run, outcome('knn', {'accuracy': 1.0})], checkpoint='c')['results']
   assert [e['dataset'] for e in whole] == [*domains, 'uned, mean of 8', 'toy']
-  assert whole[8]['metrics']['r1']['value'] == 43.75 and len(whole[8]['published']) == len(published['r1'])
+  assert whole[8]['metrics']['r1']['value'] == 43.75 and len(whole[8]['published']) == len(
+    published['r1']
+  )
   assert not any(e['published'] for e in whole[:8])
   part = sheet.results(run[:3], checkpoint='c')['results']
   assert part[3]['dataset'] == 'uned, mean of 3' and not any(e['published'] for e in part)
@@ -174,7 +288,11 @@ def test_averages_are_compared_with_averages():
 
 
 def test_compare(tmp_path):
-  first = [outcome('segmentation', {'miou': 0.5}), outcome('depth', {'rmse': 0.5}), outcome('knn', {'accuracy': 0.5})]
+  first = [
+    outcome('segmentation', {'miou': 0.5}),
+    outcome('depth', {'rmse': 0.5}),
+    outcome('knn', {'accuracy': 0.5}),
+  ]
   second = [outcome('segmentation', {'miou': 0.25}), outcome('depth', {'rmse': 0.25})]
   sheet.write(tmp_path / 'a', first, title='TIPS', sha256='abcdef1')
   sheet.write(tmp_path / 'b', second, title='CLIP')
@@ -185,19 +303,25 @@ def test_compare(tmp_path):
   assert rows[3].split()[-4:] == ['50.0*', '-', '25.0', '-']
   assert 'TIPS abcdef' in sheet.compare([tmp_path / 'a'] * 2)
   random = sheet.results(second, checkpoint='random weights')
-  table = sheet.write(tmp_path / 'c', first, title='t', checkpoint='TIPS', others=[random, tmp_path / 'b'])
+  table = sheet.write(
+    tmp_path / 'c', first, title='t', checkpoint='TIPS', others=[random, tmp_path / 'b']
+  )
   assert table.splitlines()[1].split()[-5:] == ['50.0*', '25.0', '25.0', '25.0', '-']
   assert '<th>random weights</th>' in (tmp_path / 'c' / 'index.html').read_text()
 
 
 def test_what_was_measured_otherwise_is_marked(tmp_path):
   on = lambda images, sha256='a': {'test': {'images': images, 'sha256': sha256}}
-  one = lambda value, **about: sheet.results([outcome('knn', {'accuracy': value}, **about)], checkpoint='x')
+  one = lambda value, **about: sheet.results(
+    [outcome('knn', {'accuracy': value}, **about)], checkpoint='x'
+  )
   first = one(0.5, options={'size': 224, 'k': (1, 2)}, data=on(100), chosen={'k': 1})
   alike = one(0.25, options={'size': 224, 'k': (1, 2)}, data=on(100), chosen={'k': 2})
   size = one(0.75, options={'size': 448, 'k': (1, 2)}, data=on(100))
-  count, other = one(0.8, options=first['results'][0]['options'], data=on(90)), one(
-      0.9, options=first['results'][0]['options'], data=on(100, 'b'))
+  count, other = (
+    one(0.8, options=first['results'][0]['options'], data=on(90)),
+    one(0.9, options=first['results'][0]['options'], data=on(100, 'b')),
+  )
   old = one(1.0, options=first['results'][0]['options'], data=on(100))
   del old['results'][0]['data']
   contents = [json.loads(json.dumps(x)) for x in (first, alike, size, count, other, old)]
@@ -205,16 +329,32 @@ def test_what_was_measured_otherwise_is_marked(tmp_path):
   assert lines[1].split()[5:11] == ['50.0*', '25.0', '75.0≠', '80.0≠', '90.0≠', '100.0≠']
   assert lines[2].startswith('≠ measured otherwise than the first number')
   assert [line.split(': ', 1)[1] for line in lines[3:]] == [
-      'size 448, not 224', '90 images of test, not 100', 'other images of test',
-      'an older evaluation, which does not say on what data']
-  sheet.write(tmp_path, [outcome('knn', {'accuracy': 0.5}, options={'size': 224, 'k': (1, 2)}, data=on(100))],
-              title='t', others=contents[1:3])
+    'size 448, not 224',
+    '90 images of test, not 100',
+    'other images of test',
+    'an older evaluation, which does not say on what data',
+  ]
+  sheet.write(
+    tmp_path,
+    [outcome('knn', {'accuracy': 0.5}, options={'size': 224, 'k': (1, 2)}, data=on(100))],
+    title='t',
+    others=contents[1:3],
+  )
   page = (tmp_path / 'index.html').read_text()
-  assert page.count('<abbr title="size 448, not 224">≠</abbr>') == 1 and 'x 3: size 448, not 224' in page
+  assert (
+    page.count('<abbr title="size 448, not 224">≠</abbr>') == 1 and 'x 3: size 448, not 224' in page
+  )
 
 
-@pytest.mark.parametrize('text, words', [
-    (None, 'cannot read'), ('{"a"', 'not JSON'), ('[]', 'got schema None'), ('{"schema": 9}', 'got schema 9')])
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    (None, 'cannot read'),
+    ('{"a"', 'not JSON'),
+    ('[]', 'got schema None'),
+    ('{"schema": 9}', 'got schema 9'),
+  ],
+)
 def test_results_that_are_none(tmp_path, text, words):
   if text:
     (tmp_path / 'results.json').write_text(text)
@@ -229,8 +369,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_kinds():
-  assert [sheet.kind_of(t) for t in ('zeroshot_segmentation_voc20', 'zeroshot', 'instance_retrieval', 'normals')] == [
-      'zeroshot_segmentation', 'zeroshot', 'instance', 'dpt_normals']
+  assert [
+    sheet.kind_of(t)
+    for t in ('zeroshot_segmentation_voc20', 'zeroshot', 'instance_retrieval', 'normals')
+  ] == ['zeroshot_segmentation', 'zeroshot', 'instance', 'dpt_normals']
   with pytest.raises(InputError, match="got 'nothing'; expected one of segmentation"):
     sheet.kind_of('nothing')
 
@@ -239,14 +381,19 @@ def test_kinds():
 def strips(monkeypatch):
   """The strips of tiles of what is drawn: title -> tiles."""
   held, draw = {}, sheet_pictures._strips
-  monkeypatch.setattr(sheet_pictures, '_strips',
-                      lambda rows: held.update({title: (tiles, notes) for title, tiles, notes in rows}) or draw(rows))
+  monkeypatch.setattr(
+    sheet_pictures,
+    '_strips',
+    lambda rows: held.update({title: (tiles, notes) for title, tiles, notes in rows}) or draw(rows),
+  )
   return held
 
 
 def test_wrong_pixels_are_red_and_void_is_striped(strips):
   example = {'image': image(240, 240)} | masks((240, 240))
-  sheet_pictures.examples(outcome('segmentation', {}, examples=[example], classes=NAMES), 'segmentation')
+  sheet_pictures.examples(
+    outcome('segmentation', {}, examples=[example], classes=NAMES), 'segmentation'
+  )
   known, wrong = example['truth'] != 255, example['truth'] != example['predicted']
   (tile,), (note,) = strips['wrong']
   red = (tile == matplotlib.colors.to_rgb(sheet_pictures.WRONG)).all(-1)
@@ -262,19 +409,27 @@ def test_wrong_pixels_are_red_and_void_is_striped(strips):
 def test_depths_share_one_scale(strips):
   truth = np.zeros((240, 240), np.float32)
   truth[100:170], truth[170:] = 1, 4
-  examples = [{'image': image(240, 240), 'truth': truth, 'predicted': np.full((240, 240), depth)} for depth in (1, 4)]
+  examples = [
+    {'image': image(240, 240), 'truth': truth, 'predicted': np.full((240, 240), depth)}
+    for depth in (1, 4)
+  ]
   assert sheet_pictures.examples(outcome('depth', {}, examples=examples), 'depth')
   (first, second), shown = strips['predicted'][0], strips['truth'][0][0]
   np.testing.assert_array_equal(shown[120, 5], first[0, 0])
   np.testing.assert_array_equal(shown[200, 5], second[0, 0])
-  assert strips['error'][1] == ['RMSE 2.12 m', 'RMSE 2.12 m']    # half of the pixels by 3 m; missing ones left out
+  assert strips['error'][1] == [
+    'RMSE 2.12 m',
+    'RMSE 2.12 m',
+  ]  # half of the pixels by 3 m; missing ones left out
   assert not np.array_equal(first[0, 0], second[0, 0])
 
 
 def test_nothing_known_is_drawn_too():
   for kind, shape in (('depth', (8, 8)), ('dpt_normals', (8, 8, 3))):
     example = {'image': image(8, 8), 'truth': np.zeros(shape), 'predicted': np.ones(shape)}
-    assert sheet_pictures.examples(outcome(kind, {}, examples=[example]), kind).startswith(b'\x89PNG')
+    assert sheet_pictures.examples(outcome(kind, {}, examples=[example]), kind).startswith(
+      b'\x89PNG'
+    )
   example = {'image': image(8, 8), 'truth': np.full((8, 8), 255), 'predicted': np.full((8, 8), 300)}
   assert sheet_pictures.examples(outcome('segmentation', {}, examples=[example]), 'segmentation')
   assert sheet_pictures.examples(outcome('segmentation', {}), 'segmentation') is None
@@ -285,7 +440,10 @@ def test_the_worst_classes():
   share[3, 7], share[7, 4], share[20, 21] = 0.3, 0.2, 0.4
   assert sheet_charts.worst(share) == [20, 21, 3, 7, 4]
   assert sheet_charts.worst(share, most=3) == [20, 21]
-  assert sheet_charts.worst(np.eye(5)) == [] and len(sheet_charts.worst(RNG.uniform(size=(40, 40)))) <= 10
+  assert (
+    sheet_charts.worst(np.eye(5)) == []
+    and len(sheet_charts.worst(RNG.uniform(size=(40, 40)))) <= 10
+  )
   assert sheet_charts.confusion(outcome('knn', {}, confusion=np.eye(5))) is None
 
 

@@ -1,4 +1,5 @@
 """UnED as its protocol says: eight data sets, one index."""
+
 import numpy as np
 import pytest
 
@@ -22,10 +23,13 @@ def test_uned_is_searched_in_one_index(tmp_path):
   outcomes = suite.run(Stub(), jobs, cache=cache, batch_size=2)
   domains = {}
   for job in jobs:
-    features_of = lambda split, job=job: Stub().inspect(np.stack(
-        [suite_parts.Resize(16, 16)(record) for record in job.data.source(split)]))['web']
+    features_of = lambda split, job=job: Stub().inspect(
+      np.stack([suite_parts.Resize(16, 16)(record) for record in job.data.source(split)])
+    )['web']
     tags = lambda split, job=job: [record['tags'] for record in job.data.source(split)]
-    own = dict(index=features_of('index'), index_tags=tags('index')) if 'index' in job.splits else {}
+    own = (
+      dict(index=features_of('index'), index_tags=tags('index')) if 'index' in job.splits else {}
+    )
     domains[job.dataset] = instance.Domain(query=features_of('test'), tags=tags('test'), **own)
   merged, apart = instance.evaluate(domains, merged=True), instance.evaluate(domains)
   assert merged != apart

@@ -1,4 +1,7 @@
-"""R@1 over one index and over several against plain loops: ties, duplicates, several classes, files, devices."""
+"""R@1 over one index and over several against plain loops: ties, duplicates, several classes,
+files, devices.
+"""
+
 import jax
 import numpy as np
 import pytest
@@ -21,8 +24,12 @@ def classes(tags):
 
 
 def reference(query, tags, index=None, index_tags=None):
-  """R@1 one query at a time; a wrong image that is as near as the nearest right one comes before it."""
-  unit = lambda x: np.nan_to_num(x) / max(np.linalg.norm(np.nan_to_num(x)), 1e-12) * np.isfinite(x).all()
+  """R@1 one query at a time; a wrong image that is as near as the nearest right one comes before
+  it.
+  """
+  unit = lambda x: (
+    np.nan_to_num(x) / max(np.linalg.norm(np.nan_to_num(x)), 1e-12) * np.isfinite(x).all()
+  )
   alone = index is None
   index, index_tags = (query, tags) if alone else (index, index_tags)
   hits = []
@@ -62,13 +69,19 @@ def test_several_classes_and_none():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(60, 5)).astype(np.float32)
   tags = [[f'c{t}' for t in rng.choice(12, rng.integers(0, 4), replace=False)] for _ in x]
-  assert instance.evaluate({'a': Domain(query=x, tags=tags)})['r1'] == pytest.approx(reference(x, tags))
-  coded = [tuple(t.encode() for t in row) for row in tags]    # as TFDS gives texts
-  assert instance.evaluate({'a': Domain(query=x, tags=coded)}) == instance.evaluate({'a': Domain(query=x, tags=tags)})
+  assert instance.evaluate({'a': Domain(query=x, tags=tags)})['r1'] == pytest.approx(
+    reference(x, tags)
+  )
+  coded = [tuple(t.encode() for t in row) for row in tags]  # as TFDS gives texts
+  assert instance.evaluate({'a': Domain(query=x, tags=coded)}) == instance.evaluate(
+    {'a': Domain(query=x, tags=tags)}
+  )
   numbers = np.where(rng.random(60) < 0.3, -1, rng.integers(0, 9, 60))
   found = instance.search({'a': Domain(query=x, tags=numbers)})['a']
   assert found.right[found.asked].mean() == pytest.approx(reference(x, numbers))
-  assert not found.asked[numbers < 0].any()    # without a class nothing is asked, but it may stand in the way
+  assert not found.asked[
+    numbers < 0
+  ].any()  # without a class nothing is asked, but it may stand in the way
   assert set(found.miss[found.asked]) & set(np.flatnonzero(numbers < 0))
 
 
@@ -76,19 +89,24 @@ def test_several_classes_and_none():
 def test_ties_duplicates_and_broken_rows(seed):
   rng = np.random.default_rng(seed)
   few = rng.normal(size=(6, 7)).astype(np.float32)
-  x = few[rng.integers(0, 6, 90)]    # fifteen copies of each, at all places of a block
+  x = few[rng.integers(0, 6, 90)]  # fifteen copies of each, at all places of a block
   x[rng.integers(0, 90, 5)] = np.nan
   x[rng.integers(0, 90, 3)] = 0
   tags = rng.integers(0, 3, 90)
-  assert instance.evaluate({'a': Domain(query=x, tags=tags)})['r1'] == pytest.approx(reference(x, tags))
+  assert instance.evaluate({'a': Domain(query=x, tags=tags)})['r1'] == pytest.approx(
+    reference(x, tags)
+  )
   apart = np.repeat(np.arange(6), 15)
-  twins = few[apart] * rng.uniform(0.5, 2, (90, 1)).astype(np.float32)    # the length does not count
+  twins = few[apart] * rng.uniform(0.5, 2, (90, 1)).astype(np.float32)  # the length does not count
   assert instance.evaluate({'a': Domain(query=twins, tags=apart)})['r1'] == 1
 
 
 @pytest.mark.parametrize('value', [0.0, 1.0, np.nan])
 def test_collapsed_features_score_nothing(value):
-  assert instance.evaluate({'a': Domain(query=np.full((40, 4), value), tags=np.arange(40) % 4)})['r1'] == 0
+  assert (
+    instance.evaluate({'a': Domain(query=np.full((40, 4), value), tags=np.arange(40) % 4)})['r1']
+    == 0
+  )
 
 
 def domains():
@@ -100,14 +118,19 @@ def domains():
 def test_each_domain_alone_and_their_mean():
   parts = domains()
   found = instance.evaluate(parts)
-  expected = {f'r1/{name}': reference(d.query, d.tags, d.index, d.index_tags) for name, d in parts.items()}
+  expected = {
+    f'r1/{name}': reference(d.query, d.tags, d.index, d.index_tags) for name, d in parts.items()
+  }
   assert found == pytest.approx({'r1': np.mean(list(expected.values())), **expected})
 
 
 def test_one_merged_index():
   parts = domains()
-  rows = [(x, f'{name}/{t}') for name, d in parts.items()
-          for x, t in zip(*((d.query, d.tags) if d.index is None else (d.index, d.index_tags)))]
+  rows = [
+    (x, f'{name}/{t}')
+    for name, d in parts.items()
+    for x, t in zip(*((d.query, d.tags) if d.index is None else (d.index, d.index_tags)))
+  ]
   index, tags = np.stack([x for x, _ in rows]), [t for _, t in rows]
   found, searched = instance.evaluate(parts, merged=True), instance.search(parts, merged=True)
   assert found['r1'] < instance.evaluate(parts)['r1']
@@ -122,7 +145,10 @@ def test_one_merged_index():
       if any(t == own[q] and c > -2 for t, c in zip(tags, cosine)):
         hits.append(tags[cosine.argmax()] == own[q])
         side = 'hit' if hits[-1] else 'miss'
-        place = getattr(searched[name], side)[q] + list(first.values())[getattr(searched[name], side + '_domain')[q]]
+        place = (
+          getattr(searched[name], side)[q]
+          + list(first.values())[getattr(searched[name], side + '_domain')[q]]
+        )
         assert place == cosine.argmax()
     assert found[f'r1/{name}'] == pytest.approx(np.mean(hits))
 
@@ -139,7 +165,10 @@ def test_chance_is_what_random_features_score():
   rng = np.random.default_rng(0)
   many = lambda n: (rng.normal(size=(n, 8)).astype(np.float32), rng.integers(0, 4, n))
   (a, ta), (b, tb) = many(600), many(900)
-  parts = {'a': Domain(query=a, tags=ta), 'b': Domain(query=b[:500], tags=tb[:500], index=b[500:], index_tags=tb[500:])}
+  parts = {
+    'a': Domain(query=a, tags=ta),
+    'b': Domain(query=b[:500], tags=tb[:500], index=b[500:], index_tags=tb[500:]),
+  }
   for merged in (False, True):
     found, expected = instance.evaluate(parts, merged=merged), instance.chance(parts, merged=merged)
     for name, value in expected.items():
@@ -168,11 +197,15 @@ def test_features_on_disk_blocks_and_devices_change_nothing(tmp_path, monkeypatc
 def test_bad_input():
   x, tags = problem(n=20)
   for domain, message in [
-      (Domain(query=x, tags=tags[:19]), '20 queries with 19 tags'),
-      (Domain(query=x, tags=tags, index=x), 'index of 20 with no tags'),
-      (Domain(query=x, tags=np.arange(20)), "'a': got 20 queries, none of which shares a class"),
-      (Domain(query=x, tags=['n'] * 20, index=x, index_tags=['m'] * 20), 'none of which'),
-      (Domain(query=x, tags=tags, index=x[:, :3], index_tags=tags), r'expected \[N, D\] and \[M, D\]')]:
+    (Domain(query=x, tags=tags[:19]), '20 queries with 19 tags'),
+    (Domain(query=x, tags=tags, index=x), 'index of 20 with no tags'),
+    (Domain(query=x, tags=np.arange(20)), "'a': got 20 queries, none of which shares a class"),
+    (Domain(query=x, tags=['n'] * 20, index=x, index_tags=['m'] * 20), 'none of which'),
+    (
+      Domain(query=x, tags=tags, index=x[:, :3], index_tags=tags),
+      r'expected \[N, D\] and \[M, D\]',
+    ),
+  ]:
     with pytest.raises(InputError, match=message):
       instance.evaluate({'a': domain})
   with pytest.raises(InputError, match='no domain'):

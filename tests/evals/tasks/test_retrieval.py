@@ -1,4 +1,7 @@
-"""Recalls against a plain loop, on ties, duplicates and several captions; chance against the hypergeometric law."""
+"""Recalls against a plain loop, on ties, duplicates and several captions; chance against the
+hypergeometric law.
+"""
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -16,15 +19,18 @@ def reference(image, text, owner):
   for i in sorted(set(owner)):
     best = max(scores[t, i] for t in range(len(text)) if owner[t] == i)
     i2t.append(sum(not scores[t, i] < best for t in range(len(text)) if owner[t] != i))
-  return {f'{way}_r{k}': np.mean([rank < k for rank in ranks])
-          for way, ranks in (('t2i', t2i), ('i2t', i2t)) for k in (1, 5, 10)}
+  return {
+    f'{way}_r{k}': np.mean([rank < k for rank in ranks])
+    for way, ranks in (('t2i', t2i), ('i2t', i2t))
+    for k in (1, 5, 10)
+  }
 
 
 @pytest.mark.parametrize('seed', range(6))
 def test_equals_the_loop(seed):
   rng = np.random.default_rng(seed)
   image = rng.normal(size=(23, 5)).astype(np.float32)
-  owner = rng.integers(0, 23, 31)    # some images without text, some with several, unsorted
+  owner = rng.integers(0, 23, 31)  # some images without text, some with several, unsorted
   text = image[owner] + rng.normal(size=(31, 5)).astype(np.float32)
   assert retrieval.recalls(image, text, owner) == pytest.approx(reference(image, text, owner))
 
@@ -32,7 +38,7 @@ def test_equals_the_loop(seed):
 @pytest.mark.parametrize('seed', range(4))
 def test_ties_and_duplicates_count_against(seed):
   rng = np.random.default_rng(seed)
-  image = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 20)]    # exact ties everywhere
+  image = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 20)]  # exact ties everywhere
   owner = rng.permutation(np.repeat(np.arange(20), 2))
   text = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 40)]
   found = retrieval.recalls(image, text, owner)

@@ -1,4 +1,7 @@
-"""Class embeddings, nearest classes and top-k against plain loops and scikit-learn; lists of names and templates."""
+"""Class embeddings, nearest classes and top-k against plain loops and scikit-learn; lists of names
+and templates.
+"""
+
 import json
 
 import numpy as np
@@ -21,12 +24,14 @@ def unit(x):
 def test_a_class_is_the_mean_of_its_texts(monkeypatch):
   monkeypatch.setattr(zeroshot, '_TEXTS', 3)
   calls = []
-  spy = lambda texts: calls.append(list(texts)) or 5 * encode(texts)    # lengths do not count
+  spy = lambda texts: calls.append(list(texts)) or 5 * encode(texts)  # lengths do not count
   names, templates = ['cat', ('sea lion', 'seal'), ('cat',)], ('a photo of a {}.', '{}s', 'the {}')
   found = zeroshot.class_embeddings(spy, names, templates)
   for vector, own in zip(found, (['cat'], ['sea lion', 'seal'], ['cat'])):
     texts = [t.format(n) for n in own for t in templates]
-    np.testing.assert_allclose(vector, unit(unit(encode(texts).astype(np.float64)).mean(0)), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+      vector, unit(unit(encode(texts).astype(np.float64)).mean(0)), rtol=1e-6, atol=1e-7
+    )
   said = [text for call in calls for text in call]
   assert len(said) == len(set(said)) == 9 and max(map(len, calls)) == 3
   np.testing.assert_array_equal(found[0], found[2])
@@ -43,13 +48,18 @@ def test_classes_without_texts_are_refused(names, templates):
 def ranked(image, classes):
   """All classes of each image by cosine, the lowest of equals first, in a loop."""
   scores = unit(image.astype(np.float64)) @ unit(classes.astype(np.float64)).T
-  return np.array([sorted(range(len(classes)), key=lambda c, row=row: (-row[c], c)) for row in scores])
+  return np.array(
+    [sorted(range(len(classes)), key=lambda c, row=row: (-row[c], c)) for row in scores]
+  )
 
 
 def test_nearest_equals_the_loop(monkeypatch):
   monkeypatch.setattr(zeroshot, '_BLOCK', 7)
   rng = np.random.default_rng(0)
-  image, classes = rng.normal(size=(30, 8)).astype(np.float32), rng.normal(size=(12, 8)).astype(np.float32)
+  image, classes = (
+    rng.normal(size=(30, 8)).astype(np.float32),
+    rng.normal(size=(12, 8)).astype(np.float32),
+  )
   np.testing.assert_array_equal(zeroshot.nearest(image, classes), ranked(image, classes)[:, :5])
   assert zeroshot.nearest(image, classes[:3]).shape == (30, 3)
   assert zeroshot.nearest(image[:0], classes).shape == (0, 5)
@@ -61,7 +71,9 @@ def test_equal_classes_and_broken_images_go_to_the_lowest_class():
   rng = np.random.default_rng(0)
   few = rng.normal(size=(4, 8)).astype(np.float32)
   classes = few[[2, 0, 1, 2, 0, 3, 1, 0]]
-  found = zeroshot.nearest(np.concatenate([few, np.zeros((1, 8)), np.full((1, 8), np.nan)]), classes, k=8)
+  found = zeroshot.nearest(
+    np.concatenate([few, np.zeros((1, 8)), np.full((1, 8), np.nan)]), classes, k=8
+  )
   assert found[:, 0].tolist() == [1, 2, 0, 5, 0, 0]
   assert found[0, :3].tolist() == [1, 4, 7] and found[4].tolist() == list(range(8))
 
@@ -73,12 +85,16 @@ def test_scorer_equals_scikit_learn():
   image = (classes[labels] + rng.normal(size=(200, 8))).astype(np.float32)
   scorer = zeroshot.Scorer(classes, ks=(1, 3, 10))
   for i in range(0, 200, 64):
-    scorer(image[i:i + 64], labels[i:i + 64])
+    scorer(image[i : i + 64], labels[i : i + 64])
   asked = labels >= 0
   scores, labels = unit(image[asked]) @ unit(classes).T, labels[asked]
-  expected = {f'top{k}': metrics.top_k_accuracy_score(labels, scores, k=k, labels=range(10)) for k in (1, 3)}
+  expected = {
+    f'top{k}': metrics.top_k_accuracy_score(labels, scores, k=k, labels=range(10)) for k in (1, 3)
+  }
   assert scorer.result() == pytest.approx(expected, abs=1e-12)
-  np.testing.assert_array_equal(scorer.counts, metrics.confusion_matrix(labels, scores.argmax(1), labels=range(10)))
+  np.testing.assert_array_equal(
+    scorer.counts, metrics.confusion_matrix(labels, scores.argmax(1), labels=range(10))
+  )
 
 
 def test_evaluate_takes_the_named_token():
@@ -91,7 +107,9 @@ def test_evaluate_takes_the_named_token():
     zeroshot.evaluate(images, labels, classes, cls='wbe')
   with pytest.raises(InputError, match='labels up to 6; expected .* 6'):
     zeroshot.evaluate(images, labels + 1, classes, cls='web')
-  assert zeroshot.chance(1000) == {'top1': 0.001, 'top5': 0.005} and set(zeroshot.chance(5)) == {'top1'}
+  assert zeroshot.chance(1000) == {'top1': 0.001, 'top5': 0.005} and set(zeroshot.chance(5)) == {
+    'top1'
+  }
   assert np.isnan(zeroshot.Scorer(classes).result()['top1'])
 
 
@@ -102,12 +120,25 @@ def test_lists_of_templates_and_classes():
     assert prompts.templates(templates) == templates and len(set(templates)) == len(templates)
   assert set(prompts.TEMPLATES['clip7']) <= set(prompts.TEMPLATES['clip80'])
   assert set(prompts.TEMPLATES['tcl9']) - set(prompts.TEMPLATES['clip80']) == {'a photo of {}s.'}
-  for name, count in dict(voc20=20, voc21=21, context59=59, context60=60, ade150=150, camvid11=11, cifar10=10,
-                          coco80=80, imagenet=1000).items():
+  for name, count in dict(
+    voc20=20,
+    voc21=21,
+    context59=59,
+    context60=60,
+    ade150=150,
+    camvid11=11,
+    cifar10=10,
+    coco80=80,
+    imagenet=1000,
+  ).items():
     names = prompts.classes(name)
-    assert len(names) == count and all(len(own) == 1 and own[0] == own[0].strip() != '' for own in names)
-    assert len(set(names)) == count or name == 'imagenet'    # it has two missiles
-  assert prompts.classes('voc21')[1:] == prompts.classes('voc20') and ('dining table',) in prompts.classes('voc20')
+    assert len(names) == count and all(
+      len(own) == 1 and own[0] == own[0].strip() != '' for own in names
+    )
+    assert len(set(names)) == count or name == 'imagenet'  # it has two missiles
+  assert prompts.classes('voc21')[1:] == prompts.classes('voc20') and (
+    'dining table',
+  ) in prompts.classes('voc20')
   assert prompts.classes('context60')[:2] == (('background',), ('aeroplane',))
   assert prompts.classes('voc21', background=prompts.STUFF)[0] == prompts.STUFF
   with pytest.raises(InputError, match='expected a list with a background'):
@@ -120,26 +151,52 @@ def test_lists_of_templates_and_classes():
     prompts.templates(('a photo of a cat',))
 
 
-@pytest.mark.parametrize('file, text', [
+@pytest.mark.parametrize(
+  'file, text',
+  [
     ('names.txt', 'tench, Tinca tinca\n goldfish\ngreat white_shark \n'),
-    ('synsets.txt', 'n01440764 tench, Tinca tinca\nn01443537 goldfish\nn01484850 great white shark\n'),
-    ('index.json', json.dumps({'1': ['n01443537', 'goldfish'], '0': ['n01440764', 'tench', 'Tinca_tinca'],
-                               '2': ['n01484850', 'great_white_shark']})),
+    (
+      'synsets.txt',
+      'n01440764 tench, Tinca tinca\nn01443537 goldfish\nn01484850 great white shark\n',
+    ),
+    (
+      'index.json',
+      json.dumps(
+        {
+          '1': ['n01443537', 'goldfish'],
+          '0': ['n01440764', 'tench', 'Tinca_tinca'],
+          '2': ['n01484850', 'great_white_shark'],
+        }
+      ),
+    ),
     ('list.json', json.dumps(['tench, Tinca tinca', 'goldfish', ['great white shark']])),
-])
+  ],
+)
 def test_class_names_of_a_file(tmp_path, file, text):
   path = tmp_path / file
   path.write_text(text)
-  assert prompts.read_classes(path, count=3) == (('tench', 'Tinca tinca'), ('goldfish',), ('great white shark',))
+  assert prompts.read_classes(path, count=3) == (
+    ('tench', 'Tinca tinca'),
+    ('goldfish',),
+    ('great white shark',),
+  )
   assert prompts.classes(str(path)) == prompts.read_classes(path)
   with pytest.raises(InputError, match='got 3 classes in .*; expected 1000'):
     prompts.read_classes(path, count=1000)
 
 
-@pytest.mark.parametrize('file, text, message', [
-    ('a.txt', '', 'no name for class 0'), ('a.txt', 'cat\n\ndog', 'no name for class 1'),
-    ('a.json', '{"1": "cat"}', 'run from 1 to 1; expected 0 to 0'), ('a.json', '[3]', 'cannot be read'),
-    ('a.json', '[', 'cannot be read'), ('a.json', '{}', 'cannot be read|no name'), (None, '', 'cannot be read')])
+@pytest.mark.parametrize(
+  'file, text, message',
+  [
+    ('a.txt', '', 'no name for class 0'),
+    ('a.txt', 'cat\n\ndog', 'no name for class 1'),
+    ('a.json', '{"1": "cat"}', 'run from 1 to 1; expected 0 to 0'),
+    ('a.json', '[3]', 'cannot be read'),
+    ('a.json', '[', 'cannot be read'),
+    ('a.json', '{}', 'cannot be read|no name'),
+    (None, '', 'cannot be read'),
+  ],
+)
 def test_files_that_are_no_lists(tmp_path, file, text, message):
   path = tmp_path / (file or 'absent.txt')
   if file:

@@ -1,4 +1,5 @@
 """Zero-shot segmentation against the notebook's steps in PyTorch, plain loops, and scikit-learn."""
+
 import numpy as np
 import pytest
 
@@ -17,24 +18,38 @@ def resize(planes_hwK, shape):
   out = np.zeros((height, width, count))
   for i in range(height):
     for j in range(width):
-      y, x = (min(max((p + 0.5) * n / m - 0.5, 0), n - 1) for p, n, m in ((i, h, height), (j, w, width)))
+      y, x = (
+        min(max((p + 0.5) * n / m - 0.5, 0), n - 1) for p, n, m in ((i, h, height), (j, w, width))
+      )
       for a, b in ((int(y), 1 - y % 1), (min(int(y) + 1, h - 1), y % 1)):
         for c, d in ((int(x), 1 - x % 1), (min(int(x) + 1, w - 1), x % 1)):
           out[i, j] += b * d * planes_hwK[a, c]
   return out
 
 
-@pytest.mark.parametrize('image, size', [
-    ((512, 683), (448, 602)), ((683, 512), (602, 448)), ((448, 448), (448, 448)), ((300, 500), (448, 756)),
-    ((1000, 100), (4480, 448)), ((449, 448), (462, 448))])
+@pytest.mark.parametrize(
+  'image, size',
+  [
+    ((512, 683), (448, 602)),
+    ((683, 512), (602, 448)),
+    ((448, 448), (448, 448)),
+    ((300, 500), (448, 756)),
+    ((1000, 100), (4480, 448)),
+    ((449, 448), (462, 448)),
+  ],
+)
 def test_sizes(image, size):
   """448 x 597 of the notebook's first image becomes 448 x 602, the next multiple of 14."""
   assert zs.resized(*image) == size
   h, w = zs.resized(*image, patch=1)
-  assert min(h, w) == 448 and (h, w) == tuple(448 if n == min(image) else int(448 * n / min(image)) for n in image)
+  assert min(h, w) == 448 and (h, w) == tuple(
+    448 if n == min(image) else int(448 * n / min(image)) for n in image
+  )
 
 
-@pytest.mark.parametrize('height, width', [(448, 448), (448, 449), (448, 784), (448, 785), (1500, 448)])
+@pytest.mark.parametrize(
+  'height, width', [(448, 448), (448, 449), (448, 784), (448, 785), (1500, 448)]
+)
 def test_windows_cover_the_image(height, width):
   seen, places = np.zeros((height, width), int), list(zs.windows(height, width))
   for rows, columns in places:
@@ -42,28 +57,34 @@ def test_windows_cover_the_image(height, width):
     seen[rows, columns] += 1
   assert seen.min() == 1 and len(places) == -(-(height - 448) // 336) + -(-(width - 448) // 336) + 1
   assert (places[0][0].start, places[0][1].start) == (0, 0)
-  assert [(r, c) for r, c in zs.windows(5, 20, 8, 6)] == [(slice(0, 5), slice(x, x + 8)) for x in (0, 6, 12)]
+  assert [(r, c) for r, c in zs.windows(5, 20, 8, 6)] == [
+    (slice(0, 5), slice(x, x + 8)) for x in (0, 6, 12)
+  ]
 
 
 def test_whole_is_the_largest_cosine_resized():
   rng = np.random.default_rng(0)
   classes, patch = unit(rng.normal(size=(5, 6))), 3 * rng.normal(size=(3, 4, 6))
   cosine = zs.cosines(classes, patch)
-  np.testing.assert_allclose(cosine, np.einsum('hwe,ke->hwk', unit(patch), classes), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    cosine, np.einsum('hwe,ke->hwk', unit(patch), classes), rtol=1e-5, atol=1e-6
+  )
   for shape in ((11, 17), (70, 65), (3, 4), (2, 2)):
     expected = resize(cosine.astype(np.float64), shape)
     found = zs.labels(cosine, shape)
     best = np.sort(expected, -1)
     clear = best[..., -1] - best[..., -2] > 1e-5
-    assert found.shape == shape and clear.mean() > 0.98 and (found == expected.argmax(-1))[clear].all()
-  assert (zs.labels(np.zeros((3, 4, 5), np.float32), (9, 9)) == 0).all()    # equal: the lowest class
+    assert (
+      found.shape == shape and clear.mean() > 0.98 and (found == expected.argmax(-1))[clear].all()
+    )
+  assert (zs.labels(np.zeros((3, 4, 5), np.float32), (9, 9)) == 0).all()  # equal: the lowest class
 
 
 def test_broken_patches_are_far_from_all():
   patch = np.ones((1, 2, 3), np.float32)
   patch[0, 1, 2] = np.nan
   cosine = zs.cosines(np.eye(3)[:2], patch)
-  np.testing.assert_allclose(cosine, [[[3 ** -0.5] * 2, [0, 0]]], rtol=1e-6)
+  np.testing.assert_allclose(cosine, [[[3**-0.5] * 2, [0, 0]]], rtol=1e-6)
   with pytest.raises(InputError, match=r'expected \[n, h, w, E\] and \[M, E\]'):
     zs.cosines(np.eye(4), patch)
 
@@ -77,11 +98,17 @@ def notebook(torch, classes, image, encode, *, side, stride, size):
       bottom, right = min(i * stride + side, height), min(j * stride + side, width)
       rows, columns = slice(max(bottom - side, 0), bottom), slice(max(right - side, 0), right)
       patch = torch.tensor(encode(image[None, rows, columns])[0])
-      cosine = torch.einsum('cd,hwd->chw', torch.tensor(classes), torch.nn.functional.normalize(patch, dim=-1))
-      cosine = torch.nn.functional.interpolate(cosine[None], size=image[rows, columns].shape[:2], mode='bilinear')[0]
+      cosine = torch.einsum(
+        'cd,hwd->chw', torch.tensor(classes), torch.nn.functional.normalize(patch, dim=-1)
+      )
+      cosine = torch.nn.functional.interpolate(
+        cosine[None], size=image[rows, columns].shape[:2], mode='bilinear'
+      )[0]
       probabilities[:, rows, columns] += cosine.softmax(0)
       count[rows, columns] += 1
-  both = torch.nn.functional.interpolate((probabilities / count)[None], size=size, mode='bilinear')[0]
+  both = torch.nn.functional.interpolate((probabilities / count)[None], size=size, mode='bilinear')[
+    0
+  ]
   return (probabilities / count).permute(1, 2, 0).numpy(), both.permute(1, 2, 0).numpy()
 
 
@@ -127,7 +154,10 @@ def test_views_of_whole_images_keep_the_aspect():
   image[:, 50:] = 255
   segmenter = zs.Segmenter(classes=np.eye(3), side=28)
   [view] = segmenter.views(image)
-  assert view.shape == (28, 56, 3) and segmenter.size(60, 100) == (28, 56)    # 46 pixels, up to 4 patches
+  assert view.shape == (28, 56, 3) and segmenter.size(60, 100) == (
+    28,
+    56,
+  )  # 46 pixels, up to 4 patches
   assert (view[:, :26] < 20).all() and (view[:, 30:] > 235).all()
   assert segmenter.views(np.zeros((28, 28, 3), np.uint8)).shape == (1, 28, 28, 3)
 
@@ -142,7 +172,14 @@ def test_background_is_a_cosine_or_has_names():
   expected = np.where(cosine.max(-1) > 0.3, cosine.argmax(-1) + 1, 0)
   np.testing.assert_array_equal(constant.predict(patch, (4, 5)), expected)
   names, owner = zs.apart([('sky', 'wall', 'tree'), 'cat', ('dog', 'puppy')])
-  assert names == ('sky', 'wall', 'tree', 'cat', 'dog', 'puppy') and owner.tolist() == [0, 0, 0, 1, 2, 2]
+  assert names == ('sky', 'wall', 'tree', 'cat', 'dog', 'puppy') and owner.tolist() == [
+    0,
+    0,
+    0,
+    1,
+    2,
+    2,
+  ]
   several = zs.Segmenter(classes=classes, owner=owner, side=28)
   assert several.count == 3
   np.testing.assert_array_equal(several.predict(patch, (4, 5)), owner[cosine.argmax(-1)])
@@ -151,10 +188,15 @@ def test_background_is_a_cosine_or_has_names():
       zs.Segmenter(classes=classes, owner=owner)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'mode': 'hole'}, "did you mean 'whole'"), ({'side': 450}, 'a side of whole patches'),
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'mode': 'hole'}, "did you mean 'whole'"),
+    ({'side': 450}, 'a side of whole patches'),
     ({'mode': 'slide', 'stride': 449}, 'a stride of at most a side'),
-    ({'mode': 'slide', 'stride': 0}, 'a stride of at most a side')])
+    ({'mode': 'slide', 'stride': 0}, 'a stride of at most a side'),
+  ],
+)
 def test_bad_options(options, message):
   with pytest.raises(InputError, match=message):
     zs.Segmenter(classes=np.eye(3), **options)
@@ -168,7 +210,9 @@ def test_masks_without_background():
 def test_scorer_equals_scikit_learn():
   metrics = pytest.importorskip('sklearn.metrics')
   rng = np.random.default_rng(0)
-  masks = [rng.choice([0, 1, 2, 4, 255], (9, 7 + i)).astype(np.uint8) for i in range(4)]    # 3 and 5: never there
+  masks = [
+    rng.choice([0, 1, 2, 4, 255], (9, 7 + i)).astype(np.uint8) for i in range(4)
+  ]  # 3 and 5: never there
   found = [rng.choice([0, 1, 4], mask.shape) for mask in masks]
   scorer = zs.Scorer(6)
   for prediction, mask in zip(found, masks):
@@ -176,9 +220,11 @@ def test_scorer_equals_scikit_learn():
   truth, found = (np.concatenate([x.ravel() for x in both]) for both in (masks, found))
   truth, found = truth[truth != 255], found[truth != 255]
   each = metrics.jaccard_score(truth, found, labels=[0, 1, 2, 4], average=None)
-  assert each[2] == 0 < each[0]    # class 2 is never predicted, and counts
+  assert each[2] == 0 < each[0]  # class 2 is never predicted, and counts
   np.testing.assert_allclose(scorer.classes(), [*each[:3], np.nan, each[3], np.nan])
-  assert scorer.result() == pytest.approx({'miou': each.mean(), 'pixel_accuracy': (truth == found).mean()}, abs=1e-12)
+  assert scorer.result() == pytest.approx(
+    {'miou': each.mean(), 'pixel_accuracy': (truth == found).mean()}, abs=1e-12
+  )
   assert scorer.counts.sum() == len(truth) and scorer.counts.dtype == np.int64
 
 
@@ -186,7 +232,10 @@ def test_scorer_refuses_what_it_cannot_count():
   scorer = zs.Scorer(3)
   scorer(np.zeros((2, 2), int), np.full((2, 2), 255))
   assert np.isnan(scorer.result()['miou']) and np.isnan(scorer.chance()['miou'])
-  for predicted, mask in ((np.zeros((2, 2)), np.full((2, 2), 3)), (np.full((2, 2), 3), np.zeros((2, 2)))):
+  for predicted, mask in (
+    (np.zeros((2, 2)), np.full((2, 2), 3)),
+    (np.full((2, 2), 3), np.zeros((2, 2))),
+  ):
     with pytest.raises(InputError, match='expected ids below 3'):
       scorer(predicted.astype(int), mask.astype(int))
   with pytest.raises(InputError, match='expected one shape'):
@@ -207,20 +256,26 @@ def test_scenes_of_colors_are_found_by_their_names():
   rng = np.random.default_rng(0)
   colors = {'red': (220, 30, 30), 'green': (30, 200, 40), 'blue': (40, 60, 220)}
   kernel = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
-  mean = lambda images: images.reshape(len(images), images.shape[1] // 8, 8, images.shape[2] // 8, 8, 3).mean((2, 4))
+  mean = lambda images: images.reshape(
+    len(images), images.shape[1] // 8, 8, images.shape[2] // 8, 8, 3
+  ).mean((2, 4))
   encode = lambda images: (mean(images) - 100) @ kernel
-  say = lambda texts: np.stack([sum(np.subtract(c, 100) for n, c in colors.items() if n in t) @ kernel for t in texts])
+  say = lambda texts: np.stack(
+    [sum(np.subtract(c, 100) for n, c in colors.items() if n in t) @ kernel for t in texts]
+  )
   classes = zeroshot.class_embeddings(say, list(colors), prompts.templates('tcl9'))
   examples = []
   for i in range(4):
     mask = np.kron(rng.integers(0, 3, (2, 3)), np.ones((32, 32), int))
     image = np.array(list(colors.values()), np.uint8)[mask]
     mask[:, :2] = 255
-    examples.append((image, mask if i else mask[::2, ::2]))    # a mask may be smaller than its image
+    examples.append((image, mask if i else mask[::2, ::2]))  # a mask may be smaller than its image
   for mode in zs.MODES:
     seen = []
     segmenter = zs.Segmenter(classes=classes, mode=mode, side=64, stride=48, patch=8)
-    scorer = zs.evaluate(encode, examples, segmenter, visit=lambda *drawn: seen.append([x.shape for x in drawn]))
+    scorer = zs.evaluate(
+      encode, examples, segmenter, visit=lambda *drawn: seen.append([x.shape for x in drawn])
+    )
     result = scorer.result()
     assert result['miou'] > 0.9 > 0.4 > scorer.chance()['miou'] and len(seen) == 4
     assert seen[0] == [(64, 96, 3), (32, 48), (32, 48)]

@@ -1,4 +1,5 @@
 """Official npz files: names, pairs, and every way in which they can be wrong."""
+
 import dataclasses
 import pathlib
 import pickle
@@ -14,7 +15,9 @@ from tips_jax.interop.weights import fit_positions, flat
 LAYOUTS = ('official_torch', 'official_jax')
 
 
-@pytest.mark.parametrize('name,expected', [
+@pytest.mark.parametrize(
+  'name,expected',
+  [
     ('tips_oss_g14_lowres_vision.npz', ('v1', 'g', True, 'vision')),
     ('tips_oss_g14_highres_text.npz', ('v1', 'g', False, 'text')),
     ('tips_oss_s14_highres_distilled_vision.npz', ('v1', 's', False, 'vision')),
@@ -22,13 +25,18 @@ LAYOUTS = ('official_torch', 'official_jax')
     ('tips_v2_oss_so14_vision.npz', ('v2', 'so400m', False, 'vision')),
     ('tips_v2_so400m14_text.npz', ('v2', 'so400m', False, 'text')),
     ('tips_v2_oss_b14_text.npz', ('v2', 'b', False, 'text')),
-    ('tips_v2_l14_vision.npz', ('v2', 'l', False, 'vision'))])
+    ('tips_v2_l14_vision.npz', ('v2', 'l', False, 'vision')),
+  ],
+)
 def test_released_names(name, expected):
   assert tuple(official.released(f'somewhere/{name}').values()) == expected
 
 
 def test_other_names_are_not_released_ones():
-  assert official.released('tiny_vision.npz') is None and official.released('tips_oss_x14_vision.npz') is None
+  assert (
+    official.released('tiny_vision.npz') is None
+    and official.released('tips_oss_x14_vision.npz') is None
+  )
 
 
 def same(one, other):
@@ -47,14 +55,21 @@ def put(weights, folder, format, **fields):
 
 
 @pytest.mark.parametrize('format', [*LAYOUTS, 'safetensors'])
-@pytest.mark.parametrize('fields', [{}, {'ffn': 'swiglu', 'grid': 8}, {'text': False, 'cls': ('cls',)}], ids=str)
+@pytest.mark.parametrize(
+  'fields', [{}, {'ffn': 'swiglu', 'grid': 8}, {'text': False, 'cls': ('cls',)}], ids=str
+)
 def test_round_trip(tmp_path, model, tokenizer_model, format, fields):
-  mask = {} if format != 'official_jax' else {'mask_token': False}    # a layout without it
-  weights = model(tokenizer=tokenizer_model, **fields, **mask).replace(about={'step': 7}, text_length=24)
+  mask = {} if format != 'official_jax' else {'mask_token': False}  # a layout without it
+  weights = model(tokenizer=tokenizer_model, **fields, **mask).replace(
+    about={'step': 7}, text_length=24
+  )
   back = read.read(put(weights, tmp_path / 'there', format))
   same(back.params, weights.params)
-  assert {f: getattr(back, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')} == \
-      {f: getattr(weights, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')}
+  assert {
+    f: getattr(back, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')
+  } == {
+    f: getattr(weights, f) for f in ('name', 'towers', 'tokenizer', 'text_length', 'size', 'about')
+  }
 
 
 @pytest.mark.parametrize('format', [*LAYOUTS, 'safetensors', 'hf'])
@@ -76,7 +91,9 @@ def test_without_our_contract_the_arrays_tell(tmp_path, model, monkeypatch, form
     tower = back.image
     assert (tower.width, tower.depth, tower.heads, tower.mlp, tower.grid) == (32, 2, 2, 64, 4)
     assert back.text == weights.text and back.tokenizer is None
-    np.testing.assert_array_equal(back.params['logit']['log_temperature'], weights.params['logit']['log_temperature'])
+    np.testing.assert_array_equal(
+      back.params['logit']['log_temperature'], weights.params['logit']['log_temperature']
+    )
 
 
 def test_released_files_whose_names_disagree_are_one_model(tmp_path, model, monkeypatch):
@@ -95,7 +112,9 @@ def test_a_file_of_another_variant_than_its_name(tmp_path, model):
   folder = put(model(text=False), tmp_path / 'there', 'official_jax')
   (folder / write.CONTRACT).unlink()
   (folder / 'tiny_vision.npz').rename(folder / 'tips_oss_b14_highres_distilled_vision.npz')
-  with pytest.raises(InputError, match='image tower: got width 32; expected 768, as the name says b'):
+  with pytest.raises(
+    InputError, match='image tower: got width 32; expected 768, as the name says b'
+  ):
     read.read(folder)
 
 
@@ -119,8 +138,10 @@ def test_a_truncated_file(tmp_path, model):
   folder = put(model(), tmp_path / 'there', 'official_torch')
   file = folder / 'tiny_vision.npz'
   data = file.read_bytes()
-  file.write_bytes(data[:len(data) // 2])
-  with pytest.raises(InputError, match=f'expected {len(data)} bytes: a half-written or half-copied folder'):
+  file.write_bytes(data[: len(data) // 2])
+  with pytest.raises(
+    InputError, match=f'expected {len(data)} bytes: a half-written or half-copied folder'
+  ):
     read.read(folder)
   with pytest.raises(InputError, match='truncated or damaged|no npz file'):
     arrays.read_npz(file)
@@ -150,12 +171,14 @@ def test_pickles_are_refused_and_never_run(tmp_path):
     with pytest.raises(InputError, match='pickle'):
       read.read(tmp_path / name)
   assert not mark.exists()
-  pickle.loads((tmp_path / 'model.pth').read_bytes())    # the bomb is a real one
+  pickle.loads((tmp_path / 'model.pth').read_bytes())  # the bomb is a real one
   assert mark.exists()
 
 
 def test_what_is_no_checkpoint(tmp_path):
-  with pytest.raises(InputError, match='does not exist; expected a work folder.*hf download google/tipsv2-b14'):
+  with pytest.raises(
+    InputError, match='does not exist; expected a work folder.*hf download google/tipsv2-b14'
+  ):
     read.read('google/tipsv2-b14')
   with pytest.raises(InputError, match='expected a work folder'):
     read.read(tmp_path)
@@ -178,9 +201,14 @@ def test_bfloat16_has_no_npz(tmp_path, model):
 
 
 def test_projections_have_no_place(tmp_path, model):
-  with pytest.raises(InputError, match='got a model with image_head and text_head.*safetensors holds it'):
+  with pytest.raises(
+    InputError, match='got a model with image_head and text_head.*safetensors holds it'
+  ):
     put(model(heads=True), tmp_path / 'there', 'official_torch')
-  same(read.read(put(model(heads=True), tmp_path / 'own', 'safetensors')).params, model(heads=True).params)
+  same(
+    read.read(put(model(heads=True), tmp_path / 'own', 'safetensors')).params,
+    model(heads=True).params,
+  )
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
@@ -197,10 +225,16 @@ def edit(path, old, new):
   path.write_text(text.replace(old, new))
 
 
-@pytest.mark.parametrize('old,new,message', [
-    ('"mean": 0', '"mean": 0.5', 'got the preprocessing'), ('"version": 1', '"version": 9', 'got version 9'),
-    ('"kind": "vit"', '"kind": "vat"', 'towers.*kind'), ('{', '', 'cannot be read'),
-    ('"mlp": 64', '"mlp": 65', 'expected')])
+@pytest.mark.parametrize(
+  'old,new,message',
+  [
+    ('"mean": 0', '"mean": 0.5', 'got the preprocessing'),
+    ('"version": 1', '"version": 9', 'got version 9'),
+    ('"kind": "vit"', '"kind": "vat"', 'towers.*kind'),
+    ('{', '', 'cannot be read'),
+    ('"mlp": 64', '"mlp": 65', 'expected'),
+  ],
+)
 def test_the_contract_is_kept(tmp_path, model, tokenizer_model, old, new, message):
   folder = put(model(tokenizer=tokenizer_model), tmp_path / 'there', 'safetensors')
   edit(folder / write.CONTRACT, old, new)
@@ -210,8 +244,11 @@ def test_the_contract_is_kept(tmp_path, model, tokenizer_model, old, new, messag
 
 def test_another_tokenizer_beside_the_weights(tmp_path, model, tokenizer_model):
   from tips_jax.data import tokenizer
+
   folder = put(model(tokenizer=tokenizer_model), tmp_path / 'there', 'official_torch')
-  tokenizer.train(['other words altogether', 'and more of these'], folder / 'tokenizer.model', vocab_size=290)
+  tokenizer.train(
+    ['other words altogether', 'and more of these'], folder / 'tokenizer.model', vocab_size=290
+  )
   with pytest.raises(InputError, match='got another tokenizer than the weights were trained with'):
     read.read(folder)
 
@@ -234,6 +271,10 @@ def test_positions_of_another_grid():
   rng = np.random.default_rng(0)
   table = rng.normal(size=(1, 16, 16, 8)).astype(np.float32)
   larger = fit_positions(table, 32, 'x')
-  np.testing.assert_allclose(fit_positions(larger, 16, 'x'), table, atol=1e-5)    # and nothing is lost on the way back
-  with pytest.raises(InputError, match='got a table of 32 x 32 positions that no 16 x 16 one gives'):
+  np.testing.assert_allclose(
+    fit_positions(larger, 16, 'x'), table, atol=1e-5
+  )  # and nothing is lost on the way back
+  with pytest.raises(
+    InputError, match='got a table of 32 x 32 positions that no 16 x 16 one gives'
+  ):
     fit_positions(rng.normal(size=(1, 32, 32, 8)).astype(np.float32), 16, 'x')

@@ -1,6 +1,8 @@
-"""Class names of the public benchmarks, in the order of their class ids: facts of the data sets, in one place.
+"""Class names of the public benchmarks, in the order of their class ids: facts of the data sets, in
+one place.
 
-`prompt` makes a name of them fit for a sentence. Spelling of PASCAL and ADE20K: as MMSegmentation prints them.
+`prompt` makes a name of them fit for a sentence. Spelling of PASCAL and ADE20K: as MMSegmentation
+prints them.
 """
 
 
@@ -40,7 +42,8 @@ ADE20K = _split("""
   bulletin board | shower | radiator | glass | clock | flag
 """)
 
-# ImageNet-1k in the order of the sorted WordNet ids: CLIP names (Radford et al. 2021), as open_clip has them.
+# ImageNet-1k in the order of the sorted WordNet ids: CLIP names (Radford et al. 2021), as open_clip
+# has them.
 IMAGENET = _split("""
   tench | goldfish | great white shark | tiger shark | hammerhead shark | electric ray | stingray | rooster | hen |
   ostrich | brambling | goldfinch | house finch | junco | indigo bunting | American robin | bulbul | jay | magpie |
@@ -168,9 +171,17 @@ IMAGENET = _split("""
 
 
 def prompt(name):
-  """A class name as it reads in a sentence: PASCAL's joined words and COCO's panoptic suffixes are taken apart."""
-  known = {'diningtable': 'dining table', 'pottedplant': 'potted plant', 'tvmonitor': 'tv monitor',
-           'bedclothes': 'bed clothes', 'playingfield': 'playing field', 'window-blind': 'window blind'}
+  """A class name as it reads in a sentence: PASCAL's joined words and COCO's panoptic suffixes are
+  taken apart.
+  """
+  known = {
+    'diningtable': 'dining table',
+    'pottedplant': 'potted plant',
+    'tvmonitor': 'tv monitor',
+    'bedclothes': 'bed clothes',
+    'playingfield': 'playing field',
+    'window-blind': 'window blind',
+  }
   if name in known:
     return known[name]
   first, *rest = (word for word in name.split('-') if word not in ('merged', 'other', 'stuff'))

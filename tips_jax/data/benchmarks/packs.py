@@ -1,7 +1,9 @@
-"""Readers of the small packs: a zip of images with one JSON line an image, or an npz of encoded images.
+"""Readers of the small packs: a zip of images with one JSON line an image, or an npz of encoded
+images.
 
-Splits: `camvid` holds out one sequence (frames of one drive resemble each other), `rgbd` the last fifth of its film,
-`cifar10` and `flickr8k` have their own, `coco_mini` is for testing alone (masks and boxes; or captions).
+Splits: `camvid` holds out one sequence (frames of one drive resemble each other), `rgbd` the last
+fifth of its film, `cifar10` and `flickr8k` have their own, `coco_mini` is for testing alone (masks
+and boxes; or captions).
 """
 
 import io
@@ -19,6 +21,7 @@ _NO_CLASS = 254  # a mask value that no class has: the checker tells
 
 class _Pack(base.Benchmark):
   """`images.zip` (or one a split) with rows in a JSONL; `_keep` picks the rows of a split."""
+
   zip_file, table = 'images.zip', 'train.jsonl'
 
   def _list(self, split):
@@ -26,8 +29,10 @@ class _Pack(base.Benchmark):
     try:
       self._members = set(zipfile.ZipFile(self.root / self._in(self.zip_file)).namelist())
     except (OSError, zipfile.BadZipFile) as error:
-      raise InputError(f'{self.name}: missing split {self.split!r}: {self.root / self._in(self.zip_file)} is not a '
-                       f'whole zip ({error}); see {base.PAGE}') from error
+      raise InputError(
+        f'{self.name}: missing split {self.split!r}: {self.root / self._in(self.zip_file)} is not a '
+        f'whole zip ({error}); see {base.PAGE}'
+      ) from error
     rows = self._json_lines(self.root / self._in(self.table))
     return self._keep(rows, split)
 
@@ -54,7 +59,9 @@ class _Pack(base.Benchmark):
     return self._zip.read(name)
 
   def __getstate__(self):
-    return {name: value for name, value in vars(self).items() if name not in ('_zip', '_annotations_json')}
+    return {
+      name: value for name, value in vars(self).items() if name not in ('_zip', '_annotations_json')
+    }
 
   def captions_of(self, row):
     return row.get('captions')
@@ -62,12 +69,13 @@ class _Pack(base.Benchmark):
 
 class CamVid(_Pack):
   """CamVid at 480x360, 11 classes; void is 11 in the pack."""
+
   name, folders, annotations = 'camvid', ('camvid',), ('mask',)
   official = {'train': 'train', 'test': 'train'}
   held_out = '0001TP'
 
   def _keep(self, rows, split):
-    self.mask_classes = tuple(self.meta['classes'][:self.meta['ignore_index']])
+    self.mask_classes = tuple(self.meta['classes'][: self.meta['ignore_index']])
     self._table = np.arange(256, dtype=np.uint8)
     self._table[self.meta['ignore_index']] = base.VOID
     return [row for row in rows if (row['sequence'] == self.held_out) == (self.split == 'test')]
@@ -80,8 +88,10 @@ class CamVid(_Pack):
 class Rgbd(_Pack):
   """One kitchen (7-Scenes) at 320x240 with depth; normals are derived from it.
 
-  A Kinect's depth comes in steps of about a centimeter, hence differences over several pixels and none over edges.
+  A Kinect's depth comes in steps of about a centimeter, hence differences over several pixels and
+  none over edges.
   """
+
   name, folders, annotations = 'rgbd', ('rgbd',), ('depth', 'normals')
   official = {'train': 'train', 'test': 'train'}
   step, jump = 3, 0.05
@@ -94,13 +104,16 @@ class Rgbd(_Pack):
     data = self._read(row['depth'])
     fx, _, cx, cy = row['fx_fy_cx_cy']
     depth = np.asarray(Image.open(io.BytesIO(data)))
-    normals, valid = base.normals_from_depth(depth, fx, center=(cx, cy), step=self.step, jump=self.jump)
+    normals, valid = base.normals_from_depth(
+      depth, fx, center=(cx, cy), step=self.step, jump=self.jump
+    )
     extra = {'depth': data, 'normals': base.png(base.encode_normals(normals, valid))}
     return Sample(row['image'], self._read(row['image']), '', [], extra)
 
 
 class Flickr8k(_Pack):
   """Flickr8k at 128x128, five captions an image; `test` is the official dev split."""
+
   name, folders = 'flickr8k', ('flickr8k',)
   official = {'train': 'train', 'test': 'dev'}
   zip_file, table = '{split}.zip', '{split}.jsonl'
@@ -114,6 +127,7 @@ class CocoMini(_Pack):
 
   Class ids are the ranks of the panoptic category ids in meta.json, without 0 (unlabeled: void).
   """
+
   name, folders = 'coco_mini', ('coco_mini',)
   official = {'test': 'train', 'captions': 'train'}
 
@@ -131,7 +145,11 @@ class CocoMini(_Pack):
     width, height = row['size']
     corners = np.array([box for _, box in row['boxes']], np.float64).reshape(-1, 4)
     x, y, w, h = corners.T
-    boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], -1).clip(0, 1).astype(np.float32)
+    boxes = (
+      np.stack([y / height, x / width, (y + h) / height, (x + w) / width], -1)
+      .clip(0, 1)
+      .astype(np.float32)
+    )
     extra = {'boxes': boxes, 'tags': [name for name, _ in row['boxes']]}
     if self.split == 'test':
       extra['mask'] = base.class_ids(self._read(row['mask']), self._table)
@@ -140,6 +158,7 @@ class CocoMini(_Pack):
 
 class Cifar10(base.Benchmark):
   """CIFAR-10 as encoded 32x32 images in an npz; official train and test."""
+
   name, folders, annotations = 'cifar10', ('cifar10',), ('label',)
   official = {'train': 'train', 'test': 'test'}
 
@@ -148,9 +167,15 @@ class Cifar10(base.Benchmark):
     path = self.root / f'{split}.npz'
     try:
       with np.load(path) as arrays:
-        self._blob, self._offsets, self._labels = arrays['blob'].tobytes(), arrays['offsets'], arrays['label']
+        self._blob, self._offsets, self._labels = (
+          arrays['blob'].tobytes(),
+          arrays['offsets'],
+          arrays['label'],
+        )
     except (OSError, KeyError, ValueError) as error:
-      raise InputError(f'{self.name}: missing split {self.split!r}: cannot read {path} ({error})') from error
+      raise InputError(
+        f'{self.name}: missing split {self.split!r}: cannot read {path} ({error})'
+      ) from error
     return range(len(self._labels))
 
   def _files(self, index):
@@ -163,7 +188,7 @@ class Cifar10(base.Benchmark):
     return f'{self.split}-{index:05d}'
 
   def _sample(self, index):
-    image = self._blob[self._offsets[index]:self._offsets[index + 1]]
+    image = self._blob[self._offsets[index] : self._offsets[index + 1]]
     return Sample(self._key(index), image, '', [], {'label': int(self._labels[index])})
 
 

@@ -1,8 +1,11 @@
-"""What the readers of public benchmarks have in common: samples by number, files that can be counted before a run.
+"""What the readers of public benchmarks have in common: samples by number, files that can be
+counted before a run.
 
-A reader lists its split from the official files alone (fast, no image is opened) and reads a sample when it is asked
-for one. A sample whose image or annotation is not there has no image, and its `problem` names the file.
+A reader lists its split from the official files alone (fast, no image is opened) and reads a sample
+when it is asked for one. A sample whose image or annotation is not there has no image, and its
+`problem` names the file.
 """
+
 import abc
 import io
 import json
@@ -22,11 +25,14 @@ PAGE = 'docs/datasets.md'
 
 
 class Benchmark(Reader, abc.ABC):
-  """One split of a benchmark: iterate it, or read `reader[i]`; `len` is the number of samples it names.
+  """One split of a benchmark: iterate it, or read `reader[i]`; `len` is the number of samples it
+  names.
 
-  `name`: of the data set; `folders`: where it may lie in the data folder, most usual first; `official`: the split names
-  of the house -> what the data set calls them; `mask_classes`: names of the mask's class ids.
+  `name`: of the data set; `folders`: where it may lie in the data folder, most usual first;
+  `official`: the split names of the house -> what the data set calls them; `mask_classes`: names of
+  the mask's class ids.
   """
+
   name = ''
   folders = ()
   official = {}
@@ -41,18 +47,24 @@ class Benchmark(Reader, abc.ABC):
     self.root = self._root(pathlib.Path(data_dir).expanduser())
     self.items = self._list(self.official[split])
     if not self.items:
-      raise InputError(f'{self.name}: missing split {split!r}: {self.root} names no sample of it; see {PAGE}')
+      raise InputError(
+        f'{self.name}: missing split {split!r}: {self.root} names no sample of it; see {PAGE}'
+      )
     self.total = len(self.items)
 
   def _root(self, data_dir):
     for folder in self.folders:
       if (data_dir / folder).is_dir():
         return data_dir / folder
-    raise InputError(f'{self.name}: missing data set: {data_dir} has no folder {self.folders[0]!r}; see {PAGE}')
+    raise InputError(
+      f'{self.name}: missing data set: {data_dir} has no folder {self.folders[0]!r}; see {PAGE}'
+    )
 
   @abc.abstractmethod
   def _list(self, split):
-    """The light-weight items of a split, by its official name; InputError where the split is not there."""
+    """The light-weight items of a split, by its official name; InputError where the split is not
+    there.
+    """
 
   @abc.abstractmethod
   def _files(self, item):
@@ -85,7 +97,9 @@ class Benchmark(Reader, abc.ABC):
     return None
 
   def missing(self):
-    """Files that items name and that are not there. Lists folders rather than asking for file after file."""
+    """Files that items name and that are not there. Lists folders rather than asking for file after
+    file.
+    """
     names, gone = {}, []
     for item in self.items:
       for path in map(str, self._files(item)):
@@ -102,7 +116,9 @@ class Benchmark(Reader, abc.ABC):
     if not self.mask_classes:
       return ''
     if not hasattr(self, '_annotations_json'):
-      self._annotations_json = tempfile.NamedTemporaryFile('w', suffix='.json')  # lives as long as the reader
+      self._annotations_json = tempfile.NamedTemporaryFile(
+        'w', suffix='.json'
+      )  # lives as long as the reader
       json.dump({'mask_classes': list(self.mask_classes)}, self._annotations_json)
       self._annotations_json.flush()
     return self._annotations_json.name
@@ -127,13 +143,19 @@ class Benchmark(Reader, abc.ABC):
     try:
       return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError as error:
-      raise InputError(f'{self.name}: missing split {self.split!r}: no file {path}; see {PAGE}') from error
+      raise InputError(
+        f'{self.name}: missing split {self.split!r}: no file {path}; see {PAGE}'
+      ) from error
     except (OSError, UnicodeDecodeError) as error:
-      raise InputError(f'{self.name}: split {self.split!r}: cannot read {path} ({error}); copy it again') from error
+      raise InputError(
+        f'{self.name}: split {self.split!r}: cannot read {path} ({error}); copy it again'
+      ) from error
 
 
 def names_in(folder, *suffixes):
-  """Sorted file names of a folder with one of the suffixes (any case); [] where there is no such folder."""
+  """Sorted file names of a folder with one of the suffixes (any case); [] where there is no such
+  folder.
+  """
   if not folder.is_dir():
     return []
   with os.scandir(folder) as entries:
@@ -141,7 +163,8 @@ def names_in(folder, *suffixes):
 
 
 def class_ids(data, table=None):
-  """A PNG of uint8 class ids from an encoded mask (gray or palette), through `table` (uint8 [256]) where given.
+  """A PNG of uint8 class ids from an encoded mask (gray or palette), through `table` (uint8 [256])
+  where given.
 
   Raises ValueError for a mask in colors or of 16 bits: its values are no class ids.
   """
@@ -162,7 +185,9 @@ def png(array):
 
 
 def millimeters(meters):
-  """Depth in meters [H, W] as uint16 millimeters; 0 stays 'missing', and so does what is not finite or too far."""
+  """Depth in meters [H, W] as uint16 millimeters; 0 stays 'missing', and so does what is not finite
+  or too far.
+  """
   depth = np.asarray(meters, np.float64) * 1000
   depth = np.where(np.isfinite(depth) & (depth > 0) & (depth < 65_535), depth, 0)
   return np.round(depth).astype(np.uint16)
@@ -177,20 +202,24 @@ def encode_normals(normals, valid):
 def normals_from_depth(depth, focal, *, center=(0.0, 0.0), step=1, jump=None, missing=None):
   """Normals [H, W, 3] and where they are valid [H, W], from depth [H, W] (any unit; 0 is missing).
 
-  Cross product of the central differences over `step` pixels to each side of the back-projected pixels; `focal` and
-  `center` (x, y) in pixels. A pixel that touches a hole is invalid, and with `jump` so is one whose neighbor's depth
-  differs by more than that share for each pixel of distance. With `missing`, holes count as that far away and only
-  their own pixels are invalid: Probe3D's `compute_normal`. House axes: x right, y up, z toward the viewer.
+  Cross product of the central differences over `step` pixels to each side of the back-projected
+  pixels; `focal` and `center` (x, y) in pixels. A pixel that touches a hole is invalid, and with
+  `jump` so is one whose neighbor's depth differs by more than that share for each pixel of
+  distance. With `missing`, holes count as that far away and only
+  their own pixels are invalid: Probe3D's `compute_normal`. House axes: x right, y up, z toward the
+  viewer.
   """
   known = np.asarray(depth) > 0
   z = np.where(known, depth, 0 if missing is None else missing).astype(np.float64)
-  rows, columns = np.mgrid[:z.shape[0], :z.shape[1]] + 0.5
+  rows, columns = np.mgrid[: z.shape[0], : z.shape[1]] + 0.5
   points = np.stack([(columns - center[0]) * z / focal, (rows - center[1]) * z / focal, z], -1)
   normals, valid = np.zeros(points.shape), np.zeros(z.shape, bool)
   here = slice(step, -step)
-  right, left = np.s_[here, 2 * step:], np.s_[here, :-2 * step]
-  below, above = np.s_[2 * step:, here], np.s_[:-2 * step, here]
-  away = np.cross(points[right] - points[left], points[below] - points[above])  # camera axes: x right, y down, z ahead
+  right, left = np.s_[here, 2 * step :], np.s_[here, : -2 * step]
+  below, above = np.s_[2 * step :, here], np.s_[: -2 * step, here]
+  away = np.cross(
+    points[right] - points[left], points[below] - points[above]
+  )  # camera axes: x right, y down, z ahead
   length = np.linalg.norm(away, axis=-1)
   good = (length > 1e-12) & known[here, here]
   for side in (right, left, below, above):

@@ -1,6 +1,7 @@
 """What can be wrong with one encoded image or mask, told before it enters a store.
 
-The header is read first, so that an image which would not fit in memory is refused without being decoded.
+The header is read first, so that an image which would not fit in memory is refused without being
+decoded.
 """
 
 import io
@@ -12,14 +13,19 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
 
 
 class Check(typing.NamedTuple):
-  """`problem` is '' or one of 'unreadable', 'tiny', 'giant'; `size` is (width, height), (0, 0) where unknown."""
+  """`problem` is '' or one of 'unreadable', 'tiny', 'giant'; `size` is (width, height), (0, 0)
+  where unknown.
+  """
+
   problem: str
   detail: str
   size: tuple[int, int]
 
 
 def check_image(data, *, min_side, max_pixels):
-  """Reads the header of an encoded image, then decodes it; `min_side` and `max_pixels` are in pixels."""
+  """Reads the header of an encoded image, then decodes it; `min_side` and `max_pixels` are in
+  pixels.
+  """
   size = (0, 0)
   try:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -34,14 +40,17 @@ def check_image(data, *, min_side, max_pixels):
   except Image.DecompressionBombError as error:
     return Check('giant', str(error).partition(',')[0], size)
   except Image.UnidentifiedImageError:
-    return Check('unreadable', f'{len(data)} bytes that are no image' if data else 'empty file', size)
+    return Check(
+      'unreadable', f'{len(data)} bytes that are no image' if data else 'empty file', size
+    )
   except Exception as error:  # decoders raise anything, and one bad file must not end the run
     return Check('unreadable', f'{type(error).__name__}: {error}', size)
   return Check('', '', size)
 
 
 def mask_png(data, *, size, max_pixels):
-  """A PNG of uint8 class ids of `size` (width, height) from an encoded mask; None where it is no such mask.
+  """A PNG of uint8 class ids of `size` (width, height) from an encoded mask; None where it is no
+  such mask.
 
   A gray PNG stays as it is, byte for byte; a palette image becomes the indices of its palette.
   """

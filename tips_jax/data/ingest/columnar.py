@@ -1,7 +1,8 @@
-"""Readers of columnar and record files: parquet, Hugging Face `save_to_disk` folders, and TFDS data sets.
+"""Readers of columnar and record files: parquet, Hugging Face `save_to_disk` folders, and TFDS data
+sets.
 
-Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; TFRecord files are read here, because
-TFDS needs TensorFlow for them.
+Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; TFRecord files are
+read here, because TFDS needs TensorFlow for them.
 """
 
 import json
@@ -28,7 +29,9 @@ _BATCH_ROWS = 64
 
 
 class ArrowReader(Reader):
-  """Tables of rows with encoded images: `batches()` yields (file, pyarrow batch) with the columns of `schema`."""
+  """Tables of rows with encoded images: `batches()` yields (file, pyarrow batch) with the columns
+  of `schema`.
+  """
 
   def __init__(self, files, schema, options):
     super().__init__(options)
@@ -40,14 +43,17 @@ class ArrowReader(Reader):
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
       self.label_names = _class_names(schema, self._columns.label) or label_names(
-          v for _, batch in self.batches([self._columns.label]) for v in batch.column(0).to_pylist())
+        v for _, batch in self.batches([self._columns.label]) for v in batch.column(0).to_pylist()
+      )
 
   def batches(self, names):
     raise NotImplementedError
 
   def __iter__(self):
     c = self._columns
-    wanted = dict.fromkeys((c.image, c.alt_text, *c.captions, c.label, c.mask, 'id', 'key', '__key__'))
+    wanted = dict.fromkeys(
+      (c.image, c.alt_text, *c.captions, c.label, c.mask, 'id', 'key', '__key__')
+    )
     names = [name for name in wanted if name in self._schema.names]
     for file, first_row, batch in self._numbered(names):
       for i, row in enumerate(batch.to_pylist()):
@@ -58,7 +64,9 @@ class ArrowReader(Reader):
           extra['label'] = row[c.label] if isinstance(row[c.label], int) else str(row[c.label])
         if 'mask' in self.annotations and row[c.mask]:
           extra['mask'] = self._bytes_of(row[c.mask], file)[0]
-        named = next((row[name] for name in ('id', 'key', '__key__') if row.get(name) is not None), path)
+        named = next(
+          (row[name] for name in ('id', 'key', '__key__') if row.get(name) is not None), path
+        )
         key = str(named or f'{os.path.basename(file)}:{first_row + i}')
         yield Sample(key, image, alt_text, captions, extra, problem)
 
@@ -71,7 +79,9 @@ class ArrowReader(Reader):
       row += len(batch)
 
   def _bytes_of(self, value, file):
-    """(bytes or None, path, problem) of bytes, a path, or the {bytes, path} of a Hugging Face image."""
+    """(bytes or None, path, problem) of bytes, a path, or the {bytes, path} of a Hugging Face
+    image.
+    """
     path = ''
     if isinstance(value, dict):
       value, path = value.get('bytes'), value.get('path') or ''
@@ -81,8 +91,10 @@ class ArrowReader(Reader):
     if not value:
       return None, path, 'empty image cell'
     if value.startswith(('http://', 'https://')):
-      raise InputError(f'--input: column {self._columns.image!r} of {file!r} holds web addresses; expected image bytes '
-                       f'or files; download them first, for example with img2dataset')
+      raise InputError(
+        f'--input: column {self._columns.image!r} of {file!r} holds web addresses; expected image bytes '
+        f'or files; download them first, for example with img2dataset'
+      )
     for folder in (self.options.images, os.path.dirname(file)):
       place = os.path.join(os.path.expanduser(folder), value)
       if os.path.isfile(place):
@@ -92,8 +104,11 @@ class ArrowReader(Reader):
 
 
 def _holds_images(kind):
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or (
-      pa.types.is_struct(kind) and 'bytes' in [field.name for field in kind])
+  return (
+    pa.types.is_binary(kind)
+    or pa.types.is_large_binary(kind)
+    or (pa.types.is_struct(kind) and 'bytes' in [field.name for field in kind])
+  )
 
 
 def _class_names(schema, column):
@@ -107,6 +122,7 @@ def _class_names(schema, column):
 
 class ParquetReader(ArrowReader):
   """Parquet files with images as bytes, as {bytes, path}, or as paths beside the file."""
+
   kind = 'parquet'
 
   def __init__(self, files, options):
@@ -120,18 +136,25 @@ class ParquetReader(ArrowReader):
         for batch in _open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, columns=names):
           yield path, batch
       except (pa.ArrowException, OSError) as error:
-        raise InputError(f'{path!r} is damaged or has other columns than the first file ({error})') from error
+        raise InputError(
+          f'{path!r} is damaged or has other columns than the first file ({error})'
+        ) from error
 
 
 def _open_parquet(path):
   try:
     return pq.ParquetFile(path)
   except (pa.ArrowException, OSError) as error:
-    raise InputError(f'{path!r} is not a whole parquet file ({error}); copy or write it again') from error
+    raise InputError(
+      f'{path!r} is not a whole parquet file ({error}); copy or write it again'
+    ) from error
 
 
 class HuggingFaceReader(ArrowReader):
-  """A folder written by `datasets.Dataset.save_to_disk`, or a DatasetDict whose split is `options.split`."""
+  """A folder written by `datasets.Dataset.save_to_disk`, or a DatasetDict whose split is
+  `options.split`.
+  """
+
   kind = 'Hugging Face datasets'
 
   def __init__(self, path, options):
@@ -143,10 +166,14 @@ class HuggingFaceReader(ArrowReader):
       folder = os.path.join(path, options.split)
     state = _json_file(os.path.join(folder, 'state.json'))
     if state.get('_indices_data_files'):
-      raise InputError(f'{folder!r} is an index into other files; save it again after flatten_indices()')
+      raise InputError(
+        f'{folder!r} is an index into other files; save it again after flatten_indices()'
+      )
     files = [os.path.join(folder, f['filename']) for f in state.get('_data_files', [])]
     if not files:
-      raise InputError(f'{folder!r}: its state.json names no data files; expected a save_to_disk folder')
+      raise InputError(
+        f'{folder!r}: its state.json names no data files; expected a save_to_disk folder'
+      )
     self.total = sum(len(batch) for f in files for batch in _arrow_batches(f))
     super().__init__(files, _open_arrow(files[0]).schema, options)
 
@@ -161,7 +188,9 @@ def _open_arrow(path):
   try:
     return pa.ipc.open_stream(pa.memory_map(path))
   except (pa.ArrowException, OSError) as error:
-    raise InputError(f'{path!r} is not an Arrow stream ({error}); copy or write it again') from error
+    raise InputError(
+      f'{path!r} is not an Arrow stream ({error}); copy or write it again'
+    ) from error
 
 
 def _arrow_batches(path):
@@ -172,7 +201,9 @@ def _arrow_batches(path):
     except StopIteration:
       return
     except (pa.ArrowException, OSError) as error:
-      raise InputError(f'{path!r} is truncated or damaged ({error}); copy or write it again') from error
+      raise InputError(
+        f'{path!r} is truncated or damaged ({error}); copy or write it again'
+      ) from error
     yield batch
 
 
@@ -181,14 +212,19 @@ def _json_file(path):
     with open(path) as file:
       return json.load(file)
   except (OSError, ValueError) as error:
-    raise InputError(f'{path!r}: cannot be read ({error}); expected a Hugging Face save_to_disk folder') from error
+    raise InputError(
+      f'{path!r}: cannot be read ({error}); expected a Hugging Face save_to_disk folder'
+    ) from error
 
 
 # --- TFDS ---------------------------------------------------------------------------------------
 
 
 class TfdsReader(Reader):
-  """A TFDS data set by folder or name; annotations come along where they fit the features of a store."""
+  """A TFDS data set by folder or name; annotations come along where they fit the features of a
+  store.
+  """
+
   kind = 'TFDS'
 
   def __init__(self, name, options):
@@ -198,8 +234,11 @@ class TfdsReader(Reader):
     if options.split not in info.splits:
       raise unknown(f'split of {name!r}', options.split, info.splits)
     self._features = dict(info.features.items())
-    self._encoded = {k: tfds.decode.SkipDecoding() for k, f in self._features.items()
-                     if isinstance(f, tfds.features.Image)}
+    self._encoded = {
+      k: tfds.decode.SkipDecoding()
+      for k, f in self._features.items()
+      if isinstance(f, tfds.features.Image)
+    }
     wanted = options.columns
     image = wanted.image or ('image' if 'image' in self._encoded else next(iter(self._encoded), ''))
     if image not in self._encoded:
@@ -209,8 +248,11 @@ class TfdsReader(Reader):
       wanted = replace(wanted, alt_text=NONE, captions=(NONE,))
     self._columns = guess(wanted, list(self._features))
     named = {'label': wanted.label, 'mask': wanted.mask}
-    self._annotations = {a: named.get(a) or a for a in store.ANNOTATIONS
-                         if _fits(a, self._features.get(named.get(a) or a))}
+    self._annotations = {
+      a: named.get(a) or a
+      for a in store.ANNOTATIONS
+      if _fits(a, self._features.get(named.get(a) or a))
+    }
     self.annotations = tuple(self._annotations)
     if 'label' in self._annotations:
       self.label_names = tuple(self._features[self._annotations['label']].names)
@@ -218,7 +260,9 @@ class TfdsReader(Reader):
     self.annotations_file = os.path.join(os.fspath(self._builder.data_dir), 'annotations.json')
 
   def __iter__(self):
-    ids = [name for name in ('id', 'image/filename', 'filename', 'file_name') if name in self._features]
+    ids = [
+      name for name in ('id', 'image/filename', 'filename', 'file_name') if name in self._features
+    ]
     for i, record in enumerate(self._records()):
       extra = {name: record[column] for name, column in self._annotations.items()}
       if 'boxes' in extra:
@@ -245,7 +289,9 @@ def _is_text(feature):
     return True
   if isinstance(feature, f.Sequence):
     return _is_text(feature.feature)
-  return isinstance(feature, f.FeaturesDict) and any(_is_text(inner) for _, inner in feature.items())
+  return isinstance(feature, f.FeaturesDict) and any(
+    _is_text(inner) for _, inner in feature.items()
+  )
 
 
 def _fits(annotation, feature):
@@ -254,8 +300,12 @@ def _fits(annotation, feature):
   if annotation == 'label':
     return isinstance(feature, f.ClassLabel)
   if annotation in ('mask', 'depth', 'normals'):
-    channels, kind = {'mask': (1, np.uint8), 'depth': (1, np.uint16), 'normals': (3, np.uint8)}[annotation]
-    return isinstance(feature, f.Image) and feature.shape[-1] == channels and feature.np_dtype == kind
+    channels, kind = {'mask': (1, np.uint8), 'depth': (1, np.uint16), 'normals': (3, np.uint8)}[
+      annotation
+    ]
+    return (
+      isinstance(feature, f.Image) and feature.shape[-1] == channels and feature.np_dtype == kind
+    )
   if annotation == 'boxes':
     inner = feature.feature if isinstance(feature, f.Sequence) else feature
     return isinstance(inner, f.Tensor) and inner.shape[-1:] == (4,)
@@ -263,7 +313,9 @@ def _fits(annotation, feature):
 
 
 def _tfds_builder(name):
-  """The builder of a prepared data set; a name that is not prepared yet is downloaded and prepared by TFDS."""
+  """The builder of a prepared data set; a name that is not prepared yet is downloaded and prepared
+  by TFDS.
+  """
   try:
     folder = store.resolve(name)
   except InputError as missing:
@@ -272,7 +324,12 @@ def _tfds_builder(name):
     builder = tfds.builder_from_directory(folder)
   except Exception as error:
     raise InputError(f'{folder!r} is not a whole TFDS data set ({error})') from error
-  absent = [os.fspath(p) for info in builder.info.splits.values() for p in info.filepaths if not os.path.exists(p)]
+  absent = [
+    os.fspath(p)
+    for info in builder.info.splits.values()
+    for p in info.filepaths
+    if not os.path.exists(p)
+  ]
   if absent:
     raise InputError(f'{folder!r} is not a whole TFDS data set: {absent[0]!r} is missing')
   return builder
@@ -282,12 +339,16 @@ def _prepared_by_tfds(name, missing):
   try:
     builder = tfds.builder(name, file_format='array_record')
   except Exception as error:
-    raise InputError(f'--input: got {name!r}, which is neither a path nor a TFDS data set known here') from error
+    raise InputError(
+      f'--input: got {name!r}, which is neither a path nor a TFDS data set known here'
+    ) from error
   try:
     builder.download_and_prepare()
   except Exception as error:
-    raise InputError(f'--input: TFDS could not prepare {name!r} ({error}); prepare it with TFDS elsewhere, and give '
-                     f'its folder') from missing
+    raise InputError(
+      f'--input: TFDS could not prepare {name!r} ({error}); prepare it with TFDS elsewhere, and give '
+      f'its folder'
+    ) from missing
   return builder
 
 

@@ -1,6 +1,8 @@
-"""Which columns of somebody's table hold the image and its texts, and how their values become strings.
+"""Which columns of somebody's table hold the image and its texts, and how their values become
+strings.
 
-Web data names the same three things in many ways. Named columns win; the rest is guessed from the names people use.
+Web data names the same three things in many ways. Named columns win; the rest is guessed from the
+names people use.
 """
 
 import dataclasses
@@ -11,11 +13,51 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 
 NONE = 'none'  # as a column name: there is no such column
-IMAGE_NAMES = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'image_bytes', 'file_name', 'filename', 'image_path',
-               'image_file', 'filepath', 'file_path', 'path', 'file', 'image_name', 'bytes', 'content')
-ALT_TEXT_NAMES = ('alt_text', 'alttext', 'alt', 'txt', 'web_caption', 'caption', 'text', 'title', 'description')
-CAPTIONS_NAMES = ('captions', 'caption', 'synthetic_captions', 'synthetic_caption', 'recaption', 'recaptions',
-                  'generated_caption', 'long_caption', 'short_caption', 'caption_list', 'sentences', 'texts')
+IMAGE_NAMES = (
+  'image',
+  'img',
+  'jpg',
+  'jpeg',
+  'png',
+  'webp',
+  'image_bytes',
+  'file_name',
+  'filename',
+  'image_path',
+  'image_file',
+  'filepath',
+  'file_path',
+  'path',
+  'file',
+  'image_name',
+  'bytes',
+  'content',
+)
+ALT_TEXT_NAMES = (
+  'alt_text',
+  'alttext',
+  'alt',
+  'txt',
+  'web_caption',
+  'caption',
+  'text',
+  'title',
+  'description',
+)
+CAPTIONS_NAMES = (
+  'captions',
+  'caption',
+  'synthetic_captions',
+  'synthetic_caption',
+  'recaption',
+  'recaptions',
+  'generated_caption',
+  'long_caption',
+  'short_caption',
+  'caption_list',
+  'sentences',
+  'texts',
+)
 _NUMBERED = re.compile(r'(synthetic_|generated_|re)?(captions?|sentences?|texts?)_?\d+')
 _TEXT_KEYS = ('text', 'caption', 'raw', 'sentence', 'value')  # of a caption that is itself a record
 
@@ -23,6 +65,7 @@ _TEXT_KEYS = ('text', 'caption', 'raw', 'sentence', 'value')  # of a caption tha
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
   """Column names; '' is guessed (label and mask: absent), 'none' is no column."""
+
   image: str = ''
   alt_text: str = ''
   captions: tuple[str, ...] = ()
@@ -31,7 +74,9 @@ class Columns:
 
 
 def guess(columns, names, *, need_image=True):
-  """Completes `columns` from the column names of a table; raises InputError where a named one is not among them."""
+  """Completes `columns` from the column names of a table; raises InputError where a named one is
+  not among them.
+  """
   by_plain = {re.sub(r'[\s.-]+', '_', name.strip().lower()): name for name in names}
   for flag in ('image', 'alt_text', 'label', 'mask'):
     _check(flag, getattr(columns, flag), names)
@@ -48,18 +93,24 @@ def guess(columns, names, *, need_image=True):
 
   image = columns.image or (take(IMAGE_NAMES) if need_image else '')
   if need_image and not image:
-    raise InputError(f'image column: got the columns {sorted(names)}; expected one of them to be named like '
-                     f'{list(IMAGE_NAMES[:8])}; say which with --image_column')
+    raise InputError(
+      f'image column: got the columns {sorted(names)}; expected one of them to be named like '
+      f'{list(IMAGE_NAMES[:8])}; say which with --image_column'
+    )
   alt_text = columns.alt_text or take(ALT_TEXT_NAMES)
   captions = columns.captions
   if not captions:
     named = [take([name]) for name in CAPTIONS_NAMES]
-    numbered = [name for plain, name in by_plain.items() if _NUMBERED.fullmatch(plain) and name not in used]
+    numbered = [
+      name for plain, name in by_plain.items() if _NUMBERED.fullmatch(plain) and name not in used
+    ]
     captions = tuple(name for name in (*named, *numbered) if name) or (NONE,)
   if not alt_text and captions == (NONE,):
-    raise InputError(f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
-                     f'{[*ALT_TEXT_NAMES[:1], *ALT_TEXT_NAMES[5:7], *CAPTIONS_NAMES[:1]]}; say which with '
-                     f'--alt_text_column or --captions_column (none: the images have no text)')
+    raise InputError(
+      f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
+      f'{[*ALT_TEXT_NAMES[:1], *ALT_TEXT_NAMES[5:7], *CAPTIONS_NAMES[:1]]}; say which with '
+      f'--alt_text_column or --captions_column (none: the images have no text)'
+    )
   return dataclasses.replace(columns, image=image, alt_text=alt_text or NONE, captions=captions)
 
 
@@ -69,10 +120,12 @@ def _check(flag, name, names):
 
 
 def texts_of(rows, columns, *, first_caption_as_alt_text=False):
-  """(alt_text, captions) of one image from its rows (dicts); there are several where a table repeats an image.
+  """(alt_text, captions) of one image from its rows (dicts); there are several where a table
+  repeats an image.
 
-  One distinct alt text stays the alt text. Several (a list, or rows that differ) are equals, so all become captions.
-  With `first_caption_as_alt_text`, the first caption moves to an empty alt text. Empty strings stay, to be counted.
+  One distinct alt text stays the alt text. Several (a list, or rows that differ) are equals, so all
+  become captions. With `first_caption_as_alt_text`, the first caption moves to an empty alt text.
+  Empty strings stay, to be counted.
   """
   alt_texts = _distinct(text for row in rows for text in as_texts(row.get(columns.alt_text)))
   captions = [text for row in rows for name in columns.captions for text in as_texts(row.get(name))]
@@ -98,7 +151,9 @@ def utf8(text):
 
 
 def as_texts(value):
-  """The strings in a table cell: a string, a list of strings (also as JSON), a record with a text, lists of those."""
+  """The strings in a table cell: a string, a list of strings (also as JSON), a record with a text,
+  lists of those.
+  """
   if value is None or value != value and not hasattr(value, '__len__'):  # missing, or NaN
     return []
   if isinstance(value, (bytes, bytearray)):

@@ -1,7 +1,7 @@
 """Tells in which form a person keeps images with texts, and opens the reader for it.
 
-Tables beside images or zips, webdataset tars or loose files, parquet, Hugging Face folders, TFDS. Readers yield one
-`Sample` after the other, and decode no image.
+Tables beside images or zips, webdataset tars or loose files, parquet, Hugging Face folders, TFDS.
+Readers yield one `Sample` after the other, and decode no image.
 """
 
 import glob
@@ -19,7 +19,9 @@ __all__ = ['Options', 'Reader', 'Sample', 'open_input']
 
 
 def open_input(path, options):
-  """A Reader for a file, folder, glob pattern or TFDS name; InputError says what was found when it fits no form."""
+  """A Reader for a file, folder, glob pattern or TFDS name; InputError says what was found when it
+  fits no form.
+  """
   path = os.path.expanduser(os.fspath(path))
   if glob.has_magic(path) and not os.path.exists(path):
     files = sorted(glob.glob(path))
@@ -29,12 +31,16 @@ def open_input(path, options):
   if os.path.isfile(path):
     return _of_files([path], options)
   if not os.path.isdir(path):
-    if re.fullmatch(r'\w+(/[\w.-]+)*(:[\w.]+)?', path) and not path.endswith((*TABLES, '.tar', '.zip', '.parquet')):
+    if re.fullmatch(r'\w+(/[\w.-]+)*(:[\w.]+)?', path) and not path.endswith(
+      (*TABLES, '.tar', '.zip', '.parquet')
+    ):
       return TfdsReader(path, options)
     parent = os.path.dirname(os.path.abspath(path))
     beside = os.listdir(parent) if os.path.isdir(parent) else []
-    raise InputError(f'--input: got {path!r}, which does not exist; expected a file, a folder or the name of a TFDS '
-                     f'data set{did_you_mean(os.path.basename(path), beside)}')
+    raise InputError(
+      f'--input: got {path!r}, which does not exist; expected a file, a folder or the name of a TFDS '
+      f'data set{did_you_mean(os.path.basename(path), beside)}'
+    )
   return _of_folder(path, options)
 
 
@@ -49,8 +55,10 @@ def _of_files(files, options):
   if len(files) == 1 and ends == {'.zip'}:
     return TableReader(files[0], options)
   more = f' and {len(files) - 1} more' if len(files) > 1 else ''
-  raise InputError(f'--input: got {files[0]!r}{more}; expected tars, parquet files, a zip, or one table '
-                   f'({", ".join(TABLES)})')
+  raise InputError(
+    f'--input: got {files[0]!r}{more}; expected tars, parquet files, a zip, or one table '
+    f'({", ".join(TABLES)})'
+  )
 
 
 def _of_folder(path, options):
@@ -62,7 +70,9 @@ def _of_folder(path, options):
   tars = [os.path.join(path, n) for n in names if n.endswith('.tar')]
   if tars:
     return TarReader(_of_split(tars, options.split), options)
-  tables = [n for n in names if n.lower().endswith(TABLES) and n not in ('meta.json', 'dataset_info.json')]
+  tables = [
+    n for n in names if n.lower().endswith(TABLES) and n not in ('meta.json', 'dataset_info.json')
+  ]
   of_split = [n for n in tables if os.path.splitext(n)[0] == options.split]
   if len(tables) == 1 or len(of_split) == 1:
     return TableReader(os.path.join(path, (of_split or tables)[0]), options)
@@ -72,8 +82,10 @@ def _of_folder(path, options):
   if parquet:
     return ParquetReader(_of_split(parquet, options.split), options)
   if tables:
-    raise InputError(f'--input: got {path!r} with the tables {tables}; expected one, or one named after the split '
-                     f'{options.split!r}; give the path of the table itself')
+    raise InputError(
+      f'--input: got {path!r} with the tables {tables}; expected one, or one named after the split '
+      f'{options.split!r}; give the path of the table itself'
+    )
   folders = [n for n in names if re.fullmatch(r'\d+\.\d+\.\d+', n)]
   if folders:
     return TfdsReader(path, options)
@@ -81,9 +93,11 @@ def _of_folder(path, options):
   if len(zips) == 1:
     return TableReader(os.path.join(path, zips[0]), options)
   shown = names[:8] + (['...'] if len(names) > 8 else [])
-  raise InputError(f'--input: got the folder {path!r} with {shown}; expected a table ({", ".join(TABLES)}) naming the '
-                   f'images, webdataset tars or loose files, parquet files, a Hugging Face save_to_disk folder or a '
-                   f'TFDS data set')
+  raise InputError(
+    f'--input: got the folder {path!r} with {shown}; expected a table ({", ".join(TABLES)}) naming the '
+    f'images, webdataset tars or loose files, parquet files, a Hugging Face save_to_disk folder or a '
+    f'TFDS data set'
+  )
 
 
 def _of_split(files, split):

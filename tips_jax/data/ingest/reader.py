@@ -1,4 +1,6 @@
-"""What every reader of image-text data has in common: the sample it yields, and the options it is given."""
+"""What every reader of image-text data has in common: the sample it yields, and the options it is
+given.
+"""
 
 import dataclasses
 import typing
@@ -7,7 +9,10 @@ from tips_jax.data.ingest.columns import NONE, Columns, texts_of
 
 
 class Sample(typing.NamedTuple):
-  """One image as it was found: `image` is the encoded file, None where it could not be read (`problem` says why)."""
+  """One image as it was found: `image` is the encoded file, None where it could not be read
+  (`problem` says why).
+  """
+
   key: str
   image: bytes | None
   alt_text: str
@@ -18,7 +23,10 @@ class Sample(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """How to read an input. `split`: the one to take where the input has several; `images`: folder or zip of a table."""
+  """How to read an input. `split`: the one to take where the input has several; `images`: folder or
+  zip of a table.
+  """
+
   columns: Columns = Columns()
   split: str = 'train'
   images: str = ''
@@ -28,9 +36,11 @@ class Options:
 class Reader:
   """What `open_input` returns: iterate it for samples.
 
-  `kind` says what the input is, `total` how many samples it has (None: unknown; may become better while reading),
-  `annotations` which store annotations come along, `label_names` the classes of 'label'.
+  `kind` says what the input is, `total` how many samples it has (None: unknown; may become better
+  while reading), `annotations` which store annotations come along, `label_names` the classes of
+  'label'.
   """
+
   kind = ''
   total = None
   annotations = ()
@@ -44,4 +54,6 @@ class Reader:
     return texts_of(rows, columns, first_caption_as_alt_text=self.options.first_caption_as_alt_text)
 
   def _named_annotations(self):
-    return tuple(name for name in ('label', 'mask') if getattr(self.options.columns, name) not in ('', NONE))
+    return tuple(
+      name for name in ('label', 'mask') if getattr(self.options.columns, name) not in ('', NONE)
+    )

@@ -16,8 +16,10 @@ _PROBE_ROWS = 100
 class TableReader(Reader):
   """A CSV, TSV, JSON or JSONL table whose image column names files in a folder or a zip.
 
-  Rows that name the same image are one sample. The images are looked for in --images, or beside the table.
+  Rows that name the same image are one sample. The images are looked for in --images, or beside the
+  table.
   """
+
   kind = 'table'
 
   def __init__(self, path, options):
@@ -40,11 +42,15 @@ class TableReader(Reader):
     """Stops before the work where not one of the first images is found: the place must be wrong."""
     first = list(self._rows)[:_PROBE_ROWS]
     if any(name.startswith(('http://', 'https://')) for name in first):
-      raise InputError(f'--input: column {self._columns.image!r} of {self.path!r} holds web addresses; expected files; '
-                       f'download them first, for example with img2dataset')
+      raise InputError(
+        f'--input: column {self._columns.image!r} of {self.path!r} holds web addresses; expected files; '
+        f'download them first, for example with img2dataset'
+      )
     if not any(self._files.find(name) for name in first):
-      raise InputError(f'--images: none of the first {len(first)} images of {self.path!r} (such as {first[0]!r}) is '
-                       f'in {self._files}; say where they are with --images=FOLDER or --images=ZIP')
+      raise InputError(
+        f'--images: none of the first {len(first)} images of {self.path!r} (such as {first[0]!r}) is '
+        f'in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
+      )
 
   def __iter__(self):
     for name, rows in self._rows.items():
@@ -77,10 +83,14 @@ def _read_table(path):
 def _zip_table(path):
   """The rows of the one table inside a zip, and the zip as the place of the images."""
   with _open_zip(path) as archive:
-    tables = [n for n in archive.namelist() if n.lower().endswith(TABLES) and not n.endswith('meta.json')]
+    tables = [
+      n for n in archive.namelist() if n.lower().endswith(TABLES) and not n.endswith('meta.json')
+    ]
     if len(tables) != 1:
-      raise InputError(f'--input: got {path!r} with the tables {tables[:5]}; expected one table ({", ".join(TABLES)}) '
-                       f'in it; or give the path of the table as --input and the zip as --images')
+      raise InputError(
+        f'--input: got {path!r} with the tables {tables[:5]}; expected one table ({", ".join(TABLES)}) '
+        f'in it; or give the path of the table as --input and the zip as --images'
+      )
     text = archive.read(tables[0]).decode('utf-8-sig').splitlines(keepends=True)
   return _parse_table(tables[0], text), [path]
 
@@ -98,7 +108,9 @@ def _parse_table(path, lines):
   else:
     rows = [_json(f'{path}:{i}', line) for i, line in enumerate(lines, 1) if line.strip()]
   if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-    raise InputError(f'--input: {path!r} has no rows; expected a header and rows (CSV), or one object a row (JSON)')
+    raise InputError(
+      f'--input: {path!r} has no rows; expected a header and rows (CSV), or one object a row (JSON)'
+    )
   return rows
 
 
@@ -114,11 +126,16 @@ def _image_places(table, images, zips):
   if images:
     images = os.path.expanduser(images)
     if not os.path.exists(images):
-      raise InputError(f'--images: got {images!r}, which does not exist; expected a folder or a zip')
+      raise InputError(
+        f'--images: got {images!r}, which does not exist; expected a folder or a zip'
+      )
     return ([images], []) if os.path.isdir(images) else ([], [images])
   if zips:
     return [], zips
-  folder, stem = os.path.dirname(os.path.abspath(table)), os.path.splitext(os.path.basename(table))[0]
+  folder, stem = (
+    os.path.dirname(os.path.abspath(table)),
+    os.path.splitext(os.path.basename(table))[0],
+  )
   beside = sorted(f for f in os.listdir(folder) if f.lower().endswith('.zip'))
   own = [f for f in beside if f == f'{stem}.zip'] or beside
   return [folder], [os.path.join(folder, f) for f in own]
@@ -131,7 +148,9 @@ class ImageFiles:
     self._folders = folders
     self._zips = zips
     self._archives = [_open_zip(path) for path in zips]
-    self._members = {info.filename: archive for archive in self._archives for info in archive.infolist()}
+    self._members = {
+      info.filename: archive for archive in self._archives for info in archive.infolist()
+    }
     self._by_base = None
 
   def __str__(self):
@@ -165,7 +184,12 @@ class ImageFiles:
   def _bases(self):
     if self._by_base is None:
       places = [(archive, name) for name, archive in self._members.items()]
-      places += [os.path.join(root, f) for folder in self._folders for root, _, fs in os.walk(folder) for f in fs]
+      places += [
+        os.path.join(root, f)
+        for folder in self._folders
+        for root, _, fs in os.walk(folder)
+        for f in fs
+      ]
       self._by_base = {}
       for place in places:
         base = os.path.basename(place[1] if isinstance(place, tuple) else place)
@@ -177,4 +201,6 @@ def _open_zip(path):
   try:
     return zipfile.ZipFile(path)
   except (OSError, zipfile.BadZipFile) as error:
-    raise InputError(f'{path!r} is not a whole zip ({error}); expected a zip of images; copy it again') from error
+    raise InputError(
+      f'{path!r} is not a whole zip ({error}); expected a zip of images; copy it again'
+    ) from error

@@ -1,4 +1,6 @@
-"""Readers of webdataset tars, and of the same layout as loose files: one sample is the members of one key."""
+"""Readers of webdataset tars, and of the same layout as loose files: one sample is the members of
+one key.
+"""
 
 import json
 import os
@@ -22,8 +24,10 @@ class _MembersReader(Reader):
     super().__init__(options)
     self._columns, self._unclear = None, []  # the errors of samples that do not tell the columns
     if options.columns.label not in ('', NONE):
-      raise InputError(f'--label_column: got {self.kind}, whose class names are unknown before the last one; '
-                       f'expected a table or parquet')
+      raise InputError(
+        f'--label_column: got {self.kind}, whose class names are unknown before the last one; '
+        f'expected a table or parquet'
+      )
     self.annotations = self._named_annotations()
 
   def _members(self):
@@ -49,11 +53,15 @@ class _MembersReader(Reader):
     if columns is None:
       return Sample(key, image, '', [], {}, problem)
     alt_text, captions = self._texts([row], columns)
-    extra = {'mask': row[columns.mask]} if 'mask' in self.annotations and row.get(columns.mask) else {}
+    extra = (
+      {'mask': row[columns.mask]} if 'mask' in self.annotations and row.get(columns.mask) else {}
+    )
     return Sample(key, image, alt_text, captions, extra, problem)
 
   def _guess(self, row):
-    """The columns, from the first sample that has all the named ones and a text; samples may lack some."""
+    """The columns, from the first sample that has all the named ones and a text; samples may lack
+    some.
+    """
     try:
       self._columns = guess(self.options.columns, list(row), need_image=False)
     except InputError as error:
@@ -64,7 +72,10 @@ class _MembersReader(Reader):
 
 
 class TarReader(_MembersReader):
-  """Webdataset tars, img2dataset's too: consecutive members of one key are a sample. InputError for a truncated tar."""
+  """Webdataset tars, img2dataset's too: consecutive members of one key are a sample. InputError for
+  a truncated tar.
+  """
+
   kind = 'webdataset tars'
 
   def __init__(self, files, options):
@@ -85,6 +96,7 @@ class TarReader(_MembersReader):
 
 class LooseReader(_MembersReader):
   """The same layout as files in folders, as img2dataset writes them with --output_format=files."""
+
   kind = 'images with text files beside them'
 
   def __init__(self, path, options):
@@ -95,7 +107,9 @@ class LooseReader(_MembersReader):
       for name in sorted(names):
         key, end = _split(os.path.relpath(os.path.join(root, name), path))
         self._groups.setdefault(key, {})[end] = os.path.join(root, name)
-    self._groups = {key: group for key, group in self._groups.items() if not set(group).isdisjoint(IMAGES)}
+    self._groups = {
+      key: group for key, group in self._groups.items() if not set(group).isdisjoint(IMAGES)
+    }
     self.total = len(self._groups)
 
   def _members(self):
@@ -108,7 +122,9 @@ class LooseReader(_MembersReader):
 
 
 def has_loose_samples(path):
-  """True where the folder, or the first folder in it, holds an image with a .txt or .json of the same name."""
+  """True where the folder, or the first folder in it, holds an image with a .txt or .json of the
+  same name.
+  """
   for _, (_, folders, names) in zip(range(2), os.walk(path)):
     folders.sort()
     keys = {_split(name) for name in names}
@@ -150,14 +166,18 @@ def _tar_samples(path, read_before):
       if not _ends_as_tars_do(tar):
         raise tarfile.ReadError('no end-of-archive mark')
   except (tarfile.TarError, EOFError, OSError) as error:
-    raise InputError(f'{path!r} is truncated or damaged at {last} ({error}), after {read} samples; expected a whole '
-                     f'tar; copy or write it again, or leave it out') from error
+    raise InputError(
+      f'{path!r} is truncated or damaged at {last} ({error}), after {read} samples; expected a whole '
+      f'tar; copy or write it again, or leave it out'
+    ) from error
   if key is not None:
     yield key, members, tar.offset
 
 
 def _ends_as_tars_do(tar):
-  """True where a block of zeros follows the last member: without it, tarfile takes a cut file for a whole one."""
+  """True where a block of zeros follows the last member: without it, tarfile takes a cut file for a
+  whole one.
+  """
   tar.fileobj.seek(tar.offset)
   block = tar.fileobj.read(tarfile.BLOCKSIZE)
   return len(block) == tarfile.BLOCKSIZE and not any(block)

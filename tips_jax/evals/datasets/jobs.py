@@ -1,9 +1,12 @@
-"""What the suite measures on: public benchmarks, a person's own store, and `scenes`, which is drawn when it is missing.
+"""What the suite measures on: public benchmarks, a person's own store, and `scenes`, which is drawn
+when it is missing.
 
-All data sets look alike: source(split) has len and [i] -> record (as in a store), `counts` {split: images}, `features`,
-`text_field`, `mask_classes`, label_names(split), instances(split) (the classes of each record for retrieval; None: its
-label), fingerprint(split), which tells contents apart for the cache, and identity(split), which does so anywhere.
+All data sets look alike: source(split) has len and [i] -> record (as in a store), `counts` {split:
+images}, `features`, `text_field`, `mask_classes`, label_names(split), instances(split) (the classes
+of each record for retrieval; None: its label), fingerprint(split), which tells contents apart for
+the cache, and identity(split), which does so anywhere.
 """
+
 import dataclasses
 import functools
 import hashlib
@@ -23,8 +26,8 @@ from tips_jax.evals.suite import KIND_OF, KINDS, Evaluation
 
 QUICK = 'quick'
 _SCENES = dict(train=1024, test=256, size=96, objects=1, typical=0.8)
-_TEST = ('test', 'validation', 'val', 'dev')    # what the split to measure on may be called
-_LOOKED_AT = 16                                 # records that may show captions, and files that make a fingerprint
+_TEST = ('test', 'validation', 'val', 'dev')  # what the split to measure on may be called
+_LOOKED_AT = 16  # records that may show captions, and files that make a fingerprint
 
 
 class Store:
@@ -44,7 +47,7 @@ class Store:
   def fingerprint(self, split):
     return self._store.fingerprint
 
-  identity = fingerprint    # of the records
+  identity = fingerprint  # of the records
 
   def instances(self, split):
     return None
@@ -56,7 +59,9 @@ class Store:
     """Whether the records hold what a TaskSpec needs."""
     if about.needs == 'captions':
       return texts and bool({'captions', 'alt_text'} & self.features)
-    named = not about.text or (self.mask_classes if about.needs == 'mask' else self.label_names('test'))
+    named = not about.text or (
+      self.mask_classes if about.needs == 'mask' else self.label_names('test')
+    )
     return about.needs in self.features and bool(named) and (texts or not about.text)
 
   @functools.cached_property
@@ -64,13 +69,17 @@ class Store:
     """'captions' where there are any, else the alt texts."""
     for split in self.counts if 'captions' in self.features else ():
       source = self.source(split)
-      if any(features.texts_of(source[i], 'captions') for i in features.records(source, _LOOKED_AT).tolist()):
+      if any(
+        features.texts_of(source[i], 'captions')
+        for i in features.records(source, _LOOKED_AT).tolist()
+      ):
         return 'captions'
     return 'alt_text' if 'alt_text' in self.features else 'captions'
 
 
 class Benchmark:
   """Splits of a public benchmark in its official layout below a folder."""
+
   text_field = 'captions'
 
   def __init__(self, name, data_dir, splits):
@@ -79,7 +88,11 @@ class Benchmark:
     self.counts = {split: len(reader) for split, reader in self._readers.items()}
     first = next(iter(self._readers.values()))
     self.mask_classes = tuple(first.mask_classes)
-    self.features = {'image', *first.annotations, *(['captions'] if protocols.get(name).captions else [])}
+    self.features = {
+      'image',
+      *first.annotations,
+      *(['captions'] if protocols.get(name).captions else []),
+    }
 
   def source(self, split):
     return _Records(self._readers[split])
@@ -95,7 +108,9 @@ class Benchmark:
     return self._fingerprints[split]
 
   def identity(self, split):
-    """Of the names of all samples, and of the sizes of some files: the same wherever the data set lies."""
+    """Of the names of all samples, and of the sizes of some files: the same wherever the data set
+    lies.
+    """
     about = lambda path, status: f'{os.path.basename(path)} {status.st_size}'
     return self._digest(split, self._readers[split]._key, about)
 
@@ -126,29 +141,53 @@ class _Records:
 
   def __getitem__(self, i):
     sample = self._reader[i]
-    return {'image': sample.image, 'captions': sample.captions, 'problem': sample.problem, **sample.extra}
+    return {
+      'image': sample.image,
+      'captions': sample.captions,
+      'problem': sample.problem,
+      **sample.extra,
+    }
 
 
 # --- jobs ---------------------------------------------------------------------------------------
 
 _CONSTANTS = {
-    'segmentation': protocols.SEGMENTATION, 'depth': protocols.LINEAR_DEPTH | {'crop': Constant(None, '?')},
-    'dpt_depth': protocols.DPT_DEPTH, 'normals': protocols.NORMALS, 'knn': protocols.KNN, 'linear': protocols.LINEAR,
-    'instance_retrieval': {}, 'retrieval': protocols.RETRIEVAL, 'zeroshot': protocols.ZEROSHOT,
-    'zeroshot_segmentation': protocols.ZEROSHOT_SEGMENTATION}
+  'segmentation': protocols.SEGMENTATION,
+  'depth': protocols.LINEAR_DEPTH | {'crop': Constant(None, '?')},
+  'dpt_depth': protocols.DPT_DEPTH,
+  'normals': protocols.NORMALS,
+  'knn': protocols.KNN,
+  'linear': protocols.LINEAR,
+  'instance_retrieval': {},
+  'retrieval': protocols.RETRIEVAL,
+  'zeroshot': protocols.ZEROSHOT,
+  'zeroshot_segmentation': protocols.ZEROSHOT_SEGMENTATION,
+}
 _SMALL = dict(hidden=16, widths=(8, 16, 16, 16), epochs=8, bins=32, learning_rate=2e-3)
-_SHORT = {    # what `short` does otherwise
-    'segmentation': dict(mode='square', patches=30_000),
-    'depth': dict(steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64, cells=4),
-    'dpt_depth': _SMALL,
-    'normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
-    'zeroshot': dict(templates='photo')}
-_SCENES_WORDS = dict(templates=('a {}.',))    # the captions of scenes know no other words around a class
-_SIZES = {'segmentation': 'crop', 'dpt_depth': 'size', 'normals': 'size', 'zeroshot_segmentation': 'size'}
+_SHORT = {  # what `short` does otherwise
+  'segmentation': dict(mode='square', patches=30_000),
+  'depth': dict(
+    steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64, cells=4
+  ),
+  'dpt_depth': _SMALL,
+  'normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
+  'zeroshot': dict(templates='photo'),
+}
+_SCENES_WORDS = dict(
+  templates=('a {}.',)
+)  # the captions of scenes know no other words around a class
+_SIZES = {
+  'segmentation': 'crop',
+  'dpt_depth': 'size',
+  'normals': 'size',
+  'zeroshot_segmentation': 'size',
+}
 
 
 def names(suite: str) -> tuple[str, ...]:
-  """'quick' and data sets of a list of suites and data sets, each once; InputError with the nearest name."""
+  """'quick' and data sets of a list of suites and data sets, each once; InputError with the nearest
+  name.
+  """
   found = []
   for part in [part.strip() for part in suite.split(',')]:
     if part not in (QUICK, *protocols.SUITES, *protocols.PROTOCOLS):
@@ -167,9 +206,14 @@ def kinds(text: str) -> tuple[str, ...]:
 
 
 def public(names, only=()) -> dict[str, list[str]]:
-  """Of names those of public benchmarks that have a task of the kinds `only` (all, where empty): name -> its tasks."""
-  found = {name: [task.name for task in protocols.get(name).tasks if not only or task.kind in only]
-           for name in names if name != QUICK}
+  """Of names those of public benchmarks that have a task of the kinds `only` (all, where empty):
+  name -> its tasks.
+  """
+  found = {
+    name: [task.name for task in protocols.get(name).tasks if not only or task.kind in only]
+    for name in names
+    if name != QUICK
+  }
   return {name: tasks for name, tasks in found.items() if tasks}
 
 
@@ -178,9 +222,18 @@ def benchmark(name, data_dir, *, only=(), size=0) -> list[Evaluation]:
   protocol = protocols.get(name)
   tasks = [task for task in protocol.tasks if not only or task.kind in only]
   data = Benchmark(name, data_dir, dict.fromkeys(split for task in tasks for split in task.splits))
-  return [Evaluation(dataset=name, task=task, data=data, splits={split: split for split in task.splits},
-              size=size or _size(task), pool=protocol.group,
-              published={metric: protocol.published(task.name, metric) for metric in task.metrics}) for task in tasks]
+  return [
+    Evaluation(
+      dataset=name,
+      task=task,
+      data=data,
+      splits={split: split for split in task.splits},
+      size=size or _size(task),
+      pool=protocol.group,
+      published={metric: protocol.published(task.name, metric) for metric in task.metrics},
+    )
+    for task in tasks
+  ]
 
 
 def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
@@ -191,7 +244,9 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
   data = Store(store.open_store(path))
   test = next((split for split in _TEST if split in data.counts), None)
   splits = {'train': 'train'} if 'train' in data.counts else {}
-  splits |= ({'test': test} if test else {}) | ({'index': 'index'} if 'index' in data.counts else {})
+  splits |= ({'test': test} if test else {}) | (
+    {'index': 'index'} if 'index' in data.counts else {}
+  )
   found = []
   for kind in only or KINDS:
     about = KINDS[kind]
@@ -200,15 +255,23 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
       wanted['index'] = 'index'
     if only or data.serves(about, texts):
       task = Task(kind=kind, splits=about.roles, constants=_CONSTANTS[kind])
-      found.append(Evaluation(dataset=name or pathlib.Path(path).name, task=task, data=data, splits=wanted, size=size))
+      found.append(
+        Evaluation(
+          dataset=name or pathlib.Path(path).name, task=task, data=data, splits=wanted, size=size
+        )
+      )
   if not found:
-    raise InputError(f'--store: got {str(path)!r}, whose records hold only {sorted(data.features)}; expected an '
-                     'annotation or captions that a task needs')
+    raise InputError(
+      f'--store: got {str(path)!r}, whose records hold only {sorted(data.features)}; expected an '
+      'annotation or captions that a task needs'
+    )
   return found
 
 
 def quick(folder, *, only=(), size=0, texts=True, progress=None) -> list[Evaluation]:
-  """All tasks on `scenes`, drawn below `folder` where they are not yet there. progress(done, total)."""
+  """All tasks on `scenes`, drawn below `folder` where they are not yet there. progress(done,
+  total).
+  """
   name = 'scenes-{train}-{test}-{size}-{objects}-{typical}'.format(**_SCENES)
   path = scenes.build(pathlib.Path(folder) / name, **_SCENES, progress=progress)
   found = []
@@ -220,14 +283,18 @@ def quick(folder, *, only=(), size=0, texts=True, progress=None) -> list[Evaluat
 
 
 def short(job) -> Evaluation:
-  """The job with a recipe that is done in minutes on two cores: not the protocol's, so published figures go."""
+  """The job with a recipe that is done in minutes on two cores: not the protocol's, so published
+  figures go.
+  """
   changed = _SHORT.get(job.task.kind)
   return dataclasses.replace(_changed(job, changed), published={}) if changed else job
 
 
 def _changed(job, constants):
   changed = {name: Constant(value, '?') for name, value in constants.items()}
-  return dataclasses.replace(job, task=dataclasses.replace(job.task, constants=job.task.constants | changed))
+  return dataclasses.replace(
+    job, task=dataclasses.replace(job.task, constants=job.task.constants | changed)
+  )
 
 
 def _size(task):

@@ -1,8 +1,11 @@
-"""Is a benchmark on disk what its protocol says? Told in seconds, before hours are spent on features.
+"""Is a benchmark on disk what its protocol says? Told in seconds, before hours are spent on
+features.
 
-Every file that a split names is looked for; a sample of them is opened: masks of the image's size with class ids in
-range, depth in millimeters, normals of unit length, labels within the classes, captions that are not empty.
+Every file that a split names is looked for; a sample of them is opened: masks of the image's size
+with class ids in range, depth in millimeters, normals of unit length, labels within the classes,
+captions that are not empty.
 """
+
 import dataclasses
 import io
 import time
@@ -22,6 +25,7 @@ _MAX_SHOWN = 3
 @dataclasses.dataclass
 class SplitReport:
   """One split: images `found` and `expected` (None: no source says), how many were opened."""
+
   split: str
   official: str
   expected: int | None
@@ -32,6 +36,7 @@ class SplitReport:
 @dataclasses.dataclass
 class Report:
   """`problems` make a run pointless; `missing`: the data set is not there at all."""
+
   name: str
   title: str
   splits: list[SplitReport] = dataclasses.field(default_factory=list)
@@ -47,9 +52,9 @@ class Report:
 def check(name: str, data_dir, *, tasks=(), sample: int = 48, seconds: float = 15.0) -> Report:
   """Compares one data set below `data_dir` with its protocol.
 
-  `tasks`: names of those that will run, all where empty; only the splits that they need are looked at. `sample`: images
-  opened of each split, evenly spaced; fewer (but one) once `seconds` are over. Raises InputError only for an unknown
-  name; what is wrong is in the report.
+  `tasks`: names of those that will run, all where empty; only the splits that they need are looked
+  at. `sample`: images opened of each split, evenly spaced; fewer (but one) once `seconds` are over.
+  Raises InputError only for an unknown name; what is wrong is in the report.
   """
   protocol, start = protocols.get(name), time.monotonic()
   report = Report(name, protocol.title)
@@ -76,7 +81,9 @@ def check(name: str, data_dir, *, tasks=(), sample: int = 48, seconds: float = 1
   return report
 
 
-def check_all(names, data_dir, *, sample: int = 48, seconds: float = 15.0, show=None) -> list[Report]:
+def check_all(
+  names, data_dir, *, sample: int = 48, seconds: float = 15.0, show=None
+) -> list[Report]:
   """Reports of several data sets in order; `show(report)` is called after each."""
   reports = []
   for name in names:
@@ -97,43 +104,69 @@ def require(reports) -> None:
 
 def table(reports) -> str:
   """The reports as lines for a person: one line a split, then what is wrong."""
-  lines = [f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8}  ']
+  lines = [
+    f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8}  '
+  ]
   for report in reports:
-    state = 'ok' if report.ok else 'not there' if report.missing else f'{len(report.problems)} problem(s)'
+    state = (
+      'ok' if report.ok else 'not there' if report.missing else f'{len(report.problems)} problem(s)'
+    )
     for i, row in enumerate(report.splits):
       expected = '?' if row.expected is None else f'{row.expected:,}'
-      lines.append(f'{report.name if not i else "":<14}{row.split:<8}{row.official:<20}{row.found:>10,}{expected:>10}'
-                   f'{row.opened:>8}  {state if not i else ""}'.rstrip())
-  lines += [f'  {problem}' for report in reports if not report.missing for problem in report.problems]
+      lines.append(
+        f'{report.name if not i else "":<14}{row.split:<8}{row.official:<20}{row.found:>10,}{expected:>10}'
+        f'{row.opened:>8}  {state if not i else ""}'.rstrip()
+      )
+  lines += [
+    f'  {problem}' for report in reports if not report.missing for problem in report.problems
+  ]
   gone = [report.name for report in reports if report.missing]
   if gone:
-    lines.append(f'  not there: {", ".join(gone)}; {benchmarks_reader.PAGE} says where they come from')
+    lines.append(
+      f'  not there: {", ".join(gone)}; {benchmarks_reader.PAGE} says where they come from'
+    )
   fine = sum(report.ok for report in reports)
-  lines.append(f'{fine} of {len(reports)} data sets are ready; {sum(r.seconds for r in reports):.0f} s')
+  lines.append(
+    f'{fine} of {len(reports)} data sets are ready; {sum(r.seconds for r in reports):.0f} s'
+  )
   return '\n'.join(lines)
 
 
 def _count(protocol, reader, expected, report):
   where = f'{protocol.name}: split {reader.split!r}'
   if expected.count is not None and len(reader) not in (expected.count, *expected.also):
-    report.problems.append(f'{where}: {len(reader):,} images; expected {expected.count:,} ({expected.official})')
+    report.problems.append(
+      f'{where}: {len(reader):,} images; expected {expected.count:,} ({expected.official})'
+    )
   gone = reader.missing()
   if gone:
     what = 'captions without images' if protocol.captions else 'missing files'
     report.problems.append(f'{where}: {what}: {len(gone):,}, such as {gone[0]}')
   if protocol.captions:
-    silent = [item for item in reader.items if not any(text.strip() for text in reader.captions_of(item) or ())]
+    silent = [
+      item
+      for item in reader.items
+      if not any(text.strip() for text in reader.captions_of(item) or ())
+    ]
     if silent:
-      report.problems.append(f'{where}: images without captions: {len(silent):,} of {len(reader):,}')
+      report.problems.append(
+        f'{where}: images without captions: {len(silent):,} of {len(reader):,}'
+      )
   if protocol.labels and len(reader.label_names) != protocol.labels:
-    report.problems.append(f'{where}: wrong class count: {len(reader.label_names):,}; expected {protocol.labels:,}')
+    report.problems.append(
+      f'{where}: wrong class count: {len(reader.label_names):,}; expected {protocol.labels:,}'
+    )
   if protocol.mask_classes and reader.mask_classes != protocol.mask_classes:
-    report.problems.append(f'{where}: wrong class count: {len(reader.mask_classes)}; expected '
-                           f'{len(protocol.mask_classes)}')
+    report.problems.append(
+      f'{where}: wrong class count: {len(reader.mask_classes)}; expected '
+      f'{len(protocol.mask_classes)}'
+    )
 
 
 def _look(protocol, reader, sample, seconds, report):
-  """Opens evenly spaced samples in random order; each kind of trouble becomes one problem with count and examples."""
+  """Opens evenly spaced samples in random order; each kind of trouble becomes one problem with
+  count and examples.
+  """
   count, found, until = min(sample, len(reader)), {}, time.monotonic() + seconds
   spaced = np.arange(count) * len(reader) // max(count, 1)
   for done, i in enumerate(np.random.default_rng(0).permutation(spaced).tolist()):
@@ -142,15 +175,16 @@ def _look(protocol, reader, sample, seconds, report):
       break
     try:
       one = reader[i]
-    except InputError as error:    # the reader itself cannot work, a package is missing
+    except InputError as error:  # the reader itself cannot work, a package is missing
       report.problems.append(str(error))
       return 0
     for kind, detail in _troubles(protocol, reader, one):
       found.setdefault(kind, []).append(f'{one.key}: {detail}')
   for kind, details in found.items():
     shown = '; '.join(details[:_MAX_SHOWN])
-    report.problems.append(f'{protocol.name}: split {reader.split!r}: {kind}: {len(details)} of {count} opened '
-                           f'({shown})')
+    report.problems.append(
+      f'{protocol.name}: split {reader.split!r}: {kind}: {len(details)} of {count} opened ({shown})'
+    )
   return count
 
 
@@ -162,19 +196,26 @@ def _troubles(protocol, reader, one):
   if image.problem:
     yield 'unreadable images', image.detail
     return
-  if 'label' in reader.annotations and not 0 <= one.extra.get('label', -1) < len(reader.label_names):
-    yield 'class ids out of range', f'label {one.extra.get("label")}; expected 0..{len(reader.label_names) - 1}'
+  if 'label' in reader.annotations and not 0 <= one.extra.get('label', -1) < len(
+    reader.label_names
+  ):
+    yield (
+      'class ids out of range',
+      f'label {one.extra.get("label")}; expected 0..{len(reader.label_names) - 1}',
+    )
   for name in ('mask', 'depth', 'normals'):
     if name in reader.annotations:
       try:
         array = np.asarray(Image.open(io.BytesIO(one.extra[name])))
-      except Exception as error:    # a decoder raises anything
+      except Exception as error:  # a decoder raises anything
         yield f'unreadable {name}', f'{type(error).__name__}: {error}'
         continue
       if array.shape[1::-1] != image.size:
         plural = {'mask': 'masks', 'depth': 'depth maps'}.get(name, name)
-        yield (f'{plural} of another size than images',
-               f'{array.shape[1]}x{array.shape[0]}, image {image.size[0]}x{image.size[1]}')
+        yield (
+          f'{plural} of another size than images',
+          f'{array.shape[1]}x{array.shape[0]}, image {image.size[0]}x{image.size[1]}',
+        )
       else:
         yield from _VALUES[name](array, protocol, reader)
 
@@ -183,7 +224,10 @@ def _mask_values(mask, protocol, reader):
   classes = len(reader.mask_classes)
   wrong = np.unique(mask[(mask >= classes) & (mask != benchmarks_reader.VOID)])
   if wrong.size:
-    yield 'class ids out of range', f'{wrong[:5].tolist()}; expected 0..{classes - 1} or {benchmarks_reader.VOID}'
+    yield (
+      'class ids out of range',
+      f'{wrong[:5].tolist()}; expected 0..{classes - 1} or {benchmarks_reader.VOID}',
+    )
   if (mask == benchmarks_reader.VOID).all():
     yield 'masks that are all void', ''
 

@@ -1,7 +1,9 @@
 """What makes a job pointless is said before any feature is computed, in one line.
 
-Public benchmarks are looked at more closely by evals/datasets/on_disk.py; this holds for any data set.
+Public benchmarks are looked at more closely by evals/datasets/on_disk.py; this holds for any data
+set.
 """
+
 import numpy as np
 
 from tips_jax.core.errors import InputError
@@ -11,15 +13,16 @@ from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import depth, normals
 from tips_jax.evals.probes import masks as segmentation
 
-SAMPLE = 24    # records of a split that are opened
+SAMPLE = 24  # records of a split that are opened
 
 
 def check(encoder, jobs) -> None:
   """Raises InputError for the first job that cannot be measured.
 
-  Told are: a task that needs texts and a checkpoint without a text tower or a tokenizer, a missing or empty split,
-  missing annotations, classes without names, and, from a sample of each split: images that cannot be read, annotations
-  of another size than their images, class ids out of range, captions without images, images without captions.
+  Told are: a task that needs texts and a checkpoint without a text tower or a tokenizer, a missing
+  or empty split, missing annotations, classes without names, and, from a sample of each split:
+  images that cannot be read, annotations of another size than their images, class ids out of range,
+  captions without images, images without captions.
   """
   for job in jobs:
     _texts(encoder, job)
@@ -45,39 +48,51 @@ def check_data(jobs) -> None:
 def _splits(job):
   missing = [role for role in job.about.roles if role not in job.splits]
   if missing:
-    raise InputError(f'{job.dataset}: missing split {missing[0]!r}: {job.task.name} needs it, and there '
-                     f'{"are" if len(job.data.counts) > 1 else "is"} only {sorted(job.data.counts)}')
+    raise InputError(
+      f'{job.dataset}: missing split {missing[0]!r}: {job.task.name} needs it, and there '
+      f'{"are" if len(job.data.counts) > 1 else "is"} only {sorted(job.data.counts)}'
+    )
   for split in job.splits.values():
     if split not in job.data.counts:
       raise unknown(f'{job.dataset}: missing split', split, job.data.counts)
     if not job.data.counts[split]:
-      raise InputError(f'{job.dataset}: split {split!r} is empty; expected images for {job.task.name}')
+      raise InputError(
+        f'{job.dataset}: split {split!r} is empty; expected images for {job.task.name}'
+      )
 
 
 def _texts(encoder, job):
   if not job.about.text:
     return
   if not encoder.has_text:
-    raise InputError(f'{job.dataset}: {job.task.name} compares images with texts; got the checkpoint {encoder.name!r} '
-                     'without a text tower; expected one with it, or tasks of images alone')
-  encoder.encode_text([])    # a tokenizer that is missing is said now
+    raise InputError(
+      f'{job.dataset}: {job.task.name} compares images with texts; got the checkpoint {encoder.name!r} '
+      'without a text tower; expected one with it, or tasks of images alone'
+    )
+  encoder.encode_text([])  # a tokenizer that is missing is said now
 
 
 def _annotations(job):
   needs, there = job.about.needs, job.data.features
   there = there | ({'captions'} if 'alt_text' in there else set())
   if needs and needs not in there:
-    raise InputError(f'{job.dataset}: {job.task.name} needs the annotation {needs!r}, and there is only '
-                     f'{sorted(there)}; expected data with it')
+    raise InputError(
+      f'{job.dataset}: {job.task.name} needs the annotation {needs!r}, and there is only '
+      f'{sorted(there)}; expected data with it'
+    )
   if job.about.text and needs in ('label', 'mask'):
     names = job.data.mask_classes if needs == 'mask' else job.data.label_names(job.splits['test'])
     wanted = len(job.task.classes) + (job.task.without is not None)
     if not names and not job.task.classes:
-      raise InputError(f'{job.dataset}: {job.task.name} needs the names of the classes of {needs!r}, and there are '
-                       'none; expected them in annotations.json ("mask_classes"), or as a ClassLabel')
+      raise InputError(
+        f'{job.dataset}: {job.task.name} needs the names of the classes of {needs!r}, and there are '
+        'none; expected them in annotations.json ("mask_classes"), or as a ClassLabel'
+      )
     if names and job.task.classes and len(names) != wanted:
-      raise InputError(f'{job.dataset}: wrong class count: got {len(names):,} classes of {needs!r}; expected '
-                       f'{wanted:,}')
+      raise InputError(
+        f'{job.dataset}: wrong class count: got {len(names):,} classes of {needs!r}; expected '
+        f'{wanted:,}'
+      )
 
 
 def _sample(job, split):
@@ -101,8 +116,10 @@ def _sample(job, split):
     what = 'captions without images' if lost else 'images that cannot be read'
     raise InputError(f'{where}: {what}: {len(broken)} of {len(numbers)} opened ({broken[0]})')
   if job.about.needs == 'captions' and silent == len(numbers) - len(broken):
-    raise InputError(f'{where}: images without captions: {silent} of {len(numbers)} opened; expected texts for '
-                     f'{job.task.name}')
+    raise InputError(
+      f'{where}: images without captions: {silent} of {len(numbers)} opened; expected texts for '
+      f'{job.task.name}'
+    )
 
 
 def _captions(job, record):
@@ -112,26 +129,35 @@ def _captions(job, record):
 def _label(job, split, record, size, where):
   names, label = job.data.label_names(split), int(record.get('label', -1))
   if names and label >= len(names):
-    raise InputError(f'{where}: wrong class count: got label {label}; expected one below {len(names)}')
+    raise InputError(
+      f'{where}: wrong class count: got label {label}; expected one below {len(names)}'
+    )
 
 
 def _mask(job, split, record, size, where):
   mask, names = _decoded(segmentation.decode_mask, record['mask'], where), job.data.mask_classes
   if mask.shape != size:
-    raise InputError(f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image is '
-                     f'{size[1]}x{size[0]}')
+    raise InputError(
+      f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image is '
+      f'{size[1]}x{size[0]}'
+    )
   found = int(mask[mask != segmentation.IGNORE].max(initial=0))
   if names and found >= len(names):
-    raise InputError(f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, or '
-                     f'{segmentation.IGNORE} for void')
+    raise InputError(
+      f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, or '
+      f'{segmentation.IGNORE} for void'
+    )
 
 
 def _map(name, decode):
   def look(job, split, record, size, where):
     found = _decoded(decode, record[name], where)
     if found.shape[:2] != size:
-      raise InputError(f'{where}: {name} of another size than images: got {found.shape[1]}x{found.shape[0]}, the image '
-                       f'is {size[1]}x{size[0]}')
+      raise InputError(
+        f'{where}: {name} of another size than images: got {found.shape[1]}x{found.shape[0]}, the image '
+        f'is {size[1]}x{size[0]}'
+      )
+
   return look
 
 
@@ -142,5 +168,9 @@ def _decoded(decode, data, where):
     raise InputError(f'{where}: {error}') from None
 
 
-_CHECKS = {'label': _label, 'mask': _mask, 'depth': _map('depth', depth.decode),
-           'normals': _map('normals', normals.decode)}
+_CHECKS = {
+  'label': _label,
+  'mask': _mask,
+  'depth': _map('depth', depth.decode),
+  'normals': _map('normals', normals.decode),
+}

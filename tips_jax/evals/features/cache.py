@@ -1,9 +1,11 @@
-"""Features on disk: computed once for a checkpoint, a split and a size, kept as they come, opened as they are after.
+"""Features on disk: computed once for a checkpoint, a split and a size, kept as they come, opened
+as they are after.
 
-A folder of `features/` holds one array of a row for each record (`patch.npy`, `web.npy`, ...), what it was made from
-(`about.json`) and `done.npy`: 0 to do, 1 there, 2 unreadable. A row is marked after its features are on disk, so that
-a killed run goes on where it stopped.
+A folder of `features/` holds one array of a row for each record (`patch.npy`, `web.npy`, ...), what
+it was made from (`about.json`) and `done.npy`: 0 to do, 1 there, 2 unreadable. A row is marked
+after its features are on disk, so that a killed run goes on where it stopped.
 """
+
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -20,21 +22,26 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading as features
 
-VERSION = 1          # of what `prepare` and the encoder make of a record: another one is computed anew
-_AHEAD = max(4, min(os.cpu_count() or 1, 16))    # batches that are read and decoded while the device works
-_FLUSH_S = 2.0       # seconds of work that a kill may cost
-_HALF = 65_504.0     # the largest float16
+VERSION = 1  # of what `prepare` and the encoder make of a record: another one is computed anew
+_AHEAD = max(
+  4, min(os.cpu_count() or 1, 16)
+)  # batches that are read and decoded while the device works
+_FLUSH_S = 2.0  # seconds of work that a kill may cost
+_HALF = 65_504.0  # the largest float16
 _DONE, _UNREADABLE = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-  """Of the R readable records of a source. `rows` [R]: their numbers in it; `label` [R], -1 without.
+  """Of the R readable records of a source. `rows` [R]: their numbers in it; `label` [R], -1
+  without.
 
-  `arrays`: name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h, w, D] and
-  'value_patch' [R, h, w, E] float16; `intermediate_layers`: (patch [R, h, w, D], cls [R, D]) by depth. `seconds` 'encoder' (in its
-  calls) and 'reading' (waiting for images and the disk), of this run. `key`: the name of the folder.
+  `arrays`: name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h,
+  w, D] and 'value_patch' [R, h, w, E] float16; `intermediate_layers`: (patch [R, h, w, D], cls [R,
+  D]) by depth. `seconds` 'encoder' (in its calls) and 'reading' (waiting for images and the disk),
+  of this run. `key`: the name of the folder.
   """
+
   arrays: dict
   intermediate_layers: tuple
   rows: np.ndarray
@@ -66,21 +73,44 @@ class Cache:
   def __init__(self, folder):
     self.folder = pathlib.Path(folder).expanduser()
 
-  def extract(self, encoder, source, prepare, *, key, outputs=(), intermediate_layers=(), batch_size=64, progress=None) -> Features:
+  def extract(
+    self,
+    encoder,
+    source,
+    prepare,
+    *,
+    key,
+    outputs=(),
+    intermediate_layers=(),
+    batch_size=64,
+    progress=None,
+  ) -> Features:
     """The features of every record of `source`; what is on disk already is not computed again.
 
-    source: len and [i] -> record; prepare(record): uint8 [H, W, 3] of one shape, or ValueError where the image cannot
-    be read: such records are left out with a warning. key: what tells this source, its records and `prepare` from
-    others (JSON-able). outputs: 'patch', 'value_patch', beside the CLS tokens and 'embedding', which are always kept.
-    intermediate_layers: blocks whose outputs are kept too. progress.update(done) is told of every batch. Raises InputError where
-    nothing can be read, or where the disk has no room.
+    source: len and [i] -> record; prepare(record): uint8 [H, W, 3] of one shape, or ValueError
+    where the image cannot
+    be read: such records are left out with a warning. key: what tells this source, its records and
+    `prepare` from others (JSON-able). outputs: 'patch', 'value_patch', beside the CLS tokens and
+    'embedding', which are always kept.
+    intermediate_layers: blocks whose outputs are kept too. progress.update(done) is told of every
+    batch. Raises InputError where nothing can be read, or where the disk has no room.
     """
-    about = {'version': VERSION, 'checkpoint': encoder.sha256, 'outputs': sorted(outputs), 'intermediate_layers': list(intermediate_layers),
-             'count': len(source), 'key': key}
+    about = {
+      'version': VERSION,
+      'checkpoint': encoder.sha256,
+      'outputs': sorted(outputs),
+      'intermediate_layers': list(intermediate_layers),
+      'count': len(source),
+      'key': key,
+    }
     folder = self.folder / 'features' / _digest(about)
     table, seconds = _Table(folder, about), {'encoder': 0.0, 'reading': 0.0}
     start = time.monotonic()
-    options = {'intermediate_layers': tuple(intermediate_layers), 'values': 'value_patch' in outputs, 'patches': 'patch' in outputs}
+    options = {
+      'intermediate_layers': tuple(intermediate_layers),
+      'values': 'value_patch' in outputs,
+      'patches': 'patch' in outputs,
+    }
 
     def keep(rows, found, labels, bad):
       if len(rows):
@@ -90,7 +120,9 @@ class Cache:
         progress.update(table.count())
 
     try:
-      with concurrent.futures.ThreadPoolExecutor(1) as disk:    # writes a batch while the next one is encoded
+      with concurrent.futures.ThreadPoolExecutor(
+        1
+      ) as disk:  # writes a batch while the next one is encoded
         kept = disk.submit(lambda: None)
         for rows, images, labels, bad in _batches(source, prepare, table.todo(), batch_size):
           begin = time.monotonic()
@@ -99,20 +131,22 @@ class Cache:
           kept.result()
           kept = disk.submit(keep, rows, found, labels, bad)
         kept.result()
-    finally:    # stopped: what was computed stays
+    finally:  # stopped: what was computed stays
       table.flush()
     seconds['reading'] = time.monotonic() - start - seconds['encoder']
     return table.features(seconds)
 
   def texts(self, encoder, texts, *, batch_size=1024, progress=None) -> tuple[np.ndarray, float]:
-    """(float32 [T, E] of texts in the joint space, seconds in the encoder). Equal texts are encoded once."""
+    """(float32 [T, E] of texts in the joint space, seconds in the encoder). Equal texts are encoded
+    once.
+    """
     unique, row = np.unique(np.array(texts, dtype=object), return_inverse=True)
     path = self.folder / 'texts' / f'{_digest([VERSION, encoder.sha256, list(unique)])}.npy'
     if path.is_file():
       return np.load(path)[row.ravel()], 0.0
     start, parts = time.monotonic(), []
     for i in range(0, len(unique), batch_size):
-      parts.append(features.finite(encoder.encode_text(list(unique[i:i + batch_size]))))
+      parts.append(features.finite(encoder.encode_text(list(unique[i : i + batch_size]))))
       if progress:
         progress.update(min(i + batch_size, len(unique)))
     found = np.concatenate(parts)
@@ -138,13 +172,17 @@ class _Table:
 
   def _open(self):
     try:
-      arrays = {path.stem: np.load(path, mmap_mode='r+') for path in sorted(self._folder.glob('*.npy'))}
+      arrays = {
+        path.stem: np.load(path, mmap_mode='r+') for path in sorted(self._folder.glob('*.npy'))
+      }
       done = arrays.pop('done')
       if any(len(array) != self._count for array in (done, *arrays.values())):
         raise ValueError(f'arrays of other lengths than {self._count}')
     except (OSError, ValueError, KeyError) as error:
-      raise InputError(f'--cache: {str(self._folder)!r} cannot be read ({error}); remove it, and its features are '
-                       'computed again') from None
+      raise InputError(
+        f'--cache: {str(self._folder)!r} cannot be read ({error}); remove it, and its features are '
+        'computed again'
+      ) from None
     done[:] = np.where(self._done > done, self._done, done)
     self._arrays, self._done = arrays, done
 
@@ -154,8 +192,10 @@ class _Table:
     need = sum(int(np.prod(shape)) * values[name].itemsize for name, shape in shapes.items())
     free = shutil.disk_usage(self._folder.parent).free
     if need > free:
-      raise InputError(f'--cache: {str(self._folder.parent)!r} has {free / 1e9:.1f} GB free; these features take '
-                       f'{need / 1e9:.1f} GB; expected a larger disk, or --limit')
+      raise InputError(
+        f'--cache: {str(self._folder.parent)!r} has {free / 1e9:.1f} GB free; these features take '
+        f'{need / 1e9:.1f} GB; expected a larger disk, or --limit'
+      )
     making = pathlib.Path(tempfile.mkdtemp(dir=self._folder.parent, prefix='.new-'))
     for name, shape in shapes.items():
       np.lib.format.open_memmap(making / f'{name}.npy', 'w+', values[name].dtype, shape).flush()
@@ -163,7 +203,7 @@ class _Table:
     (making / 'about.json').write_text(json.dumps(self._about, indent=1))
     try:
       os.replace(making, self._folder)
-    except OSError:    # another process was faster: both write the same
+    except OSError:  # another process was faster: both write the same
       shutil.rmtree(making)
     self._open()
 
@@ -179,9 +219,11 @@ class _Table:
       self._create(values)
     for name, value in values.items():
       if value.shape[1:] != self._arrays[name].shape[1:]:
-        raise InputError(f'--cache: {name}: got features of shape {value.shape[1:]}; expected '
-                         f'{self._arrays[name].shape[1:]} as before; remove {str(self._folder)!r}')
-      self._arrays[name][rows] = value[:len(rows)]
+        raise InputError(
+          f'--cache: {name}: got features of shape {value.shape[1:]}; expected '
+          f'{self._arrays[name].shape[1:]} as before; remove {str(self._folder)!r}'
+        )
+      self._arrays[name][rows] = value[: len(rows)]
     self._pending.append(rows)
     if time.monotonic() - self._flushed > _FLUSH_S:
       self.flush()
@@ -202,12 +244,24 @@ class _Table:
   def features(self, seconds):
     rows = np.flatnonzero(self._done == _DONE)
     if not len(rows):
-      raise InputError(f'evaluation: none of {self._count} images can be read; expected at least one')
+      raise InputError(
+        f'evaluation: none of {self._count} images can be read; expected at least one'
+      )
     whole = len(rows) == self._count
     arrays = {name: array if whole else Rows(array, rows) for name, array in self._arrays.items()}
     label = np.asarray(arrays.pop('label'))
-    intermediate_layers = tuple((arrays.pop(f'layer{i}_patch'), arrays.pop(f'layer{i}_cls')) for i in range(len(self._about['intermediate_layers'])))
-    return Features(arrays=arrays, intermediate_layers=intermediate_layers, rows=rows, label=label, seconds=seconds, key=self._folder.name)
+    intermediate_layers = tuple(
+      (arrays.pop(f'layer{i}_patch'), arrays.pop(f'layer{i}_cls'))
+      for i in range(len(self._about['intermediate_layers']))
+    )
+    return Features(
+      arrays=arrays,
+      intermediate_layers=intermediate_layers,
+      rows=rows,
+      label=label,
+      seconds=seconds,
+      key=self._folder.name,
+    )
 
 
 def _wanted(found, cls_names, outputs):
@@ -225,7 +279,8 @@ def _half(x):
 
 
 def _batches(source, prepare, numbers, size):
-  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows); images repeat the last one up to size.
+  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows); images repeat the last
+  one up to size.
 
   Of fewer images than that, size is the power of two that holds them.
   """
@@ -247,7 +302,7 @@ def _batches(source, prepare, numbers, size):
     images, labels = images + images[-1:] * missing, labels + labels[-1:] * missing
     return np.array(rows, np.int64), np.stack(images) if rows else None, labels, bad
 
-  chunks = [numbers[i:i + size] for i in range(0, len(numbers), size)]
+  chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
   with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
     pending = [pool.submit(read, chunk) for chunk in chunks[:_AHEAD]]
     try:

@@ -1,4 +1,7 @@
-"""Room on the disk for the features of an evaluation: how much they take is told before any of them is computed."""
+"""Room on the disk for the features of an evaluation: how much they take is told before any of them
+is computed.
+"""
+
 import dataclasses
 import json
 import shutil
@@ -10,15 +13,15 @@ from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import dpt
 
-_LOOKED_AT = 16    # images that tell how large those of a split are
-_SHOWN = 3         # splits that a line names
+_LOOKED_AT = 16  # images that tell how large those of a split are
+_SHOWN = 3  # splits that a line names
 
 
 def check(works, *, tell=None) -> None:
   """InputError where the features of all `works` take more room than the disk of their cache has.
 
-  What is in the cache already counts as there. tell(line): told of the room. Images of their own shapes are estimated
-  from a sample.
+  What is in the cache already counts as there. tell(line): told of the room. Images of their own
+  shapes are estimated from a sample.
   """
   needs = sorted(needed(works).items(), key=lambda one: -one[1])
   need, folder = sum(size for _, size in needs), works[0].cache.folder
@@ -26,15 +29,19 @@ def check(works, *, tell=None) -> None:
   largest = ', '.join(f'{name} {_text(size)}' for name, size in needs[:_SHOWN] if size)
   largest = f' ({largest}{", ..." if len(needs) > _SHOWN else ""})' if largest else ''
   if need > free:
-    raise InputError(f'--cache: {str(folder)!r} has {_text(free)} free; the features take about {_text(need)} '
-                     f'more{largest}; expected a larger disk, --cache=DIR on another one, or --limit')
+    raise InputError(
+      f'--cache: {str(folder)!r} has {_text(free)} free; the features take about {_text(need)} '
+      f'more{largest}; expected a larger disk, --cache=DIR on another one, or --limit'
+    )
   if tell:
-    tell(f'features: about {_text(need)} to be written{largest}, {_text(free)} free in {str(folder)!r}')
+    tell(
+      f'features: about {_text(need)} to be written{largest}, {_text(free)} free in {str(folder)!r}'
+    )
 
 
 def needed(works) -> dict[str, int]:
   """'data set split' -> bytes that are not yet in the cache."""
-  tables = {}    # (data set, split, how images are seen) -> (work, role, outputs)
+  tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:
     about = work.job.about
     shape = about.shape if about.shape == 'own' else suite_parts.frame(work.job, work.encoder)
@@ -44,7 +51,9 @@ def needed(works) -> dict[str, int]:
   found, kept = {}, _kept(works[0])
   for (_, split, shape), (work, role, outputs) in tables.items():
     name = f'{work.job.dataset} {split}'
-    there = kept.get((work.job.data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs))), 0)
+    there = kept.get(
+      (work.job.data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs))), 0
+    )
     found[name] = found.get(name, 0) + max(_bytes(work, role, shape, outputs) - there, 0)
   return found
 
@@ -58,23 +67,41 @@ def _bytes(work, role, shape, outputs):
   else:
     some = [_header(source[int(i)]) for i in numbers[features.records(numbers, _LOOKED_AT)]]
     cells = np.mean([job.about.cells(work, size) for size in some if size] or [0])
-  intermediate_layers = len(dpt.intermediate_layers_of(encoder.depth)) if 'intermediate_layers' in outputs else 0
+  intermediate_layers = (
+    len(dpt.intermediate_layers_of(encoder.depth)) if 'intermediate_layers' in outputs else 0
+  )
   vectors = len(encoder.cls_names) + 1 + intermediate_layers
-  return int(len(numbers) * encoder.width * (4 * vectors + 2 * cells * (len(outputs - {'intermediate_layers'}) + intermediate_layers)))
+  return int(
+    len(numbers)
+    * encoder.width
+    * (4 * vectors + 2 * cells * (len(outputs - {'intermediate_layers'}) + intermediate_layers))
+  )
 
 
 def _kept(work):
-  """(fingerprint, split, how images are seen, outputs) -> bytes of this checkpoint's features on the disk."""
+  """(fingerprint, split, how images are seen, outputs) -> bytes of this checkpoint's features on
+  the disk.
+  """
   found = {}
   for path in (work.cache.folder / 'features').glob('*/about.json'):
     try:
       about = json.loads(path.read_text())
-      key, intermediate_layers = about['key'], ['intermediate_layers'] if about['intermediate_layers'] else []
-      what = key['data'], key['split'], _seen(key['frame']), tuple(sorted(about['outputs'] + intermediate_layers))
-    except (OSError, ValueError, KeyError, TypeError):    # not one of ours
+      key, intermediate_layers = (
+        about['key'],
+        ['intermediate_layers'] if about['intermediate_layers'] else [],
+      )
+      what = (
+        key['data'],
+        key['split'],
+        _seen(key['frame']),
+        tuple(sorted(about['outputs'] + intermediate_layers)),
+      )
+    except (OSError, ValueError, KeyError, TypeError):  # not one of ours
       continue
     if about.get('checkpoint') == work.encoder.sha256:
-      found[what] = found.get(what, 0) + sum(512 * file.stat().st_blocks for file in path.parent.glob('*.npy'))
+      found[what] = found.get(what, 0) + sum(
+        512 * file.stat().st_blocks for file in path.parent.glob('*.npy')
+      )
   return found
 
 

@@ -1,4 +1,7 @@
-"""What the tasks of a data set share: its splits as rectangles, encoded once, with their annotations beside them."""
+"""What the tasks of a data set share: its splits as rectangles, encoded once, with their
+annotations beside them.
+"""
+
 import dataclasses
 import functools
 import hashlib
@@ -14,15 +17,16 @@ from tips_jax.evals.probes import depth, dpt, normals
 from tips_jax.evals.probes import masks as segmentation
 
 EXAMPLES = 6
-_KEPT = 2048      # encoded annotations held in memory: probes read them once an epoch
+_KEPT = 2048  # encoded annotations held in memory: probes read them once an epoch
 _CUT = {'cut': True, 'center': 0.875}
-_LOOKED_AT = 16   # images that may tell the shape of a split
+_LOOKED_AT = 16  # images that may tell the shape of a split
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """How an image becomes uint8 [height, width, 3]: squeezed as it is, or `cut` to its central square first, of this
-  share of its short side (True: all of it)."""
+  """How an image becomes uint8 [height, width, 3]: squeezed as it is, or `cut` to its central
+  square first, of this share of its short side (True: all of it)."""
+
   height: int
   width: int
   cut: bool | float = False
@@ -37,14 +41,19 @@ class Resize:
       return array
     side = round(self.cut * min(array.shape[:2]))
     top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
-    return array[top:top + side, left:left + side]
+    return array[top : top + side, left : left + side]
 
 
 class SplitFeatures:
   """A split, or some of its records, with its features; i counts the readable images."""
 
   def __init__(self, source, numbers, found, crop=lambda array: array):
-    self.arrays, self.intermediate_layers, self.label, self.key = found.arrays, found.intermediate_layers, found.label, found.key
+    self.arrays, self.intermediate_layers, self.label, self.key = (
+      found.arrays,
+      found.intermediate_layers,
+      found.label,
+      found.key,
+    )
     self.rows, self._source, self._crop = numbers[found.rows], source, crop
     self._annotation = functools.lru_cache(_KEPT)(lambda name, i: self.record(i)[name])
 
@@ -80,7 +89,9 @@ class SplitFeatures:
 
 
 class DatasetFeatures:
-  """The splits of one data set, each encoded when it is first needed, with all outputs that any of its jobs needs."""
+  """The splits of one data set, each encoded when it is first needed, with all outputs that any of
+  its jobs needs.
+  """
 
   def __init__(self, encoder, jobs, *, cache, batch_size, limit, progress, label):
     self._encoder, self._jobs, self._cache, self._batch_size = encoder, jobs, cache, batch_size
@@ -92,10 +103,21 @@ class DatasetFeatures:
     """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
     split, shape = job.splits[role], self._frames[id(job)]
     if (split, shape) not in self._parts:
-      users = [one for one in self._jobs if self._frames.get(id(one)) == shape and split in one.splits.values()]
+      users = [
+        one
+        for one in self._jobs
+        if self._frames.get(id(one)) == shape and split in one.splits.values()
+      ]
       outputs = {output for one in users for output in one.about.outputs}
-      self._parts[split, shape] = self.extract(users, split, self.numbers(job, role), shape, outputs=outputs,
-                                               crop=shape.crop, key=dataclasses.astuple(shape))
+      self._parts[split, shape] = self.extract(
+        users,
+        split,
+        self.numbers(job, role),
+        shape,
+        outputs=outputs,
+        crop=shape.crop,
+        key=dataclasses.astuple(shape),
+      )
     return self._parts[split, shape]
 
   def numbers(self, job, role):
@@ -103,17 +125,31 @@ class DatasetFeatures:
     source = job.data.source(job.splits[role])
     return features.records(source, self._limit or len(source))
 
-  def extract(self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options) -> SplitFeatures:
+  def extract(
+    self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options
+  ) -> SplitFeatures:
     """Some records of a split, or of `source`, which is made of it, for jobs that share the price."""
     data = jobs[0].data
     source = source or data.source(split)
-    about = {'data': data.fingerprint(split), 'split': split, 'frame': key,
-             'records': hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest()}
+    about = {
+      'data': data.fingerprint(split),
+      'split': split,
+      'frame': key,
+      'records': hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest(),
+    }
     with self._bar(f'{jobs[0].dataset} {split}', len(numbers)) as bar:
       found = self._cache.extract(
-          self._encoder, _Some(source, numbers), prepare, key=about, outputs=sorted(set(outputs) - {'intermediate_layers'}),
-          intermediate_layers=dpt.intermediate_layers_of(self._encoder.depth) if 'intermediate_layers' in outputs else (), batch_size=self._batch_size,
-          progress=bar)
+        self._encoder,
+        _Some(source, numbers),
+        prepare,
+        key=about,
+        outputs=sorted(set(outputs) - {'intermediate_layers'}),
+        intermediate_layers=dpt.intermediate_layers_of(self._encoder.depth)
+        if 'intermediate_layers' in outputs
+        else (),
+        batch_size=self._batch_size,
+        progress=bar,
+      )
     self._charge(jobs, found.seconds)
     return SplitFeatures(source, numbers, found, **options)
 
@@ -143,8 +179,9 @@ class DatasetFeatures:
 
 @dataclasses.dataclass(kw_only=True)
 class TaskInputs:
-  """What a task has to work with: its job, the encoder, the splits, where to keep what it trains, and what it shares
-  with the other jobs of its pool (suite_global.Pool)."""
+  """What a task has to work with: its job, the encoder, the splits, where to keep what it trains,
+  and what it shares with the other jobs of its pool (suite_global.Pool)."""
+
   job: Any
   encoder: Any
   parts: DatasetFeatures
@@ -197,7 +234,7 @@ def header(record) -> tuple[int, int]:
   _there(record)
   try:
     return Image.open(io.BytesIO(record['image'])).size[::-1]
-  except Exception as error:    # Pillow raises whatever a broken file makes of it
+  except Exception as error:  # Pillow raises whatever a broken file makes of it
     raise ValueError(f'broken image: {error}') from None
 
 

@@ -1,8 +1,11 @@
-"""Images at their own aspect ratio, seen through square windows, as mmseg's sliding inference does (DINOv2's protocol).
+"""Images at their own aspect ratio, seen through square windows, as mmseg's sliding inference does
+(DINOv2's protocol).
 
-The short side of an image is resized to the side of a window; windows every `stride` pixels cover it, the last ones end
-at its edge. All windows have one shape, so that images of any shape fill whole batches.
+The short side of an image is resized to the side of a window; windows every `stride` pixels cover
+it, the last ones end at its edge. All windows have one shape, so that images of any shape fill
+whole batches.
 """
+
 import dataclasses
 
 import cv2
@@ -13,12 +16,13 @@ from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import masks as segmentation
 from tips_jax.evals.tasks import zeroshot_segmentation as zs
 
-_MOST = 10_000    # windows of one image: number * _MOST + window tells one
+_MOST = 10_000  # windows of one image: number * _MOST + window tells one
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
   """side, stride: pixels of a window, and from one to the next."""
+
   side: int
   stride: int
 
@@ -44,13 +48,17 @@ class Windows:
     return np.stack([resized[place] for place in self.places(mask.shape)])
 
   def labels(self, logits_nhwK, shape):
-    """Class ids [H, W] of an image of `shape`: the mean of its windows' logits at every pixel, then the largest."""
+    """Class ids [H, W] of an image of `shape`: the mean of its windows' logits at every pixel, then
+    the largest.
+    """
     places, (height, width) = self.places(shape), self.size(shape)
     count = np.zeros((height, width), np.float32)
     for place in places:
       count[place] += 1
     best, found = np.full(shape[:2], -np.inf, np.float32), np.zeros(shape[:2], np.int64)
-    for k in range(logits_nhwK.shape[-1]):    # one class at a time: all of them at every pixel would be large
+    for k in range(
+      logits_nhwK.shape[-1]
+    ):  # one class at a time: all of them at every pixel would be large
       plane = np.zeros((height, width), np.float32)
       for place, one in zip(places, logits_nhwK[..., k], strict=True):
         plane[place] += _resize(one, (self.side, self.side))
@@ -60,12 +68,18 @@ class Windows:
     return found
 
   def patches(self, patch_nhwD, shape):
-    """The patches of an image as one grid [h, w, D], for a picture: where windows overlap, the last one's."""
+    """The patches of an image as one grid [h, w, D], for a picture: where windows overlap, the last
+    one's.
+    """
     side = patch_nhwD.shape[1]
-    places = [[round(one.start * side / self.side) for one in place] for place in self.places(shape)]
-    grid = np.zeros([max(starts) + side for starts in zip(*places)] + [patch_nhwD.shape[-1]], np.float32)
+    places = [
+      [round(one.start * side / self.side) for one in place] for place in self.places(shape)
+    ]
+    grid = np.zeros(
+      [max(starts) + side for starts in zip(*places)] + [patch_nhwD.shape[-1]], np.float32
+    )
     for (top, left), one in zip(places, patch_nhwD, strict=True):
-      grid[top:top + side, left:left + side] = one
+      grid[top : top + side, left : left + side] = one
     return grid
 
 
@@ -96,8 +110,12 @@ class Source:
 
 
 def codes(counts) -> np.ndarray:
-  """Numbers in a Source of all windows of some records; counts: number of a record -> how many it has."""
-  return np.array([number * _MOST + i for number, count in counts.items() for i in range(count)], np.int64)
+  """Numbers in a Source of all windows of some records; counts: number of a record -> how many it
+  has.
+  """
+  return np.array(
+    [number * _MOST + i for number, count in counts.items() for i in range(count)], np.int64
+  )
 
 
 def by_image(codes) -> list[np.ndarray]:

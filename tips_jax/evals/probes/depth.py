@@ -9,6 +9,7 @@ learning rates run side by side and held-out training images choose one.
 
 Depth is float32 meters [H, W], 0 where it is missing; pixels beyond `max_depth` count as missing.
 """
+
 import concurrent.futures
 import dataclasses
 import functools
@@ -23,20 +24,24 @@ import optax
 from tips_jax.core.errors import InputError
 
 BINS, MIN_DEPTH, MAX_DEPTH = 256, 1e-3, 10.0
-EPS = 0.1                                      # of the bins: DINOv2's; TIPS's released decoders have MIN_DEPTH
+EPS = 0.1  # of the bins: DINOv2's; TIPS's released decoders have MIN_DEPTH
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-EIGEN_CROP = (45, 471, 41, 601)                # top, bottom, left, right of NYUv2's 480 x 640 that are scored
-HELD_OUT = 5                                   # one training image in this many, the last, chooses the learning rate
-_LOG_EPS = 1e-3                                # of the losses: keeps the gradient of log finite
-_NOTHING = 'depth: got no pixel with depth in (0, {}] m in {} training images; expected some, in meters'
-_STATISTICS = 500                              # images that tell mean and scale of the features
+EIGEN_CROP = (45, 471, 41, 601)  # top, bottom, left, right of NYUv2's 480 x 640 that are scored
+HELD_OUT = 5  # one training image in this many, the last, chooses the learning rate
+_LOG_EPS = 1e-3  # of the losses: keeps the gradient of log finite
+_NOTHING = (
+  'depth: got no pixel with depth in (0, {}] m in {} training images; expected some, in meters'
+)
+_STATISTICS = 500  # images that tell mean and scale of the features
 
 
 def decode(png: bytes) -> np.ndarray:
   """float32 meters [H, W], 0 = missing, of an encoded uint16 map in millimeters; ValueError where it is none."""
   depth = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
   if depth is None or depth.dtype != np.uint16:
-    raise ValueError(f'depth: got {"no image" if depth is None else depth.dtype}; expected a 16-bit PNG in millimeters')
+    raise ValueError(
+      f'depth: got {"no image" if depth is None else depth.dtype}; expected a 16-bit PNG in millimeters'
+    )
   return (depth if depth.ndim == 2 else depth[..., 0]).astype(np.float32) / 1000
 
 
@@ -86,8 +91,12 @@ def gradient_loss(predicted, truth, valid):
 
 def _log_error(predicted, truth, valid):
   """log predicted - log truth where valid, else 0, without a nan in the gradient."""
-  return jnp.where(valid, jnp.log(jnp.where(valid, predicted, 1) + _LOG_EPS)
-                   - jnp.log(jnp.where(valid, truth, 1) + _LOG_EPS), 0)
+  return jnp.where(
+    valid,
+    jnp.log(jnp.where(valid, predicted, 1) + _LOG_EPS)
+    - jnp.log(jnp.where(valid, truth, 1) + _LOG_EPS),
+    0,
+  )
 
 
 # --- measure ------------------------------------------------------------------------------------
@@ -98,12 +107,14 @@ class Scorer:
 
   def __init__(self, *, max_depth=MAX_DEPTH, crop=None):
     self._max_depth, self._crop = max_depth, crop
-    self.rows = []    # of each image with truth: valid pixels, sum of squares, sum of |error| / truth, within 1.25
+    self.rows = []  # of each image with truth: valid pixels, sum of squares, sum of |error| / truth, within 1.25
 
   def add(self, predicted, truth):
     """predicted [h, w] (resized bilinearly, half-pixel centers) against truth [H, W], both in meters."""
     truth = np.asarray(truth, np.float64)
-    predicted = cv2.resize(np.asarray(predicted, np.float32), truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    predicted = cv2.resize(
+      np.asarray(predicted, np.float32), truth.shape[::-1], interpolation=cv2.INTER_LINEAR
+    )
     if self._crop:
       top, bottom, left, right = self._crop
       predicted, truth = predicted[top:bottom, left:right], truth[top:bottom, left:right]
@@ -112,7 +123,9 @@ class Scorer:
     if t.size:
       with np.errstate(divide='ignore'):
         near = np.maximum(p / t, t / p) < 1.25
-      self.rows.append((t.size, np.square(p - t).sum(), (np.abs(p - t) / t).sum(), int((near & (p > 0)).sum())))
+      self.rows.append(
+        (t.size, np.square(p - t).sum(), (np.abs(p - t) / t).sum(), int((near & (p > 0)).sum()))
+      )
 
   def merge(self, other):
     """Takes over what another scorer (of another host) has seen."""
@@ -125,10 +138,12 @@ class Scorer:
       return dict.fromkeys(('rmse', 'rmse_pooled', 'abs_rel', 'delta1'), float('nan'))
     over_images = lambda values: math.fsum(values) / len(self.rows)
     pixels = sum(n for n, *_ in self.rows)
-    return {'rmse': over_images(math.sqrt(s / n) for n, s, _, _ in self.rows),
-            'rmse_pooled': math.sqrt(math.fsum(s for _, s, _, _ in self.rows) / pixels),
-            'abs_rel': over_images(a / n for n, _, a, _ in self.rows),
-            'delta1': over_images(d / n for n, _, _, d in self.rows)}
+    return {
+      'rmse': over_images(math.sqrt(s / n) for n, s, _, _ in self.rows),
+      'rmse_pooled': math.sqrt(math.fsum(s for _, s, _, _ in self.rows) / pixels),
+      'abs_rel': over_images(a / n for n, _, a, _ in self.rows),
+      'delta1': over_images(d / n for n, _, _, d in self.rows),
+    }
 
 
 def naive(truth, rows, *, max_depth=MAX_DEPTH):
@@ -154,7 +169,9 @@ def naive(truth, rows, *, max_depth=MAX_DEPTH):
   return mean, np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32)
 
 
-def baselines(train, train_rows, test, test_rows, *, max_depth=MAX_DEPTH, crop=None) -> dict[str, dict[str, float]]:
+def baselines(
+  train, train_rows, test, test_rows, *, max_depth=MAX_DEPTH, crop=None
+) -> dict[str, dict[str, float]]:
   """What `Scorer` says of answering 'constant' (the training mean) and 'mean_image' (it, pixel by pixel) everywhere."""
   mean, image = naive(train, train_rows, max_depth=max_depth)
   constant, by_pixel = (Scorer(max_depth=max_depth, crop=crop) for _ in range(2))
@@ -171,6 +188,7 @@ def baselines(train, train_rows, test, test_rows, *, max_depth=MAX_DEPTH, crop=N
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
   """Kernels [D, K] and [C, K] on raw patch and CLS features, bias [K]; `validation`: RMSE by learning rate."""
+
   patch: np.ndarray
   cls: np.ndarray
   bias: np.ndarray
@@ -184,14 +202,44 @@ class Probe:
   def predict(self, patch_BhwD, cls_BD=None) -> np.ndarray:
     """Depth [B, upsample h, upsample w] in meters; `Scorer.add` brings it to the truth's size."""
     weights = {'patch': self.patch, 'cls': self.cls, 'bias': self.bias}
-    return np.asarray(_depth(weights, np.asarray(patch_BhwD, np.float32), _no_cls(cls_BD, patch_BhwD),
-                             min_depth=self.min_depth, max_depth=self.max_depth, eps=self.eps, upsample=self.upsample))
+    return np.asarray(
+      _depth(
+        weights,
+        np.asarray(patch_BhwD, np.float32),
+        _no_cls(cls_BD, patch_BhwD),
+        min_depth=self.min_depth,
+        max_depth=self.max_depth,
+        eps=self.eps,
+        upsample=self.upsample,
+      )
+    )
 
 
-def fit(patch, cls, truth, *, validation=None, learning_rates=RATES, steps=38_400, batch=16, warmup=1 / 3,
-        weight_decay=0.01, clip=35.0, upsample=4, bins=BINS, min_depth=MIN_DEPTH, max_depth=MAX_DEPTH, eps=EPS,
-        sig_weight=1.0, gradient_weight=0.5, mean_steps=100, standardize=True, refit=True, shape=None,
-        seed=0) -> Probe:
+def fit(
+  patch,
+  cls,
+  truth,
+  *,
+  validation=None,
+  learning_rates=RATES,
+  steps=38_400,
+  batch=16,
+  warmup=1 / 3,
+  weight_decay=0.01,
+  clip=35.0,
+  upsample=4,
+  bins=BINS,
+  min_depth=MIN_DEPTH,
+  max_depth=MAX_DEPTH,
+  eps=EPS,
+  sig_weight=1.0,
+  gradient_weight=0.5,
+  mean_steps=100,
+  standardize=True,
+  refit=True,
+  shape=None,
+  seed=0,
+) -> Probe:
   """Fits the linear depth probe to patch [N, h, w, D] and cls [N, C] (or None), which may lie on disk.
 
   truth(i): depth [H, W] of image i; for the training all take the size `shape`, or that of the first (nearest pixel).
@@ -204,24 +252,51 @@ def fit(patch, cls, truth, *, validation=None, learning_rates=RATES, steps=38_40
   cls, count = _no_cls(cls, patch), len(patch)
   if not count:
     raise InputError('depth: got no training image; expected at least one')
-  held = np.arange(count - count // HELD_OUT, count) if validation is None else np.asarray(validation, np.int64)
+  held = (
+    np.arange(count - count // HELD_OUT, count)
+    if validation is None
+    else np.asarray(validation, np.int64)
+  )
   everything = np.arange(count)
-  seen = np.setdiff1d(everything, held) if len(learning_rates) > 1 and len(held) < count else everything
+  seen = (
+    np.setdiff1d(everything, held) if len(learning_rates) > 1 and len(held) < count else everything
+  )
   if not any(known(np.asarray(truth(int(i))), max_depth=max_depth).any() for i in seen):
     raise InputError(_NOTHING.format(max_depth, len(seen)))
-  recipe = _Recipe(steps=steps, warmup=warmup, weight_decay=weight_decay, clip=clip, sig_weight=sig_weight,
-                   gradient_weight=gradient_weight, mean_steps=min(mean_steps, steps // 10), min_depth=min_depth,
-                   max_depth=max_depth, eps=eps, upsample=upsample)
+  recipe = _Recipe(
+    steps=steps,
+    warmup=warmup,
+    weight_decay=weight_decay,
+    clip=clip,
+    sig_weight=sig_weight,
+    gradient_weight=gradient_weight,
+    mean_steps=min(mean_steps, steps // 10),
+    min_depth=min_depth,
+    max_depth=max_depth,
+    eps=eps,
+    upsample=upsample,
+  )
   statistics = _statistics(patch, cls) if standardize else (0.0, 1.0, 0.0, 1.0)
-  options = dict(recipe=recipe, bins=bins, batch=batch, seed=seed, statistics=statistics,
-                 shape=tuple(shape or np.shape(truth(0))[:2]))
+  options = dict(
+    recipe=recipe,
+    bins=bins,
+    batch=batch,
+    seed=seed,
+    statistics=statistics,
+    shape=tuple(shape or np.shape(truth(0))[:2]),
+  )
   if not len(held):
-    learning_rates = learning_rates[len(learning_rates) // 2:][:1]
+    learning_rates = learning_rates[len(learning_rates) // 2 :][:1]
   probes, scores = _train(patch, cls, truth, seen, learning_rates, **options), {}
   if len(probes) > 1:
-    scores = {probe.learning_rate: _pooled(probe, patch, cls, truth, held, batch, max_depth) for probe in probes}
+    scores = {
+      probe.learning_rate: _pooled(probe, patch, cls, truth, held, batch, max_depth)
+      for probe in probes
+    }
     best = min(probes, key=lambda probe: np.nan_to_num(scores[probe.learning_rate], nan=np.inf))
-    probes = _train(patch, cls, truth, everything, (best.learning_rate,), **options) if refit else [best]
+    probes = (
+      _train(patch, cls, truth, everything, (best.learning_rate,), **options) if refit else [best]
+    )
   return dataclasses.replace(probes[0], validation=scores)
 
 
@@ -233,7 +308,9 @@ def minibatches(arrays, truth, rows, *, batch, steps, shape, seed=0):
   rng, size, order = np.random.default_rng(seed), min(batch, len(rows)), np.zeros(0, np.int64)
 
   def read(chosen):
-    return [np.asarray(a[chosen], np.float32) for a in arrays], np.stack([fitted(truth(int(i)), shape) for i in chosen])
+    return [np.asarray(a[chosen], np.float32) for a in arrays], np.stack(
+      [fitted(truth(int(i)), shape) for i in chosen]
+    )
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     pending = None
@@ -254,7 +331,10 @@ def fitted(array, shape):
   array = np.asarray(array)
   if array.shape[:2] == tuple(shape):
     return array
-  y, x = (np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1) for n, m in zip(shape, array.shape))
+  y, x = (
+    np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
+    for n, m in zip(shape, array.shape)
+  )
   return array[y[:, None], x]
 
 
@@ -274,30 +354,52 @@ class _Recipe:
 
   @property
   def optimizer(self):
-    return optax.chain(optax.clip_by_global_norm(self.clip), optax.scale_by_adam(),
-                       optax.add_decayed_weights(self.weight_decay))
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip),
+      optax.scale_by_adam(),
+      optax.add_decayed_weights(self.weight_decay),
+    )
 
 
 def _train(patch, cls, truth, rows, rates, *, recipe, bins, batch, seed, statistics, shape):
   """A probe for each learning rate, trained side by side on the same minibatches."""
   width = patch.shape[-1] + cls.shape[-1]
-  drawn = np.random.default_rng(seed).uniform(-1, 1, (width + 1, bins)).astype(np.float32) / math.sqrt(width)
-  start = {'patch': drawn[:patch.shape[-1]], 'cls': drawn[patch.shape[-1]:-1], 'bias': drawn[-1]}
+  drawn = np.random.default_rng(seed).uniform(-1, 1, (width + 1, bins)).astype(
+    np.float32
+  ) / math.sqrt(width)
+  start = {'patch': drawn[: patch.shape[-1]], 'cls': drawn[patch.shape[-1] : -1], 'bias': drawn[-1]}
   weights = jax.tree.map(lambda x: jnp.repeat(x[None], len(rates), 0), start)
   state = weights, jax.vmap(recipe.optimizer.init)(weights)
   mean_p, scale_p, mean_c, scale_c = statistics
-  for i, ((x, c), depth) in enumerate(minibatches((patch, cls), truth, rows, batch=batch, steps=recipe.steps,
-                                                  shape=shape, seed=seed)):
-    state = _step(*state, (x - mean_p) / scale_p, (c - mean_c) / scale_c, np.asarray(depth, np.float32),
-                  jnp.asarray(rates, jnp.float32), i, recipe=recipe)
+  for i, ((x, c), depth) in enumerate(
+    minibatches((patch, cls), truth, rows, batch=batch, steps=recipe.steps, shape=shape, seed=seed)
+  ):
+    state = _step(
+      *state,
+      (x - mean_p) / scale_p,
+      (c - mean_c) / scale_c,
+      np.asarray(depth, np.float32),
+      jnp.asarray(rates, jnp.float32),
+      i,
+      recipe=recipe,
+    )
   result = []
   for i, rate in enumerate(rates):
     one = {name: np.asarray(x[i]) for name, x in state[0].items()}
     kernel_p, kernel_c = (one['patch'].T / scale_p).T, (one['cls'].T / scale_c).T
-    result.append(Probe(
-        patch=kernel_p, cls=kernel_c, bias=one['bias'] - (kernel_p.T * mean_p).sum(-1) - (kernel_c.T * mean_c).sum(-1),
-        min_depth=recipe.min_depth, max_depth=recipe.max_depth, eps=recipe.eps, upsample=recipe.upsample,
-        learning_rate=rate, validation={}))
+    result.append(
+      Probe(
+        patch=kernel_p,
+        cls=kernel_c,
+        bias=one['bias'] - (kernel_p.T * mean_p).sum(-1) - (kernel_c.T * mean_c).sum(-1),
+        min_depth=recipe.min_depth,
+        max_depth=recipe.max_depth,
+        eps=recipe.eps,
+        upsample=recipe.upsample,
+        learning_rate=rate,
+        validation={},
+      )
+    )
   return result
 
 
@@ -306,11 +408,20 @@ def _step(weights, optimizer_state, patch, cls, truth, rates, step, *, recipe):
   """One update of every probe: (weights, optimizer state), each leaf with the learning rates in front."""
   valid = known(truth, max_depth=recipe.max_depth)
   progress = jnp.cos(jnp.pi * step / recipe.steps) * 0.5 + 0.5
-  factor = progress * jnp.minimum(1.0, 1e-3 + (1 - 1e-3) * step / max(recipe.warmup * recipe.steps, 1e-9))
+  factor = progress * jnp.minimum(
+    1.0, 1e-3 + (1 - 1e-3) * step / max(recipe.warmup * recipe.steps, 1e-9)
+  )
 
   def loss(weights):
-    small = _depth(weights, patch, cls, min_depth=recipe.min_depth, max_depth=recipe.max_depth, eps=recipe.eps,
-                   upsample=recipe.upsample)
+    small = _depth(
+      weights,
+      patch,
+      cls,
+      min_depth=recipe.min_depth,
+      max_depth=recipe.max_depth,
+      eps=recipe.eps,
+      upsample=recipe.upsample,
+    )
     predicted = resize(small, truth.shape[1:])
     value = recipe.sig_weight * sigloss(predicted, truth, valid, only_mean=step < recipe.mean_steps)
     if recipe.gradient_weight:
@@ -336,13 +447,15 @@ def _depth(weights, patch, cls, *, min_depth, max_depth, eps, upsample):
 
 def resize(maps, shape):
   """[B, h, w, ...] to [B, H, W, ...]: bilinear, half-pixel centers, no antialiasing, as PyTorch's interpolate."""
-  return jax.image.resize(maps, (maps.shape[0], *shape, *maps.shape[3:]), 'bilinear', antialias=False)
+  return jax.image.resize(
+    maps, (maps.shape[0], *shape, *maps.shape[3:]), 'bilinear', antialias=False
+  )
 
 
 def _pooled(probe, patch, cls, truth, rows, batch, max_depth):
   scorer = Scorer(max_depth=max_depth)
   for i in range(0, len(rows), batch):
-    chosen = rows[i:i + batch]
+    chosen = rows[i : i + batch]
     for row, depth in zip(chosen, probe.predict(patch[chosen], cls[chosen])):
       scorer.add(depth, truth(int(row)))
   return scorer.result()['rmse_pooled']

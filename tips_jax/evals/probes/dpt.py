@@ -1,21 +1,28 @@
-"""The DPT decoder of TIPSv2 (Ranftl et al. 2021): four tapped layers of a frozen ViT to depth or normals.
+"""The DPT decoder of TIPSv2 (Ranftl et al. 2021): four tapped layers of a frozen ViT to depth or
+normals.
 
-Plain functions over a nested dict of float32 arrays. `intermediate_layers` are four (patch [B, h, w, D], cls [B, D]): the outputs of
-the blocks `intermediate_layers_of(layers)`, each after the encoder's final LayerNorm, with its first CLS token. Each patch is read out
-with the CLS token beside it, brought to its own width and to 4, 2, 1 and 1/2 times the grid, convolved to `channels`;
-then from coarse to fine: residual units, 2x up. The output is 16 ceil(h / 2) pixels tall: 8 to a patch.
+Plain functions over a nested dict of float32 arrays. `intermediate_layers` are four (patch [B, h,
+w, D], cls [B, D]): the outputs of the blocks `intermediate_layers_of(layers)`, each after the
+encoder's final LayerNorm, with its first CLS token. Each patch is read out with the CLS token
+beside it, brought to its own width and to 4, 2, 1 and 1/2 times the grid, convolved to `channels`;
+then from coarse to fine: residual units, 2x up. The output is 16 ceil(h / 2) pixels tall: 8 to a
+patch.
 
-    reassemble/i: readout [2D, D], project [D, C_i], up [k, k, C_i, C_i] (i = 0, 1) or down [3, 3, C_i, C_i] (i = 3)
-    convs/i [3, 3, C_i, C]; fusion/i: residual (i > 0) and main: conv1, conv2 [3, 3, C, C], out [C, C]
+    reassemble/i: readout [2D, D], project [D, C_i], up [k, k, C_i, C_i] (i = 0, 1) or down [3, 3,
+    C_i, C_i] (i = 3) convs/i [3, 3, C_i, C]; fusion/i: residual (i > 0) and main: conv1, conv2 [3,
+    3, C, C], out [C, C]
     project [3, 3, C, C]; head [C, K]    (a kernel and, but for convs, conv1 and conv2, a bias each)
 
-Official files, told by their names: the zip for JAX ('decoder/dpt/...', told from the official PyTorch code that reads
-it: its up-sampling kernels are mirrored in space, as Flax does not mirror them), the npz for PyTorch
-('reassemble...' or 'dpt.reassemble...') and the Hugging Face model's ('depth_head.reassemble...'). Deduced, as no
-released file was at hand: 'depth_head.' and 'normals_head.' as names of the last layer in the npz beside
-'segmentation_head.' and 'head.', which the official code knows. An official PyTorch file was converted without the
-mirroring by the first script that did it; nothing in a file tells.
+Official files, told by their names: the zip for JAX ('decoder/dpt/...', told from the official
+PyTorch code that reads
+it: its up-sampling kernels are mirrored in space, as Flax does not mirror them), the npz for
+PyTorch ('reassemble...' or 'dpt.reassemble...') and the Hugging Face model's
+('depth_head.reassemble...'). Deduced, as no
+released file was at hand: 'depth_head.' and 'normals_head.' as names of the last layer in the npz
+beside 'segmentation_head.' and 'head.', which the official code knows. An official PyTorch file was
+converted without the mirroring by the first script that did it; nothing in a file tells.
 """
+
 import functools
 import math
 import re
@@ -30,46 +37,67 @@ from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
 
 CHANNELS = 256
-TASKS = {'depth': 'pixel_depth_classif', 'normals': 'pixel_normals', 'segmentation': 'pixel_segmentation'}
-TAPS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 27: (6, 13, 20, 26), 40: (9, 19, 29, 39)}    # TIPSv2: B, L, So400m, g
+TASKS = {
+  'depth': 'pixel_depth_classif',
+  'normals': 'pixel_normals',
+  'segmentation': 'pixel_segmentation',
+}
+TAPS = {
+  12: (2, 5, 8, 11),
+  24: (5, 11, 17, 23),
+  27: (6, 13, 20, 26),
+  40: (9, 19, 29, 39),
+}  # TIPSv2: B, L, So400m, g
 FORMATS = ('official_torch', 'official_jax', 'hf')
 _FACTORS = (4, 2, 1, 0.5)
 
 
 def intermediate_layers_of(layers: int) -> tuple[int, ...]:
-  """The four blocks, from 0, that the decoder intermediate_layers: TIPSv2's, or the ends of the four quarters of the layers."""
+  """The four blocks, from 0, that the decoder intermediate_layers: TIPSv2's, or the ends of the
+  four quarters of the layers.
+  """
   return TAPS.get(layers) or tuple(max(round(layers * q / 4) - 1, 0) for q in (1, 2, 3, 4))
 
 
 @functools.partial(jax.jit, static_argnames=('width', 'outputs', 'channels', 'widths'))
 def init(key, *, width, outputs, channels=CHANNELS, widths=None):
-  """Parameters for intermediate_layers of width D and K outputs: 256 bins, 3 or 4 (with uncertainty) for normals, or classes.
+  """Parameters for intermediate_layers of width D and K outputs: 256 bins, 3 or 4 (with
+  uncertainty) for normals, or classes.
 
   `widths`: a tuple of the four levels', D/8, D/4, D/2, D as released.
-  Kernels uniform within 1 / sqrt(fan in), PyTorch's law, with which Probe3D trains; biases 0. Flax's, larger by
-  sqrt(3), trains worse, and normals with uncertainty not at all from some seeds.
+  Kernels uniform within 1 / sqrt(fan in), PyTorch's law, with which Probe3D trains; biases 0.
+  Flax's, larger by sqrt(3), trains worse, and normals with uncertainty not at all from some seeds.
   """
   widths = widths or tuple(max(width // d, 1) for d in (8, 4, 2, 1))
   shapes = {}
   for i, (c, factor) in enumerate(zip(widths, _FACTORS)):
-    shapes |= _layer(f'reassemble/{i}/readout', 2 * width, width) | _layer(f'reassemble/{i}/project', width, c)
+    shapes |= _layer(f'reassemble/{i}/readout', 2 * width, width) | _layer(
+      f'reassemble/{i}/project', width, c
+    )
     if factor > 1:
       shapes |= _layer(f'reassemble/{i}/up', factor, factor, c, c)
     elif factor < 1:
       shapes |= _layer(f'reassemble/{i}/down', 3, 3, c, c)
-    shapes |= _layer(f'convs/{i}', 3, 3, c, channels, bias=False) | _layer(f'fusion/{i}/out', channels, channels)
-    for unit in ('residual', 'main')[not i:]:
+    shapes |= _layer(f'convs/{i}', 3, 3, c, channels, bias=False) | _layer(
+      f'fusion/{i}/out', channels, channels
+    )
+    for unit in ('residual', 'main')[not i :]:
       for conv in ('conv1', 'conv2'):
         shapes |= _layer(f'fusion/{i}/{unit}/{conv}', 3, 3, channels, channels, bias=False)
   shapes |= _layer('project', 3, 3, channels, channels) | _layer('head', channels, outputs)
   count = sum(math.prod(shape) for shape in shapes.values())
-  drawn, leaves = jax.random.uniform(key, (count,), minval=-1, maxval=1), {}    # at once: it compiles in no time
+  drawn, leaves = (
+    jax.random.uniform(key, (count,), minval=-1, maxval=1),
+    {},
+  )  # at once: it compiles in no time
   for name, shape in shapes.items():
-    leaf, drawn = drawn[:math.prod(shape)].reshape(shape), drawn[math.prod(shape):]
+    leaf, drawn = drawn[: math.prod(shape)].reshape(shape), drawn[math.prod(shape) :]
     if name.endswith('bias'):
       leaves[name] = jnp.zeros(shape)
-    else:    # one output pixel sums 3 x 3 cells of a convolution, one of `up`
-      leaves[name] = leaf / math.sqrt(shape[-2] * (9 if len(shape) == 4 and '/up/' not in name else 1))
+    else:  # one output pixel sums 3 x 3 cells of a convolution, one of `up`
+      leaves[name] = leaf / math.sqrt(
+        shape[-2] * (9 if len(shape) == 4 and '/up/' not in name else 1)
+      )
   return tree.nested(leaves)
 
 
@@ -82,14 +110,19 @@ def _layer(name, *shape, bias=True):
 
 @functools.partial(jax.jit, static_argnames='relu')
 def apply(params, intermediate_layers, *, relu=False):
-  """Outputs [B, 16 ceil(h / 2), 16 ceil(w / 2), K] of four intermediate_layers: raw logits, or normals of any length.
+  """Outputs [B, 16 ceil(h / 2), 16 ceil(w / 2), K] of four intermediate_layers: raw logits, or
+  normals of any length.
 
-  `relu`: before the last layer, as for depth in transformers' Tipsv2Dpt; the official PyTorch code leaves it out unless
-  it is told otherwise.
+  `relu`: before the last layer, as for depth in transformers' Tipsv2Dpt; the official PyTorch code
+  leaves it out unless it is told otherwise.
   """
   if len(intermediate_layers) != len(_FACTORS):
-    raise InputError(f'dpt: got {len(intermediate_layers)} intermediate_layers; expected {len(_FACTORS)}: (patch [B, h, w, D], cls [B, D]) each')
-  maps = [_reassemble(params['reassemble'][str(i)], *layer) for i, layer in enumerate(intermediate_layers)]
+    raise InputError(
+      f'dpt: got {len(intermediate_layers)} intermediate_layers; expected {len(_FACTORS)}: (patch [B, h, w, D], cls [B, D]) each'
+    )
+  maps = [
+    _reassemble(params['reassemble'][str(i)], *layer) for i, layer in enumerate(intermediate_layers)
+  ]
   maps = [_conv(m, params['convs'][str(i)]) for i, m in enumerate(maps)]
   x = None
   for i, skip in enumerate(reversed(maps)):
@@ -103,21 +136,35 @@ def apply(params, intermediate_layers, *, relu=False):
   return _linear(jax.nn.relu(x) if relu else x, params['head'])
 
 
-def depth(params, intermediate_layers, *, min_depth=depth_lib.MIN_DEPTH, max_depth=depth_lib.MAX_DEPTH, relu=True):
-  """Depth [B, H', W'] in meters: the expectation over the bins, with eps = min_depth as in the released decoder."""
+def depth(
+  params,
+  intermediate_layers,
+  *,
+  min_depth=depth_lib.MIN_DEPTH,
+  max_depth=depth_lib.MAX_DEPTH,
+  relu=True,
+):
+  """Depth [B, H', W'] in meters: the expectation over the bins, with eps = min_depth as in the
+  released decoder.
+  """
   logits = apply(params, intermediate_layers, relu=relu)
   return depth_lib.expectation(logits, min_depth=min_depth, max_depth=max_depth, eps=min_depth)
 
 
 def _reassemble(p, patch, cls):
   kernel = p['readout']['kernel']
-  beside = cls @ kernel[patch.shape[-1]:] + p['readout']['bias']    # the same for all patches: added, not repeated
-  x = jax.nn.gelu(patch @ kernel[:patch.shape[-1]] + beside[:, None, None], approximate=True)
+  beside = (
+    cls @ kernel[patch.shape[-1] :] + p['readout']['bias']
+  )  # the same for all patches: added, not repeated
+  x = jax.nn.gelu(patch @ kernel[: patch.shape[-1]] + beside[:, None, None], approximate=True)
   x = _linear(x, p['project'])
   if 'up' in p:
     k, *_, c = p['up']['kernel'].shape
     b, h, w, _ = x.shape
-    x = jnp.einsum('bhwc,ijcd->bhiwjd', x, p['up']['kernel']).reshape(b, k * h, k * w, c) + p['up']['bias']
+    x = (
+      jnp.einsum('bhwc,ijcd->bhiwjd', x, p['up']['kernel']).reshape(b, k * h, k * w, c)
+      + p['up']['bias']
+    )
   return _conv(x, p['down'], stride=2) if 'down' in p else x
 
 
@@ -126,8 +173,9 @@ def _residual(x, p):
 
 
 def _conv(x, p, stride=1):
-  y = jax.lax.conv_general_dilated(x, p['kernel'], (stride, stride), ((1, 1), (1, 1)),
-                                   dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  y = jax.lax.conv_general_dilated(
+    x, p['kernel'], (stride, stride), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   return y + p['bias'] if 'bias' in p else y
 
 
@@ -136,8 +184,12 @@ def _linear(x, p):
 
 
 def _double(x):
-  """Twice the size, bilinear, the corners of both grids on each other (PyTorch's align_corners=True)."""
-  return jnp.einsum('yh,bhwc,xw->byxc', _aligned(x.shape[1]), x, _aligned(x.shape[2]), optimize='optimal')
+  """Twice the size, bilinear, the corners of both grids on each other (PyTorch's
+  align_corners=True).
+  """
+  return jnp.einsum(
+    'yh,bhwc,xw->byxc', _aligned(x.shape[1]), x, _aligned(x.shape[2]), optimize='optimal'
+  )
 
 
 def _aligned(n):
@@ -156,25 +208,33 @@ def _names(style):
   inside = 'reassemble' if torch else 'reassemble_blocks'
   result = [('project', dot('project'))]
   for i, factor in enumerate(_FACTORS):
-    result += [(f'reassemble/{i}/readout', dot(inside, number('readout_projects', i))),
-               (f'reassemble/{i}/project', dot(inside, number('out_projections' if torch else 'out_projection', i))),
-               (f'convs/{i}', dot(number('convs', i))),
-               (f'fusion/{i}/out', dot(number('fusion_blocks', i), 'out_conv' if torch else 'Conv_0'))]
+    result += [
+      (f'reassemble/{i}/readout', dot(inside, number('readout_projects', i))),
+      (
+        f'reassemble/{i}/project',
+        dot(inside, number('out_projections' if torch else 'out_projection', i)),
+      ),
+      (f'convs/{i}', dot(number('convs', i))),
+      (f'fusion/{i}/out', dot(number('fusion_blocks', i), 'out_conv' if torch else 'Conv_0')),
+    ]
     if factor != 1:
       ours = 'up' if factor > 1 else 'down'
       result.append((f'reassemble/{i}/{ours}', dot(inside, number('resize_layers', i))))
-    for n, unit in enumerate(('residual', 'main')[not i:]):
+    for n, unit in enumerate(('residual', 'main')[not i :]):
       theirs = f'{unit}_unit' if torch else f'PreActResidualConvUnit_{n}'
-      result += [(f'fusion/{i}/{unit}/{conv}', dot(number('fusion_blocks', i), theirs, conv))
-                 for conv in ('conv1', 'conv2')]
+      result += [
+        (f'fusion/{i}/{unit}/{conv}', dot(number('fusion_blocks', i), theirs, conv))
+        for conv in ('conv1', 'conv2')
+      ]
   return result
 
 
 def write_official(params, path, *, task, format='official_torch'):
-  """Writes a decoder as an npz (for JAX: the zip of npy files, which is one) that the official code reads.
+  """Writes a decoder as an npz (for JAX: the zip of npy files, which is one) that the official code
+  reads.
 
-  format: 'official_torch' or 'official_jax'. The fourth output of normals, the uncertainty, has no place there: only
-  three are written.
+  format: 'official_torch' or 'official_jax'. The fourth output of normals, the uncertainty, has no
+  place there: only three are written.
   """
   _check(format, FORMATS[:2], 'dpt: format')
   arrays = export(params, task=task, format=format)
@@ -190,12 +250,18 @@ def export(params, *, task, format='official_torch'):
   if task == 'normals':
     leaves |= {name: leaves[name][..., :3] for name in ('head/kernel', 'head/bias')}
   jax_style = format == 'official_jax'
-  head = {'official_jax': f'decoder/{TASKS[task]}', 'official_torch': f'{task}_head', 'hf':
-          f'{task}_head.{task}_head'}[format]
+  head = {
+    'official_jax': f'decoder/{TASKS[task]}',
+    'official_torch': f'{task}_head',
+    'hf': f'{task}_head.{task}_head',
+  }[format]
   prefix = f'{task}_head.' if format == 'hf' else ''
   result = {}
   for ours, theirs in [*((o, prefix + t) for o, t in _names(format)), ('head', head)]:
-    kernel, kernel_name = leaves[f'{ours}/kernel'], f'{theirs}/kernel' if jax_style else f'{theirs}.weight'
+    kernel, kernel_name = (
+      leaves[f'{ours}/kernel'],
+      f'{theirs}/kernel' if jax_style else f'{theirs}.weight',
+    )
     result[kernel_name] = _out_jax(kernel, ours) if jax_style else _out_torch(kernel, ours)
     if f'{ours}/bias' in leaves:
       result[f'{theirs}/bias' if jax_style else f'{theirs}.bias'] = leaves[f'{ours}/bias']
@@ -203,31 +269,58 @@ def export(params, *, task, format='official_torch'):
 
 
 def read_official(path, *, task):
-  """Parameters of an official decoder file of any of FORMATS. InputError: another task's, foreign or damaged."""
+  """Parameters of an official decoder file of any of FORMATS. InputError: another task's, foreign
+  or damaged.
+  """
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
-  except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-    raise InputError(f'{str(path)!r}: got no readable npz or zip of plain arrays ({error}); expected an official DPT '
-                     'decoder') from None
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise InputError(
+      f'{str(path)!r}: got no readable npz or zip of plain arrays ({error}); expected an official DPT '
+      'decoder'
+    ) from None
   return convert(arrays, task=task, where=str(path))
 
 
 def convert(arrays, *, task, where='decoder'):
-  """Parameters of {name: array} with official names; the arrays of other towers and heads in it are left alone."""
+  """Parameters of {name: array} with official names; the arrays of other towers and heads in it are
+  left alone.
+  """
   _check(task, TASKS, 'dpt: task')
   jax_style = any(name.startswith('decoder/dpt/') for name in arrays)
   inside = next((i for i in (f'{task}_head.', 'dpt.') if f'{i}project.weight' in arrays), '')
-  heads = [f'decoder/{TASKS[task]}'] if jax_style else [f'{task}_head.{task}_head', f'{task}_head', 'head']
-  if len(arrays.get('segmentation_head.bias', ())) == {'depth': depth_lib.BINS, 'normals': 3}.get(task):
-    heads.append('segmentation_head')    # a notebook reads depth with the segmentation decoder of 256 classes
+  heads = (
+    [f'decoder/{TASKS[task]}']
+    if jax_style
+    else [f'{task}_head.{task}_head', f'{task}_head', 'head']
+  )
+  if len(arrays.get('segmentation_head.bias', ())) == {'depth': depth_lib.BINS, 'normals': 3}.get(
+    task
+  ):
+    heads.append(
+      'segmentation_head'
+    )  # a notebook reads depth with the segmentation decoder of 256 classes
   weight, bias = ('/kernel', '/bias') if jax_style else ('.weight', '.bias')
   head = next((h for h in heads if h + weight in arrays), heads[0])
   leaves = {}
-  for ours, theirs in [*((o, inside + t) for o, t in _names('official_jax' if jax_style else 'torch')), ('head', head)]:
+  for ours, theirs in [
+    *((o, inside + t) for o, t in _names('official_jax' if jax_style else 'torch')),
+    ('head', head),
+  ]:
     if theirs + weight not in arrays:
-      raise InputError(f'{where}: got no {theirs + weight!r} among {len(arrays)} arrays; expected a DPT decoder for '
-                       f'{task}')
+      raise InputError(
+        f'{where}: got no {theirs + weight!r} among {len(arrays)} arrays; expected a DPT decoder for '
+        f'{task}'
+      )
     kernel = np.asarray(arrays[theirs + weight], np.float32)
     leaves[f'{ours}/kernel'] = _in_jax(kernel, ours) if jax_style else _in_torch(kernel, ours)
     if theirs + bias in arrays:
@@ -246,12 +339,16 @@ def _check_shapes(params, where, task):
   found = {name: x.shape for name, x in tree.named_leaves(params)}
   doubled, width = params['reassemble']['0']['readout']['kernel'].shape
   channels, outputs = params['head']['kernel'].shape
-  widths = tuple(params['reassemble'][str(i)]['project']['kernel'].shape[-1] for i in range(len(_FACTORS)))
+  widths = tuple(
+    params['reassemble'][str(i)]['project']['kernel'].shape[-1] for i in range(len(_FACTORS))
+  )
   make = lambda key: init(key, width=width, outputs=outputs, channels=channels, widths=widths)
   wanted = {name: x.shape for name, x in tree.named_leaves(jax.eval_shape(make, jax.random.key(0)))}
   wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
   if wrong:
-    raise InputError(f'{where}: {wrong[0]}: got shape {found.get(wrong[0])}; expected {wanted.get(wrong[0])}')
+    raise InputError(
+      f'{where}: {wrong[0]}: got shape {found.get(wrong[0])}; expected {wanted.get(wrong[0])}'
+    )
   if task == 'normals' and outputs not in (3, 4):
     raise InputError(f'{where}: got {outputs} outputs; expected 3 for normals')
 

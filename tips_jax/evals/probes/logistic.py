@@ -1,9 +1,10 @@
 """A linear probe on frozen features: multinomial logistic regression, brought close to its optimum.
 
-Newton-like: the features are whitened by their own (ridged) covariance, which turns Boehning's bound of the Hessian
-(Annals of the Institute of Statistical Mathematics 44, 1992) into the identity; L-BFGS then needs tens of steps, where
-it needs hundreds on raw features.
+Newton-like: the features are whitened by their own (ridged) covariance, which turns Boehning's
+bound of the Hessian (Annals of the Institute of Statistical Mathematics 44, 1992) into the
+identity; L-BFGS then needs tens of steps, where it needs hundreds on raw features.
 """
+
 import dataclasses
 
 import jax
@@ -12,16 +13,19 @@ import numpy as np
 import optax
 import scipy.optimize
 
-STRENGTHS = (1e-1, 1e-3, 1e-5)    # of the L2 penalty on standardized features, from strong to weak
-HELD_OUT = 5                      # one group in this many chooses the strength
-_BLOCK = 65_536                   # rows that are held in float64 at once
-_CHOOSING = 12_000                # rows that take part in the choice
-_CHOOSING_STEPS = 0.6             # of the steps, for each strength on trial
+STRENGTHS = (1e-1, 1e-3, 1e-5)  # of the L2 penalty on standardized features, from strong to weak
+HELD_OUT = 5  # one group in this many chooses the strength
+_BLOCK = 65_536  # rows that are held in float64 at once
+_CHOOSING = 12_000  # rows that take part in the choice
+_CHOOSING_STEPS = 0.6  # of the steps, for each strength on trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
-  """Linear logits. `kernel` [D, K] and `bias` [K] act on raw features; `l2` is the strength that was chosen."""
+  """Linear logits. `kernel` [D, K] and `bias` [K] act on raw features; `l2` is the strength that
+  was chosen.
+  """
+
   kernel: np.ndarray
   bias: np.ndarray
   l2: float
@@ -34,9 +38,9 @@ class Probe:
 def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50) -> Probe:
   """Fits features [N, D] to labels [N] in 0..classes-1.
 
-  Minimizes mean cross-entropy + l2/2 |W|^2 with W on standardized features. Where several `strengths` are given,
-  rows whose group (`groups` [N], for instance the image of a patch) is held out choose the one of the best mean
-  intersection over union; then all rows are fitted.
+  Minimizes mean cross-entropy + l2/2 |W|^2 with W on standardized features. Where several
+  `strengths` are given, rows whose group (`groups` [N], for instance the image of a patch) is held
+  out choose the one of the best mean intersection over union; then all rows are fitted.
   """
   x, mean, scale = standardize(features)
   y = np.asarray(labels, np.int32)
@@ -45,9 +49,11 @@ def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50
   seen, held = _hold_out(groups)
   if len(strengths) > 1 and seen.any() and held.any():
     best, weights = -1.0, start
-    for strength in strengths:    # each starts where the stronger one ended
+    for strength in strengths:  # each starts where the stronger one ended
       weights = _solve(x[seen], y[seen], strength, weights, int(_CHOOSING_STEPS * steps))
-      score = mean_iou(confusion(y[held], np.argmax(x[held] @ weights[:-1] + weights[-1], -1), size=classes))
+      score = mean_iou(
+        confusion(y[held], np.argmax(x[held] @ weights[:-1] + weights[-1], -1), size=classes)
+      )
       if score > best:
         best, l2, start = score, strength, weights
   weights = _solve(x, y, l2, start, steps)
@@ -59,12 +65,14 @@ def standardize(features):
   """(features with mean 0 and variance 1, mean [D], scale [D]); constant features become 0."""
   x = np.asarray(features, np.float32)
   mean = x.mean(0, dtype=np.float64)
-  square = sum(np.square(x[i:i + _BLOCK] - mean).sum(0) for i in range(0, len(x), _BLOCK))    # no float64 copy of all
+  square = sum(
+    np.square(x[i : i + _BLOCK] - mean).sum(0) for i in range(0, len(x), _BLOCK)
+  )  # no float64 copy of all
   scale = np.sqrt(square / len(x))
   scale = np.where(scale > 1e-6 * np.maximum(np.abs(mean), 1e-6), scale, np.inf)
   mean, scale = mean.astype(np.float32), scale.astype(np.float32)
   x = x - mean
-  x /= scale    # in place: x may be most of the memory
+  x /= scale  # in place: x may be most of the memory
   return x, mean, scale
 
 
@@ -75,14 +83,18 @@ def confusion(truth, predicted, *, size):
 
 
 def mean_iou(counts) -> float:
-  """Mean intersection over union of the classes that occur in the truth or in the prediction; nan without any."""
+  """Mean intersection over union of the classes that occur in the truth or in the prediction; nan
+  without any.
+  """
   hit = np.diag(counts)
   union = counts.sum(0) + counts.sum(1) - hit
   return float((hit[union > 0] / union[union > 0]).mean()) if union.any() else float('nan')
 
 
 def _hold_out(groups):
-  """Masks of the rows that learn and of those that judge: whole groups, about _CHOOSING rows together."""
+  """Masks of the rows that learn and of those that judge: whole groups, about _CHOOSING rows
+  together.
+  """
   _, order = np.unique(groups, return_inverse=True)
   order = np.random.default_rng(0).permutation(order.max() + 1)[order] if len(order) else order
   share = min(1.0, _CHOOSING / max(len(order), 1))
@@ -92,7 +104,8 @@ def _hold_out(groups):
 
 
 def _solve(x, labels, l2, start, steps):
-  """The optimum [D + 1, K] (the last row is the bias) for features with mean about 0, started from `start`.
+  """The optimum [D + 1, K] (the last row is the bias) for features with mean about 0, started from
+  `start`.
 
   Runs over V with W = A V, where A A^T is the inverse of (second moments / 2 + l2).
   """
@@ -107,8 +120,13 @@ def _solve(x, labels, l2, start, steps):
     return float(value), np.asarray(grad, np.float64).ravel()
 
   first = np.concatenate([factor.T @ start[:-1], start[-1:]])
-  found = scipy.optimize.minimize(value_and_grad, first.ravel(), jac=True, method='L-BFGS-B',
-                                  options={'maxiter': steps, 'maxcor': 20, 'ftol': 1e-6, 'gtol': 1e-5})
+  found = scipy.optimize.minimize(
+    value_and_grad,
+    first.ravel(),
+    jac=True,
+    method='L-BFGS-B',
+    options={'maxiter': steps, 'maxcor': 20, 'ftol': 1e-6, 'gtol': 1e-5},
+  )
   solution = found.x.reshape(start.shape)
   return np.concatenate([white @ solution[:-1], solution[-1:]]).astype(np.float32)
 

@@ -1,4 +1,7 @@
-"""Linear segmentation: the labels of patches for the probe, and mIoU at the full resolution of the masks."""
+"""Linear segmentation: the labels of patches for the probe, and mIoU at the full resolution of the
+masks.
+"""
+
 import json
 import pathlib
 
@@ -8,8 +11,8 @@ import numpy as np
 from tips_jax.evals.probes import logistic as linear
 
 IGNORE = 255
-_IDS = 256              # a mask is uint8
-_PATCHES = 30_000       # rows of the probe; more change the result by less than its noise
+_IDS = 256  # a mask is uint8
+_PATCHES = 30_000  # rows of the probe; more change the result by less than its noise
 
 
 def class_names(store) -> tuple[str, ...]:
@@ -42,7 +45,9 @@ def patch_labels(mask, grid) -> np.ndarray:
 
 
 class TrainingPatches:
-  """Gathers a sample of patches and their labels from the batches of a split (as `visit` of features.extract)."""
+  """Gathers a sample of patches and their labels from the batches of a split (as `visit` of
+  features.extract).
+  """
 
   def __init__(self, images: int, *, seed: int = 0):
     self._images, self._rng, self._count = max(images, 1), np.random.default_rng(seed), 0
@@ -64,8 +69,12 @@ class TrainingPatches:
     labels = np.concatenate(self._labels)
     if not len(labels):
       return None
-    return linear.fit(np.concatenate(self._features), labels, classes=int(labels.max()) + 1,
-                      groups=np.concatenate(self._groups))
+    return linear.fit(
+      np.concatenate(self._features),
+      labels,
+      classes=int(labels.max()) + 1,
+      groups=np.concatenate(self._groups),
+    )
 
 
 class Scorer:
@@ -80,7 +89,9 @@ class Scorer:
     for logits, record in zip(self.probe.logits(patch_BhwD), records):
       mask = decode_mask(record['mask'])
       known = mask != IGNORE
-      self.counts += linear.confusion(mask[known], upsample_argmax(logits, mask.shape)[known], size=_IDS)
+      self.counts += linear.confusion(
+        mask[known], upsample_argmax(logits, mask.shape)[known], size=_IDS
+      )
 
   def mean_iou(self) -> float:
     return linear.mean_iou(self.counts)
@@ -90,7 +101,9 @@ def upsample_argmax(logits_hwK, shape) -> np.ndarray:
   """Logits [h, w, K], bilinearly resized (half-pixel centers), to class ids [H, W]."""
   planes = np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))
   best, found = np.full(shape, -np.inf, planes.dtype), np.zeros(shape, np.int64)
-  for k, plane in enumerate(planes):    # one at a time: all of them at full resolution are hundreds of MB
+  for k, plane in enumerate(
+    planes
+  ):  # one at a time: all of them at full resolution are hundreds of MB
     plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
     np.copyto(found, k, where=plane > best)
     np.maximum(best, plane, out=best)
@@ -98,7 +111,9 @@ def upsample_argmax(logits_hwK, shape) -> np.ndarray:
 
 
 def majority(train_counts, test_counts) -> float:
-  """mIoU of answering the most frequent class of train everywhere, from the pixel counts by class [256] of both."""
+  """mIoU of answering the most frequent class of train everywhere, from the pixel counts by class
+  [256] of both.
+  """
   predicted = np.zeros((_IDS, _IDS), np.int64)
   predicted[:, train_counts.argmax()] = test_counts
   return linear.mean_iou(predicted)

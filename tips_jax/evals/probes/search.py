@@ -1,7 +1,9 @@
 """Nearest neighbors by cosine, found exactly in blocks on the devices, and DINO's vote among them.
 
-The weighted vote on frozen features is that of DINO (arXiv 2104.14294, appendix F); DINOv2 reports the best of `KS`.
+The weighted vote on frozen features is that of DINO (arXiv 2104.14294, appendix F); DINOv2 reports
+the best of `KS`.
 """
+
 import functools
 
 import jax
@@ -13,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 from tips_jax.core.errors import InputError
 
 KS = (10, 20, 100, 200)
-_BLOCK = 512        # queries of one device whose similarities are held at once
-_ROWS = 32_768      # rows of the index, likewise
-_VOTES = 1024       # queries whose votes are counted at once
+_BLOCK = 512  # queries of one device whose similarities are held at once
+_ROWS = 32_768  # rows of the index, likewise
+_VOTES = 1024  # queries whose votes are counted at once
 _CHOOSING = 12_000  # rows that choose k
 
 # --- classification -----------------------------------------------------------------------------
@@ -24,51 +26,75 @@ _CHOOSING = 12_000  # rows that choose k
 def predict(train, train_labels, test, *, k: int = 20, temperature: float = 0.07) -> np.ndarray:
   """Class ids [M] of test [M, D] by the k nearest of train [N, D] with labels [N], by cosine.
 
-  Each neighbor votes for its class with exp(cosine / temperature). Equal neighbors: the first in `train` counts;
-  equal votes: the lowest class. Rows of train with label -1 take no part; rows that are not finite count as zero.
+  Each neighbor votes for its class with exp(cosine / temperature). Equal neighbors: the first in
+  `train` counts;
+  equal votes: the lowest class. Rows of train with label -1 take no part; rows that are not finite
+  count as zero.
   """
   return predictions(train, train_labels, test, ks=(k,), temperature=temperature)[k]
 
 
-def predictions(train, train_labels, test, *, ks=KS, temperature: float = 0.07, groups=None,
-                test_groups=None) -> dict[int, np.ndarray]:
-  """As `predict`, for several k at the price of the largest. groups [N], test_groups [M]: see `nearest`."""
+def predictions(
+  train, train_labels, test, *, ks=KS, temperature: float = 0.07, groups=None, test_groups=None
+) -> dict[int, np.ndarray]:
+  """As `predict`, for several k at the price of the largest. groups [N], test_groups [M]: see
+  `nearest`.
+  """
   labels = np.asarray(train_labels)
   if not (labels >= 0).any():
     raise InputError(f'kNN: got {len(labels)} training rows, none with a label; expected some')
   groups = np.zeros(len(labels), np.int64) if groups is None else np.asarray(groups)
-  similarity, rows = nearest(train, test, k=max(ks), groups=np.where(labels >= 0, groups, -1),
-                             query_groups=test_groups)
-  near = np.where(rows >= 0, labels[rows], 0)    # where there are fewer than k: a vote of weight 0
+  similarity, rows = nearest(
+    train, test, k=max(ks), groups=np.where(labels >= 0, groups, -1), query_groups=test_groups
+  )
+  near = np.where(rows >= 0, labels[rows], 0)  # where there are fewer than k: a vote of weight 0
   return {k: _vote(similarity[:, :k], near[:, :k], labels.max() + 1, temperature) for k in ks}
 
 
-def accuracy(train, train_labels, test, test_labels, *, k: int = 20, temperature: float = 0.07) -> float:
+def accuracy(
+  train, train_labels, test, test_labels, *, k: int = 20, temperature: float = 0.07
+) -> float:
   """Share of right predictions; rows with label -1 take no part; nan without any."""
   return accuracies(train, train_labels, test, test_labels, ks=(k,), temperature=temperature)[k]
 
 
-def accuracies(train, train_labels, test, test_labels, *, ks=KS, temperature: float = 0.07) -> dict[int, float]:
+def accuracies(
+  train, train_labels, test, test_labels, *, ks=KS, temperature: float = 0.07
+) -> dict[int, float]:
   """As `accuracy`, by k."""
   found = predictions(train, train_labels, test, ks=ks, temperature=temperature)
   return {k: _share(ids, np.asarray(test_labels)) for k, ids in found.items()}
 
 
-def choose_k(train, train_labels, *, ks=KS, temperature: float = 0.07, groups=None,
-             rows=None) -> tuple[int, dict[int, float]]:
-  """(the k of the best accuracy on train itself, the accuracy by k); of equally good ones the smallest.
+def choose_k(
+  train, train_labels, *, ks=KS, temperature: float = 0.07, groups=None, rows=None
+) -> tuple[int, dict[int, float]]:
+  """(the k of the best accuracy on train itself, the accuracy by k); of equally good ones the
+  smallest.
 
-  Each row is classified by all rows but those of its own group (`groups` [N], not negative; default: but itself), so
-  that the images of one video or object do not vouch for each other. `rows`: those that are asked, for instance a
-  validation split (of one group); default: at most 12,000 with a label, evenly spaced.
+  Each row is classified by all rows but those of its own group (`groups` [N], not negative;
+  default: but itself), so that the images of one video or object do not vouch for each other.
+  `rows`: those that are asked, for instance a validation split (of one group); default: at most
+  12,000 with a label, evenly spaced.
   """
   labels = np.asarray(train_labels)
-  groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+  groups = (
+    np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+  )
   if rows is None:
     rows = np.flatnonzero(labels >= 0)
-    rows = rows[np.arange(min(_CHOOSING, len(rows))) * len(rows) // max(min(_CHOOSING, len(rows)), 1)]
-  found = predictions(train, labels, train[rows], ks=ks, temperature=temperature, groups=groups,
-                      test_groups=groups[rows])
+    rows = rows[
+      np.arange(min(_CHOOSING, len(rows))) * len(rows) // max(min(_CHOOSING, len(rows)), 1)
+    ]
+  found = predictions(
+    train,
+    labels,
+    train[rows],
+    ks=ks,
+    temperature=temperature,
+    groups=groups,
+    test_groups=groups[rows],
+  )
   scores = {k: _share(ids, labels[rows]) for k, ids in found.items()}
   return min(scores, key=lambda k: (-np.nan_to_num(scores[k], nan=-1), k)), scores
 
@@ -89,49 +115,58 @@ def _vote(similarity, labels, classes, temperature):
   """Class ids [M] of the similarities and labels [M, k] of neighbors."""
   result = np.empty(len(labels), np.int64)
   for i in range(0, len(labels), _VOTES):
-    votes = np.exp((similarity[i:i + _VOTES].astype(np.float64) - 1) / temperature)
-    cells = np.arange(len(votes))[:, None] * classes + labels[i:i + _VOTES]
+    votes = np.exp((similarity[i : i + _VOTES].astype(np.float64) - 1) / temperature)
+    cells = np.arange(len(votes))[:, None] * classes + labels[i : i + _VOTES]
     ballot = np.bincount(cells.ravel(), votes.ravel(), minlength=len(votes) * classes)
-    result[i:i + _VOTES] = ballot.reshape(len(votes), classes).argmax(1)
+    result[i : i + _VOTES] = ballot.reshape(len(votes), classes).argmax(1)
   return result
 
 
 # --- search -------------------------------------------------------------------------------------
 
 
-def nearest(index, queries, *, k: int, groups=None, query_groups=None) -> tuple[np.ndarray, np.ndarray]:
-  """(cosines float32 [M, k], rows int [M, k]) of the k nearest of index [N, D] to queries [M, D], the nearest first.
+def nearest(
+  index, queries, *, k: int, groups=None, query_groups=None
+) -> tuple[np.ndarray, np.ndarray]:
+  """(cosines float32 [M, k], rows int [M, k]) of the k nearest of index [N, D] to queries [M, D],
+  the nearest first.
 
-  Of equally near rows the first in the index; where there are fewer than k candidates, cosine -inf and row -1. groups
-  [N], query_groups [M]: see `sweep`.
+  Of equally near rows the first in the index; where there are fewer than k candidates, cosine -inf
+  and row -1. groups [N], query_groups [M]: see `sweep`.
   """
   start = np.full(k, -np.inf, np.float32), np.full(k, -1, np.int32)
   return sweep(_keep, start, index, queries, groups=groups, query_groups=query_groups)
 
 
-def sweep(merge, start, index, queries, *, groups=None, query_groups=None, columns=(), query_columns=()):
+def sweep(
+  merge, start, index, queries, *, groups=None, query_groups=None, columns=(), query_columns=()
+):
   """Shows every row of the index to every query, in blocks of both, so that no [M, N] ever exists.
 
-  index, queries: [N, D] and [M, D], or lists of arrays that follow one another; they may lie on disk: the index is read
-  once, the queries are held on the devices, split over them. Rows that are not finite count as zero. groups [N]: a row
-  is no candidate of queries of its own group, or of any where its group is negative. query_groups [M]; default: none.
+  index, queries: [N, D] and [M, D], or lists of arrays that follow one another; they may lie on
+  disk: the index is read once, the queries are held on the devices, split over them. Rows that are
+  not finite count as zero. groups [N]: a row is no candidate of queries of its own group, or of any
+  where its group is negative. query_groups [M]; default: none.
 
-  merge(found, cosines [m, n], rows int32 [n], columns of them, columns of the queries) -> found: a function of a
-  module (it is compiled once); cosines are -inf where a row is no candidate; blocks come in the order of the index.
-  `found` is a tree of arrays [m, ...], at first `start`, which lacks the axis m; columns are trees of [N, ...] arrays.
-  Returns `found` of all queries, as NumPy arrays [M, ...]. Blocks have the same shapes on any number of devices, so
-  that the numbers are the same.
+  merge(found, cosines [m, n], rows int32 [n], columns of them, columns of the queries) -> found: a
+  function of a module (it is compiled once); cosines are -inf where a row is no candidate; blocks
+  come in the order of the index. `found` is a tree of arrays [m, ...], at first `start`, which
+  lacks the axis m; columns are trees of [N, ...] arrays. Returns `found` of all queries, as NumPy
+  arrays [M, ...]. Blocks have the same shapes on any number of devices, so that the numbers are the
+  same.
   """
   index, queries = (list(x) if isinstance(x, (list, tuple)) else [x] for x in (index, queries))
   n, m = sum(map(len, index)), sum(map(len, queries))
   shapes = [np.shape(x) for x in index + queries]
   if not n or {len(s) for s in shapes} != {2} or len({s[1] for s in shapes}) != 1:
-    raise InputError(f'nearest neighbors: got an index of {shapes[:len(index)]} and queries of '
-                     f'{shapes[len(index):]}; expected [N, D] and [M, D], N at least 1')
+    raise InputError(
+      f'nearest neighbors: got an index of {shapes[: len(index)]} and queries of '
+      f'{shapes[len(index) :]}; expected [N, D] and [M, D], N at least 1'
+    )
   theirs = _numbers(groups, 0, n), np.arange(n, dtype=np.int32), columns
   mine = _numbers(query_groups, -1, m), query_columns
   each = _bucket(m, _BLOCK)
-  devices = np.array(jax.local_devices()[:max(-(-m // each), 1)])
+  devices = np.array(jax.local_devices()[: max(-(-m // each), 1)])
   mesh = jax.sharding.Mesh(devices, ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   split, everywhere = NamedSharding(mesh, P('data')), NamedSharding(mesh, P())
   asked, found, counts = [], [], []
@@ -142,7 +177,9 @@ def sweep(merge, start, index, queries, *, groups=None, query_groups=None, colum
       asked.append(jax.device_put(_padded(block, each * len(devices)), split))
       counts.append(len(block[0]))
     for block in _blocks(index, theirs, _ROWS):
-      jax.block_until_ready(found)    # the devices were busy while this block was read; no more than two are held
+      jax.block_until_ready(
+        found
+      )  # the devices were busy while this block was read; no more than two are held
       rows = jax.device_put(_padded(block, _bucket(len(block[0]), _ROWS)), everywhere)
       found = [_step(merge, f, query, rows) for f, query in zip(found, asked)]
     parts = [jax.tree.map(lambda x, c=c: np.asarray(x)[:c], f) for f, c in zip(found, counts)]
@@ -152,11 +189,13 @@ def sweep(merge, start, index, queries, *, groups=None, query_groups=None, colum
 
 
 def _blocks(parts, columns, size):
-  """Yields (rows float32 [n, D], 0 < n <= size, their rows of the columns) of arrays that follow one another."""
+  """Yields (rows float32 [n, D], 0 < n <= size, their rows of the columns) of arrays that follow
+  one another.
+  """
   first = 0
   for part in parts:
     for begin in range(0, len(part), size):
-      rows = np.asarray(part[begin:begin + size], np.float32)
+      rows = np.asarray(part[begin : begin + size], np.float32)
       own = slice(first, first + len(rows))
       yield rows, jax.tree.map(lambda c, own=own: np.asarray(c)[own], columns)
       first += len(rows)
@@ -165,7 +204,9 @@ def _blocks(parts, columns, size):
 def _padded(block, size):
   """Rows up to `size`, the group of the new ones -1: no candidates."""
   rows, (groups, *others) = block
-  pad = lambda x, value: np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+  pad = lambda x, value: np.pad(
+    x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value
+  )
   return pad(rows, 0), (pad(groups, -1), *jax.tree.map(lambda x: pad(x, 0), others))
 
 
@@ -175,21 +216,28 @@ def _bucket(count, most):
 
 
 def _numbers(groups, default, count):
-  groups = np.full(count, default, np.int32) if groups is None else np.asarray(groups).astype(np.int32)
+  groups = (
+    np.full(count, default, np.int32) if groups is None else np.asarray(groups).astype(np.int32)
+  )
   if groups.shape != (count,):
-    raise InputError(f'nearest neighbors: got groups {groups.shape}; expected one for each of {count} rows')
+    raise InputError(
+      f'nearest neighbors: got groups {groups.shape}; expected one for each of {count} rows'
+    )
   return groups
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(merge, found, queries, index):
-  def local(found, queries, index):    # on each device its own queries
+  def local(found, queries, index):  # on each device its own queries
     (x, (group, columns)), (y, (own, rows, their_columns)) = queries, index
     scores = jnp.dot(_unit(x), _unit(y).T, precision='highest')
-    scores = jnp.where(scores == 0, 0.0, scores)    # -0 would sort below 0
+    scores = jnp.where(scores == 0, 0.0, scores)  # -0 would sort below 0
     scores = jnp.where((own >= 0) & (own != group[:, None]), scores, -jnp.inf)
     return merge(found, scores, rows, their_columns, columns)
-  return jax.shard_map(local, in_specs=(P('data'), P('data'), P()), out_specs=P('data'))(found, queries, index)
+
+  return jax.shard_map(local, in_specs=(P('data'), P('data'), P()), out_specs=P('data'))(
+    found, queries, index
+  )
 
 
 def _unit(x):

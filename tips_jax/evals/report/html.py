@@ -1,8 +1,11 @@
-"""The shell of every HTML page that is written here, with its style, and how a file is written whole."""
+"""The shell of every HTML page that is written here, with its style, and how a file is written
+whole.
+"""
+
 import html
 import os
 
-STYLE = '''
+STYLE = """
 :root { --ink: #1c2733; --soft: #64748b; --line: #e2e8f0; --accent: #0f766e; --paper: #ffffff; --desk: #f4f6f8; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--desk); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
@@ -24,9 +27,9 @@ tr:last-child td { border-bottom: 0; }
 td code { color: var(--soft); font-size: 12px; margin-left: 10px; }
 td.after { color: var(--accent); font-weight: 700; } td.chance, td.baseline, td.before { color: #475569; }
 footer { color: var(--soft); font-size: 14px; margin-top: 24px; }
-'''
+"""
 
-_PAGE = '''<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -43,15 +46,24 @@ _PAGE = '''<!doctype html>
 {sections}
 <footer>{footer}</footer>
 </main></body></html>
-'''
+"""
 
 
 def page(title, *, lead, facts, results, sections, footer, style='') -> str:
-  """One HTML file. `title` and `facts` (name -> text) are plain text; `lead`, `results`, `sections` and `footer` HTML;
-  `style`: what comes after STYLE."""
-  facts = ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>' for k, v in facts.items())
-  return _PAGE.format(title=html.escape(title), lead=lead, facts=facts, results=results, sections=sections,
-                      footer=footer, style=STYLE + style)
+  """One HTML file. `title` and `facts` (name -> text) are plain text; `lead`, `results`, `sections`
+  and `footer` HTML; `style`: what comes after STYLE."""
+  facts = ''.join(
+    f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>' for k, v in facts.items()
+  )
+  return _PAGE.format(
+    title=html.escape(title),
+    lead=lead,
+    facts=facts,
+    results=results,
+    sections=sections,
+    footer=footer,
+    style=STYLE + style,
+  )
 
 
 def write_whole(path, text):

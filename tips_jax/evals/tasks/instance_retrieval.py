@@ -1,9 +1,10 @@
 """Instance and fine-grained retrieval: R@1 as in UnED (Ypsilantis et al. 2023, arXiv 2309.01858).
 
-The nearest image by cosine must share a class with the query. A domain has an index of its own, or its queries are
-searched among each other, each without itself. UnED searches the eight domains in one merged index; the number that is
-reported is the mean over the domains.
+The nearest image by cosine must share a class with the query. A domain has an index of its own, or
+its queries are searched among each other, each without itself. UnED searches the eight domains in
+one merged index; the number that is reported is the mean over the domains.
 """
+
 import collections
 import dataclasses
 from typing import Any
@@ -17,11 +18,14 @@ from tips_jax.evals.probes import search as knn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
-  """query [M, D] and index [N, D] features, which may lie on disk; without an index the queries are it.
+  """query [M, D] and index [N, D] features, which may lie on disk; without an index the queries are
+  it.
 
-  tags, index_tags: the class of each row, a text or a number, or several; a row without (none, or a label below 0) is
-  not right for any query. Classes of two domains are different ones, even of the same name.
+  tags, index_tags: the class of each row, a text or a number, or several; a row without (none, or a
+  label below 0) is not right for any query. Classes of two domains are different ones, even of the
+  same name.
   """
+
   query: Any
   tags: Any
   index: Any = None
@@ -30,11 +34,14 @@ class Domain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-  """Of the M queries of a domain. `asked` [M] bool: some image of the index is right; only those count.
+  """Of the M queries of a domain. `asked` [M] bool: some image of the index is right; only those
+  count.
 
-  `right` [M] bool: such an image is nearer than all others. `hit`, `miss` [M] int: rows of the nearest right and wrong
-  image, -1 where there is none, in the index of domain number `hit_domain`, `miss_domain` [M].
+  `right` [M] bool: such an image is nearer than all others. `hit`, `miss` [M] int: rows of the
+  nearest right and wrong image, -1 where there is none, in the index of domain number `hit_domain`,
+  `miss_domain` [M].
   """
+
   asked: np.ndarray
   right: np.ndarray
   hit: np.ndarray
@@ -45,14 +52,20 @@ class Found:
 
 def evaluate(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, float]:
   """'r1', the mean over the domains, and 'r1/NAME' of each; see `search`."""
-  return _mean({name: float(found.right[found.asked].mean()) for name, found in search(domains, merged=merged).items()})
+  return _mean(
+    {
+      name: float(found.right[found.asked].mean())
+      for name, found in search(domains, merged=merged).items()
+    }
+  )
 
 
 def search(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, Found]:
   """Searches every domain in its own index or, `merged`, in those of all domains together.
 
-  A wrong image with the same cosine as the right one counts as nearer, so that constant features score 0, as in
-  evals/tasks/retrieval.py. Rows that are not finite count as zero. InputError where a domain has no query that can be right.
+  A wrong image with the same cosine as the right one counts as nearer, so that constant features
+  score 0, as in evals/tasks/retrieval.py. Rows that are not finite count as zero. InputError where
+  a domain has no query that can be right.
   """
   _check(domains)
   together = [list(domains.items())] if merged else [[item] for item in domains.items()]
@@ -72,7 +85,10 @@ def chance(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, flo
 
 
 def _mean(values):
-  return {'r1': float(np.mean(list(values.values()))), **{f'r1/{name}': value for name, value in values.items()}}
+  return {
+    'r1': float(np.mean(list(values.values()))),
+    **{f'r1/{name}': value for name, value in values.items()},
+  }
 
 
 def _search(domains):
@@ -82,16 +98,24 @@ def _search(domains):
   for name, domain in domains.items():
     rows = first + np.arange(len(_index(domain)[1]))
     groups.append(rows)
-    query_groups.append(rows if domain.index is None else np.full(len(domain.query), -1))    # never itself
+    query_groups.append(
+      rows if domain.index is None else np.full(len(domain.query), -1)
+    )  # never itself
     number = lambda tag, name=name: numbers.setdefault((name, tag), len(numbers))
     tags += [[number(tag) for tag in row] for row in map(several, domain.tags)]
     index_tags += [[number(tag) for tag in row] for row in map(several, _index(domain)[1])]
     first += len(rows)
   start = {side: (np.float32(-np.inf), np.int32(-1)) for side in ('right', 'wrong')}
   found = knn.sweep(
-      _nearest_of_both, start, [_index(d)[0] for d in domains.values()], [d.query for d in domains.values()],
-      groups=np.concatenate(groups), query_groups=np.concatenate(query_groups), columns=_rectangle(index_tags, -2),
-      query_columns=_rectangle(tags, -1))
+    _nearest_of_both,
+    start,
+    [_index(d)[0] for d in domains.values()],
+    [d.query for d in domains.values()],
+    groups=np.concatenate(groups),
+    query_groups=np.concatenate(query_groups),
+    columns=_rectangle(index_tags, -2),
+    query_columns=_rectangle(tags, -1),
+  )
   (hit_score, hit), (miss_score, miss) = found['right'], found['wrong']
   starts, begin, result = np.array([rows[0] for rows in groups]), 0, {}
   for name, domain in domains.items():
@@ -113,15 +137,23 @@ def _nearest_of_both(found, scores, rows, tags_nT, query_tags_mT):
     own = jnp.where(mask, scores, -jnp.inf)
     best, before = own.max(1), found[side]
     nearer = best > before[0]
-    result[side] = jnp.where(nearer, best, before[0]), jnp.where(nearer, rows[own.argmax(1)], before[1])
+    result[side] = (
+      jnp.where(nearer, best, before[0]),
+      jnp.where(nearer, rows[own.argmax(1)], before[1]),
+    )
   return result
 
 
 def several(tags) -> list:
-  """The classes of one row as a list: of a text or a number, or of several; a number below 0 is none."""
+  """The classes of one row as a list: of a text or a number, or of several; a number below 0 is
+  none.
+  """
   one = isinstance(tags, (str, bytes)) or np.ndim(tags) == 0
   tags = [tags] if one else list(tags)
-  tags = [tag.decode() if isinstance(tag, bytes) else tag.item() if hasattr(tag, 'item') else tag for tag in tags]
+  tags = [
+    tag.decode() if isinstance(tag, bytes) else tag.item() if hasattr(tag, 'item') else tag
+    for tag in tags
+  ]
   return [tag for tag in tags if isinstance(tag, str) or tag >= 0]
 
 
@@ -129,7 +161,7 @@ def _rectangle(rows, missing):
   """int32 [N, T] of lists of numbers, at least one wide."""
   result = np.full((len(rows), max(map(len, rows), default=0) or 1), missing, np.int32)
   for line, row in zip(result, rows):
-    line[:len(row)] = row
+    line[: len(row)] = row
   return result
 
 
@@ -147,18 +179,24 @@ def _right_images(domain):
     if tuple(tags) not in known:
       known[tuple(tags)] = len(set().union(*(rows_of.get(tag, ()) for tag in tags)))
   own = domain.index is None
-  return np.array([known[tuple(tags)] - (own and bool(tags)) for tags in map(several, domain.tags)], np.int64)
+  return np.array(
+    [known[tuple(tags)] - (own and bool(tags)) for tags in map(several, domain.tags)], np.int64
+  )
 
 
 def _check(domains):
   for name, domain in domains.items():
     index, index_tags = _index(domain)
     if index_tags is None or len(index) != len(index_tags) or len(domain.query) != len(domain.tags):
-      raise InputError(f'instance retrieval, {name!r}: got {len(domain.query)} queries with {len(domain.tags)} tags, '
-                       f'and an index of {len(index)} with {len(index_tags) if index_tags is not None else "no"} tags; '
-                       'expected a class, or several, for each')
+      raise InputError(
+        f'instance retrieval, {name!r}: got {len(domain.query)} queries with {len(domain.tags)} tags, '
+        f'and an index of {len(index)} with {len(index_tags) if index_tags is not None else "no"} tags; '
+        'expected a class, or several, for each'
+      )
     if not _right_images(domain).any():
-      raise InputError(f'instance retrieval, {name!r}: got {len(domain.query)} queries, none of which shares a class '
-                       f'with another image among the {len(index)} of the index; expected some')
+      raise InputError(
+        f'instance retrieval, {name!r}: got {len(domain.query)} queries, none of which shares a class '
+        f'with another image among the {len(index)} of the index; expected some'
+      )
   if not domains:
     raise InputError('instance retrieval: got no domain; expected at least one')

@@ -1,7 +1,10 @@
-"""Zero-shot classification as in CLIP (arXiv 2103.00020, section 3.1): the class whose texts lie nearest to the image.
+"""Zero-shot classification as in CLIP (arXiv 2103.00020, section 3.1): the class whose texts lie
+nearest to the image.
 
-A class is the mean of the texts of all its names in all templates, each of length one, brought to length one again.
+A class is the mean of the texts of all its names in all templates, each of length one, brought to
+length one again.
 """
+
 import functools
 
 import jax
@@ -14,28 +17,36 @@ from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import logistic as linear
 
 KS = (1, 5)
-_TEXTS = 1024     # encoded at once
-_BLOCK = 1024     # images whose scores are held at once
+_TEXTS = 1024  # encoded at once
+_BLOCK = 1024  # images whose scores are held at once
 
 
 def class_embeddings(encode, names, templates) -> np.ndarray:
   """float32 [K, E], of length one: what stands for each class.
 
-  encode: texts -> [T, E], any T. names: for each class its name, or a tuple of names, whose texts all count the same.
-  templates: texts with a place {}. Equal texts are encoded once, so that classes of one name are equal exactly. Raises
-  InputError where there are no classes, names or templates, or no text tower (`encode` gives None).
+  encode: texts -> [T, E], any T. names: for each class its name, or a tuple of names, whose texts
+  all count the same.
+  templates: texts with a place {}. Equal texts are encoded once, so that classes of one name are
+  equal exactly. Raises InputError where there are no classes, names or templates, or no text tower
+  (`encode` gives None).
   """
   names = [(one,) if isinstance(one, str) else tuple(one) for one in names]
   if not names or not all(names) or not templates:
-    raise InputError(f'zero-shot: got {len(names)} classes, {sum(map(bool, names))} of them with a name, and '
-                     f'{len(templates)} templates; expected one of each at least')
+    raise InputError(
+      f'zero-shot: got {len(names)} classes, {sum(map(bool, names))} of them with a name, and '
+      f'{len(templates)} templates; expected one of each at least'
+    )
   said = [[template.replace('{}', name) for name in one for template in templates] for one in names]
-  number = {text: i for i, text in enumerate(dict.fromkeys(text for texts in said for text in texts))}
+  number = {
+    text: i for i, text in enumerate(dict.fromkeys(text for texts in said for text in texts))
+  }
   texts, parts = list(number), []
   for i in range(0, len(texts), _TEXTS):
-    part = encode(texts[i:i + _TEXTS])
+    part = encode(texts[i : i + _TEXTS])
     if part is None:
-      raise InputError('zero-shot: got a checkpoint without a text tower; expected one with images and texts')
+      raise InputError(
+        'zero-shot: got a checkpoint without a text tower; expected one with images and texts'
+      )
     parts.append(features.normalize(features.finite(part)))
   vectors = np.concatenate(parts)
   means = [vectors[[number[text] for text in texts]].mean(0, dtype=np.float64) for texts in said]
@@ -49,22 +60,25 @@ def nearest(image, classes, *, k: int = 5) -> np.ndarray:
   """
   image, classes = np.asarray(image), features.normalize(features.finite(classes))
   if image.ndim != 2 or image.shape[1] != classes.shape[1]:
-    raise InputError(f'zero-shot: got images {image.shape} and classes {classes.shape}; expected [N, E] and [K, E]')
-  distinct, row = np.unique(classes, axis=0, return_inverse=True)    # equal classes tie exactly
+    raise InputError(
+      f'zero-shot: got images {image.shape} and classes {classes.shape}; expected [N, E] and [K, E]'
+    )
+  distinct, row = np.unique(classes, axis=0, return_inverse=True)  # equal classes tie exactly
   k, found = min(k, len(classes)), []
   for i in range(0, len(image), _BLOCK):
-    part = features.finite(image[i:i + _BLOCK])
+    part = features.finite(image[i : i + _BLOCK])
     rows = len(part)
-    part = np.pad(part, [(0, min(_BLOCK, len(image)) - rows), (0, 0)])    # one shape, one compilation
+    part = np.pad(part, [(0, min(_BLOCK, len(image)) - rows), (0, 0)])  # one shape, one compilation
     found.append(np.asarray(_top(part, distinct, row.ravel(), k=k))[:rows])
   return np.concatenate(found) if found else np.zeros((0, k), np.int32)
 
 
 class Scorer:
-  """Counts over batches of images. `counts` [K, K] int64: (truth, nearest class) pairs; labels below 0 take no part.
+  """Counts over batches of images. `counts` [K, K] int64: (truth, nearest class) pairs; labels
+  below 0 take no part.
 
-  ks: how many of the nearest classes may hold the right one; those that are not below the number of classes K are left
-  out, as they are always right.
+  ks: how many of the nearest classes may hold the right one; those that are not below the number of
+  classes K are left out, as they are always right.
   """
 
   def __init__(self, classes, *, ks=KS):
@@ -78,8 +92,10 @@ class Scorer:
     image, labels = np.asarray(image), np.asarray(labels)
     size = len(self.classes)
     if len(image) != len(labels) or labels.max(initial=-1) >= size:
-      raise InputError(f'zero-shot: got {len(image)} images and {len(labels)} labels up to {labels.max(initial=-1)}; '
-                       f'expected a label for each, below the number of classes, {size}')
+      raise InputError(
+        f'zero-shot: got {len(image)} images and {len(labels)} labels up to {labels.max(initial=-1)}; '
+        f'expected a label for each, below the number of classes, {size}'
+      )
     asked = labels >= 0
     labels = labels[asked]
     near = nearest(image[asked], self.classes, k=max(self.ks))
@@ -88,13 +104,19 @@ class Scorer:
     self.counts += linear.confusion(labels, near[:, 0], size=size)
 
   def result(self) -> dict[str, float]:
-    """'top1', 'top5': shares of the images whose class is the nearest, among the 5 nearest; nan without images."""
+    """'top1', 'top5': shares of the images whose class is the nearest, among the 5 nearest; nan
+    without images.
+    """
     total = int(self.counts.sum())
-    return {f'top{k}': int(n) / total if total else float('nan') for k, n in zip(self.ks, self.hits)}
+    return {
+      f'top{k}': int(n) / total if total else float('nan') for k, n in zip(self.ks, self.hits)
+    }
 
 
 def evaluate(images, labels, classes, *, cls: str, ks=KS) -> dict[str, float]:
-  """Top-k accuracies of `images[cls]` [N, E], one of the CLS tokens by name, against labels [N] and classes [K, E]."""
+  """Top-k accuracies of `images[cls]` [N, E], one of the CLS tokens by name, against labels [N] and
+  classes [K, E].
+  """
   if cls not in images:
     raise strict.unknown('zero-shot: the CLS token', cls, images)
   scorer = Scorer(classes, ks=ks)
@@ -111,4 +133,4 @@ def chance(classes: int, *, ks=KS) -> dict[str, float]:
 def _top(image, classes, row, *, k):
   length = jnp.maximum(jnp.linalg.norm(image, axis=-1, keepdims=True), 1e-12)
   scores = jnp.dot(image / length, classes.T, precision='highest')
-  return jax.lax.top_k(scores[:, row], k)[1]    # of equal scores it takes the lower index
+  return jax.lax.top_k(scores[:, row], k)[1]  # of equal scores it takes the lower index
