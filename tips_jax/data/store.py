@@ -1,9 +1,8 @@
-"""The store: an array_record data set that TFDS opens, with a `store.json` that proves it is whole.
+"""The store: an array_record data set that TFDS opens, and a `store.json` that proves it complete.
 
-A store is built in a temporary sibling folder and renamed into place, so a path either holds a
-whole store or nothing. Images stay encoded, byte for byte as they came. `prepare` and `scenes`
-write stores; the pipeline and evaluators read them. A complete TFDS folder without `store.json`
-opens too.
+A store is built in a temporary sibling folder and renamed into place, so a path holds a complete
+store or nothing. Images stay encoded, byte for byte. `prepare` and `scenes` write stores; the
+pipeline and the evaluations read them. A complete TFDS folder without `store.json` opens too.
 """
 
 import contextlib
@@ -11,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import tempfile
+import typing
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -26,45 +28,53 @@ from tips_jax.core.strict import did_you_mean, unknown
 FORMAT = 1
 INFO_FILE = 'store.json'
 TOKENIZER_FILE = 'tokenizer.model'
+ANNOTATIONS_FILE = 'annotations.json'  # names of the mask classes
+TFDS_FILES = ('dataset_info.json', 'features.json')
+TFDS_NAME = r'\w+(/[\w.-]+)*(:[\w.]+)?'  # name/config:1.0.0
 TEMPORARY_SUFFIX = '.partial'
 ANNOTATIONS = ('label', 'mask', 'depth', 'normals', 'boxes', 'region_captions', 'tags')
 _SHARD_BYTES = 256 * 2**20
-_TFDS_FILES = ('dataset_info.json', 'features.json')
+
+Path = str | os.PathLike
 
 
 # --- writing ------------------------------------------------------------------------------------
 
 
-def features(annotations=(), *, labels=None):
+def features(
+  annotations: Sequence[str] = (), *, labels: Sequence[str] | None = None
+) -> tfds.features.FeaturesDict:
   """The TFDS features of a store: image, id, alt_text, captions and the named annotations.
 
-  `labels` are the class names of 'label'. Image features take encoded bytes. Sizes in pixels: mask
-  uint8 class ids (255: ignore), depth uint16 millimeters, normals uint8 (n * 127.5 + 127.5), boxes
-  (ymin, xmin, ymax, xmax) in [0, 1].
+  `labels` are the class names of 'label'. Image features take encoded bytes.
   """
   f = tfds.features
   texts = f.Sequence(f.Text())
   known = {
     'label': f.ClassLabel(names=labels) if labels else None,
+    # Class ids; 255 is void.
     'mask': f.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format='png'),
+    # Millimeters; 0 is missing.
     'depth': f.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png'),
+    # n * 127.5 + 127.5.
     'normals': f.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format='png'),
+    # (ymin, xmin, ymax, xmax) in [0, 1].
     'boxes': f.Tensor(shape=(None, 4), dtype=np.float32),
-    'region_captions': texts,
+    'region_captions': texts,  # one per box
     'tags': texts,
   }
-  for name in annotations:
-    if known.get(name) is None:
-      raise unknown(
-        'annotation' if name != 'label' else 'annotation without class names', name, ANNOTATIONS
-      )
-  core = {
+  chosen = {
     'image': f.Image(shape=(None, None, 3)),
     'id': f.Text(),
     'alt_text': f.Text(),
     'captions': texts,
   }
-  return f.FeaturesDict({**core, **{name: known[name] for name in annotations}})
+  for name in annotations:
+    if known.get(name) is None:
+      what = 'annotation' if name != 'label' else 'annotation without class names'
+      raise unknown(what, name, ANNOTATIONS)
+    chosen[name] = known[name]
+  return f.FeaturesDict(chosen)
 
 
 class Writer:
@@ -74,7 +84,13 @@ class Writer:
   """
 
   def __init__(
-    self, folder, feature_dict, *, name='store', description='', shard_bytes=_SHARD_BYTES
+    self,
+    folder: Path,
+    feature_dict: tfds.features.FeaturesDict,
+    *,
+    name: str = 'store',
+    description: str = '',
+    shard_bytes: int = _SHARD_BYTES,
   ):
     self.folder = os.fspath(folder)
     self._features = feature_dict
@@ -85,27 +101,27 @@ class Writer:
     self._info = tfds.core.DatasetInfo(
       builder=identity, features=feature_dict, description=description
     )
-    self._shards = {}  # split -> list of [writer or None, examples, bytes]
+    self._shards = {}  # split -> its _Shards in order
 
-  def add(self, split, example):
+  def add(self, split: str, example: Mapping[str, typing.Any]) -> None:
     """Appends one example (a dict by feature name; images as encoded bytes) to a split."""
     record = self._features.serialize_example(self._features.encode_example(example))
     shards = self._shards.setdefault(split, [])
-    if not shards or shards[-1][2] >= self._shard_bytes:
+    if not shards or shards[-1].size >= self._shard_bytes:
       self._close_last(shards)
       with _disk_errors(self.folder):
-        writer = array_record_module.ArrayRecordWriter(
-          self._growing(split, len(shards)), 'group_size:1'
-        )
-      shards.append([writer, 0, 0])
+        path = self._growing(split, len(shards))
+        shards.append(_Shard(array_record_module.ArrayRecordWriter(path, 'group_size:1')))
+    shard = shards[-1]
     with _disk_errors(self.folder):
-      shards[-1][0].write(record)
-    shards[-1][1] += 1
-    shards[-1][2] += len(record)
+      shard.writer.write(record)
+    shard.examples += 1
+    shard.size += len(record)
 
-  def close(self):
-    """Closes the shards, checks their record counts, writes the TFDS metadata; returns {split:
-    examples}.
+  def close(self) -> dict[str, int]:
+    """Closes the shards, checks their record counts and writes the TFDS metadata.
+
+    Returns the number of examples by split.
     """
     self._info.set_file_format('array_record', override=True)
     infos = []
@@ -117,15 +133,16 @@ class Writer:
         split=split,
         filetype_suffix='array_record',
       )
-      for i, (_, count, _) in enumerate(shards):
+      # The names hold the number of shards, which is known only now.
+      for i, shard in enumerate(shards):
         path = os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards)))
         os.replace(self._growing(split, i), path)
-        _check_records(path, count)
+        _check_records(path, shard.examples)
       infos.append(
         tfds.core.SplitInfo(
           name=split,
-          shard_lengths=[s[1] for s in shards],
-          num_bytes=sum(s[2] for s in shards),
+          shard_lengths=[shard.examples for shard in shards],
+          num_bytes=sum(shard.size for shard in shards),
           filename_template=template,
         )
       )
@@ -137,15 +154,23 @@ class Writer:
     return os.path.join(self.folder, f'{split}-{index:05d}.growing')
 
   def _close_last(self, shards):
-    if shards and shards[-1][0] is not None:
-      writer, shards[-1][0] = shards[-1][0], None
+    if shards and shards[-1].writer is not None:
+      writer = shards[-1].writer
+      shards[-1].writer = None
       with _disk_errors(self.folder):
         writer.close()
 
 
+@dataclasses.dataclass
+class _Shard:
+  writer: array_record_module.ArrayRecordWriter | None  # None once it is closed
+  examples: int = 0
+  size: int = 0  # bytes
+
+
 @contextlib.contextmanager
 def _disk_errors(folder):
-  """array_record reports a full disk as a RuntimeError; callers await an OSError."""
+  """array_record reports a full disk as a RuntimeError; callers expect an OSError."""
   try:
     yield
   except (RuntimeError, ValueError) as error:
@@ -154,39 +179,38 @@ def _disk_errors(folder):
 
 def _check_records(path, count):
   reader = array_record_module.ArrayRecordReader(path)
-  found = reader.num_records()
+  on_disk = reader.num_records()
   reader.close()
-  if found != count:
-    raise OSError(f'{path}: {found} records on disk after writing {count}; is the disk full?')
+  if on_disk != count:
+    raise OSError(f'{path}: {on_disk} records on disk after writing {count}; is the disk full?')
 
 
-def temporary_folder(path):
-  """Makes an empty sibling folder to build the store `path` in; InputError when `path` is taken or
-  unwritable.
+def temporary_folder(path: Path) -> pathlib.Path:
+  """Makes an empty sibling folder to build the store `path` in.
 
   Folders that killed runs left behind for the same `path` are removed (writing always starts anew);
-  those of live processes are left alone.
+  those of live processes are left alone. Raises InputError if `path` exists or is not writable.
   """
   path = _absolute(path)
   refuse_existing(path)
-  parent, name = os.path.split(path)
+  left_behind = re.compile(rf'\.{re.escape(path.name)}-(\d+)-\w+{re.escape(TEMPORARY_SUFFIX)}')
   try:
-    os.makedirs(parent, exist_ok=True)
-    for left in os.listdir(parent):
-      owner = re.fullmatch(rf'\.{re.escape(name)}-(\d+)-\w+{re.escape(TEMPORARY_SUFFIX)}', left)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for sibling in path.parent.iterdir():
+      owner = left_behind.fullmatch(sibling.name)
       if owner and not _alive(int(owner[1])):
-        shutil.rmtree(os.path.join(parent, left))
-    return tempfile.mkdtemp(dir=parent, prefix=f'.{name}-{os.getpid()}-', suffix=TEMPORARY_SUFFIX)
+        shutil.rmtree(sibling)
+    prefix = f'.{path.name}-{os.getpid()}-'
+    return pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX))
   except OSError as error:
-    reason = (
-      f'store: cannot write {path!r} ({error.strerror}); expected a path in a writable folder'
-    )
-    raise InputError(reason) from error
+    raise InputError(
+      f'store: cannot write {str(path)!r} ({error.strerror}); expected a path in a writable folder'
+    ) from error
 
 
 def _alive(pid):
   try:
-    os.kill(pid, 0)
+    os.kill(pid, 0)  # signal 0 only checks
   except ProcessLookupError:
     return False
   except PermissionError:
@@ -194,67 +218,71 @@ def _alive(pid):
   return True
 
 
-def finish(tmp_dir, path, info):
-  """Turns a complete TFDS folder into the store `path`: fingerprint, `store.json` last, one atomic
-  rename.
+def finish(tmp_dir: Path, path: Path, info: Mapping[str, typing.Any]) -> str:
+  """Turns a complete TFDS folder into the store `path`, and returns `path`.
 
   `tmp_dir` must be on the file system of `path` and hold dataset_info.json, the shards and, if
-  there is one, tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Returns `path`.
-  Raises InputError when `path` exists already.
+  there is one, tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Raises
+  InputError if `path` exists already.
   """
-  tmp_dir, path = os.fspath(tmp_dir), _absolute(path)
+  folder = pathlib.Path(tmp_dir)
+  path = _absolute(path)
   refuse_existing(path)
-  splits, shards = _splits_and_shards(tfds.builder_from_directory(tmp_dir))
-  tokenizer = os.path.join(tmp_dir, TOKENIZER_FILE)
+  splits, shards = _splits_and_shards(tfds.builder_from_directory(os.fspath(folder)))
+  tokenizer = folder / TOKENIZER_FILE
   content = {
     'format': FORMAT,
     'splits': splits,
-    'fingerprint': _fingerprint([os.path.join(tmp_dir, shard) for shard in shards]),
-    'tokenizer_sha256': _sha256(tokenizer) if os.path.exists(tokenizer) else None,
-    'files': {shard: os.path.getsize(os.path.join(tmp_dir, shard)) for shard in shards},
+    'fingerprint': _fingerprint([folder / shard for shard in shards]),
+    'tokenizer_sha256': _sha256(tokenizer) if tokenizer.exists() else None,
+    'files': {shard: (folder / shard).stat().st_size for shard in shards},
     'info': info,
   }
-  with open(os.path.join(tmp_dir, INFO_FILE), 'w') as file:
+  # Last and synced, then one atomic rename: a store.json is proof that all else is there.
+  with open(folder / INFO_FILE, 'w') as file:
     json.dump(content, file, indent=1)
     file.flush()
     os.fsync(file.fileno())
-  os.chmod(tmp_dir, 0o755)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
+  folder.chmod(0o755)  # mkdtemp's is 0o700
+  path.parent.mkdir(parents=True, exist_ok=True)
   try:
-    os.replace(tmp_dir, path)
+    os.replace(folder, path)
   except OSError as error:
     refuse_existing(path)
-    raise InputError(f'store: cannot move {tmp_dir!r} to {path!r} ({error.strerror})') from error
-  return path
+    raise InputError(
+      f'store: cannot move {str(folder)!r} to {str(path)!r} ({error.strerror})'
+    ) from error
+  return str(path)
 
 
 def _absolute(path):
-  return os.path.abspath(os.path.expanduser(os.fspath(path)))
+  return pathlib.Path(os.path.abspath(os.path.expanduser(path)))  # pathlib does not resolve '..'
 
 
-def refuse_existing(path):
-  """Raises InputError when there is anything at `path` but an empty folder."""
+def refuse_existing(path: Path) -> None:
+  """Raises InputError if there is anything at `path` but an empty folder."""
   path = _absolute(path)
-  if os.path.isdir(path) and not os.listdir(path):
+  if path.is_dir() and not any(path.iterdir()):
     return
   if os.path.lexists(path):
     raise InputError(
-      f'store: {path!r} exists already; expected a new path (remove it yourself to write it anew)'
+      f'store: {str(path)!r} exists already; expected a new path (remove it yourself to write it '
+      f'anew)'
     )
 
 
 def _fingerprint(shards):
-  """sha256 over the records in order, each with its fields sorted: protobuf's own order varies by
-  process.
+  """SHA-256 over the records in order, each with its fields sorted.
+
+  Sorted, because protobuf's own order varies by process.
   """
   digest = hashlib.sha256()
   for shard in shards:
-    digest.update(os.path.basename(shard).encode())
-    reader = array_record_module.ArrayRecordReader(shard)
+    digest.update(shard.name.encode())
+    reader = array_record_module.ArrayRecordReader(os.fspath(shard))
     for _ in range(reader.num_records()):
-      record = tf_example_pb2.Example.FromString(reader.read()).SerializeToString(
-        deterministic=True
-      )
+      example = tf_example_pb2.Example.FromString(reader.read())
+      record = example.SerializeToString(deterministic=True)
       digest.update(len(record).to_bytes(8, 'little') + record)
     reader.close()
   return digest.hexdigest()
@@ -270,21 +298,18 @@ def _sha256(path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Store:
-  """An open store. `splits`: examples by split; `fingerprint`: sha256 of the records; `features`:
-  their names.
-  """
+  """An open store."""
 
   path: str
-  splits: dict[str, int]
-  fingerprint: str
+  splits: dict[str, int]  # number of examples by name
+  fingerprint: str  # SHA-256 of the records
   tokenizer_path: str | None
   tokenizer_sha256: str | None
-  features: tuple[str, ...]
-  info: dict
+  features: tuple[str, ...]  # names
+  info: dict  # as given to `finish`
 
-  def source(self, split):
-    """A picklable random-access source of one split ('train', or a TFDS slice such as
-    'train[:10%]').
+  def source(self, split: str) -> Sequence[dict[str, typing.Any]]:
+    """A picklable random-access source of one split: 'train', or a TFDS slice as 'train[:10%]'.
 
     Each record is a dict: image features as encoded bytes, texts as bytes. Raises InputError for an
     unknown split.
@@ -293,64 +318,69 @@ class Store:
       if part.partition('[')[0].strip() not in self.splits:
         raise unknown(f'split of store {self.path!r}', part, self.splits)
     builder = tfds.builder_from_directory(self.path)
-    encoded = {
-      name: tfds.decode.SkipDecoding()
-      for name, feature in builder.info.features.items()
-      if isinstance(feature, tfds.features.Image)
-    }
     try:
-      return builder.as_data_source(split, decoders=encoded)
+      return builder.as_data_source(split, decoders=undecoded(builder.info.features))
     except (ValueError, AssertionError) as error:
       raise InputError(
-        f'split of store {self.path!r}: got {split!r}; expected a name of {sorted(self.splits)}, or a '
-        f'slice such as train[:10%]'
+        f'split of store {self.path!r}: got {split!r}; expected a name of {sorted(self.splits)}, '
+        f'or a slice such as train[:10%]'
       ) from error
 
-  def label_names(self):
-    """The class names of the 'label' feature; () when there is none."""
+  def label_names(self) -> tuple[str, ...]:
+    """The class names of the 'label' feature; () if it has none."""
     feature = dict(tfds.builder_from_directory(self.path).info.features.items()).get('label')
     return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
 
 
-def open_store(path):
+def undecoded(features: tfds.features.FeaturesDict) -> dict[str, tfds.decode.SkipDecoding]:
+  """TFDS decoders that leave the images encoded, by feature name."""
+  images = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
+  return {name: tfds.decode.SkipDecoding() for name in images}
+
+
+def open_store(path: Path) -> Store:
   """Opens a store folder, a complete TFDS folder, or a prepared TFDS data set by name.
 
-  Raises InputError when it is missing (with the nearest name beside it), half-written, or not
+  Raises InputError if it is missing (with the nearest name beside it), half-written, or not
   array_record.
   """
-  folder = resolve(path)
+  folder = pathlib.Path(resolve(path))
   content = _read_info(folder)
   builder = _builder(folder)
   if builder.info.file_format is None or builder.info.file_format.value != 'array_record':
     raise InputError(
-      f'store: {folder!r} is a TFDS data set whose records are not array_record; convert it with: '
-      f'python -m tips_jax.prepare --input={path} --output=STORE'
+      f'store: {str(folder)!r} is a TFDS data set whose records are not array_record; convert it '
+      f'with: python -m tips_jax.prepare --input={path} --output=STORE'
     )
   splits, shards = _splits_and_shards(builder)
   _check_files(folder, content.get('files') or dict.fromkeys(shards))
   if content and content['splits'] != splits:
-    raise InputError(
-      f'half-written store {folder!r}: {INFO_FILE} has the splits {content["splits"]}, the records '
-      f'have {splits}; write it again'
+    raise _half_written(
+      folder, f'{INFO_FILE} has the splits {content["splits"]}, the records have {splits}'
     )
-  tokenizer = os.path.join(folder, TOKENIZER_FILE)
+  tokenizer = folder / TOKENIZER_FILE
   return Store(
-    path=folder,
+    path=str(folder),
     splits=splits,
     fingerprint=content.get('fingerprint') or _metadata_fingerprint(folder, shards),
-    tokenizer_path=tokenizer if os.path.exists(tokenizer) else None,
+    tokenizer_path=str(tokenizer) if tokenizer.exists() else None,
     tokenizer_sha256=content.get('tokenizer_sha256'),
     features=tuple(sorted(builder.info.features)),
     info=content.get('info', {}),
   )
 
 
-def resolve(path):
-  """The folder that holds dataset_info.json for a folder, a folder of versions, or a TFDS name
-  ('name/config:1.0.0').
+def names_beside(path: Path) -> list[str]:
+  """The names in the folder of a path, for messages; [] where there is no such folder."""
+  parent = _absolute(path).parent
+  return os.listdir(parent) if parent.is_dir() else []
 
-  A TFDS name is looked up under $TFDS_DATA_DIR (default ~/tensorflow_datasets). Raises InputError
-  when there is none.
+
+def resolve(path: Path) -> str:
+  """The folder with dataset_info.json, of a folder, a folder of versions, or a TFDS name.
+
+  A TFDS name ('name/config:1.0.0') is looked up under $TFDS_DATA_DIR (default
+  ~/tensorflow_datasets). Raises InputError if there is none.
   """
   name = os.fspath(path)
   if not name:
@@ -358,101 +388,101 @@ def resolve(path):
       "store: got ''; expected the folder written by tips_jax.prepare, or a TFDS name"
     )
   folder = _absolute(name)
-  if not os.path.exists(folder) and re.fullmatch(r'\w+(/[\w.-]+)*(:[\w.]+)?', name):
-    root = os.path.expanduser(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
-    by_name = os.path.join(root, name.replace(':', '/'))
-    folder = by_name if os.path.exists(by_name) else folder
-  if not os.path.isdir(folder):
-    parent = os.path.dirname(folder)
-    beside = os.listdir(parent) if os.path.isdir(parent) else []
+  if not folder.exists() and re.fullmatch(TFDS_NAME, name):
+    root = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    by_name = pathlib.Path(root, name.replace(':', '/')).expanduser()
+    folder = by_name if by_name.exists() else folder
+  if not folder.is_dir():
     raise InputError(
-      f'store: got {name!r}, which is not a folder; expected the folder written by tips_jax.prepare'
-      f'{did_you_mean(os.path.basename(folder), beside)}'
+      f'store: got {name!r}, which is not a folder; expected the folder written by '
+      f'tips_jax.prepare{did_you_mean(folder.name, names_beside(folder))}'
     )
+  # TFDS nests: name/config/1.0.0. Descend where there is no choice; of versions take the newest.
   while not _looks_written(folder):
-    inside = [
-      f
-      for f in os.listdir(folder)
-      if os.path.isdir(os.path.join(folder, f)) and not f.startswith('.')
-    ]
-    if not inside:
+    inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')]
+    versions = [p for p in inside if re.fullmatch(r'\d+\.\d+\.\d+', p.name)]
+    if versions:
+      folder = max(versions, key=lambda p: tuple(map(int, p.name.split('.'))))
+    elif len(inside) == 1:
+      folder = inside[0]
+    else:
       break
-    versions = [f for f in inside if re.fullmatch(r'\d+\.\d+\.\d+', f)]
-    if not versions and len(inside) > 1:
-      break
-    newest = max(versions, key=lambda v: tuple(map(int, v.split('.')))) if versions else inside[0]
-    folder = os.path.join(folder, newest)
-  return folder
+  return str(folder)
 
 
 def _looks_written(folder):
   return any(
-    f in (*_TFDS_FILES, INFO_FILE) or '.array_record' in f or f.endswith('.growing')
-    for f in os.listdir(folder)
+    name in (*TFDS_FILES, INFO_FILE) or '.array_record' in name or name.endswith('.growing')
+    for name in os.listdir(folder)
   )
+
+
+def _is_tfds(folder):
+  return all((folder / name).exists() for name in TFDS_FILES)
+
+
+def _half_written(folder, why):
+  return InputError(f'half-written store {str(folder)!r}: {why}; write it again')
 
 
 def _read_info(folder):
   """The content of store.json; {} for a TFDS folder that never had one."""
-  half = InputError(f'half-written store {folder!r}: it has no whole {INFO_FILE}; write it again')
-  if folder.endswith(TEMPORARY_SUFFIX):
-    raise half
-  path = os.path.join(folder, INFO_FILE)
-  if not os.path.exists(path):
-    if _looks_written(folder) and not all(
-      os.path.exists(os.path.join(folder, f)) for f in _TFDS_FILES
-    ):
-      raise half
+  incomplete = _half_written(folder, f'it has no whole {INFO_FILE}')
+  if folder.name.endswith(TEMPORARY_SUFFIX):
+    raise incomplete
+  path = folder / INFO_FILE
+  if not path.exists():
+    if _looks_written(folder) and not _is_tfds(folder):
+      raise incomplete
     return {}
   try:
-    with open(path) as file:
-      content = json.load(file)
+    content = json.loads(path.read_text())
     known = content['format'] == FORMAT
   except (ValueError, KeyError, TypeError) as error:
-    raise half from error
+    raise incomplete from error
   if not known:
-    raise InputError(f'store {folder!r}: got format {content["format"]!r}; expected {FORMAT}')
+    raise InputError(f'store {str(folder)!r}: got format {content["format"]!r}; expected {FORMAT}')
   return content
 
 
 def _builder(folder):
-  if not all(os.path.exists(os.path.join(folder, f)) for f in _TFDS_FILES):
-    if os.path.exists(os.path.join(folder, INFO_FILE)):
-      raise InputError(
-        f'half-written store {folder!r}: dataset_info.json or features.json is gone; write it again'
-      )
+  if not _is_tfds(folder):
+    if (folder / INFO_FILE).exists():
+      raise _half_written(folder, f'{" or ".join(TFDS_FILES)} is missing')
     raise InputError(
-      f'store: got {folder!r}, which holds no store; expected the folder written by tips_jax.prepare'
+      f'store: got {str(folder)!r}, which holds no store; expected the folder written by '
+      f'tips_jax.prepare'
     )
   try:
-    return tfds.builder_from_directory(folder)
+    return tfds.builder_from_directory(str(folder))
   except Exception as error:
-    raise InputError(f'store {folder!r}: TFDS cannot read its metadata ({error})') from error
+    raise InputError(f'store {str(folder)!r}: TFDS cannot read its metadata ({error})') from error
 
 
 def _splits_and_shards(builder):
+  """(examples by split, file names of the shards in order)."""
   infos = builder.info.splits
-  return (
-    {name: info.num_examples for name, info in infos.items()},
-    [name for info in infos.values() for name in sorted(info.filenames)],
-  )
+  splits = {name: info.num_examples for name, info in infos.items()}
+  shards = [name for info in infos.values() for name in sorted(info.filenames)]
+  return splits, shards
 
 
 def _check_files(folder, sizes):
-  """Every shard is there, and has the size it was written with where that is known."""
+  """Checks that every shard exists, and has the size it was written with where that is known."""
   for shard, size in sizes.items():
-    path = os.path.join(folder, shard)
-    found = os.path.getsize(path) if os.path.exists(path) else None
-    if found is None or size not in (None, found):
-      state = 'missing' if found is None else f'{found} bytes long, not {size}'
-      raise InputError(f'half-written store {folder!r}: {shard} is {state}; write or copy it again')
+    path = folder / shard
+    if not path.exists():
+      raise _half_written(folder, f'{shard} is missing')
+    on_disk = path.stat().st_size
+    if size not in (None, on_disk):
+      raise _half_written(folder, f'{shard} is {on_disk} bytes long, not {size}')
 
 
 def _metadata_fingerprint(folder, shards):
+  """Of a TFDS folder: reading all of its records just to open it would take too long."""
   digest = hashlib.sha256()
   for shard in shards:
-    digest.update(f'{shard}:{os.path.getsize(os.path.join(folder, shard))}\n'.encode())
-  for name in _TFDS_FILES:
-    with open(os.path.join(folder, name), 'rb') as file:
-      digest.update(file.read())
+    digest.update(f'{shard}:{(folder / shard).stat().st_size}\n'.encode())
+  for name in TFDS_FILES:
+    digest.update((folder / name).read_bytes())
   return digest.hexdigest()

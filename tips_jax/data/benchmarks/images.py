@@ -1,9 +1,11 @@
-"""Readers of the benchmarks of whole images in their official layouts: classes, instances,
+"""Readers of the benchmarks of whole images in their official layouts: classes, instances and
 captions.
 """
 
 import csv
+import functools
 import os
+import pathlib
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
@@ -13,39 +15,36 @@ _IMAGES = ('.jpeg', '.jpg', '.png')
 
 
 class ImageNet(base.Benchmark):
-  """ImageNet-1k: train/WNID/*.JPEG and val/WNID/*.JPEG, or Kaggle's flat val with
-  LOC_val_solution.csv.
+  """ImageNet-1k: train/WNID/*.JPEG and val/WNID/*.JPEG, or Kaggle's flat val with its CSV.
 
   Classes are the WordNet ids of train (of val where there is no train), sorted; their names:
-  class_names.IMAGENET.
+  class_names.IMAGENET. An item is (path below the root, label).
   """
 
-  name, annotations = 'imagenet', ('label',)
+  name = 'imagenet'
+  annotations = ('label',)
   folders = ('imagenet', 'ILSVRC2012', 'imagenet/ILSVRC/Data/CLS-LOC', 'ILSVRC/Data/CLS-LOC')
   official = {'train': 'train', 'test': 'val'}
 
   def _root(self, data_dir):
-    found = super()._root(data_dir)
-    inner = found / 'ILSVRC' / 'Data' / 'CLS-LOC'
-    return inner if inner.is_dir() else found
+    root = super()._root(data_dir)
+    inner = root / 'ILSVRC' / 'Data' / 'CLS-LOC'  # as Kaggle's archive unpacks
+    return inner if inner.is_dir() else root
 
   def _list(self, split):
-    classes = [name for part in ('train', 'val') for name in _folders(self.root / part)]
-    self.label_names = tuple(sorted(_folders(self.root / 'train') or set(classes)))
+    self.label_names = tuple(_folders(self.root / 'train') or _folders(self.root / 'val'))
     folder = self.root / split
     if not folder.is_dir():
-      raise InputError(
-        f'{self.name}: missing split {self.split!r}: no folder {folder}; see {base.PAGE}'
-      )
+      raise self._missing_split(f'no folder {folder}')
     ids = {wnid: i for i, wnid in enumerate(self.label_names)}
     inside = _folders(folder)
-    if inside:
-      return [
-        (f'{split}/{wnid}/{name}', ids.get(wnid, -1))
-        for wnid in inside
-        for name in base.names_in(folder / wnid, *_IMAGES)
-      ]
-    return self._flat(folder, ids)
+    if not inside:
+      return self._flat(folder, ids)
+    return [
+      (f'{split}/{wnid}/{name}', ids.get(wnid, -1))
+      for wnid in inside
+      for name in base.names_in(folder / wnid, *_IMAGES)
+    ]
 
   def _flat(self, folder, ids):
     tables = [p / 'LOC_val_solution.csv' for p in (self.root, *self.root.parents[:3])]
@@ -59,65 +58,109 @@ class ImageNet(base.Benchmark):
       label = {row['ImageId']: row['PredictionString'].split()[0] for row in csv.DictReader(file)}
     self.label_names = self.label_names or tuple(sorted(set(label.values())))
     ids = ids or {wnid: i for i, wnid in enumerate(self.label_names)}
-    return [
-      (f'{folder.name}/{name}', ids.get(label.get(os.path.splitext(name)[0]), -1))
-      for name in base.names_in(folder, *_IMAGES)
-    ]
+    items = []
+    for name in base.names_in(folder, *_IMAGES):
+      wnid = label.get(os.path.splitext(name)[0])
+      items.append((f'{folder.name}/{name}', ids.get(wnid, -1)))
+    return items
 
-  def _files(self, item):
+  def files_of(self, item: tuple[str, int]) -> list[pathlib.Path]:
     return [self.root / item[0]]
 
-  def missing(self):
+  def missing(self) -> list[str]:
     return []  # the folders were listed
 
   def _sample(self, item):
     path, label = item
-    return Sample(os.path.basename(path), (self.root / path).read_bytes(), '', [], {'label': label})
+    return Sample(self.key_of(item), (self.root / path).read_bytes(), '', [], {'label': label})
 
 
 def _folders(path):
-  return sorted(entry.name for entry in os.scandir(path) if entry.is_dir()) if path.is_dir() else []
+  if not path.is_dir():
+    return []
+  return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
 
 
 class Uned(base.Benchmark):
   """One of the eight domains of UnED: uned/info_files/DOMAIN/SPLIT.json and uned/images.
 
   `tags` are the classes of an image as 'DOMAIN/ID' (a query may have several), so that the merged
-  index of all domains compares right; `label` is the first, a number of this split alone. `test`
+  index of all domains compares correctly; `label` is the first, a number of this split alone. `test`
   holds the queries; where there is `index` they are searched in it, else in `test` itself without
-  the query.
+  the query. An item is (path below images, tags).
   """
 
-  folders, annotations = ('uned', 'UnED'), ('label', 'tags')
-  domain = ''
+  folders = ('uned', 'UnED')
+  annotations = ('label', 'tags')
+  official = {'train': 'train', 'val': 'val', 'test': 'test'}
 
   def _list(self, split):
-    rows = self._json(self.root / 'info_files' / self.domain / f'{split}.json')
+    domain = self.name.removeprefix('uned_')
+    rows = self._json(self.root / 'info_files' / domain / f'{split}.json')
     items = []
     for row in rows:
-      classes = row['class_id'] if isinstance(row['class_id'], list) else [row['class_id']]
-      items.append((row['path'], [f'{self.domain}/{i}' for i in classes]))
-    self.label_names = tuple(sorted({classes[0] for _, classes in items}))
+      classes = row['class_id']
+      if not isinstance(classes, list):
+        classes = [classes]
+      items.append((row['path'], [f'{domain}/{i}' for i in classes]))
+    self.label_names = tuple(sorted({tags[0] for _, tags in items}))
     self._ids = {name: i for i, name in enumerate(self.label_names)}
     return items
 
-  def _files(self, item):
-    images = self.root / 'images'
-    return [
-      images
-      / (item[0] if self.domain != 'rp2k' or (images / item[0]).exists() else _escaped(item[0]))
-    ]
+  def files_of(self, item: tuple[str, list[str]]) -> list[pathlib.Path]:
+    return [self.root / 'images' / item[0]]
 
-  def _key(self, item):
+  def key_of(self, item: tuple[str, list[str]]) -> str:
     return item[0]
 
-  def tags_of(self, item):
+  def tags_of(self, item: tuple[str, list[str]]) -> list[str]:
     """The classes of an item without opening its image."""
     return item[1]
 
   def _sample(self, item):
-    extra = {'label': self._ids[item[1][0]], 'tags': item[1]}
-    return Sample(item[0], self._files(item)[0].read_bytes(), '', [], extra)
+    path, tags = item
+    extra = {'label': self._ids[tags[0]], 'tags': tags}
+    return Sample(path, self.files_of(item)[0].read_bytes(), '', [], extra)
+
+
+class UnedFood2k(Uned):
+  name = 'uned_food2k'
+
+
+class UnedCars(Uned):
+  name = 'uned_cars'
+
+
+class UnedSop(Uned):
+  name = 'uned_sop'
+
+
+class UnedInshop(Uned):
+  name = 'uned_inshop'
+  official = Uned.official | {'index': 'index'}
+
+
+class UnedInat(Uned):
+  name = 'uned_inat'
+
+
+class UnedMet(Uned):
+  name = 'uned_met'
+  official = Uned.official | {'index': 'index', 'val_index': 'small_index'}
+
+
+class UnedGldv2(Uned):
+  name = 'uned_gldv2'
+  official = Uned.official | {'index': 'index'}
+
+
+class UnedRp2k(Uned):
+  name = 'uned_rp2k'
+
+  def files_of(self, item: tuple[str, list[str]]) -> list[pathlib.Path]:
+    images = self.root / 'images'
+    path = images / item[0]
+    return [path if path.exists() else images / _escaped(item[0])]
 
 
 def _escaped(path):
@@ -127,128 +170,111 @@ def _escaped(path):
   return ''.join(c if ord(c) < 128 else f'#U{ord(c):04x}' for c in path)
 
 
-_ALONE, _INDEXED = {'train': 'train', 'val': 'val', 'test': 'test'}, {'index': 'index'}
-UNED = {
-  'food2k': _ALONE,
-  'cars': _ALONE,
-  'sop': _ALONE,
-  'inshop': _ALONE | _INDEXED,
-  'inat': _ALONE,
-  'met': _ALONE | _INDEXED | {'val_index': 'small_index'},
-  'gldv2': _ALONE | _INDEXED,
-  'rp2k': _ALONE,
-}
-
-
 class _Karpathy(base.Benchmark):
-  """Images and the captions of Karpathy's JSON (`dataset_*.json`): `images` with `filename`,
-  `split`, `sentences`.
+  """Images and the captions of Karpathy's JSON (`dataset_*.json`).
+
+  An item is (folder, file name, captions).
   """
 
   table = ''
   official = {'train': ('train', 'restval'), 'val': ('val',), 'test': ('test',)}
 
   def _list(self, split):
-    tables = (
-      self.root / self.table,
-      self.root / 'karpathy' / self.table,
-      self.root / 'annotations' / self.table,
-    )
-    path = next((p for p in tables if p.is_file()), tables[0])
-    content = self._json(path)
-    return [
-      (row.get('filepath', ''), row['filename'], [s['raw'].strip() for s in row['sentences']])
-      for row in content['images']
-      if row['split'] in split
-    ]
+    tables = [self.root / folder / self.table for folder in ('', 'karpathy', 'annotations')]
+    content = self._json(next((p for p in tables if p.is_file()), tables[0]))
+    items = []
+    for row in content['images']:
+      if row['split'] in split:
+        captions = [sentence['raw'].strip() for sentence in row['sentences']]
+        items.append((row.get('filepath', ''), row['filename'], captions))
+    return items
 
-  def captions_of(self, item):
+  def captions_of(self, item: tuple[str, str, list[str]]) -> list[str]:
     return item[2]
 
-  def _key(self, item):
+  def key_of(self, item: tuple[str, str, list[str]]) -> str:
     return item[1]
 
   def _sample(self, item):
-    return Sample(
-      item[1], self._files(item)[0].read_bytes(), '', [text for text in item[2] if text], {}
-    )
+    captions = [text for text in item[2] if text]
+    return Sample(item[1], self.files_of(item)[0].read_bytes(), '', captions, {})
 
 
 class Flickr30k(_Karpathy):
   """Flickr30k, Karpathy split."""
 
-  name, folders, table = 'flickr30k', ('flickr30k', 'Flickr30k'), 'dataset_flickr30k.json'
+  name = 'flickr30k'
+  folders = ('flickr30k', 'Flickr30k')
+  table = 'dataset_flickr30k.json'
+  image_folders = ('flickr30k-images', 'flickr30k_images', 'images', 'Images')
 
-  def _files(self, item):
-    folder = next(
-      (
-        f
-        for f in ('flickr30k-images', 'flickr30k_images', 'images', 'Images')
-        if (self.root / f).is_dir()
-      ),
-      'flickr30k-images',
-    )
-    return [self.root / folder / item[1]]
+  @functools.cached_property
+  def _images(self):
+    folders = [self.root / folder for folder in self.image_folders]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+  def files_of(self, item: tuple[str, str, list[str]]) -> list[pathlib.Path]:
+    return [self._images / item[1]]
 
 
 class Coco(_Karpathy):
-  """COCO captions, Karpathy split, from the images of 2014 or, where these are not there, of 2017."""
+  """COCO captions, Karpathy split, from the images of 2014 or, where they are missing, of 2017."""
 
-  name, folders, table = 'coco', ('coco', 'COCO'), 'dataset_coco.json'
+  name = 'coco'
+  folders = ('coco', 'COCO')
+  table = 'dataset_coco.json'
 
-  def _files(self, item):
+  def files_of(self, item: tuple[str, str, list[str]]) -> list[pathlib.Path]:
     folder, name, _ = item
     if (self.root / folder).is_dir():
       return [self.root / folder / name]
-    short = name.rpartition('_')[2]
+    short = name.rpartition('_')[2]  # COCO_val2014_000000000042.jpg is 000000000042.jpg in 2017
     places = [self.root / year / short for year in ('val2017', 'train2017')]
     return [next((p for p in places if p.exists()), places[0])]
 
 
 class Docci(base.Benchmark):
-  """DOCCI: one long description an image, from docci_descriptions.jsonlines."""
+  """DOCCI: one long description per image, from docci_descriptions.jsonlines.
 
-  name, folders = 'docci', ('docci', 'DOCCI')
+  An item is (file name, description).
+  """
+
+  name = 'docci'
+  folders = ('docci', 'DOCCI')
   official = {'train': 'train', 'test': 'test', 'qual_dev': 'qual_dev', 'qual_test': 'qual_test'}
 
   def _list(self, split):
-    rows = self._json_lines(self.root / 'docci_descriptions.jsonlines')
-    of_split = [row for row in rows if row['example_id'].startswith(split)]
-    if split in ('train', 'test'):  # the small ones go by their ids alone
-      of_split = [row for row in of_split if row['split'] == split]
-    return [(row['image_file'], row['description'].strip()) for row in of_split]
+    items = []
+    for row in self._json_lines(self.root / 'docci_descriptions.jsonlines'):
+      if not row['example_id'].startswith(split):
+        continue
+      # The small splits (qual_dev, qual_test) are marked by their ids alone.
+      if split not in ('train', 'test') or row['split'] == split:
+        items.append((row['image_file'], row['description'].strip()))
+    return items
 
-  def captions_of(self, item):
+  def captions_of(self, item: tuple[str, str]) -> list[str]:
     return [item[1]]
 
-  def _files(self, item):
+  def files_of(self, item: tuple[str, str]) -> list[pathlib.Path]:
     return [self.root / 'images' / item[0]]
 
   def _sample(self, item):
-    return Sample(item[0], self._files(item)[0].read_bytes(), '', [item[1]] if item[1] else [], {})
+    name, description = item
+    captions = [description] if description else []
+    return Sample(name, self.files_of(item)[0].read_bytes(), '', captions, {})
 
 
-def _domain(domain, splits):
-  return type(
-    f'Uned_{domain}',
-    (Uned,),
-    {'name': f'uned_{domain}', 'domain': domain, 'official': splits, '__module__': __name__},
-  )
-
-
-Uned_food2k, Uned_cars, Uned_sop, Uned_inshop, Uned_inat, Uned_met, Uned_gldv2, Uned_rp2k = (
-  _domain(domain, splits) for domain, splits in UNED.items()
-)
 READERS = (
   ImageNet,
-  Uned_food2k,
-  Uned_cars,
-  Uned_sop,
-  Uned_inshop,
-  Uned_inat,
-  Uned_met,
-  Uned_gldv2,
-  Uned_rp2k,
+  UnedFood2k,
+  UnedCars,
+  UnedSop,
+  UnedInshop,
+  UnedInat,
+  UnedMet,
+  UnedGldv2,
+  UnedRp2k,
   Flickr30k,
   Coco,
   Docci,

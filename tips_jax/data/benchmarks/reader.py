@@ -1,44 +1,42 @@
-"""What the readers of public benchmarks have in common: samples by number, files that can be
-counted before a run.
+"""The base class of benchmark readers, and what they share: masks, depth and normals.
 
-A reader lists its split from the official files alone (fast, no image is opened) and reads a sample
-when it is asked for one. A sample whose image or annotation is not there has no image, and its
-`problem` names the file.
+A reader lists its split from the official index files alone (fast: no image is opened) and reads a
+sample on demand. A sample with a missing image or annotation has no image, and its `problem` names
+the file.
 """
 
 import abc
-import io
+import functools
 import json
 import os
 import pathlib
-import tempfile
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data.ingest.reader import Options, Reader, Sample
+from tips_jax.data.ingest.checks import open_mask
+from tips_jax.data.ingest.checks import png as encode_png
+from tips_jax.data.ingest.reader import Options, Reader, Sample, parse_json
 
-VOID = 255  # in a mask: a pixel without class
 PAGE = 'docs/datasets.md'
 
 
 class Benchmark(Reader, abc.ABC):
-  """One split of a benchmark: iterate it, or read `reader[i]`; `len` is the number of samples it
-  names.
+  """One split of a benchmark: iterate it, or read `reader[i]`; `len` is its number of samples.
 
-  `name`: of the data set; `folders`: where it may lie in the data folder, most usual first;
-  `official`: the split names of the house -> what the data set calls them; `mask_classes`: names of
-  the mask's class ids.
+  What an item is (a path, a row of a table) is the business of the subclass.
   """
 
-  name = ''
-  folders = ()
-  official = {}
-  mask_classes = ()
+  name = ''  # of the data set
+  folders: tuple[str, ...] = ()  # below the data folder, where it may be; the usual one first
+  official: Mapping[str, typing.Any] = {}  # our split names -> what the data set calls them
+  mask_classes: tuple[str, ...] = ()  # names of the mask's class ids
 
-  def __init__(self, data_dir, split):
+  def __init__(self, data_dir: str | pathlib.Path, split: str):
     if split not in self.official:
       raise unknown(f'{self.name}: split', split, self.official)
     super().__init__(Options(split=split))
@@ -47,12 +45,19 @@ class Benchmark(Reader, abc.ABC):
     self.root = self._root(pathlib.Path(data_dir).expanduser())
     self.items = self._list(self.official[split])
     if not self.items:
-      raise InputError(
-        f'{self.name}: missing split {split!r}: {self.root} names no sample of it; see {PAGE}'
-      )
+      raise self._missing_split(f'{self.root} names no sample of it')
     self.total = len(self.items)
 
-  def _root(self, data_dir):
+  def __getstate__(self):
+    """Without cached properties: they hold open files, which a worker process must open anew."""
+    cached = functools.cached_property
+    return {
+      name: value
+      for name, value in vars(self).items()
+      if not isinstance(getattr(type(self), name, None), cached)
+    }
+
+  def _root(self, data_dir: pathlib.Path) -> pathlib.Path:
     for folder in self.folders:
       if (data_dir / folder).is_dir():
         return data_dir / folder
@@ -60,173 +65,163 @@ class Benchmark(Reader, abc.ABC):
       f'{self.name}: missing data set: {data_dir} has no folder {self.folders[0]!r}; see {PAGE}'
     )
 
-  @abc.abstractmethod
-  def _list(self, split):
-    """The light-weight items of a split, by its official name; InputError where the split is not
-    there.
-    """
+  def _missing_split(self, why: str) -> InputError:
+    return InputError(f'{self.name}: missing split {self.split!r}: {why}; see {PAGE}')
 
   @abc.abstractmethod
-  def _files(self, item):
-    """Paths of the files that make an item."""
+  def _list(self, split: typing.Any) -> Sequence:
+    """The light-weight items of a split, by its official name; InputError if it is missing."""
 
   @abc.abstractmethod
-  def _sample(self, item):
+  def files_of(self, item: typing.Any) -> Sequence[pathlib.Path | str]:
+    """Paths of the files that make an item, the image first."""
+
+  @abc.abstractmethod
+  def _sample(self, item: typing.Any) -> Sample:
     """The Sample of an item."""
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.items)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> Sample:
     item = self.items[index]
     try:
       return self._sample(item)
     except FileNotFoundError as error:
-      return Sample(self._key(item), None, '', [], {}, f'no such file: {error.filename}')
+      problem = f'no such file: {error.filename}'
     except (OSError, ValueError, KeyError) as error:
-      return Sample(self._key(item), None, '', [], {}, f'{type(error).__name__}: {error}')
+      problem = f'{type(error).__name__}: {error}'
+    return Sample(self.key_of(item), None, '', [], {}, problem)
 
-  def __iter__(self):
-    return (self[i] for i in range(len(self)))
+  def __iter__(self) -> Iterator[Sample]:
+    for i in range(len(self)):
+      yield self[i]
 
-  def _key(self, item):
-    return os.path.basename(str(self._files(item)[0]))
+  def key_of(self, item: typing.Any) -> str:
+    """The key of an item's sample."""
+    return pathlib.Path(self.files_of(item)[0]).name
 
-  def captions_of(self, item):
+  def captions_of(self, item: typing.Any) -> list[str] | None:
     """The captions of an item without opening its image; None where the data set has none."""
     return None
 
-  def missing(self):
-    """Files that items name and that are not there. Lists folders rather than asking for file after
-    file.
-    """
-    names, gone = {}, []
+  def missing(self) -> list[str]:
+    """The files that items name and that do not exist."""
+    # A listing per folder: on network file systems far faster than one stat per file.
+    listed = {}
+    missing = []
     for item in self.items:
-      for path in map(str, self._files(item)):
+      for path in map(str, self.files_of(item)):
         folder, name = os.path.split(path)
-        if folder not in names:
-          names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in names[folder]:
-          gone.append(path)
-    return gone
+        if folder not in listed:
+          listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listed[folder]:
+          missing.append(path)
+    return missing
 
   @property
-  def annotations_file(self):
-    """An annotations.json with the classes of the mask, as `convert` copies it; '' without a mask."""
+  def annotations_json(self) -> bytes:
+    """The classes of the mask, as `convert` writes them; b'' without a mask."""
     if not self.mask_classes:
-      return ''
-    if not hasattr(self, '_annotations_json'):
-      self._annotations_json = tempfile.NamedTemporaryFile(
-        'w', suffix='.json'
-      )  # lives as long as the reader
-      json.dump({'mask_classes': list(self.mask_classes)}, self._annotations_json)
-      self._annotations_json.flush()
-    return self._annotations_json.name
+      return b''
+    return json.dumps({'mask_classes': list(self.mask_classes)}).encode()
 
   def _lines(self, path):
     """The lines of a file that lists a split, without empty ones."""
     return [line.strip() for line in self._text(path).splitlines() if line.strip()]
 
   def _json(self, path):
-    return self._parsed(path, self._text(path))
+    return parse_json(self._text(path), f'{self.name}: {path}')
 
   def _json_lines(self, path):
-    return [self._parsed(path, line) for line in self._lines(path)]
-
-  def _parsed(self, path, text):
-    try:
-      return json.loads(text)
-    except ValueError as error:
-      raise InputError(f'{self.name}: {path} is not JSON ({error}); copy it again') from error
+    return [parse_json(line, f'{self.name}: {path}') for line in self._lines(path)]
 
   def _text(self, path):
     try:
       return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError as error:
-      raise InputError(
-        f'{self.name}: missing split {self.split!r}: no file {path}; see {PAGE}'
-      ) from error
+      raise self._missing_split(f'no file {path}') from error
     except (OSError, UnicodeDecodeError) as error:
       raise InputError(
         f'{self.name}: split {self.split!r}: cannot read {path} ({error}); copy it again'
       ) from error
 
 
-def names_in(folder, *suffixes):
-  """Sorted file names of a folder with one of the suffixes (any case); [] where there is no such
-  folder.
-  """
+def names_in(folder: pathlib.Path, *suffixes: str) -> list[str]:
+  """Sorted file names of a folder with one of the suffixes (any case); [] for a missing folder."""
   if not folder.is_dir():
     return []
-  with os.scandir(folder) as entries:
-    return sorted(entry.name for entry in entries if entry.name.lower().endswith(suffixes))
+  return sorted(name for name in os.listdir(folder) if name.lower().endswith(suffixes))
 
 
-def class_ids(data, table=None):
-  """A PNG of uint8 class ids from an encoded mask (gray or palette), through `table` (uint8 [256])
-  where given.
+def class_ids(data: bytes, table: np.ndarray | None = None) -> bytes:
+  """A PNG of uint8 class ids from an encoded mask (gray or palette).
 
-  Raises ValueError for a mask in colors or of 16 bits: its values are no class ids.
+  `table`, uint8 [256], maps the data set's ids to ours. Raises ValueError for a mask in colors or
+  of 16 bits: its values are no class ids.
   """
-  mask = Image.open(io.BytesIO(data))
-  if mask.mode not in ('L', 'P'):
-    raise ValueError(f'mask: got mode {mask.mode}; expected class ids in a gray or palette PNG')
-  if mask.mode == 'L' and mask.format == 'PNG' and table is None:
+  mask = open_mask(data)
+  if table is not None:
+    return png(table[np.asarray(mask)])
+  if mask.mode == 'L' and mask.format == 'PNG':
     return data
-  ids = np.asarray(mask)
-  return png(ids if table is None else table[ids])
+  return png(np.asarray(mask))
 
 
-def png(array):
+def png(array: np.ndarray) -> bytes:
   """An encoded PNG of uint8 [H, W], uint8 [H, W, 3] or uint16 [H, W]."""
-  out = io.BytesIO()
-  Image.fromarray(array).save(out, 'png', compress_level=1)
-  return out.getvalue()
+  return encode_png(Image.fromarray(array), compress_level=1)
 
 
-def millimeters(meters):
-  """Depth in meters [H, W] as uint16 millimeters; 0 stays 'missing', and so does what is not finite
-  or too far.
-  """
+def millimeters(meters: np.ndarray) -> np.ndarray:
+  """Depth in meters [H, W] as uint16 millimeters; 0, 'missing', where not finite or too far."""
   depth = np.asarray(meters, np.float64) * 1000
   depth = np.where(np.isfinite(depth) & (depth > 0) & (depth < 65_535), depth, 0)
   return np.round(depth).astype(np.uint16)
 
 
-def encode_normals(normals, valid):
+def encode_normals(normals: np.ndarray, valid: np.ndarray) -> np.ndarray:
   """Unit normals [H, W, 3] as uint8 n * 127.5 + 127.5; (0, 0, 0) where not valid [H, W]."""
   code = np.round(np.asarray(normals, np.float64) * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
   return np.where(np.asarray(valid)[..., None], code, np.uint8(0))
 
 
-def normals_from_depth(depth, focal, *, center=(0.0, 0.0), step=1, jump=None, missing=None):
+def normals_from_depth(
+  depth: np.ndarray,
+  focal: float,
+  *,
+  center: tuple[float, float] = (0.0, 0.0),
+  step: int = 1,
+  jump: float | None = None,
+  missing: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
   """Normals [H, W, 3] and where they are valid [H, W], from depth [H, W] (any unit; 0 is missing).
 
   Cross product of the central differences over `step` pixels to each side of the back-projected
-  pixels; `focal` and `center` (x, y) in pixels. A pixel that touches a hole is invalid, and with
-  `jump` so is one whose neighbor's depth differs by more than that share for each pixel of
-  distance. With `missing`, holes count as that far away and only
-  their own pixels are invalid: Probe3D's `compute_normal`. House axes: x right, y up, z toward the
-  viewer.
+  pixels; `focal` and `center` (x, y) in pixels. A pixel next to a hole is invalid, and with `jump`
+  so is one whose neighbor's depth differs by more than that share for each pixel of distance. With
+  `missing`, holes count as that far away and only their own pixels are invalid: Probe3D's
+  `compute_normal`. Axes of the result: x right, y up, z toward the viewer.
   """
   known = np.asarray(depth) > 0
   z = np.where(known, depth, 0 if missing is None else missing).astype(np.float64)
   rows, columns = np.mgrid[: z.shape[0], : z.shape[1]] + 0.5
   points = np.stack([(columns - center[0]) * z / focal, (rows - center[1]) * z / focal, z], -1)
-  normals, valid = np.zeros(points.shape), np.zeros(z.shape, bool)
-  here = slice(step, -step)
-  right, left = np.s_[here, 2 * step :], np.s_[here, : -2 * step]
-  below, above = np.s_[2 * step :, here], np.s_[: -2 * step, here]
-  away = np.cross(
-    points[right] - points[left], points[below] - points[above]
-  )  # camera axes: x right, y down, z ahead
+  normals = np.zeros(points.shape)
+  valid = np.zeros(z.shape, bool)
+  inner = slice(step, -step)
+  right, left = np.s_[inner, 2 * step :], np.s_[inner, : -2 * step]
+  below, above = np.s_[2 * step :, inner], np.s_[: -2 * step, inner]
+  # In camera axes (x right, y down, z ahead) this cross product points away from the viewer.
+  away = np.cross(points[right] - points[left], points[below] - points[above])
   length = np.linalg.norm(away, axis=-1)
-  good = (length > 1e-12) & known[here, here]
+  good = (length > 1e-12) & known[inner, inner]
   for side in (right, left, below, above):
     if missing is None:
       good &= known[side]
     if jump is not None:
-      good &= np.abs(z[side] - z[here, here]) <= jump * step * z[here, here]
-  normals[here, here] = away / np.maximum(length, 1e-12)[..., None] * (-1, 1, 1)
-  valid[here, here] = good
+      good &= np.abs(z[side] - z[inner, inner]) <= jump * step * z[inner, inner]
+  # Negated to face the viewer; y up and z toward the viewer then negate those two back.
+  normals[inner, inner] = away / np.maximum(length, 1e-12)[..., None] * (-1, 1, 1)
+  valid[inner, inner] = good
   return normals, valid

@@ -1,14 +1,15 @@
-"""Readers of columnar and record files: parquet, Hugging Face `save_to_disk` folders, and TFDS data
-sets.
+"""Readers of columnar and record files: parquet, Hugging Face `save_to_disk` folders and TFDS.
 
 Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; TFRecord files are
 read here, because TFDS needs TensorFlow for them.
 """
 
+import dataclasses
 import json
 import os
+import pathlib
 import struct
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,87 +20,90 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
-from tips_jax.data.ingest.reader import Reader, Sample
-from tips_jax.data.ingest.tables import label_names
+from tips_jax.data.ingest.reader import Options, Reader, Sample
+from tips_jax.data.ingest.tables import WEB, label_names
 
-_BATCH_ROWS = 64
+_BATCH_ROWS = 64  # decoded at a time: rows hold whole images
+_KEYS = ('id', 'key', '__key__')
+_TFDS_KEYS = ('id', 'image/filename', 'filename', 'file_name')
 
 
 # --- Arrow --------------------------------------------------------------------------------------
 
 
 class ArrowReader(Reader):
-  """Tables of rows with encoded images: `batches()` yields (file, pyarrow batch) with the columns
-  of `schema`.
-  """
+  """Tables of rows with encoded images; `_batches` yields their rows in parts."""
 
-  def __init__(self, files, schema, options):
+  def __init__(self, files: Sequence[str], schema: pa.Schema, options: Options):
     super().__init__(options)
-    self._files, self._schema = files, schema
+    self._files = files
+    self._schema = schema
+    columns = options.columns
     images = [field.name for field in schema if _holds_images(field.type)]
-    if not options.columns.image and images and not set(images) & set(IMAGE_NAMES):
-      options = self.options = replace(options, columns=replace(options.columns, image=images[0]))
-    self._columns = guess(options.columns, schema.names)
+    # A column of bytes is an image whatever its name, where no column has a usual one.
+    if not columns.image and images and not set(images) & set(IMAGE_NAMES):
+      columns = dataclasses.replace(columns, image=images[0])
+    self._columns = guess(columns, schema.names)
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
-      self.label_names = _class_names(schema, self._columns.label) or label_names(
-        v for _, batch in self.batches([self._columns.label]) for v in batch.column(0).to_pylist()
-      )
+      column = self._columns.label
+      self.label_names = _class_names(schema, column) or label_names(self._values(column))
 
-  def batches(self, names):
+  def _batches(self, names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yields (file, rows) with the columns `names`."""
     raise NotImplementedError
 
-  def __iter__(self):
-    c = self._columns
-    wanted = dict.fromkeys(
-      (c.image, c.alt_text, *c.captions, c.label, c.mask, 'id', 'key', '__key__')
-    )
-    names = [name for name in wanted if name in self._schema.names]
-    for file, first_row, batch in self._numbered(names):
-      for i, row in enumerate(batch.to_pylist()):
-        image, path, problem = self._bytes_of(row[c.image], file)
-        alt_text, captions = self._texts([row], c)
-        extra = {}
-        if 'label' in self.annotations and row[c.label] is not None:
-          extra['label'] = row[c.label] if isinstance(row[c.label], int) else str(row[c.label])
-        if 'mask' in self.annotations and row[c.mask]:
-          extra['mask'] = self._bytes_of(row[c.mask], file)[0]
-        named = next(
-          (row[name] for name in ('id', 'key', '__key__') if row.get(name) is not None), path
-        )
-        key = str(named or f'{os.path.basename(file)}:{first_row + i}')
-        yield Sample(key, image, alt_text, captions, extra, problem)
+  def _values(self, column):
+    for _, batch in self._batches([column]):
+      yield from batch.column(0).to_pylist()
 
-  def _numbered(self, names):
-    current, row = None, 0
-    for file, batch in self.batches(names):
-      row = row if file == current else 0
-      current = file
-      yield file, row, batch
-      row += len(batch)
+  def __iter__(self) -> Iterator[Sample]:
+    c = self._columns
+    needed = dict.fromkeys((c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS))
+    names = [name for name in needed if name in self._schema.names]
+    current = None
+    number = 0  # of the row in its file
+    for file, batch in self._batches(names):
+      if file != current:
+        current = file
+        number = 0
+      for row in batch.to_pylist():
+        yield self._sample(row, file, number)
+        number += 1
+
+  def _sample(self, row, file, number):
+    c = self._columns
+    image, path, problem = self._bytes_of(row[c.image], file)
+    alt_text, captions = self._texts([row], c)
+    extra = {}
+    if 'label' in self.annotations and row[c.label] is not None:
+      label = row[c.label]
+      extra['label'] = label if isinstance(label, int) else str(label)
+    if 'mask' in self.annotations and row[c.mask]:
+      extra['mask'], _, _ = self._bytes_of(row[c.mask], file)
+    key = next((row[name] for name in _KEYS if row.get(name) is not None), path)
+    key = str(key or f'{os.path.basename(file)}:{number}')
+    return Sample(key, image, alt_text, captions, extra, problem)
 
   def _bytes_of(self, value, file):
-    """(bytes or None, path, problem) of bytes, a path, or the {bytes, path} of a Hugging Face
-    image.
-    """
+    """(bytes or None, path, problem) of bytes, a path, or a Hugging Face image: {bytes, path}."""
     path = ''
     if isinstance(value, dict):
-      value, path = value.get('bytes'), value.get('path') or ''
-      value = value or path
+      path = value.get('path') or ''
+      value = value.get('bytes') or path
     if isinstance(value, bytes):
       return value, path, ''
     if not value:
       return None, path, 'empty image cell'
-    if value.startswith(('http://', 'https://')):
+    if value.startswith(WEB):
       raise InputError(
         f'--input: column {self._columns.image!r} of {file!r} holds web addresses; expected image bytes '
         f'or files; download them first, for example with img2dataset'
       )
     for folder in (self.options.images, os.path.dirname(file)):
-      place = os.path.join(os.path.expanduser(folder), value)
-      if os.path.isfile(place):
-        with open(place, 'rb') as opened:
-          return opened.read(), value, ''
+      place = pathlib.Path(folder, value).expanduser()
+      if place.is_file():
+        return place.read_bytes(), value, ''
     return None, value, 'no such file'
 
 
@@ -112,7 +116,7 @@ def _holds_images(kind):
 
 
 def _class_names(schema, column):
-  """The class names that Hugging Face keeps in the metadata of a schema; () when there are none."""
+  """The class names that Hugging Face keeps in the metadata of a schema; () if it has none."""
   try:
     kinds = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
     return tuple(kinds[column]['names'])
@@ -125,12 +129,12 @@ class ParquetReader(ArrowReader):
 
   kind = 'parquet'
 
-  def __init__(self, files, options):
+  def __init__(self, files: Sequence[str], options: Options):
     opened = [_open_parquet(f) for f in files]
     self.total = sum(f.metadata.num_rows for f in opened)
     super().__init__(files, opened[0].schema_arrow, options)
 
-  def batches(self, names):
+  def _batches(self, names):
     for path in self._files:
       try:
         for batch in _open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, columns=names):
@@ -151,33 +155,32 @@ def _open_parquet(path):
 
 
 class HuggingFaceReader(ArrowReader):
-  """A folder written by `datasets.Dataset.save_to_disk`, or a DatasetDict whose split is
-  `options.split`.
-  """
+  """A folder of `datasets.Dataset.save_to_disk`, or a DatasetDict, of which a split is read."""
 
   kind = 'Hugging Face datasets'
 
-  def __init__(self, path, options):
-    folder = path
-    if os.path.exists(os.path.join(path, 'dataset_dict.json')):
-      splits = _json_file(os.path.join(path, 'dataset_dict.json')).get('splits', [])
+  def __init__(self, path: str, options: Options):
+    folder = pathlib.Path(path)
+    splits_file = folder / 'dataset_dict.json'
+    if splits_file.exists():
+      splits = _json_file(splits_file).get('splits', [])
       if options.split not in splits:
         raise unknown(f'split of {path!r}', options.split, splits)
-      folder = os.path.join(path, options.split)
-    state = _json_file(os.path.join(folder, 'state.json'))
+      folder = folder / options.split
+    state = _json_file(folder / 'state.json')
     if state.get('_indices_data_files'):
       raise InputError(
-        f'{folder!r} is an index into other files; save it again after flatten_indices()'
+        f'{str(folder)!r} is an index into other files; save it again after flatten_indices()'
       )
-    files = [os.path.join(folder, f['filename']) for f in state.get('_data_files', [])]
+    files = [str(folder / file['filename']) for file in state.get('_data_files', [])]
     if not files:
       raise InputError(
-        f'{folder!r}: its state.json names no data files; expected a save_to_disk folder'
+        f'{str(folder)!r}: its state.json names no data files; expected a save_to_disk folder'
       )
-    self.total = sum(len(batch) for f in files for batch in _arrow_batches(f))
+    self.total = sum(len(batch) for file in files for batch in _arrow_batches(file))
     super().__init__(files, _open_arrow(files[0]).schema, options)
 
-  def batches(self, names):
+  def _batches(self, names):
     for path in self._files:
       for batch in _arrow_batches(path):
         for start in range(0, len(batch), _BATCH_ROWS):
@@ -209,11 +212,10 @@ def _arrow_batches(path):
 
 def _json_file(path):
   try:
-    with open(path) as file:
-      return json.load(file)
+    return json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(
-      f'{path!r}: cannot be read ({error}); expected a Hugging Face save_to_disk folder'
+      f'{str(path)!r}: cannot be read ({error}); expected a Hugging Face save_to_disk folder'
     ) from error
 
 
@@ -221,65 +223,63 @@ def _json_file(path):
 
 
 class TfdsReader(Reader):
-  """A TFDS data set by folder or name; annotations come along where they fit the features of a
-  store.
-  """
+  """A TFDS data set by folder or name; annotations are taken where they fit a store's features."""
 
   kind = 'TFDS'
 
-  def __init__(self, name, options):
+  def __init__(self, name: str, options: Options):
     super().__init__(options)
     self._builder = _tfds_builder(name)
     info = self._builder.info
     if options.split not in info.splits:
       raise unknown(f'split of {name!r}', options.split, info.splits)
-    self._features = dict(info.features.items())
-    self._encoded = {
-      k: tfds.decode.SkipDecoding()
-      for k, f in self._features.items()
-      if isinstance(f, tfds.features.Image)
-    }
-    wanted = options.columns
-    image = wanted.image or ('image' if 'image' in self._encoded else next(iter(self._encoded), ''))
+    features = dict(info.features.items())
+    self._key = next((key for key in _TFDS_KEYS if key in features), None)
+    self._encoded = store.undecoded(info.features)
+    columns = options.columns
+    image = columns.image or (
+      'image' if 'image' in self._encoded else next(iter(self._encoded), '')
+    )
     if image not in self._encoded:
       raise unknown('--image_column (image features)', image, self._encoded)
-    wanted = replace(wanted, image=image)
-    if not any(_is_text(f) for k, f in self._features.items() if k != 'id'):
-      wanted = replace(wanted, alt_text=NONE, captions=(NONE,))
-    self._columns = guess(wanted, list(self._features))
-    named = {'label': wanted.label, 'mask': wanted.mask}
-    self._annotations = {
-      a: named.get(a) or a
-      for a in store.ANNOTATIONS
-      if _fits(a, self._features.get(named.get(a) or a))
-    }
+    columns = dataclasses.replace(columns, image=image)
+    if not any(_is_text(feature) for key, feature in features.items() if key != 'id'):
+      columns = dataclasses.replace(columns, alt_text=NONE, captions=(NONE,))
+    self._columns = guess(columns, list(features))
+    named = {'label': columns.label, 'mask': columns.mask}
+    self._annotations = {}  # of a store -> feature of the data set
+    for annotation in store.ANNOTATIONS:
+      feature = named.get(annotation) or annotation
+      if _fits(annotation, features.get(feature)):
+        self._annotations[annotation] = feature
     self.annotations = tuple(self._annotations)
     if 'label' in self._annotations:
-      self.label_names = tuple(self._features[self._annotations['label']].names)
+      self.label_names = tuple(features[self._annotations['label']].names)
     self.total = info.splits[options.split].num_examples
-    self.annotations_file = os.path.join(os.fspath(self._builder.data_dir), 'annotations.json')
 
-  def __iter__(self):
-    ids = [
-      name for name in ('id', 'image/filename', 'filename', 'file_name') if name in self._features
-    ]
+  @property
+  def annotations_json(self) -> bytes:
+    path = pathlib.Path(self._builder.data_dir) / store.ANNOTATIONS_FILE
+    return path.read_bytes() if path.is_file() else b''
+
+  def __iter__(self) -> Iterator[Sample]:
     for i, record in enumerate(self._records()):
-      extra = {name: record[column] for name, column in self._annotations.items()}
+      extra = {name: record[feature] for name, feature in self._annotations.items()}
       if 'boxes' in extra:
         extra['boxes'] = np.asarray(extra['boxes'], np.float32).reshape(-1, 4)
-      key = record[ids[0]] if ids else i
+      key = record[self._key] if self._key else i
       key = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
       alt_text, captions = self._texts([record], self._columns)
       yield Sample(key, record[self._columns.image], alt_text, captions, extra)
 
   def _records(self):
-    if self._builder.info.file_format.value == 'tfrecord':
-      info = self._builder.info.splits[self.options.split]
-      for path in sorted(os.fspath(p) for p in info.filepaths):
-        for record in tfrecords(path):
-          yield self._builder.info.features.deserialize_example_np(record, decoders=self._encoded)
-    else:
+    info = self._builder.info
+    if info.file_format.value != 'tfrecord':
       yield from self._builder.as_data_source(self.options.split, decoders=self._encoded)
+      return
+    for path in sorted(map(os.fspath, info.splits[self.options.split].filepaths)):
+      for record in tfrecords(path):
+        yield info.features.deserialize_example_np(record, decoders=self._encoded)
 
 
 def _is_text(feature):
@@ -295,17 +295,15 @@ def _is_text(feature):
 
 
 def _fits(annotation, feature):
-  """True where a feature of another data set can be stored under the name of an annotation."""
+  """Whether a feature of another data set can be stored under the name of an annotation."""
   f = tfds.features
+  images = {'mask': (1, np.uint8), 'depth': (1, np.uint16), 'normals': (3, np.uint8)}
   if annotation == 'label':
     return isinstance(feature, f.ClassLabel)
-  if annotation in ('mask', 'depth', 'normals'):
-    channels, kind = {'mask': (1, np.uint8), 'depth': (1, np.uint16), 'normals': (3, np.uint8)}[
-      annotation
-    ]
-    return (
-      isinstance(feature, f.Image) and feature.shape[-1] == channels and feature.np_dtype == kind
-    )
+  if annotation in images:
+    channels, dtype = images[annotation]
+    same_kind = isinstance(feature, f.Image) and feature.np_dtype == dtype
+    return same_kind and feature.shape[-1] == channels
   if annotation == 'boxes':
     inner = feature.feature if isinstance(feature, f.Sequence) else feature
     return isinstance(inner, f.Tensor) and inner.shape[-1:] == (4,)
@@ -313,9 +311,7 @@ def _fits(annotation, feature):
 
 
 def _tfds_builder(name):
-  """The builder of a prepared data set; a name that is not prepared yet is downloaded and prepared
-  by TFDS.
-  """
+  """The builder of a prepared data set; TFDS downloads and prepares one that is not, by its name."""
   try:
     folder = store.resolve(name)
   except InputError as missing:
@@ -324,14 +320,10 @@ def _tfds_builder(name):
     builder = tfds.builder_from_directory(folder)
   except Exception as error:
     raise InputError(f'{folder!r} is not a whole TFDS data set ({error})') from error
-  absent = [
-    os.fspath(p)
-    for info in builder.info.splits.values()
-    for p in info.filepaths
-    if not os.path.exists(p)
-  ]
-  if absent:
-    raise InputError(f'{folder!r} is not a whole TFDS data set: {absent[0]!r} is missing')
+  for info in builder.info.splits.values():
+    for path in map(os.fspath, info.filepaths):
+      if not os.path.exists(path):
+        raise InputError(f'{folder!r} is not a whole TFDS data set: {path!r} is missing')
   return builder
 
 
@@ -352,10 +344,11 @@ def _prepared_by_tfds(name, missing):
   return builder
 
 
-def tfrecords(path):
-  """The records of a TFRecord file; InputError names the file and the count where it is cut short."""
+def tfrecords(path: str) -> Iterator[bytes]:
+  """The records of a TFRecord file; InputError names the file and the count if it is truncated."""
   with open(path, 'rb') as file:
     read = 0
+    # A record: length (8 bytes), its checksum (4), the data, its checksum (4).
     while header := file.read(12):
       size = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else -1
       record = file.read(size + 4) if size >= 0 else b''

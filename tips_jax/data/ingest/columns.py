@@ -1,18 +1,19 @@
-"""Which columns of somebody's table hold the image and its texts, and how their values become
-strings.
+"""Which columns of a table hold the image and its texts, and how their values become strings.
 
-Web data names the same three things in many ways. Named columns win; the rest is guessed from the
-names people use.
+Web data names the same three things in many ways. Columns given by flag win; the rest is guessed
+from the usual names.
 """
 
 import dataclasses
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 
-NONE = 'none'  # as a column name: there is no such column
+NONE = 'none'  # as a column name: the data has no such column
+# Candidates in order of preference.
 IMAGE_NAMES = (
   'image',
   'img',
@@ -59,24 +60,23 @@ CAPTIONS_NAMES = (
   'texts',
 )
 _NUMBERED = re.compile(r'(synthetic_|generated_|re)?(captions?|sentences?|texts?)_?\d+')
-_TEXT_KEYS = ('text', 'caption', 'raw', 'sentence', 'value')  # of a caption that is itself a record
+# Of a caption that is itself a record.
+_TEXT_KEYS = ('text', 'caption', 'raw', 'sentence', 'value')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-  """Column names; '' is guessed (label and mask: absent), 'none' is no column."""
+  """Column names; 'none' is no column."""
 
-  image: str = ''
+  image: str = ''  # '' is guessed, here and in the next two
   alt_text: str = ''
   captions: tuple[str, ...] = ()
-  label: str = ''
+  label: str = ''  # '' is no column: annotations are never guessed
   mask: str = ''
 
 
-def guess(columns, names, *, need_image=True):
-  """Completes `columns` from the column names of a table; raises InputError where a named one is
-  not among them.
-  """
+def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) -> Columns:
+  """Completes `columns` from the column names of a table; InputError where one is not in it."""
   by_plain = {re.sub(r'[\s.-]+', '_', name.strip().lower()): name for name in names}
   for flag in ('image', 'alt_text', 'label', 'mask'):
     _check(flag, getattr(columns, flag), names)
@@ -91,7 +91,9 @@ def guess(columns, names, *, need_image=True):
         return by_plain[name]
     return ''
 
-  image = columns.image or (take(IMAGE_NAMES) if need_image else '')
+  image = columns.image
+  if need_image:
+    image = image or take(IMAGE_NAMES)
   if need_image and not image:
     raise InputError(
       f'image column: got the columns {sorted(names)}; expected one of them to be named like '
@@ -101,10 +103,10 @@ def guess(columns, names, *, need_image=True):
   captions = columns.captions
   if not captions:
     named = [take([name]) for name in CAPTIONS_NAMES]
-    numbered = [
-      name for plain, name in by_plain.items() if _NUMBERED.fullmatch(plain) and name not in used
-    ]
-    captions = tuple(name for name in (*named, *numbered) if name) or (NONE,)
+    numbered = [name for plain, name in by_plain.items() if _NUMBERED.fullmatch(plain)]
+    captions = [name for name in named if name]
+    captions += [name for name in numbered if name not in used]
+    captions = tuple(captions) or (NONE,)
   if not alt_text and captions == (NONE,):
     raise InputError(
       f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
@@ -119,9 +121,10 @@ def _check(flag, name, names):
     raise unknown(f'--{flag}_column', name, names)
 
 
-def texts_of(rows, columns, *, first_caption_as_alt_text=False):
-  """(alt_text, captions) of one image from its rows (dicts); there are several where a table
-  repeats an image.
+def texts_of(
+  rows: Sequence[Mapping], columns: Columns, *, first_caption_as_alt_text: bool = False
+) -> tuple[str, list[str]]:
+  """(alt_text, captions) of one image from its rows: several where a table repeats an image.
 
   One distinct alt text stays the alt text. Several (a list, or rows that differ) are equals, so all
   become captions. With `first_caption_as_alt_text`, the first caption moves to an empty alt text.
@@ -134,27 +137,27 @@ def texts_of(rows, columns, *, first_caption_as_alt_text=False):
   if len(alt_texts) > 1:
     alt_texts, captions = [], alt_texts + captions
   alt_text = alt_texts[0] if alt_texts else ''
-  if first_caption_as_alt_text and not alt_text:
-    filled = next((i for i, text in enumerate(captions) if text), None)
-    if filled is not None:
-      alt_text = captions.pop(filled)
+  if first_caption_as_alt_text and not alt_text and any(captions):
+    alt_text = next(text for text in captions if text)
+    captions.remove(alt_text)
   return alt_text, captions
 
 
-def _distinct(texts):
+def _distinct(texts: Iterable[str]) -> list[str]:
   return list(dict.fromkeys(texts))
 
 
-def utf8(text):
+def utf8(text: str) -> str:
   """The text with '?' for lone surrogates, which JSON and file names may hold and UTF-8 may not."""
   return text.encode('utf-8', 'replace').decode()
 
 
-def as_texts(value):
+def as_texts(value: object) -> list[str]:
   """The strings in a table cell: a string, a list of strings (also as JSON), a record with a text,
-  lists of those.
+  or a list of those.
   """
-  if value is None or value != value and not hasattr(value, '__len__'):  # missing, or NaN
+  # Missing, or NaN; an array has no single truth value.
+  if value is None or value != value and not hasattr(value, '__len__'):
     return []
   if isinstance(value, (bytes, bytearray)):
     value = bytes(value).decode('utf-8', 'replace')

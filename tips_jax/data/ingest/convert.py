@@ -1,5 +1,4 @@
-"""From readers to a store: every sample is checked, counted and written, and what was wrong is
-listed.
+"""From readers to a store: every sample is checked, counted and written, and problems are listed.
 
 Images that cannot be used are left out and listed; images with missing texts or copies of another
 one are kept and listed. The report goes into the store as report.json.
@@ -7,14 +6,18 @@ one are kept and listed. The report goes into the store as report.json.
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import sys
 import time
+import typing
 import warnings
+from collections.abc import Mapping
 
 from PIL import Image
 
@@ -23,9 +26,10 @@ from tips_jax.core.log import Progress
 from tips_jax.data import store, tokenizer
 from tips_jax.data.ingest import checks
 from tips_jax.data.ingest.columns import utf8
+from tips_jax.data.ingest.reader import Reader
 
 REFUSED = {
-  'missing': 'images that are not there',
+  'missing': 'images that are missing',
   'unreadable': 'images that cannot be decoded',
   'tiny': 'images with a side under min_side',
   'giant': 'images of more than max_pixels',
@@ -46,80 +50,70 @@ _TEXTS_FILE = 'texts.growing'
 
 
 def convert(
-  readers,
-  output,
+  readers: Mapping[str, Reader],
+  output: str | pathlib.Path,
   *,
-  tokenizer_from='',
-  vocab_size=32_000,
-  min_side=16,
-  max_pixels=50_000_000,
-  limit=0,
-  test_fraction=0.0,
-  stream=None,
-):
-  """Writes the store `output` from `readers` (split -> Reader) and returns the report (a JSON-able
-  dict).
+  tokenizer_from: str = '',
+  vocab_size: int = 32_000,
+  min_side: int = 16,
+  max_pixels: int = 50_000_000,
+  limit: int = 0,
+  test_fraction: float = 0.0,
+  stream: typing.TextIO | None = None,
+) -> dict[str, typing.Any]:
+  """Writes the store `output` from `readers` (by split); returns the report, a JSON-able dict.
 
   `tokenizer_from`: '' (none), 'train' (on the texts of the first split), or a SentencePiece model
   to copy. `limit`: samples read from each input, 0 for all. `test_fraction` of the first split goes
-  to 'test', chosen by the hash of the image, so that copies stay on one side. Raises InputError;
-  then, and when stopped, no file remains.
+  to 'test', chosen by the hash of the image, so that copies end up on one side. Raises InputError;
+  then, and when interrupted, no file remains.
   """
-  copied = (
-    tokenizer.Tokenizer(tokenizer_from) if tokenizer_from not in ('', TRAIN_TOKENIZER) else None
-  )
-  labels = list(dict.fromkeys(name for reader in readers.values() for name in reader.label_names))
-  annotations = [
-    a for a in store.ANNOTATIONS if all(a in reader.annotations for reader in readers.values())
-  ]
+  # Opened before the work, so that a wrong path is an error at once.
+  copied = None
+  if tokenizer_from not in ('', TRAIN_TOKENIZER):
+    copied = tokenizer.Tokenizer(tokenizer_from)
   folder = store.temporary_folder(output)
   try:
     with (
       warnings.catch_warnings(),
-      open(os.path.join(folder, _TEXTS_FILE), 'w', encoding='utf-8') as texts,
+      open(folder / _TEXTS_FILE, 'w', encoding='utf-8') as texts,
     ):
-      warnings.simplefilter(
-        'ignore', Image.DecompressionBombWarning
-      )  # check_image refuses those itself
-      job = _Job(
-        store.Writer(folder, store.features(annotations, labels=labels)), annotations, labels, texts
+      # check_image refuses such images itself.
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      conversion = _Conversion(
+        readers, folder, texts, min_side=min_side, max_pixels=max_pixels, limit=limit
       )
-      for split, reader in readers.items():
-        first = split == next(iter(readers))
-        job.read(
-          reader,
+      for number, split in enumerate(readers):
+        conversion.read(
           split,
-          limit=limit,
-          test_fraction=test_fraction if first else 0.0,
-          learn=first,
-          check=lambda sample: _check(sample, min_side=min_side, max_pixels=max_pixels),
-          max_pixels=max_pixels,
+          test_fraction=0.0 if number else test_fraction,
+          learn=number == 0,
           stream=stream or sys.stderr,
         )
-      report = job.close()
+      report = conversion.close()
     report['tokenizer'] = _put_tokenizer(folder, copied, vocab_size if tokenizer_from else 0)
-    os.remove(os.path.join(folder, _TEXTS_FILE))
+    (folder / _TEXTS_FILE).unlink()
     for reader in readers.values():
-      if 'mask' in annotations and os.path.isfile(reader.annotations_file):
-        shutil.copyfile(reader.annotations_file, os.path.join(folder, 'annotations.json'))
-    with open(os.path.join(folder, REPORT_FILE), 'w') as file:
+      if 'mask' in conversion.annotations and reader.annotations_json:
+        (folder / store.ANNOTATIONS_FILE).write_bytes(reader.annotations_json)
+    with open(folder / REPORT_FILE, 'w') as file:
       json.dump(report, file, indent=1)
-    store.finish(
-      folder, output, {'made_by': 'prepare', 'inputs': {k: r.kind for k, r in readers.items()}}
-    )
+    inputs = {split: reader.kind for split, reader in readers.items()}
+    store.finish(folder, output, {'made_by': 'prepare', 'inputs': inputs})
   except OSError as error:
-    raise InputError(f'cannot write the store {output!r} ({error})') from error
+    raise InputError(f'cannot write the store {str(output)!r} ({error})') from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)  # renamed by now, unless something went wrong
   return report
 
 
 def _put_tokenizer(folder, copied, vocab_size):
-  path = os.path.join(folder, store.TOKENIZER_FILE)
+  """Puts the tokenizer into the folder of a store; returns its part of the report."""
+  path = folder / store.TOKENIZER_FILE
   if copied is not None:
     shutil.copyfile(copied.path, path)
   elif vocab_size:
-    with open(os.path.join(folder, _TEXTS_FILE), encoding='utf-8') as texts:
+    with open(folder / _TEXTS_FILE, encoding='utf-8') as texts:
       tokenizer.train(texts, path, vocab_size=vocab_size)
   else:
     return None
@@ -132,45 +126,53 @@ def _put_tokenizer(folder, copied, vocab_size):
 
 
 def _check(sample, *, min_side, max_pixels):
+  """(Check, hash) of a sample's image; runs in a thread."""
   if sample.image is None:
     return checks.Check('missing', sample.problem or 'no image', (0, 0)), b''
-  return (
-    checks.check_image(sample.image, min_side=min_side, max_pixels=max_pixels),
-    hashlib.sha256(sample.image).digest()[:12],
-  )
+  check = checks.check_image(sample.image, min_side=min_side, max_pixels=max_pixels)
+  return check, hashlib.sha256(sample.image).digest()[:12]
 
 
-class _Job:
-  """The writer and all that is counted on the way."""
+class _Conversion:
+  """Writes samples to a store, and counts and lists what is wrong with them."""
 
-  def __init__(self, writer, annotations, labels, texts):
-    self._writer, self._annotations, self._texts = writer, annotations, texts
+  def __init__(self, readers, folder, texts, *, min_side, max_pixels, limit):
+    self._readers = readers
+    self._texts = texts
+    self._max_pixels = max_pixels
+    self._limit = limit
+    self._check = functools.partial(_check, min_side=min_side, max_pixels=max_pixels)
+    labels = dict.fromkeys(name for reader in readers.values() for name in reader.label_names)
     self._label_ids = {name: i for i, name in enumerate(labels)}
+    # A store has one set of features, so an annotation must come with every split.
+    self.annotations = list(store.ANNOTATIONS)
+    for reader in readers.values():
+      self.annotations = [name for name in self.annotations if name in reader.annotations]
+    features = store.features(self.annotations, labels=list(labels))
+    self._writer = store.Writer(folder, features)
     self._seen = {}  # hash of an image -> 'split: key' of its first copy
     self._splits = collections.defaultdict(collections.Counter)
     self._listed = collections.defaultdict(list)
     self._started = time.monotonic()
 
-  def read(self, reader, split, *, limit, test_fraction, learn, check, max_pixels, stream):
+  def read(self, split, *, test_fraction, learn, stream):
+    """Writes all samples of a split; with `learn`, the tokenizer is trained on their texts."""
+    reader = self._readers[split]
     progress = Progress(reader.total or 0, label=f'{split}: images', every_s=5.0, stream=stream)
-    start, counted = time.monotonic(), 0
-    samples = itertools.islice(reader, limit or None)
-    for counted, (sample, (image, digest)) in enumerate(_in_threads(check, samples), 1):
-      to_test = test_fraction and int.from_bytes(digest[:8], 'big') < test_fraction * 2**64
-      self._take(
-        sample,
-        image,
-        digest,
-        'test' if to_test else split,
-        learn and not to_test,
-        reader,
-        max_pixels,
-      )
-      progress.total = max(min(reader.total or counted, limit or sys.maxsize), counted)
-      progress.update(counted, images_per_s=counted / max(time.monotonic() - start, 1e-9))
-    if progress.total > counted:  # the total was an estimate
-      progress.total = counted
-      progress.update(counted)
+    start = time.monotonic()
+    count = 0
+    samples = itertools.islice(reader, self._limit or None)
+    for count, (sample, (check, digest)) in enumerate(_in_threads(self._check, samples), 1):
+      if test_fraction and int.from_bytes(digest[:8], 'big') < test_fraction * 2**64:
+        self._take(sample, check, digest, 'test', False, reader)
+      else:
+        self._take(sample, check, digest, split, learn, reader)
+      # A reader's total is an estimate, or unknown, until its end.
+      progress.total = max(min(reader.total or count, self._limit or sys.maxsize), count)
+      progress.update(count, images_per_s=count / max(time.monotonic() - start, 1e-9))
+    if progress.total > count:
+      progress.total = count
+      progress.update(count)
     progress.close()
     if not self._splits[split]['written']:
       refused = {k: n for k, n in self._splits[split].items() if k in REFUSED}
@@ -179,50 +181,51 @@ class _Job:
         f'refused were {refused}'
       )
 
-  def _take(self, sample, image, digest, split, learn, reader, max_pixels):
+  def _take(self, sample, check, digest, split, learn, reader):
     counts = self._splits[split]
     counts['read'] += 1
     sample = sample._replace(key=utf8(sample.key))
-    if image.problem:
-      self._note(image.problem, split, sample.key, image.detail)
+    if check.problem:
+      self._note(check.problem, split, sample.key, check.detail)
       return
     if digest in self._seen:
       self._note('duplicate', split, sample.key, f'same bytes as {self._seen[digest]}')
     self._seen.setdefault(digest, f'{split}: {sample.key}')
     captions = [text for text in sample.captions if text]
-    for kind, wrong in (
-      ('no_text', not sample.alt_text and not captions),
-      ('no_alt_text', captions and not sample.alt_text),
-      ('no_captions', sample.alt_text and not captions),
-      ('empty_caption', len(captions) < len(sample.captions)),
-      ('bad_metadata', sample.problem),
-    ):
-      if wrong:
+    problems = {
+      'no_text': not sample.alt_text and not captions,
+      'no_alt_text': captions and not sample.alt_text,
+      'no_captions': sample.alt_text and not captions,
+      'empty_caption': len(captions) < len(sample.captions),
+      'bad_metadata': sample.problem,
+    }
+    for kind, present in problems.items():
+      if present:
         self._note(kind, split, sample.key, sample.problem)
     example = {
       'image': sample.image,
       'id': sample.key,
       'alt_text': sample.alt_text,
       'captions': captions,
+      **self._annotated(sample, check.size, split, reader),
     }
-    self._writer.add(
-      split, example | self._annotated(sample, image.size, split, reader, max_pixels)
-    )
+    self._writer.add(split, example)
     counts['written'] += 1
     counts['alt_texts'] += bool(sample.alt_text)
     counts['captions'] += len(captions)
     if learn:
       self._texts.writelines(text + '\n' for text in (sample.alt_text, *captions) if text)
 
-  def _annotated(self, sample, size, split, reader, max_pixels):
-    values = {name: sample.extra[name] for name in self._annotations if name in sample.extra}
-    if 'label' in self._annotations:
+  def _annotated(self, sample, size, split, reader):
+    """The annotations of a sample, complete: an unknown label is -1, an unusable mask all void."""
+    values = {name: sample.extra[name] for name in self.annotations if name in sample.extra}
+    if 'label' in self.annotations:
       label = values.get('label', -1)
       if not isinstance(label, str):
         label = reader.label_names[label] if 0 <= label < len(reader.label_names) else ''
-      values['label'] = self._label_ids.get(label, -1)  # -1: unknown
-    if 'mask' in self._annotations:
-      mask = checks.mask_png(values.get('mask') or b'', size=size, max_pixels=max_pixels)
+      values['label'] = self._label_ids.get(label, -1)
+    if 'mask' in self.annotations:
+      mask = checks.mask_png(values.get('mask') or b'', size=size, max_pixels=self._max_pixels)
       if mask is None:
         self._note('bad_mask', split, sample.key, '')
       values['mask'] = mask or checks.ignored_mask(size)
@@ -231,11 +234,13 @@ class _Job:
   def _note(self, kind, split, key, detail):
     self._splits[split][kind] += 1
     if len(self._listed[kind]) < _MAX_LISTED:
-      self._listed[kind].append(
-        {'split': split, 'id': key, **({'detail': detail} if detail else {})}
-      )
+      row = {'split': split, 'id': key}
+      if detail:
+        row['detail'] = detail
+      self._listed[kind].append(row)
 
   def close(self):
+    """Completes the files of the store; returns the report."""
     self._writer.close()
     return {
       'splits': {split: dict(counts) for split, counts in self._splits.items()},
@@ -245,9 +250,7 @@ class _Job:
 
 
 def _in_threads(function, items):
-  """(item, function(item)) in order; a few items ahead run in threads, since decoding releases the
-  GIL.
-  """
+  """Yields (item, function(item)) in order, some items ahead: decoding releases the GIL."""
   threads = os.cpu_count() or 1
   pending = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -265,39 +268,34 @@ def _in_threads(function, items):
         result.cancel()
 
 
-def summary(report, *, worst=3):
-  """The report as lines for a person: a table of counts by split, and the first rows of each kind
-  of trouble.
-  """
+def summary(report: Mapping[str, typing.Any], *, worst: int = 3) -> str:
+  """The report as text: a table of counts by split, and the `worst` first rows of each problem."""
   splits = report['splits']
-  rows = [
-    ('read', 'samples read'),
-    ('written', 'images written'),
-    ('alt_texts', 'with alt text'),
-    ('captions', 'captions written'),
-    *((k, f'left out: {v}') for k, v in REFUSED.items()),
-    *((k, f'kept: {v}') for k, v in NOTED.items()),
-  ]
-  rows = [(kind, text) for kind, text in rows if any(splits[s].get(kind) for s in splits)]
-  width = max(len(text) for _, text in rows)
+  texts = {
+    'read': 'samples read',
+    'written': 'images written',
+    'alt_texts': 'with alt text',
+    'captions': 'captions written',
+    **{kind: f'left out: {text}' for kind, text in REFUSED.items()},
+    **{kind: f'kept: {text}' for kind, text in NOTED.items()},
+  }
+  counts = {kind: [split.get(kind, 0) for split in splits.values()] for kind in texts}
+  occurring = [kind for kind in texts if any(counts[kind])]
+  width = max(len(texts[kind]) for kind in occurring)
   lines = [' ' * width + ''.join(f'{split:>12}' for split in splits)]
-  lines += [
-    f'{text:<{width}}' + ''.join(f'{splits[s].get(kind, 0):>12,}' for s in splits)
-    for kind, text in rows
-  ]
+  for kind in occurring:
+    lines.append(f'{texts[kind]:<{width}}' + ''.join(f'{count:>12,}' for count in counts[kind]))
   for kind, listed in report['rows'].items():
-    total = sum(counts.get(kind, 0) for counts in splits.values())
-    if total == sum(counts['read'] for counts in splits.values()):
+    total = sum(counts[kind])
+    if total == sum(counts['read']):
       continue  # a property of the data set, not of rows
     lines.append(f'{kind}:')
-    lines += [
-      '  ' + f'{row["split"]}: {row["id"]}  {row.get("detail", "")}'.rstrip()
-      for row in listed[:worst]
-    ]
+    for row in listed[:worst]:
+      lines.append(f'  {row["split"]}: {row["id"]}  {row.get("detail", "")}'.rstrip())
     if total > worst:
       lines.append(f'  ... {total - worst:,} more in {REPORT_FILE}')
-  if report['tokenizer']:
-    made = report['tokenizer']
+  made = report['tokenizer']
+  if made:
     wanted, size = made['wanted'] or 0, made['vocab_size']
     short = f' (asked for {wanted:,}; the texts give no more)' if wanted > size else ''
     lines.append(f'tokenizer: {size:,} pieces{short}, sha256 {made["sha256"][:12]}')

@@ -1,59 +1,61 @@
-"""What every reader of image-text data has in common: the sample it yields, and the options it is
-given.
-"""
+"""What the readers of image-text data have in common: the sample they yield and their options."""
 
 import dataclasses
+import json
 import typing
+from collections.abc import Iterator
 
+from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import NONE, Columns, texts_of
 
 
 class Sample(typing.NamedTuple):
-  """One image as it was found: `image` is the encoded file, None where it could not be read
-  (`problem` says why).
-  """
+  """One image with its texts and annotations, undecoded and unchecked."""
 
   key: str
-  image: bytes | None
+  image: bytes | None  # the encoded file; None where it could not be read
   alt_text: str
   captions: list[str]
-  extra: dict  # annotations by their store name
-  problem: str = ''
+  extra: dict[str, typing.Any]  # annotations by their store name
+  problem: str = ''  # why the image, or the metadata, could not be read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """How to read an input. `split`: the one to take where the input has several; `images`: folder or
-  zip of a table.
-  """
+  """How to read an input."""
 
   columns: Columns = Columns()
-  split: str = 'train'
-  images: str = ''
+  split: str = 'train'  # the one to read where the input has several
+  images: str = ''  # folder or zip of the images that a table names
   first_caption_as_alt_text: bool = False
 
 
 class Reader:
-  """What `open_input` returns: iterate it for samples.
+  """An iterable of samples; `open_input` and `benchmarks.open` return one."""
 
-  `kind` says what the input is, `total` how many samples it has (None: unknown; may become better
-  while reading), `annotations` which store annotations come along, `label_names` the classes of
-  'label'.
-  """
+  kind = ''  # the format, for messages and the store's metadata
+  total: int | None = None  # number of samples, where known; may be an estimate while reading
+  annotations: tuple[str, ...] = ()  # those of store.ANNOTATIONS that the samples carry
+  label_names: tuple[str, ...] = ()  # the classes of 'label'
+  annotations_json = b''  # content of the store's annotations.json (names of the mask classes)
 
-  kind = ''
-  total = None
-  annotations = ()
-  label_names = ()
-  annotations_file = ''  # an annotations.json that belongs to the data
-
-  def __init__(self, options):
+  def __init__(self, options: Options):
     self.options = options
+
+  def __iter__(self) -> Iterator[Sample]:
+    raise NotImplementedError
 
   def _texts(self, rows, columns):
     return texts_of(rows, columns, first_caption_as_alt_text=self.options.first_caption_as_alt_text)
 
   def _named_annotations(self):
-    return tuple(
-      name for name in ('label', 'mask') if getattr(self.options.columns, name) not in ('', NONE)
-    )
+    columns = self.options.columns
+    return tuple(name for name in ('label', 'mask') if getattr(columns, name) not in ('', NONE))
+
+
+def parse_json(text: str | bytes, where: object) -> typing.Any:
+  """The value of a JSON text; InputError names `where` it is from."""
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    raise InputError(f'{where} is not JSON ({error}); copy it again') from error

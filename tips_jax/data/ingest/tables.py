@@ -1,31 +1,42 @@
 """Reader of tables (CSV, TSV, JSON, JSONL) that name image files in a folder or a zip."""
 
 import csv
-import json
+import functools
 import os
+import pathlib
 import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import guess
-from tips_jax.data.ingest.reader import Reader, Sample
+from tips_jax.data.ingest.reader import Options, Reader, Sample, parse_json
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson', '.json')
+WEB = ('http://', 'https://')
 _PROBE_ROWS = 100
+
+# A file on disk, or a member of a zip.
+Place = str | tuple[zipfile.ZipFile, str]
 
 
 class TableReader(Reader):
   """A CSV, TSV, JSON or JSONL table whose image column names files in a folder or a zip.
 
-  Rows that name the same image are one sample. The images are looked for in --images, or beside the
+  Rows that name the same image are one sample. Images are searched in --images, or beside the
   table.
   """
 
   kind = 'table'
 
-  def __init__(self, path, options):
+  def __init__(self, path: str, options: Options):
     super().__init__(options)
     self.path = path
-    rows, zips = _zip_table(path) if path.lower().endswith('.zip') else (_read_table(path), None)
+    if path.lower().endswith('.zip'):
+      rows = _zip_table(path)
+      zips = [path]
+    else:
+      rows = _read_table(path)
+      zips = []
     names = list(dict.fromkeys(name for row in rows for name in row))
     self._columns = guess(options.columns, names)
     self._rows = {}
@@ -39,9 +50,9 @@ class TableReader(Reader):
     self._probe()
 
   def _probe(self):
-    """Stops before the work where not one of the first images is found: the place must be wrong."""
+    """Fails early if none of the first images is found: the folder must be wrong."""
     first = list(self._rows)[:_PROBE_ROWS]
-    if any(name.startswith(('http://', 'https://')) for name in first):
+    if any(name.startswith(WEB) for name in first):
       raise InputError(
         f'--input: column {self._columns.image!r} of {self.path!r} holds web addresses; expected files; '
         f'download them first, for example with img2dataset'
@@ -52,20 +63,21 @@ class TableReader(Reader):
         f'in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
       )
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[Sample]:
+    label, mask = self._columns.label, self._columns.mask
     for name, rows in self._rows.items():
       alt_text, captions = self._texts(rows, self._columns)
       image, problem = self._files.read(name)
       extra = {}
-      if 'label' in self.annotations and rows[0].get(self._columns.label) is not None:
-        extra['label'] = str(rows[0][self._columns.label])
-      if 'mask' in self.annotations and rows[0].get(self._columns.mask):
-        extra['mask'] = self._files.read(str(rows[0][self._columns.mask]))[0]
+      if 'label' in self.annotations and rows[0].get(label) is not None:
+        extra['label'] = str(rows[0][label])
+      if 'mask' in self.annotations and rows[0].get(mask):
+        extra['mask'], _ = self._files.read(str(rows[0][mask]))
       yield Sample(name, image, alt_text, captions, extra, problem)
 
 
-def label_names(values):
-  """Class names of a label column: '0'..'max' for whole numbers, else the distinct values in order."""
+def label_names(values: Iterable[object]) -> tuple[str, ...]:
+  """Class names of a label column: '0'..'max' for whole numbers, else the sorted distinct values."""
   values = {str(v) for v in values if v is not None and v != ''}
   if values and all(v.isdigit() for v in values):
     return tuple(str(i) for i in range(max(map(int, values)) + 1))
@@ -81,18 +93,17 @@ def _read_table(path):
 
 
 def _zip_table(path):
-  """The rows of the one table inside a zip, and the zip as the place of the images."""
+  """The rows of the one table inside a zip."""
   with _open_zip(path) as archive:
-    tables = [
-      n for n in archive.namelist() if n.lower().endswith(TABLES) and not n.endswith('meta.json')
-    ]
+    tables = [name for name in archive.namelist() if name.lower().endswith(TABLES)]
+    tables = [name for name in tables if not name.endswith('meta.json')]
     if len(tables) != 1:
       raise InputError(
         f'--input: got {path!r} with the tables {tables[:5]}; expected one table ({", ".join(TABLES)}) '
         f'in it; or give the path of the table as --input and the zip as --images'
       )
     text = archive.read(tables[0]).decode('utf-8-sig').splitlines(keepends=True)
-  return _parse_table(tables[0], text), [path]
+  return _parse_table(tables[0], text)
 
 
 def _parse_table(path, lines):
@@ -104,9 +115,12 @@ def _parse_table(path, lines):
     names = next(csv.reader([header], delimiter=delimiter), [])
     rows = list(csv.DictReader(lines, names, delimiter=delimiter, restkey='(beyond the header)'))
   elif end == '.json':
-    rows = _json(path, ''.join(lines))
+    rows = parse_json(''.join(lines), f'--input: {path}')
   else:
-    rows = [_json(f'{path}:{i}', line) for i, line in enumerate(lines, 1) if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+      if line.strip():
+        rows.append(parse_json(line, f'--input: {path}:{number}'))
   if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
     raise InputError(
       f'--input: {path!r} has no rows; expected a header and rows (CSV), or one object a row (JSON)'
@@ -114,15 +128,8 @@ def _parse_table(path, lines):
   return rows
 
 
-def _json(where, text):
-  try:
-    return json.loads(text)
-  except ValueError as error:
-    raise InputError(f'--input: {where} is not JSON ({error})') from error
-
-
 def _image_places(table, images, zips):
-  """(folders, zips) to look in: --images alone, or else everything beside the table."""
+  """(folders, zips) to search: --images alone, or else everything beside the table."""
   if images:
     images = os.path.expanduser(images)
     if not os.path.exists(images):
@@ -132,32 +139,28 @@ def _image_places(table, images, zips):
     return ([images], []) if os.path.isdir(images) else ([], [images])
   if zips:
     return [], zips
-  folder, stem = (
-    os.path.dirname(os.path.abspath(table)),
-    os.path.splitext(os.path.basename(table))[0],
-  )
-  beside = sorted(f for f in os.listdir(folder) if f.lower().endswith('.zip'))
-  own = [f for f in beside if f == f'{stem}.zip'] or beside
-  return [folder], [os.path.join(folder, f) for f in own]
+  path = pathlib.Path(table).absolute()
+  beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == '.zip')
+  same_name = [p for p in beside if p.name == f'{path.stem}.zip']
+  return [str(path.parent)], [str(p) for p in same_name or beside]
 
 
 class ImageFiles:
   """Files by name in folders and zips: by full name, or by base name where only one file has it."""
 
-  def __init__(self, folders, zips):
+  def __init__(self, folders: Sequence[str], zips: Sequence[str]):
     self._folders = folders
     self._zips = zips
-    self._archives = [_open_zip(path) for path in zips]
-    self._members = {
-      info.filename: archive for archive in self._archives for info in archive.infolist()
-    }
-    self._by_base = None
+    self._members = {}  # name -> archive
+    for path in zips:
+      archive = _open_zip(path)
+      self._members.update(dict.fromkeys(archive.namelist(), archive))
 
   def __str__(self):
     return ' or '.join(map(repr, (*self._folders, *self._zips)))
 
-  def find(self, name):
-    """A zip member (archive, name), a file path, or None."""
+  def find(self, name: str) -> Place | None:
+    """Where the file of a name is; None if it is nowhere."""
     if not name:
       return None
     if name in self._members:
@@ -166,35 +169,33 @@ class ImageFiles:
       for path in (os.path.join(folder, name), os.path.join(folder, 'images', name)):
         if os.path.isfile(path):
           return path
-    return self._bases().get(os.path.basename(name))
+    return self._by_base.get(os.path.basename(name))
 
-  def read(self, name):
-    """(bytes, '') of a file, or (None, why not)."""
+  def read(self, name: str) -> tuple[bytes | None, str]:
+    """(bytes, '') of a file, or (None, the reason)."""
     place = self.find(name)
     if place is None:
       return None, 'no such file'
     try:
       if isinstance(place, tuple):
-        return place[0].read(place[1]), ''
-      with open(place, 'rb') as file:
-        return file.read(), ''
+        archive, member = place
+        return archive.read(member), ''
+      return pathlib.Path(place).read_bytes(), ''
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
       return None, str(error)
 
-  def _bases(self):
-    if self._by_base is None:
-      places = [(archive, name) for name, archive in self._members.items()]
-      places += [
-        os.path.join(root, f)
-        for folder in self._folders
-        for root, _, fs in os.walk(folder)
-        for f in fs
-      ]
-      self._by_base = {}
-      for place in places:
-        base = os.path.basename(place[1] if isinstance(place, tuple) else place)
-        self._by_base[base] = None if base in self._by_base else place
-    return self._by_base
+  @functools.cached_property
+  def _by_base(self):
+    """Base name -> the file's place; None where several files have it."""
+    places = [(archive, name) for name, archive in self._members.items()]
+    for folder in self._folders:
+      for root, _, names in os.walk(folder):
+        places += [os.path.join(root, name) for name in names]
+    by_base = {}
+    for place in places:
+      base = os.path.basename(place[1] if isinstance(place, tuple) else place)
+      by_base[base] = None if base in by_base else place
+    return by_base
 
 
 def _open_zip(path):

@@ -1,28 +1,32 @@
-"""Readers of webdataset tars, and of the same layout as loose files: one sample is the members of
-one key.
+"""Readers of webdataset tars, and of the same layout as loose files.
+
+One sample is the files of one key: KEY.jpg, KEY.txt, KEY.json.
 """
 
 import json
 import os
+import pathlib
 import tarfile
+from collections.abc import Iterator, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import NONE, guess
-from tips_jax.data.ingest.reader import Reader, Sample
+from tips_jax.data.ingest.reader import Options, Reader, Sample
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'ppm')
 _PROBE_SAMPLES = 100
 
 
 class _MembersReader(Reader):
-  """Samples whose members are told apart by the ending of their names: KEY.jpg, KEY.txt, KEY.json.
+  """Samples whose members differ by the ending of their names.
 
   The columns are the fields of the JSON and the endings of the other members.
   """
 
-  def __init__(self, options):
+  def __init__(self, options: Options):
     super().__init__(options)
-    self._columns, self._unclear = None, []  # the errors of samples that do not tell the columns
+    self._columns = None  # until a sample shows them
+    self._unclear = []  # the errors of samples that do not
     if options.columns.label not in ('', NONE):
       raise InputError(
         f'--label_column: got {self.kind}, whose class names are unknown before the last one; '
@@ -34,7 +38,7 @@ class _MembersReader(Reader):
     """Yields (key, {ending: bytes})."""
     raise NotImplementedError
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[Sample]:
     for key, members in self._members():
       yield self._sample(key, members)
     if self._columns is None and self._unclear:
@@ -46,22 +50,21 @@ class _MembersReader(Reader):
     try:
       row = {**json.loads(members.pop('json', b'{}')), **members}
     except (ValueError, TypeError):
-      row, problem = members, problem or 'its .json is not a JSON object'
+      row = members
+      problem = problem or 'its .json is not a JSON object'
     if 'txt' in row and _text(row['txt']) == row.get('caption'):
       del row['caption']  # img2dataset writes the same text twice
     columns = self._columns or self._guess(row)
     if columns is None:
       return Sample(key, image, '', [], {}, problem)
     alt_text, captions = self._texts([row], columns)
-    extra = (
-      {'mask': row[columns.mask]} if 'mask' in self.annotations and row.get(columns.mask) else {}
-    )
+    extra = {}
+    if 'mask' in self.annotations and row.get(columns.mask):
+      extra['mask'] = row[columns.mask]
     return Sample(key, image, alt_text, captions, extra, problem)
 
   def _guess(self, row):
-    """The columns, from the first sample that has all the named ones and a text; samples may lack
-    some.
-    """
+    """The columns, from the first sample that has all given ones and a text (some lack them)."""
     try:
       self._columns = guess(self.options.columns, list(row), need_image=False)
     except InputError as error:
@@ -72,22 +75,25 @@ class _MembersReader(Reader):
 
 
 class TarReader(_MembersReader):
-  """Webdataset tars, img2dataset's too: consecutive members of one key are a sample. InputError for
-  a truncated tar.
+  """Webdataset tars, img2dataset's too: consecutive members of one key are a sample.
+
+  Raises InputError for a truncated tar.
   """
 
   kind = 'webdataset tars'
 
-  def __init__(self, files, options):
+  def __init__(self, files: Sequence[str], options: Options):
     super().__init__(options)
     self._files = files
     self._sizes = [os.path.getsize(f) for f in files]
 
   def _members(self):
-    done = read = 0
+    done = 0  # bytes of the tars before
+    read = 0  # samples
     for path, size in zip(self._files, self._sizes):
       for key, members, position in _tar_samples(path, read):
         read += 1
+        # A tar does not say how many samples it has: extrapolate from the bytes read.
         self.total = round(read * sum(self._sizes) / (done + position))
         yield key, members
       done += size
@@ -99,32 +105,24 @@ class LooseReader(_MembersReader):
 
   kind = 'images with text files beside them'
 
-  def __init__(self, path, options):
+  def __init__(self, path: str, options: Options):
     super().__init__(options)
-    self._groups = {}
+    groups = {}
     for root, folders, names in os.walk(path):
-      folders.sort()
+      folders.sort()  # os.walk descends in this order
       for name in sorted(names):
         key, end = _split(os.path.relpath(os.path.join(root, name), path))
-        self._groups.setdefault(key, {})[end] = os.path.join(root, name)
-    self._groups = {
-      key: group for key, group in self._groups.items() if not set(group).isdisjoint(IMAGES)
-    }
+        groups.setdefault(key, {})[end] = pathlib.Path(root, name)
+    self._groups = {k: group for k, group in groups.items() if not group.keys().isdisjoint(IMAGES)}
     self.total = len(self._groups)
 
   def _members(self):
     for key, group in self._groups.items():
-      members = {}
-      for end, path in group.items():
-        with open(path, 'rb') as file:
-          members[end] = file.read()
-      yield key, members
+      yield key, {end: path.read_bytes() for end, path in group.items()}
 
 
-def has_loose_samples(path):
-  """True where the folder, or the first folder in it, holds an image with a .txt or .json of the
-  same name.
-  """
+def has_loose_samples(path: str) -> bool:
+  """Whether the folder, or the first folder in it, has an image with a .txt or .json of its name."""
   for _, (_, folders, names) in zip(range(2), os.walk(path)):
     folders.sort()
     keys = {_split(name) for name in names}
@@ -145,25 +143,29 @@ def _text(value):
 
 
 def _tar_samples(path, read_before):
-  """(key, {ending: bytes}, position in bytes) by sample."""
-  key, members, last, read = None, {}, 'its first member', read_before
+  """Yields (key, {ending: bytes}, position in bytes) by sample."""
+  key = None
+  members = {}
+  last = 'its first member'
+  read = read_before
   try:
     with tarfile.open(path, 'r:*') as tar:
       for member in tar:
         last = repr(member.name)
-        found, end = _split(member.name)
-        if not member.isfile() or not found or not end:
+        member_key, end = _split(member.name)
+        if not member.isfile() or not member_key or not end:
           continue
-        if found != key:
+        if member_key != key:
           if key is not None:
             yield key, members, member.offset
             read += 1
-          key, members = found, {}
+          key = member_key
+          members = {}
         data = tar.extractfile(member).read()
         if len(data) != member.size:
           raise tarfile.ReadError('unexpected end of data')
         members[end] = data
-      if not _ends_as_tars_do(tar):
+      if not _has_end_mark(tar):
         raise tarfile.ReadError('no end-of-archive mark')
   except (tarfile.TarError, EOFError, OSError) as error:
     raise InputError(
@@ -174,10 +176,8 @@ def _tar_samples(path, read_before):
     yield key, members, tar.offset
 
 
-def _ends_as_tars_do(tar):
-  """True where a block of zeros follows the last member: without it, tarfile takes a cut file for a
-  whole one.
-  """
+def _has_end_mark(tar):
+  """Whether a block of zeros follows the last member; tarfile takes a file cut there as complete."""
   tar.fileobj.seek(tar.offset)
   block = tar.fileobj.read(tarfile.BLOCKSIZE)
   return len(block) == tarfile.BLOCKSIZE and not any(block)

@@ -112,7 +112,7 @@ class Benchmark:
     lies.
     """
     about = lambda path, status: f'{os.path.basename(path)} {status.st_size}'
-    return self._digest(split, self._readers[split]._key, about)
+    return self._digest(split, self._readers[split].key_of, about)
 
   def _digest(self, split, name, about):
     """SHA-256 of name(item) of all items and about(path, status) of the files of some."""
@@ -121,7 +121,7 @@ class Benchmark:
     for item in reader.items:
       digest.update(f'{name(item)}\n'.encode())
     for i in features.records(reader, _LOOKED_AT).tolist():
-      for path in filter(os.path.exists, reader._files(reader.items[i])):
+      for path in filter(os.path.exists, reader.files_of(reader.items[i])):
         digest.update(f'{about(path, os.stat(path))}\n'.encode())
     return digest.hexdigest()
 

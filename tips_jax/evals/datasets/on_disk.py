@@ -222,13 +222,13 @@ def _troubles(protocol, reader, one):
 
 def _mask_values(mask, protocol, reader):
   classes = len(reader.mask_classes)
-  wrong = np.unique(mask[(mask >= classes) & (mask != benchmarks_reader.VOID)])
+  wrong = np.unique(mask[(mask >= classes) & (mask != checks.VOID)])
   if wrong.size:
     yield (
       'class ids out of range',
-      f'{wrong[:5].tolist()}; expected 0..{classes - 1} or {benchmarks_reader.VOID}',
+      f'{wrong[:5].tolist()}; expected 0..{classes - 1} or {checks.VOID}',
     )
-  if (mask == benchmarks_reader.VOID).all():
+  if (mask == checks.VOID).all():
     yield 'masks that are all void', ''
 
 
