@@ -215,7 +215,7 @@ def test_an_unreadable_record_is_replaced_and_reported(folders, opened):
 
 def test_too_many_unreadable_records_stop_the_run(folders, opened):
   pipeline = opened(
-    config(folders, extra_stores=(folders['ruined'],), weights=(1.0, 1.0), max_bad_fraction=0.02)
+    config(folders, extra_stores=(folders['ruined'],), mixture=(1.0, 1.0), max_bad_fraction=0.02)
   )
   with pytest.raises(InputError, match=r'unreadable images among .*id\d: .*max_bad_fraction=0.02'):
     read(pipeline, 300)
@@ -238,7 +238,7 @@ def test_stores_without_weights_are_one_data_set(folders, opened):
 @pytest.mark.parametrize('weights', [(3.0, 1.0), (0.2, 0.8)])
 def test_weights_set_the_shares_of_the_stores(folders, opened, weights):
   pipeline = opened(
-    config(folders, store=folders['clean'], extra_stores=(folders['extra'],), weights=weights)
+    config(folders, store=folders['clean'], extra_stores=(folders['extra'],), mixture=weights)
   )
   records = np.concatenate([b['index'] for b in read(pipeline, 50)])
   assert abs((records < COUNT).mean() - weights[0] / sum(weights)) < 0.01
@@ -255,7 +255,7 @@ def test_the_fingerprint_is_that_of_the_mixture(folders, opened):
   different = {
     fingerprint(),
     fingerprint(extra_stores=extra),
-    fingerprint(extra_stores=extra, weights=(1.0, 2.0)),
+    fingerprint(extra_stores=extra, mixture=(1.0, 2.0)),
     fingerprint(store=folders['clean']),
   }
   assert len(different) == 4 and fingerprint() == fingerprint(threads=1, views={'v': View(size=8)})
@@ -338,7 +338,7 @@ def test_a_tokenizer_can_be_named(folders, opened):
     ({'store': ''}, {}, 'store'),
     ({'split': 'tarin'}, {}, 'train'),
     ({'views': {}, 'texts': {}}, {}, 'data.views'),
-    ({'views': {'v': View(size=0)}}, {}, 'data.views.v: size'),
+    ({'views': {'v': View(size=0)}}, {}, 'data.views.v.size'),
     ({'views': {'v': View(size=8, scale=(0.5, 1.5))}}, {}, 'data.views.v.scale'),
     ({'views': {'v': View(size=8, ratio=(2.0, 1.0))}}, {}, 'data.views.v.ratio'),
     ({'views': {'v': View(size=8, flip=2.0)}}, {}, 'data.views.v.flip'),

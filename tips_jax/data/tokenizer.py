@@ -1,15 +1,17 @@
 """Text to token ids: SentencePiece BPE with byte fallback, lower-cased ASCII, padded with 0 to a
 fixed length T.
 
-The official TIPS `tokenizer.model` loads as it is. Each text is cut and padded on its own, so that
+The official TIPS `tokenizer.model` loads as it is. Each text is cut and padded by itself, so that
 an over-long neighbor in a batch never changes the padding of a short one.
 """
 
 import hashlib
 import io
 import os
+import pathlib
 import re
 import tempfile
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece as spm
@@ -18,21 +20,22 @@ from tips_jax.core.errors import InputError
 
 PAD_ID = 0
 UNK_ID = 1
-_MAX_TEXT_BYTES = (
-  4000  # SentencePiece skips sentences above 4192 bytes, so longer ones are cut instead of lost.
-)
-_MAX_SENTENCES = 5_000_000  # A sample of this size settles the merges; more only costs memory.
+# SentencePiece skips sentences above 4192 bytes, so longer ones are cut instead of lost.
+_MAX_TEXT_BYTES = 4000
+# A sample of this size settles the merges; more only costs memory.
+_MAX_SENTENCES = 5_000_000
 
 
-def lower(text):
+def lower(text: str | bytes) -> bytes:
   """Lower-cases A-Z and nothing else (as tf.strings.lower), from str or bytes to UTF-8 bytes."""
   raw = text.encode('utf-8', 'replace') if isinstance(text, str) else bytes(text)
   return raw.lower()
 
 
-def train(texts, path, *, vocab_size=32_000):
-  """Trains a BPE model on an iterable of texts (str or bytes), writes it to `path` and returns its
-  vocabulary size.
+def train(
+  texts: Iterable[str | bytes], path: str | os.PathLike, *, vocab_size: int = 32_000
+) -> int:
+  """Trains a BPE model on texts, writes it to `path` and returns its vocabulary size.
 
   The size is smaller than `vocab_size` when the texts do not hold enough different words. The same
   texts in the same order give the same bytes. Raises InputError when there is no text, or when
@@ -46,7 +49,7 @@ def train(texts, path, *, vocab_size=32_000):
       model_writer=model,
       model_type='bpe',
       vocab_size=vocab_size,
-      hard_vocab_limit=False,
+      hard_vocab_limit=False,  # few texts give a smaller vocabulary, not an error
       byte_fallback=True,
       pad_id=PAD_ID,
       unk_id=UNK_ID,
@@ -54,7 +57,7 @@ def train(texts, path, *, vocab_size=32_000):
       eos_id=-1,
       input_sentence_size=_MAX_SENTENCES,
       shuffle_input_sentence=True,
-      num_threads=1,
+      num_threads=1,  # more would make the model depend on their order
       minloglevel=2,
     )
   except RuntimeError as error:
@@ -94,27 +97,27 @@ class Tokenizer:
   """A SentencePiece model file as a picklable function from text to int32 ids [T].
 
   Attributes: `path`, `vocab_size` (pieces in the model), `sha256` (hex, of the file). Raises
-  InputError when the file is missing, is not a SentencePiece model, or uses id 0 (the padding) for
-  an ordinary piece.
+  InputError if the file is missing, is not a SentencePiece model, or uses id 0 (the padding) for an
+  ordinary piece.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str | os.PathLike):
     self.path = os.fspath(path)
     try:
-      with open(self.path, 'rb') as file:
-        self._model = file.read()
+      self._model = pathlib.Path(path).read_bytes()
     except OSError as error:
       raise InputError(
-        f'tokenizer: got {self.path!r} ({error.strerror}); expected a SentencePiece model file, such as '
-        f'the tokenizer.model of a store made with --tokenizer'
+        f'tokenizer: got {self.path!r} ({error.strerror}); expected a SentencePiece model file, '
+        f'such as the tokenizer.model of a store made with --tokenizer'
       ) from error
     self.sha256 = hashlib.sha256(self._model).hexdigest()
     self._processor = self._load()
     self.vocab_size = self._processor.get_piece_size()
     if not (self._processor.is_control(PAD_ID) or self._processor.is_unknown(PAD_ID)):
+      piece = self._processor.id_to_piece(PAD_ID)
       raise InputError(
-        f'tokenizer: got {self.path!r} whose id 0 is the piece '
-        f'{self._processor.id_to_piece(PAD_ID)!r}; expected <pad> or <unk> there, because 0 pads texts'
+        f'tokenizer: got {self.path!r} whose id 0 is the piece {piece!r}; expected <pad> or <unk> '
+        f'there, because 0 pads texts'
       )
 
   def _load(self):
@@ -124,10 +127,11 @@ class Tokenizer:
       return processor
     except RuntimeError as error:
       raise InputError(
-        f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file written by '
-        f'SentencePiece, such as tokenizer.model'
+        f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file written '
+        f'by SentencePiece, such as tokenizer.model'
       ) from error
 
+  # The processor is C++ memory; a copy in a worker process loads the model anew.
   def __getstate__(self):
     return {**self.__dict__, '_processor': None}
 
@@ -135,17 +139,15 @@ class Tokenizer:
     self.__dict__.update(state)
     self._processor = self._load()
 
-  def encode(self, text, length):
-    """Encodes one text (str or bytes) to int32 [length]: lower-cased, cut on the right, padded with
-    0.
-    """
+  def encode(self, text: str | bytes, length: int) -> np.ndarray:
+    """One text as int32 [length]: lower-cased, cut on the right, padded with 0."""
     ids = self._processor.encode(lower(text))[:length]
     out = np.full(length, PAD_ID, np.int32)
     out[: len(ids)] = ids
     return out
 
-  def encode_batch(self, texts, length):
-    """Encodes texts to int32 [B, length], each exactly as `encode` does on its own."""
+  def encode_batch(self, texts: Sequence[str | bytes], length: int) -> np.ndarray:
+    """Texts as int32 [B, length], each exactly as `encode` does by itself."""
     if not len(texts):
       return np.zeros((0, length), np.int32)
     return np.stack([self.encode(text, length) for text in texts])

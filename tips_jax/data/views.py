@@ -1,10 +1,10 @@
 """Views: from encoded image bytes to square uint8 crops, with one decode for all crops of an image.
 
 A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one
-pixel per output pixel; where the full image itself has fewer, it is decoded whole. The scales
-between (7/8, 3/4 ...) cost more than a whole decode. Crops are then read from a pyramid of half
-octaves (halved, or blurred, and sampled linearly), so shrinking is antialiased. Other formats go
-through Pillow: transparency is composited on white, gray and palettes become RGB, 16 bits are
+pixel per output pixel; where the full image itself has fewer, it is decoded at full scale. The
+scales between (7/8, 3/4 ...) cost more than a full decode. Crops are then read from a pyramid of
+half octaves (halved, or blurred, and sampled linearly), so shrinking is antialiased. Other formats
+go through Pillow: transparency is composited on white, gray and palettes become RGB, 16 bits are
 scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
 evaluation.
 """
@@ -12,34 +12,44 @@ evaluation.
 import io
 import math
 import struct
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from tips_jax.core.schema import View
+
+Box = tuple[int, int, int, int, bool]  # top, left, height, width in pixels, and whether to flip
+
 MAX_PIXELS = 50_000_000
 _REDUCTIONS = (8, 4, 2)
 _TRIES = 10
 _BLUR_ABOVE = 1.2  # shrink factor from which aliasing costs more than the blur
-# of a 3-tap kernel with variance 1/4: with linear sampling that of a triangle filter at factor 1.6
+# Of a 3-tap kernel with variance 1/4: with linear sampling that of a triangle filter at factor 1.6.
 _BLUR_SIGMA = 0.507
 
-cv2.setNumThreads(
-  0
-)  # the pipeline's threads each take an image; OpenCV's own would only fight them
+# The pipeline's threads each take an image; OpenCV's threads would only compete with them.
+cv2.setNumThreads(0)
 
 
-def crops(data, views, rng, out=None):
+def crops(
+  data: bytes,
+  views: Mapping[str, View],
+  rng: np.random.Generator,
+  out: Mapping[str, np.ndarray] | None = None,
+) -> Mapping[str, np.ndarray]:
   """Random-resized crops of every view of one encoded image: {name: uint8 [V, size, size, 3] RGB}.
 
-  `views` maps names to config View groups, `rng` is a numpy Generator, `out` may hold contiguous
-  arrays to fill. Boxes are those of `draw_boxes`, view after view; one that shrinks by 2^n or more
-  is rounded to multiples of 2^n, the pixels of the level that it is read from (at most half an
-  output pixel). Raises ValueError with the reason when the image cannot be decoded.
+  `out` may hold contiguous arrays to fill. Boxes are those of `draw_boxes`, view after view; one
+  that shrinks by 2^n or more is rounded to multiples of 2^n, the pixels of the level that it is
+  read from (at most half an output pixel). Raises ValueError with the reason when the image cannot
+  be decoded.
   """
   height, width, decode = _open(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
+  # Source pixels per output pixel of the crop that needs the finest image.
   least = min(min(box[2:4]) / views[name].size for name, drawn in boxes.items() for box in drawn)
   reduction = next((r for r in _REDUCTIONS if r <= least), 1)
   pyramid = _Pyramid(decode(reduction), reduction)
@@ -47,22 +57,26 @@ def crops(data, views, rng, out=None):
   for name, drawn in boxes.items():
     for target, (top, left, box_height, box_width, flip) in zip(out[name], drawn):
       crop = pyramid.resize(top, left, box_height, box_width, views[name].size)
-      cv2.cvtColor(cv2.flip(crop, 1) if flip else crop, cv2.COLOR_RGBA2RGB, dst=target)
+      if flip:
+        crop = cv2.flip(crop, 1)
+      cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB, dst=target)
   return out
 
 
-def draw_boxes(height, width, view, rng):
-  """The `view.count` random boxes of an image: tuples (top, left, height, width, flip) in pixels.
+def draw_boxes(height: int, width: int, view: View, rng: np.random.Generator) -> list[Box]:
+  """The `view.count` random boxes of an image.
 
   Area uniform in `view.scale` of the image, log aspect ratio (width / height) uniform in
   `view.ratio`; after ten misses the largest central box within the ratios. (Inception, arXiv
-  1409.4842; torchvision's RandomResizedCrop has this law.)
+  1409.4842; torchvision's RandomResizedCrop has this distribution.)
   """
+  # All first tries in one call: a call of the generator costs more than its numbers.
   draws = rng.random((view.count, 5)).tolist()
   return [(*_box(height, width, view, rng, first), luck < view.flip) for *first, luck in draws]
 
 
 def _box(height, width, view, rng, draw):
+  """(top, left, height, width) from four uniform numbers, and more of them after a miss."""
   (least, most), (narrow, broad) = view.scale, view.ratio
   for _ in range(_TRIES):
     area, ratio, down, right = draw
@@ -78,8 +92,9 @@ def _box(height, width, view, rng, draw):
 
 
 class _Pyramid:
-  """Half octaves of a decoded image, each made when first needed: even levels halve, odd ones blur
-  the level before.
+  """Half octaves of a decoded image, each made when first needed.
+
+  Even levels halve the level two before, odd ones blur the level before.
   """
 
   def __init__(self, image, reduction):
@@ -92,10 +107,8 @@ class _Pyramid:
         self._levels[i] = cv2.GaussianBlur(self._level(i - 1), (3, 3), _BLUR_SIGMA)
       else:
         finer = self._level(i - 2)
-        h, w = (
-          finer.shape[0] // 2,
-          finer.shape[1] // 2,
-        )  # an exact factor of two takes OpenCV's fast path
+        # An exact factor of two takes OpenCV's fast path.
+        h, w = finer.shape[0] // 2, finer.shape[1] // 2
         self._levels[i] = cv2.resize(finer[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA)
     return self._levels[i]
 
@@ -108,12 +121,12 @@ class _Pyramid:
     if scale > 1:
       top, height = _to_grid(top / scale, height / scale, level.shape[0])
       left, width = _to_grid(left / scale, width / scale, level.shape[1])
-    return cv2.resize(
-      level[top : top + height, left : left + width], (size, size), interpolation=cv2.INTER_LINEAR
-    )
+    box = level[top : top + height, left : left + width]
+    return cv2.resize(box, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _to_grid(start, length, limit):
+  """(start, length) as whole pixels of a level with `limit` of them."""
   length = min(limit, max(1, round(length)))
   return min(round(start), limit - length), length
 
@@ -121,15 +134,17 @@ def _to_grid(start, length, limit):
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def _open(data):
-  """(height, width, decode) of encoded bytes; decode(reduction) gives uint8 [H, W, 4], the fourth
-  channel unused.
+def _open(data: bytes) -> tuple[int, int, Callable[[int], np.ndarray]]:
+  """(height, width, decode) of encoded bytes.
+
+  decode(reduction) gives uint8 [H, W, 4]: OpenCV is faster on four channels, of which the last is
+  unused.
   """
   if data[:2] == b'\xff\xd8':
     try:
       height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
-      space = ''
+      space = ''  # Pillow says what is wrong, or can read it
     if space in ('YCbCr', 'RGB', 'Gray'):
       _check_size(height, width)
       return height, width, lambda reduction: _decode_jpeg(data, height, width, reduction)
@@ -146,10 +161,8 @@ def _decode_jpeg(data, height, width, reduction):
       min_height=-(-height // reduction),
       min_width=-(-width // reduction),
     )
-  except (
-    ValueError,
-    KeyError,
-  ):  # strict: harmless oddities stop it too; Pillow tells those from damage
+  except (ValueError, KeyError):
+    # The decoder is strict: harmless oddities are errors too. Pillow tells them from damage.
     return _reduced(_rgbx(rgb(_pillow(data))), reduction)
 
 
@@ -161,14 +174,9 @@ def _reduced(image, reduction):
   if reduction == 1:
     return image
   height, width = (-(-n // reduction) for n in image.shape[:2])
-  padded = cv2.copyMakeBorder(
-    image,
-    0,
-    height * reduction - image.shape[0],
-    0,
-    width * reduction - image.shape[1],
-    cv2.BORDER_REPLICATE,
-  )
+  below = height * reduction - image.shape[0]
+  right = width * reduction - image.shape[1]
+  padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
   return cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -183,26 +191,20 @@ def _pillow(data):
   """An opened Pillow image whose pixels are not decoded yet."""
   try:
     image = Image.open(io.BytesIO(data))
-  except (
-    Image.DecompressionBombError,
-    Image.UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    struct.error,
-  ) as error:
-    reason = (
-      'no known image format' if isinstance(error, Image.UnidentifiedImageError) else str(error)
-    )
+  except (Image.DecompressionBombError, OSError, SyntaxError, struct.error) as error:
+    reason = str(error)
+    if isinstance(error, Image.UnidentifiedImageError):  # an OSError that prints the BytesIO
+      reason = 'no known image format'
     raise ValueError(f'not a readable image: {reason} ({len(data)} bytes)') from error
   _check_size(image.height, image.width)
   return image
 
 
-def rgb(image):
+def rgb(image: Image.Image) -> np.ndarray:
   """uint8 [H, W, 3] RGB of an opened Pillow image."""
   try:
     image.load()
-    if image.mode.startswith('I'):  # 16 bits; Pillow's own conversion would clip them
+    if image.mode.startswith('I'):  # 16 bits; Pillow's conversion would clip them
       gray = np.asarray(image).astype(np.int64)
       return np.repeat(np.clip(gray >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
@@ -216,23 +218,21 @@ def rgb(image):
 # --- evaluation ---------------------------------------------------------------------------------
 
 
-def decode(data):
-  """The whole image: uint8 [H, W, 3] RGB, exact decoder. Raises ValueError with the reason."""
+def decode(data: bytes) -> np.ndarray:
+  """The full image: uint8 [H, W, 3] RGB, exact decoder. Raises ValueError with the reason."""
   return rgb(_pillow(data))
 
 
-def evaluation(data, size):
-  """The whole image resized to a square, without regard to its aspect: uint8 [size, size, 3] RGB.
+def evaluation(data: bytes, size: int) -> np.ndarray:
+  """The full image resized to a square, ignoring its aspect ratio: uint8 [size, size, 3] RGB.
 
   Bilinear and antialiased, as the official TIPS preprocessing. Raises ValueError with the reason.
   """
   return np.asarray(Image.fromarray(decode(data)).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def evaluation_mask(data, size):
-  """A one-channel PNG (class ids, depth) resized to a square by nearest neighbor: [size, size],
-  uint8 or uint16.
-  """
+def evaluation_mask(data: bytes, size: int) -> np.ndarray:
+  """A one-channel PNG (class ids, depth) resized by nearest neighbor: [size, size], its dtype."""
   image = _pillow(data)
   try:
     mask = np.asarray(image)
@@ -240,8 +240,6 @@ def evaluation_mask(data, size):
     raise ValueError(f'broken {image.format}: {error}') from error
   if mask.ndim != 2:
     raise ValueError(f'mask: got {mask.shape[-1]} channels; expected one')
-  rows = np.minimum(((np.arange(size) + 0.5) * mask.shape[0] / size).astype(int), mask.shape[0] - 1)
-  columns = np.minimum(
-    ((np.arange(size) + 0.5) * mask.shape[1] / size).astype(int), mask.shape[1] - 1
-  )
-  return mask[rows[:, None], columns]
+  # The source pixel under the center of each output pixel.
+  rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
+  return mask[np.ix_(rows, columns)]

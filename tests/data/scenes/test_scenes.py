@@ -2,6 +2,7 @@ import hashlib
 import itertools
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -56,10 +57,11 @@ def test_a_record_depends_on_its_own_index_alone():
 
 def test_a_fresh_process_draws_the_same_bytes_and_loads_no_framework():
   code = (
-    'import sys; from tips_jax.data import scenes; from tests.data.scenes.test_scenes import _digest;'
+    'import sys; from tips_jax.data.scenes import dataset as scenes; '
+    'from tests.data.scenes.test_scenes import _digest; '
     'print(_digest(scenes.example(7)), sorted({"tensorflow", "torch"} & set(sys.modules)))'
   )
-  root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  root = str(pathlib.Path(__file__).parents[3])
   out = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,

@@ -1,13 +1,11 @@
-"""`scenes`, the embedded data set: small drawn scenes with every annotation that the house's tasks
-need.
+"""`scenes`, the embedded data set: small drawn scenes with the annotations of every task.
 
 Each record is a store's record (see store.py): a JPEG, a noisy web-like alt text, a short and a
 long synthetic caption (none for 3 %), and exact annotations. mask: ids into MASK_CLASSES (six kinds
 of surroundings, then the shapes); label: the shape with most visible pixels; depth: millimeters,
-finite everywhere (sky and mountains are a backdrop at 12 m);
-normals: x right, y up, z toward the viewer; boxes: of the visible pixels, largest object first,
-with one region caption and one tag (the shape's name) each. A record is a function of (seed, split,
-index, size, objects, typical) alone.
+finite everywhere (sky and mountains are a backdrop at 12 m); normals: x right, y up, z toward the
+viewer; boxes: of the visible pixels, largest object first, with one region caption and one tag (the
+shape's name) each. A record is a function of (seed, split, index, size, objects, typical) alone.
 
 Left and right occur in the captions: train on this data set with `flip` 0.
 """
@@ -16,6 +14,8 @@ import dataclasses
 import json
 import os
 import shutil
+import typing
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -23,16 +23,13 @@ import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
-from tips_jax.data.scenes import draw as scenes_draw
-from tips_jax.data.scenes import words as scenes_words
+from tips_jax.data.scenes import draw, words
 
-LABELS = tuple(scenes_draw.SHAPES)
-MASK_CLASSES = scenes_draw.MASK_CLASSES
+LABELS = tuple(draw.SHAPES)
+MASK_CLASSES = draw.MASK_CLASSES
 _REVISION = 1  # of the drawing and the grammar: a store of another revision is not reused
-_FIRST = {
-  'train': 0,
-  'test': 2**31,
-}  # scene number of a split's first record: splits never share a scene
+# Scene number of a split's first record: splits never share a scene.
+_FIRST = {'train': 0, 'test': 2**31}
 _NO_CAPTIONS = 0.03
 _DESCRIPTION = 'Drawn scenes of textured solids on structured backgrounds.'
 _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 250 words
@@ -40,23 +37,23 @@ _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 25
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-  """How many scenes, their side in pixels, the seed, the most objects of one, the share of those
-  that look typical.
-  """
+  """A variant of the data set."""
 
   name: str = 'custom'
+  # Numbers of scenes.
   train: int = 2000
   test: int = 500
-  size: int = 96
+  size: int = 96  # side in pixels
   seed: int = 0
-  objects: int = scenes_draw.MOST
-  typical: float = 0.0
+  objects: int = draw.MOST  # at most, in one scene
+  typical: float = 0.0  # share of objects with the typical look of their shape
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-  """The same records for those who use TFDS directly: `Scenes(data_dir=...,
-  file_format='array_record')`, or with `config=ScenesConfig(...)`; then `download_and_prepare()`.
-  `build` adds what makes it a store of the house.
+  """The same records for users of TFDS: `Scenes(data_dir=..., file_format='array_record')`.
+
+  `config=ScenesConfig(...)` chooses a variant; then `download_and_prepare()`. `build` adds what
+  makes it a store.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -69,73 +66,83 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    counts = {'train': self.builder_config.train, 'test': self.builder_config.test}
-    return {
-      split: self._generate_examples(split, count) for split, count in counts.items() if count
-    }
+    config = self.builder_config
+    counts = {'train': config.train, 'test': config.test}
+    return {split: self._generate_examples(split, n) for split, n in counts.items() if n}
 
   def _generate_examples(self, split, count):
+    c = self.builder_config
     for i in range(count):
-      c = self.builder_config
-      yield (
-        i,
-        example(i, split=split, size=c.size, seed=c.seed, objects=c.objects, typical=c.typical),
+      record = example(
+        i, split=split, size=c.size, seed=c.seed, objects=c.objects, typical=c.typical
       )
+      yield i, record
 
 
 def _features():
   return store.features(store.ANNOTATIONS, labels=LABELS)
 
 
-def example(index, *, split='train', size=96, seed=0, objects=scenes_draw.MOST, typical=0.0):
+def example(
+  index: int,
+  *,
+  split: str = 'train',
+  size: int = 96,
+  seed: int = 0,
+  objects: int = draw.MOST,
+  typical: float = 0.0,
+) -> dict[str, typing.Any]:
   """Record `index` of a split: the dict that the store's features encode, images as JPEG or PNG
   bytes.
   """
   number = _FIRST[split] + index
-  scene = scenes_draw.draw(number, size=size, seed=seed, objects=objects, typical=typical)
+  scene = draw.draw(number, size=size, seed=seed, objects=objects, typical=typical)
   rng = np.random.default_rng((seed, number, 1))
-  texts = scenes_words.captions(scene, rng)
+  captions = words.captions(scene, rng)
   return {
     'image': _encode('.jpg', scene.image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 92),
     'id': f'{split}-{index:07d}',
-    'alt_text': scenes_words.alt_text(scene, rng),
-    'captions': texts if rng.random() >= _NO_CAPTIONS else [],
+    'alt_text': words.alt_text(scene, rng),
+    'captions': captions if rng.random() >= _NO_CAPTIONS else [],
     'label': scene.items[0].shape,
     'mask': _png(scene.mask),
     'depth': _png(scene.depth),
     'normals': _png(scene.normals[..., ::-1]),
     'boxes': np.array([item.box for item in scene.items], np.float32),
-    'region_captions': scenes_words.region_captions(scene, rng),
+    'region_captions': words.region_captions(scene, rng),
     'tags': [item.shape for item in scene.items],
   }
 
 
-def build(path, *, train, test, size, seed=0, objects=scenes_draw.MOST, typical=0.0, progress=None):
-  """Generate the store at `path`, and a tokenizer from its training texts, unless it is there
-  already; return `path`.
+def build(
+  path: str | os.PathLike,
+  *,
+  train: int,
+  test: int,
+  size: int,
+  seed: int = 0,
+  objects: int = draw.MOST,
+  typical: float = 0.0,
+  progress: Callable[[int, int], None] | None = None,
+) -> str:
+  """Generates the store at `path`, with a tokenizer of its training texts, unless it exists.
 
-  `progress(done, total)` is called after each record. Raises InputError for a bad number, and when
-  `path` holds anything but this very data set.
+  Returns `path`. `progress(done, total)` is called after each record. Raises InputError for a bad
+  number, and if `path` holds anything but this very data set.
   """
   from tips_jax.data import tokenizer  # here, so that drawing alone does not load SentencePiece
 
-  spec = dict(train=train, test=test, size=size, seed=seed, objects=objects, typical=typical)
-  for name, least in dict(train=1, test=0, size=32, seed=0, objects=1).items():
-    if not isinstance(spec[name], int) or spec[name] < least:
-      raise InputError(
-        f'scenes.{name}: got {spec[name]!r}; expected an integer of at least {least}'
-      )
-  if objects > scenes_draw.MOST:
-    raise InputError(f'scenes.objects: got {objects}; expected at most {scenes_draw.MOST}')
-  if not 0 <= typical <= 1:
-    raise InputError(f'scenes.typical: got {typical}; expected a share from 0 to 1')
+  scene = dict(size=size, seed=seed, objects=objects, typical=typical)
+  spec = dict(train=train, test=test, **scene)
+  _check(spec)
   info = {'scenes': {'revision': _REVISION, **spec}}
   path = os.path.abspath(os.path.expanduser(path))
   if os.path.exists(os.path.join(path, store.INFO_FILE)):
-    found = store.open_store(path).info
-    if found != info:
+    existing = store.open_store(path).info
+    if existing != info:
       raise InputError(
-        f'scenes: {path!r} holds other data: got {found}; expected {info}; give another path or remove that one'
+        f'scenes: {path!r} holds other data: got {existing}; expected {info}; give another path or '
+        f'remove that one'
       )
     return path
 
@@ -143,22 +150,35 @@ def build(path, *, train, test, size, seed=0, objects=scenes_draw.MOST, typical=
   try:
     writer = store.Writer(folder, _features(), name='scenes', description=_DESCRIPTION)
     texts = []
+    done = 0
     for split, count in (('train', train), ('test', test)):
       for i in range(count):
-        record = example(i, split=split, size=size, seed=seed, objects=objects, typical=typical)
+        record = example(i, split=split, **scene)
         writer.add(split, record)
         if split == 'train':
           texts += [record['alt_text'], *record['captions'], *record['region_captions']]
+        done += 1
         if progress:
-          progress(i + 1 + (train if split == 'test' else 0), train + test)
+          progress(done, train + test)
     writer.close()
-    with open(os.path.join(folder, 'annotations.json'), 'w') as file:
-      json.dump({'mask_classes': MASK_CLASSES}, file)
-    tokenizer.train(texts, os.path.join(folder, store.TOKENIZER_FILE), vocab_size=_VOCAB_SIZE)
+    (folder / store.ANNOTATIONS_FILE).write_text(json.dumps({'mask_classes': MASK_CLASSES}))
+    tokenizer.train(texts, folder / store.TOKENIZER_FILE, vocab_size=_VOCAB_SIZE)
     return store.finish(folder, path, info)
-  except BaseException:
+  except BaseException:  # an interrupt too leaves nothing behind
     shutil.rmtree(folder, ignore_errors=True)
     raise
+
+
+def _check(spec):
+  for name, least in dict(train=1, test=0, size=32, seed=0, objects=1).items():
+    if not isinstance(spec[name], int) or spec[name] < least:
+      raise InputError(
+        f'scenes.{name}: got {spec[name]!r}; expected an integer of at least {least}'
+      )
+  if spec['objects'] > draw.MOST:
+    raise InputError(f'scenes.objects: got {spec["objects"]}; expected at most {draw.MOST}')
+  if not 0 <= spec['typical'] <= 1:
+    raise InputError(f'scenes.typical: got {spec["typical"]}; expected a share from 0 to 1')
 
 
 def _png(array):

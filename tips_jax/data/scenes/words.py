@@ -1,9 +1,16 @@
-"""The language half of the embedded data set: what is true of a scene, and how the web and a
-captioner would put it.
+"""The language half of the embedded data set: captions and alt text of a scene.
 
 `relations` lists every spatial relation that holds with a clear margin; captions use nothing else,
 so they are true.
 """
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tips_jax.data.scenes.draw import Item, Scene
+
+# Words for textures and for the patterns of surroundings.
 
 _TEXTURE = {
   'plain': 'plain',
@@ -23,14 +30,6 @@ _FAR = {
   'gradient': 'smooth {} wall',
   'mountain': '{} mountain',
 }
-_NEAR = {
-  'grass': 'in',
-  'waves': 'on',
-  'checked': 'on',
-  'tiles': 'on',
-  'planks': 'on',
-  'plain': 'on',
-}
 _NEAR_NOUN = {
   'grass': '{} field',
   'waves': '{} lake',
@@ -39,8 +38,10 @@ _NEAR_NOUN = {
   'planks': 'wooden {} floor',
   'plain': '{} floor',
 }
-_MARGIN, _DEPTH_MARGIN = 0.12, 0.3  # picture widths, meters
+_MARGIN = 0.12  # picture widths
+_DEPTH_MARGIN = 0.3  # meters
 _WORDS = 50  # of a long caption, which so fits the 64 tokens that the text tower reads
+# Alt texts that have nothing to do with the picture, captions of the web, and file names.
 _IRRELEVANT = (
   'IMG_{n}.jpg',
   'DSC0{n}',
@@ -88,14 +89,14 @@ _FILES = (
 )
 
 
-def relations(items):
+def relations(items: Sequence[Item]) -> list[tuple[int, str, int]]:
   """Every (i, relation, j) that holds between visible objects.
 
   'left of' and 'right of' compare the centers of the visible boxes; 'on': it stands on it; 'above':
-  it hangs, or stands on something, wholly higher and over it; 'in front of' and 'behind': nearer or
-  farther by 0.3 m, with overlapping columns.
+  it hangs, or stands on something, entirely higher and over it; 'in front of' and 'behind': nearer
+  or farther by 0.3 m, with overlapping columns.
   """
-  found = []
+  pairs = []
   for i, a in enumerate(items):
     for j, b in enumerate(items):
       if i == j:
@@ -104,80 +105,75 @@ def relations(items):
       apart = (left + right - left_b - right_b) / 2
       overlap = min(right, right_b) - max(left, left_b)
       if a.on is b:
-        found.append((i, 'on', j))
+        pairs.append((i, 'on', j))
       elif b.on is a:
         continue
       elif (a.lifted or a.on) and bottom <= top_b and abs(apart) < (right_b - left_b) / 2:
-        found.append((i, 'above', j))
+        pairs.append((i, 'above', j))
       elif apart < -_MARGIN:
-        found.append((i, 'left of', j))
+        pairs.append((i, 'left of', j))
       elif apart > _MARGIN:
-        found.append((i, 'right of', j))
+        pairs.append((i, 'right of', j))
+      # The depth of what hangs in the air cannot be seen.
       if overlap > 0 and abs(a.z - b.z) > _DEPTH_MARGIN and not a.lifted and not b.lifted:
-        found.append((i, 'in front of' if a.z < b.z else 'behind', j))
-  return found
+        pairs.append((i, 'in front of' if a.z < b.z else 'behind', j))
+  return pairs
 
 
-def names(items):
-  """The shortest phrase that singles out each object among the others; None where there is no such
-  phrase.
-  """
-  ladder = [
-    [
-      item.shape,
-      f'{item.color} {item.shape}',
-      f'{item.color} {_TEXTURE[item.texture]} {item.shape}',
-      _full(item),
-    ]
-    for item in items
-  ]
+def names(items: Sequence[Item]) -> list[str | None]:
+  """The shortest phrase that singles out each object among the others; None if there is none."""
+  ladders = [_phrases(item) for item in items]
+  # All phrases of one length, for each length.
+  phrases = list(zip(*ladders))
+  unique = []
+  for ladder in ladders:
+    alone = [phrase for phrase, of_all in zip(ladder, phrases) if of_all.count(phrase) == 1]
+    unique.append(alone[0] if alone else None)
+  return unique
+
+
+def _phrases(item):
+  """What an object may be called, from short to long."""
   return [
-    next(
-      (
-        p
-        for k, p in enumerate(rungs)
-        if all(other[k] != p for other in ladder if other is not rungs)
-      ),
-      None,
-    )
-    for rungs in ladder
+    item.shape,
+    f'{item.color} {item.shape}',
+    f'{item.color} {_TEXTURE[item.texture]} {item.shape}',
+    _full(item),
   ]
 
 
-def captions(scene, rng):
-  """A short caption in a COCO annotator's style, and a long one that tells attributes, surroundings
-  and layout.
+def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+  """A short caption in a COCO annotator's style, and a long one with attributes, surroundings and
+  layout.
   """
   return [_short(scene, rng), _long(scene, rng)]
 
 
-def region_captions(scene, rng):
+def region_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
   """One phrase per object of scene.items: its full description, and where it is."""
-  known, called = relations(scene.items), names(scene.items)
+  pairs = relations(scene.items)
+  called = names(scene.items)
   phrases = []
   for i, item in enumerate(scene.items):
-    ways = [f'{relation} the {called[j]}' for k, relation, j in known if k == i and called[j]]
-    phrases.append(
-      f'{_a(_full(item))} {_pick(rng, ways) if ways and rng.random() < 0.7 else _side(item)}'
-    )
+    places = [f'{relation} the {called[j]}' for k, relation, j in pairs if k == i and called[j]]
+    place = _pick(rng, places) if places and rng.random() < 0.7 else _side(item)
+    phrases.append(f'{_a(_full(item))} {place}')
   return phrases
 
 
-def alt_text(scene, rng):
-  """Web-like alt text: 3 % empty, 15 % irrelevant, the rest names only one or two salient objects,
-  in passing.
-  """
-  chance, n = rng.random(), int(rng.integers(1, 9999))
+def alt_text(scene: Scene, rng: np.random.Generator) -> str:
+  """Web-like alt text: 3 % empty, 15 % irrelevant; the rest mentions one or two salient objects."""
+  chance = rng.random()
+  n = int(rng.integers(1, 9999))
   if chance < 0.03:
     return ''
   if chance < 0.18:
     return _pick(rng, _IRRELEVANT).format(n=n)
-  salient = (
-    scene.items[:2]
-    if rng.random() < 0.8
-    else [scene.items[k] for k in rng.permutation(len(scene.items))[:2]]
-  )
-  item, near = salient[0], _NEAR_NOUN[scene.near[1]].format('').replace('  ', ' ').strip()
+  salient = scene.items[:2]
+  if rng.random() >= 0.8:
+    salient = [scene.items[k] for k in rng.permutation(len(scene.items))[:2]]
+  item = salient[0]
+  near = _NEAR_NOUN[scene.near[1]].format('').replace('  ', ' ').strip()
   other = salient[-1].shape if len(salient) > 1 else near
   texture = _TEXTURE[item.texture]
   return _pick(rng, _FILES if chance < 0.3 else _WEB).format(
@@ -188,7 +184,7 @@ def alt_text(scene, rng):
     other=other,
     near=near,
     n=n,
-    place=f'{_NEAR[scene.near[1]]} {_a(near)}',
+    place=f'{_preposition(scene)} {_a(near)}',
     a_shape=_a(item.shape),
     a_color=_a(item.color),
     a_texture=_a(texture),
@@ -197,66 +193,63 @@ def alt_text(scene, rng):
 
 
 def _short(scene, rng):
-  items, places = scene.items, _places(scene)
-  place = _pick(rng, places)
-  plain = [
-    f'{f"{item.size} " if rng.random() < 0.25 else ""}{item.color} {item.shape}' for item in items
-  ]
-  pairs = [(i, relation, j) for i, relation, j in relations(items) if i == 0 or j == 0]
+  items = scene.items
+  place = _pick(rng, _places(scene))
+  plain = []
+  for item in items:
+    size = f'{item.size} ' if rng.random() < 0.25 else ''
+    plain.append(f'{size}{item.color} {item.shape}')
+  pairs = [pair for pair in relations(items) if 0 in (pair[0], pair[2])]  # of the largest object
   if len(items) == 1:
-    text = _pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} seen alone {1}')).format(
-      _a(plain[0]), place
-    )
+    style = _pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} seen alone {1}'))
+    text = style.format(_a(plain[0]), place)
   elif pairs and rng.random() < 0.6:
     i, relation, j = _pick(rng, pairs)
     text = f'{_a(plain[i])} {_wordy(relation)} {_a(plain[j])} {place}'
   else:
-    text = f'{_listed([_a(p) for p in plain[:3]])} {place}'
-  return text[0].upper() + text[1:] + '.'
+    text = f'{_listed(plain[:3])} {place}'
+  return f'{_capital(text)}.'
 
 
 def _long(scene, rng):
-  items, called = scene.items, names(scene.items)
-  objects = _listed([_a(_full(item)) for item in items])
-  far, near = _places(scene)[::-1]
-  opening = _pick(
-    rng,
-    (
-      '{objects} {near} {far}',
-      '{near} {far} there {be} {objects}',
-      'there {be} {objects} {near} {far}',
-    ),
+  items = scene.items
+  called = names(items)
+  near, far = _places(scene)
+  styles = (
+    '{objects} {near} {far}',
+    '{near} {far} there {be} {objects}',
+    'there {be} {objects} {near} {far}',
   )
-  opening = opening.format(
-    objects=objects, near=near, far=far, be='is' if len(items) == 1 else 'are'
-  )
-  clauses = [f'the {called[0]} is {_side(items[0])}'] if called[0] else []
-  known = [r for r in relations(items) if called[r[0]] and called[r[2]]]
-  rng.shuffle(known)
-  known.sort(
-    key=lambda r: r[1] in ('left of', 'right of')
-  )  # the rarer relations first: they say more
-  told = set()
-  for i, relation, j in known:
-    clause = f'the {called[i]} is {_wordy(relation)} the {called[j]}'
-    words = len(' '.join([opening, *clauses, clause]).split())
-    if frozenset((i, j)) not in told and len(told) < 3 and words <= _WORDS:
-      told.add(frozenset((i, j)))
-      clauses.append(clause)
-  return '. '.join(s[0].upper() + s[1:] for s in [opening, *clauses]) + '.'
+  be = 'is' if len(items) == 1 else 'are'
+  objects = _listed([_full(item) for item in items])
+  sentences = [_pick(rng, styles).format(objects=objects, near=near, far=far, be=be)]
+  if called[0]:
+    sentences.append(f'the {called[0]} is {_side(items[0])}')
+  pairs = [pair for pair in relations(items) if called[pair[0]] and called[pair[2]]]
+  rng.shuffle(pairs)
+  # The rarer relations first: they say more.
+  pairs.sort(key=lambda pair: pair[1] in ('left of', 'right of'))
+  used = set()  # no two sentences about the same two objects
+  for i, relation, j in pairs:
+    sentence = f'the {called[i]} is {_wordy(relation)} the {called[j]}'
+    words = len(' '.join([*sentences, sentence]).split())
+    if frozenset((i, j)) not in used and len(used) < 3 and words <= _WORDS:
+      used.add(frozenset((i, j)))
+      sentences.append(sentence)
+  return '. '.join(map(_capital, sentences)) + '.'
 
 
 def _places(scene):
-  """(near, far): where things stand, and what is behind them, as prepositional phrases."""
-  far_stuff, far_pattern, far_color = scene.far
-  far = _FAR['mountain' if far_stuff == 'mountain' else far_pattern].format(far_color)
+  """(near, far): where objects stand, and what is behind them, as prepositional phrases."""
+  stuff, pattern, color = scene.far
+  far = _FAR['mountain' if stuff == 'mountain' else pattern].format(color)
   near = _NEAR_NOUN[scene.near[1]].format(scene.near[2])
-  behind = (
-    f'before {far}s'
-    if far_stuff == 'mountain'
-    else f'{"under" if far_stuff == "sky" else "by"} {_a(far)}'
-  )
-  return f'{_NEAR[scene.near[1]]} {_a(near)}', behind
+  behind = {'mountain': f'before {far}s', 'sky': f'under {_a(far)}', 'wall': f'by {_a(far)}'}
+  return f'{_preposition(scene)} {_a(near)}', behind[stuff]
+
+
+def _preposition(scene):
+  return 'in' if scene.near[1] == 'grass' else 'on'
 
 
 def _full(item):
@@ -265,7 +258,12 @@ def _full(item):
 
 def _side(item):
   center = (item.box[1] + item.box[3]) / 2
-  side = 'on the left' if center < 0.38 else 'on the right' if center > 0.62 else 'in the middle'
+  if center < 0.38:
+    side = 'on the left'
+  elif center > 0.62:
+    side = 'on the right'
+  else:
+    side = 'in the middle'
   return f'in the air {side}' if item.lifted else side
 
 
@@ -273,12 +271,18 @@ def _wordy(relation):
   return f'to the {relation}' if relation in ('left of', 'right of') else relation
 
 
+def _capital(text):
+  return text[0].upper() + text[1:]
+
+
 def _a(phrase):
   return f'{"an" if phrase[0] in "aeiou" else "a"} {phrase}'
 
 
 def _listed(phrases):
-  return phrases[0] if len(phrases) == 1 else f'{", ".join(phrases[:-1])} and {phrases[-1]}'
+  """'a ball, a cube and an arrow', of phrases without articles."""
+  *rest, last = map(_a, phrases)
+  return f'{", ".join(rest)} and {last}' if rest else last
 
 
 def _pick(rng, options):
