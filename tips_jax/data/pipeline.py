@@ -10,6 +10,7 @@ and the worker processes. It imports no jax: worker processes must not touch a d
 import bisect
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import math
 import typing
@@ -130,7 +131,7 @@ class Pipeline:
 
 
 def _read_ahead(batches, config):
-  """Loads batches before they are asked for, in threads, or in worker processes if there are any."""
+  """Loads batches before they are needed: in threads, or in worker processes if there are any."""
   ahead = 1 if config.workers else config.prefetch
   batches = batches.to_iter_dataset(
     grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
@@ -267,7 +268,7 @@ class _Records:
 
   def __init__(self, sources):
     self._raw = [source.data_source for source in sources]
-    self._starts = [0, *np.cumsum([len(source) for source in sources]).tolist()]
+    self._starts = list(itertools.accumulate(map(len, sources), initial=0))
 
   def __len__(self):
     return self._starts[-1]

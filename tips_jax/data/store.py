@@ -334,8 +334,8 @@ class Store:
 
 def undecoded(features: tfds.features.FeaturesDict) -> dict[str, tfds.decode.SkipDecoding]:
   """TFDS decoders that leave the images encoded, by feature name."""
-  images = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
-  return {name: tfds.decode.SkipDecoding() for name in images}
+  encoded = tfds.decode.SkipDecoding()
+  return {name: encoded for name, f in features.items() if isinstance(f, tfds.features.Image)}
 
 
 def open_store(path: Path) -> Store:
@@ -461,9 +461,11 @@ def _builder(folder):
 
 def _splits_and_shards(builder):
   """(examples by split, file names of the shards in order)."""
-  infos = builder.info.splits
-  splits = {name: info.num_examples for name, info in infos.items()}
-  shards = [name for info in infos.values() for name in sorted(info.filenames)]
+  splits = {}
+  shards = []
+  for name, info in builder.info.splits.items():
+    splits[name] = info.num_examples
+    shards += sorted(info.filenames)
   return splits, shards
 
 

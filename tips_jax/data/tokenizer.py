@@ -50,7 +50,7 @@ def train(
       model_type='bpe',
       vocab_size=vocab_size,
       hard_vocab_limit=False,  # few texts give a smaller vocabulary, not an error
-      byte_fallback=True,
+      byte_fallback=True,  # no text is ever unknown
       pad_id=PAD_ID,
       unk_id=UNK_ID,
       bos_id=-1,
@@ -127,8 +127,8 @@ class Tokenizer:
       return processor
     except RuntimeError as error:
       raise InputError(
-        f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file written '
-        f'by SentencePiece, such as tokenizer.model'
+        f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file '
+        f'written by SentencePiece, such as tokenizer.model'
       ) from error
 
   # The processor is C++ memory; a copy in a worker process loads the model anew.

@@ -318,16 +318,3 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     scenes.build(tmp_path / 'store', train=5, test=0, size=32, progress=stop)
   assert os.listdir(tmp_path) == []
-
-
-def test_the_tfds_builder_writes_the_same_records(tmp_path):
-  config = scenes.ScenesConfig(train=3, test=1, size=32, seed=2)
-  builder = scenes.Scenes(data_dir=tmp_path, config=config, file_format='array_record')
-  builder.download_and_prepare()
-  source = builder.as_data_source('train')
-  assert len(source) == 3 and len(builder.as_data_source('test')) == 1
-  for i in range(3):
-    assert source[i]['id'].decode() == f'train-{i:07d}'
-    np.testing.assert_array_equal(
-      source[i]['mask'][..., 0], scenes_draw.draw(i, size=32, seed=2).mask
-    )

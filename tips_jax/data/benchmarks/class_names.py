@@ -1,8 +1,6 @@
-"""Class names of the public benchmarks, in the order of their class ids: facts of the data sets, in
-one place.
+"""Class names of the public benchmarks, in the order of their class ids.
 
-`prompt` makes a name of them fit for a sentence. Spelling of PASCAL and ADE20K: as MMSegmentation
-prints them.
+PASCAL's and ADE20K's are spelled as MMSegmentation prints them.
 """
 
 
@@ -201,9 +199,10 @@ IMAGENET = _split("""
 """)
 
 
-def prompt(name):
-  """A class name as it reads in a sentence: PASCAL's joined words and COCO's panoptic suffixes are
-  taken apart.
+def prompt(name: str) -> str:
+  """A class name as it reads in a sentence.
+
+  PASCAL's joined words are taken apart, COCO's panoptic suffixes removed.
   """
   known = {
     'diningtable': 'dining table',
@@ -215,6 +214,7 @@ def prompt(name):
   }
   if name in known:
     return known[name]
+  # 'sky-other-merged' is the sky.
   first, *rest = (word for word in name.split('-') if word not in ('merged', 'other', 'stuff'))
   if rest and first in ('wall', 'floor'):  # 'wall-brick' is a brick wall
     return ' '.join([*rest, first])

@@ -58,7 +58,7 @@ class Voc(_Pascal):
 
 
 class Context(_Pascal):
-  """PASCAL Context: 59 classes and the background (0), as MMSegmentation's conversion writes them."""
+  """PASCAL Context as MMSegmentation converts it: 59 classes and the background (0)."""
 
   name = 'context'
   folders = ('VOCdevkit/VOC2010', 'VOC2010')
@@ -242,19 +242,16 @@ class Navi(base.Benchmark):
   hole = 1e6  # meters, for normals
 
   def _list(self, split):
+    wild = sorted(self.root.glob('*/wild_set/annotations.json'))
+    multiview = sorted(self.root.glob('*/multiview*/annotations.json'))
+    objects = {path.parts[-3] for path in wild} & {path.parts[-3] for path in multiview}
     items = []
-    for thing in sorted(p for p in self.root.iterdir() if p.is_dir()):
-      scenes = sorted(p for p in thing.iterdir() if (p / 'annotations.json').is_file())
-      of_split = {
-        'wild_set': [p for p in scenes if p.name == 'wild_set'],
-        'multiview': [p for p in scenes if p.name.startswith('multiview')],
-      }
-      if not all(of_split.values()):
+    for path in wild if split == 'wild_set' else multiview:
+      if path.parts[-3] not in objects:
         continue
-      for scene in of_split[split]:
-        for row in sorted(self._json(scene / 'annotations.json'), key=lambda row: row['filename']):
-          focal = row['camera']['focal_length']
-          items.append(_Shot(scene, row['filename'], focal, tuple(row['image_size'])))
+      for row in sorted(self._json(path), key=lambda row: row['filename']):
+        focal = row['camera']['focal_length']
+        items.append(_Shot(path.parent, row['filename'], focal, tuple(row['image_size'])))
     return items
 
   def files_of(self, item: _Shot) -> Pair:
@@ -271,7 +268,8 @@ class Navi(base.Benchmark):
     code = ImageOps.exif_transpose(Image.open(depth_path))
     if sorted(image.size) != sorted((width, height)) or code.size != (width, height):
       raise ValueError(
-        f'image {image.size}, depth {code.size}; expected both {(width, height)} as annotations.json'
+        f'image {image.size}, depth {code.size}; expected both {(width, height)}, the size in '
+        f'annotations.json'
       )
     # A JPEG is decoded at a half or less, but never under twice the final size.
     image.draft('RGB', (2 * self.side,) * 2)

@@ -6,6 +6,7 @@ import csv
 import functools
 import os
 import pathlib
+import re
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
@@ -14,11 +15,19 @@ from tips_jax.data.ingest.reader import Sample
 _IMAGES = ('.jpeg', '.jpg', '.png')
 
 
+# Image (path below the root), label.
+Labeled = tuple[str, int]
+# Image (path below images), tags.
+Tagged = tuple[str, list[str]]
+# Folder, image, captions.
+Captioned = tuple[str, str, list[str]]
+
+
 class ImageNet(base.Benchmark):
   """ImageNet-1k: train/WNID/*.JPEG and val/WNID/*.JPEG, or Kaggle's flat val with its CSV.
 
   Classes are the WordNet ids of train (of val where there is no train), sorted; their names:
-  class_names.IMAGENET. An item is (path below the root, label).
+  class_names.IMAGENET.
   """
 
   name = 'imagenet'
@@ -40,19 +49,20 @@ class ImageNet(base.Benchmark):
     inside = _folders(folder)
     if not inside:
       return self._flat(folder, ids)
-    return [
-      (f'{split}/{wnid}/{name}', ids.get(wnid, -1))
-      for wnid in inside
-      for name in base.names_in(folder / wnid, *_IMAGES)
-    ]
+    items = []
+    for wnid in inside:
+      for name in base.names_in(folder / wnid, *_IMAGES):
+        items.append((f'{split}/{wnid}/{name}', ids.get(wnid, -1)))
+    return items
 
   def _flat(self, folder, ids):
-    tables = [p / 'LOC_val_solution.csv' for p in (self.root, *self.root.parents[:3])]
-    table = next((p for p in tables if p.is_file()), None)
-    if table is None:
+    # Kaggle's archive has it some folders above.
+    folders = (self.root, *self.root.parents[:3])
+    table = base.first_existing(*(p / 'LOC_val_solution.csv' for p in folders))
+    if not table.exists():
       raise InputError(
         f'{self.name}: split {self.split!r}: {folder} has no folders of classes, and there is no '
-        f'{tables[0].name} beside it; expected either; see {base.PAGE}'
+        f'{table.name} beside it; expected either; see {base.PAGE}'
       )
     with open(table, newline='') as file:
       label = {row['ImageId']: row['PredictionString'].split()[0] for row in csv.DictReader(file)}
@@ -64,7 +74,7 @@ class ImageNet(base.Benchmark):
       items.append((f'{folder.name}/{name}', ids.get(wnid, -1)))
     return items
 
-  def files_of(self, item: tuple[str, int]) -> list[pathlib.Path]:
+  def files_of(self, item: Labeled) -> list[pathlib.Path]:
     return [self.root / item[0]]
 
   def missing(self) -> list[str]:
@@ -85,9 +95,9 @@ class Uned(base.Benchmark):
   """One of the eight domains of UnED: uned/info_files/DOMAIN/SPLIT.json and uned/images.
 
   `tags` are the classes of an image as 'DOMAIN/ID' (a query may have several), so that the merged
-  index of all domains compares correctly; `label` is the first, a number of this split alone. `test`
-  holds the queries; where there is `index` they are searched in it, else in `test` itself without
-  the query. An item is (path below images, tags).
+  index of all domains compares correctly; `label` is the first, a number of this split alone.
+  `test` holds the queries; where there is `index` they are searched in it, else in `test` itself
+  without the query.
   """
 
   folders = ('uned', 'UnED')
@@ -103,17 +113,18 @@ class Uned(base.Benchmark):
       if not isinstance(classes, list):
         classes = [classes]
       items.append((row['path'], [f'{domain}/{i}' for i in classes]))
+    # Labels are numbered within the split; tags compare across splits and domains.
     self.label_names = tuple(sorted({tags[0] for _, tags in items}))
     self._ids = {name: i for i, name in enumerate(self.label_names)}
     return items
 
-  def files_of(self, item: tuple[str, list[str]]) -> list[pathlib.Path]:
+  def files_of(self, item: Tagged) -> list[pathlib.Path]:
     return [self.root / 'images' / item[0]]
 
-  def key_of(self, item: tuple[str, list[str]]) -> str:
+  def key_of(self, item: Tagged) -> str:
     return item[0]
 
-  def tags_of(self, item: tuple[str, list[str]]) -> list[str]:
+  def tags_of(self, item: Tagged) -> list[str]:
     """The classes of an item without opening its image."""
     return item[1]
 
@@ -157,42 +168,39 @@ class UnedGldv2(Uned):
 class UnedRp2k(Uned):
   name = 'uned_rp2k'
 
-  def files_of(self, item: tuple[str, list[str]]) -> list[pathlib.Path]:
+  def files_of(self, item: Tagged) -> list[pathlib.Path]:
     images = self.root / 'images'
-    path = images / item[0]
-    return [path if path.exists() else images / _escaped(item[0])]
+    return [base.first_existing(images / item[0], images / _escaped(item[0]))]
 
 
 def _escaped(path):
-  """The name as unzip writes it where the file system's encoding is not UTF-8: #U and four hex
-  digits.
-  """
-  return ''.join(c if ord(c) < 128 else f'#U{ord(c):04x}' for c in path)
+  """The name as unzip writes it where the file system's encoding is not UTF-8: '#U' and hex."""
+  return re.sub(r'[^\x00-\x7f]', lambda character: f'#U{ord(character[0]):04x}', path)
 
 
 class _Karpathy(base.Benchmark):
-  """Images and the captions of Karpathy's JSON (`dataset_*.json`).
-
-  An item is (folder, file name, captions).
-  """
+  """Images and the captions of Karpathy's JSON (`dataset_*.json`)."""
 
   table = ''
   official = {'train': ('train', 'restval'), 'val': ('val',), 'test': ('test',)}
 
   def _list(self, split):
-    tables = [self.root / folder / self.table for folder in ('', 'karpathy', 'annotations')]
-    content = self._json(next((p for p in tables if p.is_file()), tables[0]))
+    table = base.first_existing(
+      self.root / self.table,
+      self.root / 'karpathy' / self.table,
+      self.root / 'annotations' / self.table,
+    )
     items = []
-    for row in content['images']:
+    for row in self._json(table)['images']:
       if row['split'] in split:
         captions = [sentence['raw'].strip() for sentence in row['sentences']]
         items.append((row.get('filepath', ''), row['filename'], captions))
     return items
 
-  def captions_of(self, item: tuple[str, str, list[str]]) -> list[str]:
+  def captions_of(self, item: Captioned) -> list[str]:
     return item[2]
 
-  def key_of(self, item: tuple[str, str, list[str]]) -> str:
+  def key_of(self, item: Captioned) -> str:
     return item[1]
 
   def _sample(self, item):
@@ -206,14 +214,15 @@ class Flickr30k(_Karpathy):
   name = 'flickr30k'
   folders = ('flickr30k', 'Flickr30k')
   table = 'dataset_flickr30k.json'
-  image_folders = ('flickr30k-images', 'flickr30k_images', 'images', 'Images')
 
   @functools.cached_property
   def _images(self):
-    folders = [self.root / folder for folder in self.image_folders]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    root = self.root
+    return base.first_existing(
+      root / 'flickr30k-images', root / 'flickr30k_images', root / 'images', root / 'Images'
+    )
 
-  def files_of(self, item: tuple[str, str, list[str]]) -> list[pathlib.Path]:
+  def files_of(self, item: Captioned) -> list[pathlib.Path]:
     return [self._images / item[1]]
 
 
@@ -224,13 +233,12 @@ class Coco(_Karpathy):
   folders = ('coco', 'COCO')
   table = 'dataset_coco.json'
 
-  def files_of(self, item: tuple[str, str, list[str]]) -> list[pathlib.Path]:
+  def files_of(self, item: Captioned) -> list[pathlib.Path]:
     folder, name, _ = item
     if (self.root / folder).is_dir():
       return [self.root / folder / name]
     short = name.rpartition('_')[2]  # COCO_val2014_000000000042.jpg is 000000000042.jpg in 2017
-    places = [self.root / year / short for year in ('val2017', 'train2017')]
-    return [next((p for p in places if p.exists()), places[0])]
+    return [base.first_existing(self.root / 'val2017' / short, self.root / 'train2017' / short)]
 
 
 class Docci(base.Benchmark):
@@ -265,17 +273,5 @@ class Docci(base.Benchmark):
     return Sample(name, self.files_of(item)[0].read_bytes(), '', captions, {})
 
 
-READERS = (
-  ImageNet,
-  UnedFood2k,
-  UnedCars,
-  UnedSop,
-  UnedInshop,
-  UnedInat,
-  UnedMet,
-  UnedGldv2,
-  UnedRp2k,
-  Flickr30k,
-  Coco,
-  Docci,
-)
+UNED = (UnedFood2k, UnedCars, UnedSop, UnedInshop, UnedInat, UnedMet, UnedGldv2, UnedRp2k)
+READERS = (ImageNet, *UNED, Flickr30k, Coco, Docci)

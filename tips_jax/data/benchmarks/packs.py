@@ -156,6 +156,7 @@ class CocoMini(_Pack):
     width, height = row['size']
     corners = np.array([box for _, box in row['boxes']], np.float64).reshape(-1, 4)
     x, y, w, h = corners.T
+    # From COCO's pixels to a store's fractions.
     boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], -1).clip(0, 1)
     extra = {'boxes': boxes.astype(np.float32), 'tags': [name for name, _ in row['boxes']]}
     if self.split == 'test':

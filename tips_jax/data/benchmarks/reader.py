@@ -147,6 +147,14 @@ class Benchmark(Reader, abc.ABC):
       ) from error
 
 
+def first_existing(*paths: pathlib.Path) -> pathlib.Path:
+  """The first path that exists; the first of all if none does, to be named in an error."""
+  for path in paths:
+    if path.exists():
+      return path
+  return paths[0]
+
+
 def names_in(folder: pathlib.Path, *suffixes: str) -> list[str]:
   """Sorted file names of a folder with one of the suffixes (any case); [] for a missing folder."""
   if not folder.is_dir():

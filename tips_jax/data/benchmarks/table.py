@@ -3,9 +3,9 @@
   reader = benchmarks.open('voc', data_dir, 'test')    # len(reader), reader[i], iteration: Samples
   convert.convert({'test': reader}, 'store')           # or a store of it, as `prepare` writes one
 
-Splits have the same names everywhere: `train` to learn from, `test` to measure on, and `index` where
-retrieval searches a separate set (`reader.official` maps them to the data set's names). Masks are
-uint8 class ids with 255 for void, depth uint16 millimeters with 0 for missing, normals uint8
+Splits have the same names everywhere: `train` to learn from, `test` to measure on, and `index`
+where retrieval searches a separate set (`reader.official` maps them to the data set's names). Masks
+are uint8 class ids with 255 for void, depth uint16 millimeters with 0 for missing, normals uint8
 n * 127.5 + 127.5 with (0, 0, 0) for missing.
 """
 

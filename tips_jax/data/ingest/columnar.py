@@ -20,8 +20,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
-from tips_jax.data.ingest.reader import Options, Reader, Sample
-from tips_jax.data.ingest.tables import WEB, label_names
+from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local
+from tips_jax.data.ingest.tables import label_names
 
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
 _KEYS = ('id', 'key', '__key__')
@@ -95,11 +95,7 @@ class ArrowReader(Reader):
       return value, path, ''
     if not value:
       return None, path, 'empty image cell'
-    if value.startswith(WEB):
-      raise InputError(
-        f'--input: column {self._columns.image!r} of {file!r} holds web addresses; expected image bytes '
-        f'or files; download them first, for example with img2dataset'
-      )
+    check_local([value], self._columns.image, file)
     for folder in (self.options.images, os.path.dirname(file)):
       place = pathlib.Path(folder, value).expanduser()
       if place.is_file():
@@ -111,7 +107,7 @@ def _holds_images(kind):
   return (
     pa.types.is_binary(kind)
     or pa.types.is_large_binary(kind)
-    or (pa.types.is_struct(kind) and 'bytes' in [field.name for field in kind])
+    or (pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0)
   )
 
 
@@ -311,7 +307,7 @@ def _fits(annotation, feature):
 
 
 def _tfds_builder(name):
-  """The builder of a prepared data set; TFDS downloads and prepares one that is not, by its name."""
+  """The builder of a data set; TFDS downloads and prepares one that is not prepared yet."""
   try:
     folder = store.resolve(name)
   except InputError as missing:
@@ -338,8 +334,8 @@ def _prepared_by_tfds(name, missing):
     builder.download_and_prepare()
   except Exception as error:
     raise InputError(
-      f'--input: TFDS could not prepare {name!r} ({error}); prepare it with TFDS elsewhere, and give '
-      f'its folder'
+      f'--input: TFDS could not prepare {name!r} ({error}); prepare it with TFDS elsewhere, and '
+      f'give its folder'
     ) from missing
   return builder
 

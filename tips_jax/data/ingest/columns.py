@@ -7,57 +7,27 @@ from the usual names.
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 
 NONE = 'none'  # as a column name: the data has no such column
 # Candidates in order of preference.
-IMAGE_NAMES = (
-  'image',
-  'img',
-  'jpg',
-  'jpeg',
-  'png',
-  'webp',
-  'image_bytes',
-  'file_name',
-  'filename',
-  'image_path',
-  'image_file',
-  'filepath',
-  'file_path',
-  'path',
-  'file',
-  'image_name',
-  'bytes',
-  'content',
+IMAGE_NAMES = tuple(
+  """
+  image img jpg jpeg png webp image_bytes file_name filename image_path image_file filepath
+  file_path path file image_name bytes content
+  """.split()
 )
-ALT_TEXT_NAMES = (
-  'alt_text',
-  'alttext',
-  'alt',
-  'txt',
-  'web_caption',
-  'caption',
-  'text',
-  'title',
-  'description',
+ALT_TEXT_NAMES = tuple(
+  'alt_text alttext alt txt web_caption caption text title description'.split()
 )
-CAPTIONS_NAMES = (
-  'captions',
-  'caption',
-  'synthetic_captions',
-  'synthetic_caption',
-  'recaption',
-  'recaptions',
-  'generated_caption',
-  'long_caption',
-  'short_caption',
-  'caption_list',
-  'sentences',
-  'texts',
+CAPTIONS_NAMES = tuple(
+  """
+  captions caption synthetic_captions synthetic_caption recaption recaptions generated_caption
+  long_caption short_caption caption_list sentences texts
+  """.split()
 )
 _NUMBERED = re.compile(r'(synthetic_|generated_|re)?(captions?|sentences?|texts?)_?\d+')
 # Of a caption that is itself a record.
@@ -77,11 +47,13 @@ class Columns:
 
 def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) -> Columns:
   """Completes `columns` from the column names of a table; InputError where one is not in it."""
+  # 'Alt-Text' is alt_text.
   by_plain = {re.sub(r'[\s.-]+', '_', name.strip().lower()): name for name in names}
   for flag in ('image', 'alt_text', 'label', 'mask'):
     _check(flag, getattr(columns, flag), names)
   for name in columns.captions:
     _check('captions', name, names)
+  # A column has one role, so 'caption' is the alt text or a caption, not both.
   used = {columns.image, columns.alt_text, columns.label, columns.mask, *columns.captions}
 
   def take(candidates):
@@ -102,11 +74,9 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
   alt_text = columns.alt_text or take(ALT_TEXT_NAMES)
   captions = columns.captions
   if not captions:
-    named = [take([name]) for name in CAPTIONS_NAMES]
-    numbered = [name for plain, name in by_plain.items() if _NUMBERED.fullmatch(plain)]
-    captions = [name for name in named if name]
-    captions += [name for name in numbered if name not in used]
-    captions = tuple(captions) or (NONE,)
+    numbered = [plain for plain in by_plain if _NUMBERED.fullmatch(plain)]
+    taken = [take([plain]) for plain in (*CAPTIONS_NAMES, *numbered)]
+    captions = tuple(name for name in taken if name) or (NONE,)
   if not alt_text and captions == (NONE,):
     raise InputError(
       f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
@@ -130,10 +100,15 @@ def texts_of(
   become captions. With `first_caption_as_alt_text`, the first caption moves to an empty alt text.
   Empty strings stay, to be counted.
   """
-  alt_texts = _distinct(text for row in rows for text in as_texts(row.get(columns.alt_text)))
-  captions = [text for row in rows for name in columns.captions for text in as_texts(row.get(name))]
-  if len(rows) > 1:
-    captions = _distinct(captions)
+  alt_texts = []
+  captions = []
+  for row in rows:
+    alt_texts += as_texts(row.get(columns.alt_text))
+    for name in columns.captions:
+      captions += as_texts(row.get(name))
+  alt_texts = list(dict.fromkeys(alt_texts))
+  if len(rows) > 1:  # the columns of one row may well repeat a caption
+    captions = list(dict.fromkeys(captions))
   if len(alt_texts) > 1:
     alt_texts, captions = [], alt_texts + captions
   alt_text = alt_texts[0] if alt_texts else ''
@@ -141,10 +116,6 @@ def texts_of(
     alt_text = next(text for text in captions if text)
     captions.remove(alt_text)
   return alt_text, captions
-
-
-def _distinct(texts: Iterable[str]) -> list[str]:
-  return list(dict.fromkeys(texts))
 
 
 def utf8(text: str) -> str:
@@ -162,6 +133,7 @@ def as_texts(value: object) -> list[str]:
   if isinstance(value, (bytes, bytearray)):
     value = bytes(value).decode('utf-8', 'replace')
   if isinstance(value, str):
+    # On one line: the tokenizer is trained on a file of lines.
     text = utf8(' '.join(value.replace('\0', ' ').split()))
     if text.startswith('[') and text.endswith(']'):
       try:

@@ -28,20 +28,21 @@ from tips_jax.data.ingest import checks
 from tips_jax.data.ingest.columns import utf8
 from tips_jax.data.ingest.reader import Reader
 
+# Problems, by their names in the report.
 REFUSED = {
-  'missing': 'images that are missing',
-  'unreadable': 'images that cannot be decoded',
-  'tiny': 'images with a side under min_side',
-  'giant': 'images of more than max_pixels',
+  'missing': 'left out: images that are missing',
+  'unreadable': 'left out: images that cannot be decoded',
+  'tiny': 'left out: images with a side under min_side',
+  'giant': 'left out: images of more than max_pixels',
 }
 NOTED = {
-  'duplicate': 'images equal to an earlier one, byte for byte',
-  'no_text': 'images without any text',
-  'no_alt_text': 'images with captions but no alt text',
-  'no_captions': 'images with alt text but no captions',
-  'empty_caption': 'images with an empty caption among theirs (left out)',
-  'bad_metadata': 'samples whose metadata cannot be read',
-  'bad_mask': 'images without a usable mask (all pixels ignored)',
+  'duplicate': 'kept: images equal to an earlier one, byte for byte',
+  'no_text': 'kept: images without any text',
+  'no_alt_text': 'kept: images with captions but no alt text',
+  'no_captions': 'kept: images with alt text but no captions',
+  'empty_caption': 'kept: images with an empty caption among theirs (left out)',
+  'bad_metadata': 'kept: samples whose metadata cannot be read',
+  'bad_mask': 'kept: images without a usable mask (all pixels ignored)',
 }
 TRAIN_TOKENIZER = 'train'
 REPORT_FILE = 'report.json'
@@ -142,13 +143,15 @@ class _Conversion:
     self._max_pixels = max_pixels
     self._limit = limit
     self._check = functools.partial(_check, min_side=min_side, max_pixels=max_pixels)
-    labels = dict.fromkeys(name for reader in readers.values() for name in reader.label_names)
-    self._label_ids = {name: i for i, name in enumerate(labels)}
-    # A store has one set of features, so an annotation must come with every split.
+    # A store has one set of features: the classes of all splits, and the annotations that come
+    # with every split.
+    self._label_ids = {}
     self.annotations = list(store.ANNOTATIONS)
     for reader in readers.values():
+      for name in reader.label_names:
+        self._label_ids.setdefault(name, len(self._label_ids))
       self.annotations = [name for name in self.annotations if name in reader.annotations]
-    features = store.features(self.annotations, labels=list(labels))
+    features = store.features(self.annotations, labels=list(self._label_ids))
     self._writer = store.Writer(folder, features)
     self._seen = {}  # hash of an image -> 'split: key' of its first copy
     self._splits = collections.defaultdict(collections.Counter)
@@ -188,6 +191,7 @@ class _Conversion:
     if check.problem:
       self._note(check.problem, split, sample.key, check.detail)
       return
+    # Copies stay: the same image with other texts is worth training on.
     if digest in self._seen:
       self._note('duplicate', split, sample.key, f'same bytes as {self._seen[digest]}')
     self._seen.setdefault(digest, f'{split}: {sample.key}')
@@ -202,6 +206,7 @@ class _Conversion:
     for kind, present in problems.items():
       if present:
         self._note(kind, split, sample.key, sample.problem)
+    # The bytes as they came: a store never encodes an image again.
     example = {
       'image': sample.image,
       'id': sample.key,
@@ -276,15 +281,18 @@ def summary(report: Mapping[str, typing.Any], *, worst: int = 3) -> str:
     'written': 'images written',
     'alt_texts': 'with alt text',
     'captions': 'captions written',
-    **{kind: f'left out: {text}' for kind, text in REFUSED.items()},
-    **{kind: f'kept: {text}' for kind, text in NOTED.items()},
+    **REFUSED,
+    **NOTED,
   }
-  counts = {kind: [split.get(kind, 0) for split in splits.values()] for kind in texts}
-  occurring = [kind for kind in texts if any(counts[kind])]
-  width = max(len(texts[kind]) for kind in occurring)
+  counts = {}  # by split, of what occurs at all
+  for kind in texts:
+    of_kind = [split.get(kind, 0) for split in splits.values()]
+    if any(of_kind):
+      counts[kind] = of_kind
+  width = max(len(texts[kind]) for kind in counts)
   lines = [' ' * width + ''.join(f'{split:>12}' for split in splits)]
-  for kind in occurring:
-    lines.append(f'{texts[kind]:<{width}}' + ''.join(f'{count:>12,}' for count in counts[kind]))
+  for kind, of_kind in counts.items():
+    lines.append(f'{texts[kind]:<{width}}' + ''.join(f'{count:>12,}' for count in of_kind))
   for kind, listed in report['rows'].items():
     total = sum(counts[kind])
     if total == sum(counts['read']):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import NONE, Columns, texts_of
@@ -51,6 +51,16 @@ class Reader:
   def _named_annotations(self):
     columns = self.options.columns
     return tuple(name for name in ('label', 'mask') if getattr(columns, name) not in ('', NONE))
+
+
+def check_local(names: Iterable[str], column: str, path: str) -> None:
+  """InputError if one of the image files that a column names is a web address."""
+  for name in names:
+    if name.startswith(('http://', 'https://')):
+      raise InputError(
+        f'--input: column {column!r} of {path!r} holds web addresses; expected image files; '
+        f'download them first, for example with img2dataset'
+      )
 
 
 def parse_json(text: str | bytes, where: object) -> typing.Any:

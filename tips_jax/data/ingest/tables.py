@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import os
 import pathlib
 import zipfile
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import guess
-from tips_jax.data.ingest.reader import Options, Reader, Sample, parse_json
+from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local, parse_json
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson', '.json')
-WEB = ('http://', 'https://')
 _PROBE_ROWS = 100
 
+Path = str | pathlib.Path
 # A file on disk, or a member of a zip.
 Place = str | tuple[zipfile.ZipFile, str]
 
@@ -37,7 +38,8 @@ class TableReader(Reader):
     else:
       rows = _read_table(path)
       zips = []
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    # Rows of JSON may lack columns.
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
     self._columns = guess(options.columns, names)
     self._rows = {}
     for row in rows:
@@ -52,15 +54,11 @@ class TableReader(Reader):
   def _probe(self):
     """Fails early if none of the first images is found: the folder must be wrong."""
     first = list(self._rows)[:_PROBE_ROWS]
-    if any(name.startswith(WEB) for name in first):
+    check_local(first, self._columns.image, self.path)
+    if not any(map(self._files.find, first)):
       raise InputError(
-        f'--input: column {self._columns.image!r} of {self.path!r} holds web addresses; expected files; '
-        f'download them first, for example with img2dataset'
-      )
-    if not any(self._files.find(name) for name in first):
-      raise InputError(
-        f'--images: none of the first {len(first)} images of {self.path!r} (such as {first[0]!r}) is '
-        f'in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
+        f'--images: none of the first {len(first)} images of {self.path!r} (such as {first[0]!r}) '
+        f'is in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
       )
 
   def __iter__(self) -> Iterator[Sample]:
@@ -77,10 +75,10 @@ class TableReader(Reader):
 
 
 def label_names(values: Iterable[object]) -> tuple[str, ...]:
-  """Class names of a label column: '0'..'max' for whole numbers, else the sorted distinct values."""
+  """Class names of a label column: '0'..'max' for whole numbers, else the distinct values."""
   values = {str(v) for v in values if v is not None and v != ''}
   if values and all(v.isdigit() for v in values):
-    return tuple(str(i) for i in range(max(map(int, values)) + 1))
+    return tuple(map(str, range(max(map(int, values)) + 1)))
   return tuple(sorted(values))
 
 
@@ -95,12 +93,15 @@ def _read_table(path):
 def _zip_table(path):
   """The rows of the one table inside a zip."""
   with _open_zip(path) as archive:
-    tables = [name for name in archive.namelist() if name.lower().endswith(TABLES)]
-    tables = [name for name in tables if not name.endswith('meta.json')]
+    tables = []
+    for name in archive.namelist():
+      if name.lower().endswith(TABLES) and not name.endswith('meta.json'):
+        tables.append(name)
     if len(tables) != 1:
       raise InputError(
-        f'--input: got {path!r} with the tables {tables[:5]}; expected one table ({", ".join(TABLES)}) '
-        f'in it; or give the path of the table as --input and the zip as --images'
+        f'--input: got {path!r} with the tables {tables[:5]}; expected one table '
+        f'({", ".join(TABLES)}) in it; or give the path of the table as --input and the zip as '
+        f'--images'
       )
     text = archive.read(tables[0]).decode('utf-8-sig').splitlines(keepends=True)
   return _parse_table(tables[0], text)
@@ -111,6 +112,7 @@ def _parse_table(path, lines):
   if end in ('.csv', '.tsv'):
     lines = iter(lines)
     header = next(lines, '')
+    # What people call CSV has one of these between its columns.
     delimiter = '\t' if end == '.tsv' else max(',;\t|', key=header.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
     rows = list(csv.DictReader(lines, names, delimiter=delimiter, restkey='(beyond the header)'))
@@ -140,15 +142,15 @@ def _image_places(table, images, zips):
   if zips:
     return [], zips
   path = pathlib.Path(table).absolute()
-  beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == '.zip')
-  same_name = [p for p in beside if p.name == f'{path.stem}.zip']
-  return [str(path.parent)], [str(p) for p in same_name or beside]
+  zips = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == '.zip')
+  same_name = path.with_suffix('.zip')
+  return [path.parent], [same_name] if same_name in zips else zips
 
 
 class ImageFiles:
   """Files by name in folders and zips: by full name, or by base name where only one file has it."""
 
-  def __init__(self, folders: Sequence[str], zips: Sequence[str]):
+  def __init__(self, folders: Sequence[Path], zips: Sequence[Path]):
     self._folders = folders
     self._zips = zips
     self._members = {}  # name -> archive
@@ -157,7 +159,7 @@ class ImageFiles:
       self._members.update(dict.fromkeys(archive.namelist(), archive))
 
   def __str__(self):
-    return ' or '.join(map(repr, (*self._folders, *self._zips)))
+    return ' or '.join(repr(str(path)) for path in (*self._folders, *self._zips))
 
   def find(self, name: str) -> Place | None:
     """Where the file of a name is; None if it is nowhere."""
@@ -169,6 +171,7 @@ class ImageFiles:
       for path in (os.path.join(folder, name), os.path.join(folder, 'images', name)):
         if os.path.isfile(path):
           return path
+    # Tables often hold the paths of another machine.
     return self._by_base.get(os.path.basename(name))
 
   def read(self, name: str) -> tuple[bytes | None, str]:
@@ -181,21 +184,25 @@ class ImageFiles:
         archive, member = place
         return archive.read(member), ''
       return pathlib.Path(place).read_bytes(), ''
+    # A zip may be damaged, encrypted, or compressed in an unknown way.
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
       return None, str(error)
 
   @functools.cached_property
   def _by_base(self):
     """Base name -> the file's place; None where several files have it."""
-    places = [(archive, name) for name, archive in self._members.items()]
+    places = {}
+
+    def add(name, place):
+      places[name] = None if name in places else place
+
+    for name, archive in self._members.items():
+      add(os.path.basename(name), (archive, name))
     for folder in self._folders:
       for root, _, names in os.walk(folder):
-        places += [os.path.join(root, name) for name in names]
-    by_base = {}
-    for place in places:
-      base = os.path.basename(place[1] if isinstance(place, tuple) else place)
-      by_base[base] = None if base in by_base else place
-    return by_base
+        for name in names:
+          add(name, os.path.join(root, name))
+    return places
 
 
 def _open_zip(path):

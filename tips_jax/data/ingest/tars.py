@@ -27,6 +27,7 @@ class _MembersReader(Reader):
     super().__init__(options)
     self._columns = None  # until a sample shows them
     self._unclear = []  # the errors of samples that do not
+    # The features of a store, with its class names, are fixed before the first sample.
     if options.columns.label not in ('', NONE):
       raise InputError(
         f'--label_column: got {self.kind}, whose class names are unknown before the last one; '
@@ -122,12 +123,13 @@ class LooseReader(_MembersReader):
 
 
 def has_loose_samples(path: str) -> bool:
-  """Whether the folder, or the first folder in it, has an image with a .txt or .json of its name."""
+  """Whether the folder, or the first one in it, has an image with a .txt or .json of its name."""
   for _, (_, folders, names) in zip(range(2), os.walk(path)):
     folders.sort()
     keys = {_split(name) for name in names}
-    if any((key, text) in keys for key, end in keys if end in IMAGES for text in ('txt', 'json')):
-      return True
+    for key, end in keys:
+      if end in IMAGES and not keys.isdisjoint({(key, 'txt'), (key, 'json')}):
+        return True
   return False
 
 
@@ -162,6 +164,7 @@ def _tar_samples(path, read_before):
           key = member_key
           members = {}
         data = tar.extractfile(member).read()
+        # tarfile reads past the end of a cut file without an error.
         if len(data) != member.size:
           raise tarfile.ReadError('unexpected end of data')
         members[end] = data
@@ -169,15 +172,15 @@ def _tar_samples(path, read_before):
         raise tarfile.ReadError('no end-of-archive mark')
   except (tarfile.TarError, EOFError, OSError) as error:
     raise InputError(
-      f'{path!r} is truncated or damaged at {last} ({error}), after {read} samples; expected a whole '
-      f'tar; copy or write it again, or leave it out'
+      f'{path!r} is truncated or damaged at {last} ({error}), after {read} samples; expected a '
+      f'whole tar; copy or write it again, or leave it out'
     ) from error
   if key is not None:
     yield key, members, tar.offset
 
 
 def _has_end_mark(tar):
-  """Whether a block of zeros follows the last member; tarfile takes a file cut there as complete."""
+  """Whether a block of zeros follows the last member; tarfile accepts a file cut there."""
   tar.fileobj.seek(tar.offset)
   block = tar.fileobj.read(tarfile.BLOCKSIZE)
   return len(block) == tarfile.BLOCKSIZE and not any(block)

@@ -10,7 +10,6 @@ shape's name) each. A record is a function of (seed, split, index, size, objects
 Left and right occur in the captions: train on this data set with `flip` 0.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
@@ -33,54 +31,6 @@ _FIRST = {'train': 0, 'test': 2**31}
 _NO_CAPTIONS = 0.03
 _DESCRIPTION = 'Drawn scenes of textured solids on structured backgrounds.'
 _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 250 words
-
-
-@dataclasses.dataclass(eq=False)
-class ScenesConfig(tfds.core.BuilderConfig):
-  """A variant of the data set."""
-
-  name: str = 'custom'
-  # Numbers of scenes.
-  train: int = 2000
-  test: int = 500
-  size: int = 96  # side in pixels
-  seed: int = 0
-  objects: int = draw.MOST  # at most, in one scene
-  typical: float = 0.0  # share of objects with the typical look of their shape
-
-
-class Scenes(tfds.core.GeneratorBasedBuilder):
-  """The same records for users of TFDS: `Scenes(data_dir=..., file_format='array_record')`.
-
-  `config=ScenesConfig(...)` chooses a variant; then `download_and_prepare()`. `build` adds what
-  makes it a store.
-  """
-
-  VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [ScenesConfig(name='default')]
-  code_path = None  # no checksums beside this file: nothing is ever downloaded
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self, description=_DESCRIPTION, features=_features(), disable_shuffling=True
-    )
-
-  def _split_generators(self, dl_manager):
-    config = self.builder_config
-    counts = {'train': config.train, 'test': config.test}
-    return {split: self._generate_examples(split, n) for split, n in counts.items() if n}
-
-  def _generate_examples(self, split, count):
-    c = self.builder_config
-    for i in range(count):
-      record = example(
-        i, split=split, size=c.size, seed=c.seed, objects=c.objects, typical=c.typical
-      )
-      yield i, record
-
-
-def _features():
-  return store.features(store.ANNOTATIONS, labels=LABELS)
 
 
 def example(
@@ -148,7 +98,8 @@ def build(
 
   folder = store.temporary_folder(path)
   try:
-    writer = store.Writer(folder, _features(), name='scenes', description=_DESCRIPTION)
+    features = store.features(store.ANNOTATIONS, labels=LABELS)
+    writer = store.Writer(folder, features, name='scenes', description=_DESCRIPTION)
     texts = []
     done = 0
     for split, count in (('train', train), ('test', test)):

@@ -105,7 +105,6 @@ class Scene:
   normals: np.ndarray  # uint8 [H, W, 3], n * 127.5 + 127.5
   owner: np.ndarray  # int8 [H, W], number of the item; -1: none
   items: list[Item]  # the visible objects, the largest first
-  background: str
   # The surroundings: stuff, pattern, color.
   far: tuple[str, str, str]
   near: tuple[str, str, str]
@@ -378,10 +377,10 @@ def draw(
   five numbers alone.
   """
   rng = np.random.default_rng((seed, index))
-  name = _pick(rng, tuple(BACKGROUNDS))
-  far_stuff, far_pattern, near_stuff, near_pattern = BACKGROUNDS[name]
+  background = BACKGROUNDS[_pick(rng, tuple(BACKGROUNDS))]
   colors = [tuple(COLORS)[k] for k in rng.permutation(len(COLORS))]
-  far, near = (far_stuff, far_pattern, colors[0]), (near_stuff, near_pattern, colors[1])
+  far = (*background[:2], colors[0])
+  near = (*background[2:], colors[1])
   horizon = float(rng.uniform(0.26, 0.46))
   height = float(rng.uniform(0.75, 1)) * (0.95 - horizon) * _NEAR
   # From the left or the right, above, and before the scene.
@@ -412,7 +411,6 @@ def draw(
     normals=np.rint(canvas.normals * 127.5 + 127.5).astype(np.uint8),
     owner=owner,
     items=items,
-    background=name,
     far=far,
     near=near,
   )

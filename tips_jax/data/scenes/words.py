@@ -9,19 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from tips_jax.data.scenes.draw import Item, Scene
+from tips_jax.data.scenes.shapes import TEXTURES
 
 # Words for textures and for the patterns of surroundings.
 
-_TEXTURE = {
-  'plain': 'plain',
-  'striped': 'striped',
-  'dotted': 'dotted',
-  'checked': 'checkered',
-  'gradient': 'two-tone',
-  'speckled': 'speckled',
-  'zigzag': 'zigzag',
-  'ringed': 'ringed',
-}
+_TEXTURE = dict(zip(TEXTURES, TEXTURES)) | {'checked': 'checkered', 'gradient': 'two-tone'}
 _FAR = {
   'clouds': '{} sky',
   'plain': 'plain {} wall',
@@ -176,6 +168,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
   near = _NEAR_NOUN[scene.near[1]].format('').replace('  ', ' ').strip()
   other = salient[-1].shape if len(salient) > 1 else near
   texture = _TEXTURE[item.texture]
+  # A template uses some of these.
   return _pick(rng, _FILES if chance < 0.3 else _WEB).format(
     shape=item.shape,
     color=item.color,
