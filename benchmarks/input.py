@@ -1,12 +1,11 @@
-"""Input speed on one core: images/s from JPEG records to 1 x 224 + 6 x 98 crops and two tokenized
-texts.
+"""Input speed on one core: images/s from JPEG records to crops and two tokenized texts.
 
   python benchmarks/input.py [--images=2048 --seconds=4 --repeats=5]
 
 Makes photo-like 300 x 400 JPEGs (1/f noise and soft blobs, quality 90, 4:2:0) in a temporary store,
-pins itself to one core and prints one JSON line per measurement: `per_s_wall` and `per_s_cpu` are
-medians over the repeats, images by wall time and by the process's CPU time (trust the latter where
-others use the machine), `best_per_s_cpu` is the fastest repeat.
+pins itself to one core and prints one JSON line per measurement; crops are 1 x 224 + 6 x 98 pixels.
+`per_s_wall` and `per_s_cpu` are medians over the repeats, images by wall time and by the process's
+CPU time (trust the latter where others use the machine), `best_per_s_cpu` is the fastest repeat.
 """
 
 import importlib.util
@@ -14,9 +13,11 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -40,10 +41,14 @@ TEXTS = {'web': Text(field='alt_text'), 'synthetic': Text(field='captions')}
 HEIGHT, WIDTH = 300, 400
 
 
-def photo(rng):
+# What is measured as a dict, the function, and the images that one call of it handles.
+Case = tuple[dict, Callable[[], object], int]
+
+
+def photo(rng: np.random.Generator) -> np.ndarray:
   """A 1/f image with a few soft-edged blobs, about as compressible as a photograph."""
   image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
-  for octave in range(7):
+  for octave in range(7):  # the larger the structures, the stronger
     step = 2**octave
     noise = rng.normal(size=(HEIGHT // step + 2, WIDTH // step + 2, 3)).astype(np.float32)
     image += step**0.9 * cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -55,44 +60,40 @@ def photo(rng):
   return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def make_store(folder, count):
+def make_store(folder: pathlib.Path, count: int) -> tuple[str, list[bytes]]:
   """Writes the store; returns its path and the encoded images."""
   rng = np.random.default_rng(0)
   words = ['w' + ''.join(rng.choice(list('aeioukrst'), 4)) for _ in range(400)]
   captions = [' '.join(rng.choice(words, 12)) for _ in range(count)]
-  photos = [
-    simplejpeg.encode_jpeg(photo(rng), quality=90, colorsubsampling='420')
-    for _ in range(max(1, count // 8))
-  ]
-  path = os.path.join(folder, 'store')
+  photos = []
+  for _ in range(max(1, count // 8)):
+    photos.append(simplejpeg.encode_jpeg(photo(rng), quality=90, colorsubsampling='420'))
+  path = folder / 'store'
   temporary = store.temporary_folder(path)
   writer = store.Writer(temporary, store.features())
   for i, caption in enumerate(captions):
-    writer.add(
-      'train',
-      {
-        'image': photos[i % len(photos)],
-        'id': str(i),
-        'alt_text': caption,
-        'captions': [captions[i - 1], captions[i - 2]],
-      },
-    )
+    example = {
+      'image': photos[i % len(photos)],
+      'id': str(i),
+      'alt_text': caption,
+      'captions': [captions[i - 1], captions[i - 2]],
+    }
+    writer.add('train', example)
   writer.close()
-  tokenizer.train(captions, os.path.join(temporary, 'tokenizer.model'), vocab_size=1000)
+  tokenizer.train(captions, temporary / store.TOKENIZER_FILE, vocab_size=1000)
   return store.finish(temporary, path, {}), photos
 
 
-def measure(cases):
-  """Runs every case in turn, again and again, so that a noisy minute hurts all alike; prints a JSON
-  line for each.
-
-  A case is (what it is as a dict, a function, the images that one call of it handles).
-  """
+def measure(cases: Sequence[Case]) -> None:
+  """Prints a JSON line for each case."""
   rates = [[] for _ in cases]
+  # Every case in turn, again and again, so that a noisy minute affects all alike.
   for _ in range(REPEATS.value):
     for (_, step, images), rate in zip(cases, rates):
-      step()
-      wall, cpu, done = time.perf_counter(), time.process_time(), 0
+      step()  # warms the caches
+      wall = time.perf_counter()
+      cpu = time.process_time()
+      done = 0
       while time.perf_counter() - wall < SECONDS.value:
         step()
         done += images
@@ -100,102 +101,93 @@ def measure(cases):
       time.sleep(0.1)  # a pipeline's read-ahead ends before the next case begins
   for (what, _, _), rate in zip(cases, rates):
     wall, cpu = zip(*rate)
-    print(
-      json.dumps(
-        {
-          **what,
-          'per_s_wall': round(statistics.median(wall)),
-          'per_s_cpu': round(statistics.median(cpu)),
-          'best_per_s_cpu': round(max(cpu)),
-        }
-      )
+    report(
+      **what,
+      per_s_wall=round(statistics.median(wall)),
+      per_s_cpu=round(statistics.median(cpu)),
+      best_per_s_cpu=round(max(cpu)),
     )
 
 
-def pillow_crops(data, rng):
+def report(**values: object) -> None:
+  """Prints one JSON line."""
+  print(json.dumps(values))
+
+
+def pillow_crops(data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
   """The same crops with Pillow alone: full decode, antialiased bilinear resize of each box."""
   image = Image.open(io.BytesIO(data)).convert('RGB')
   crops = {}
   for name, view in VIEWS.items():
     crops[name] = np.empty((view.count, view.size, view.size, 3), np.uint8)
-    for i, (top, left, height, width, flip) in enumerate(
-      views.draw_boxes(image.height, image.width, view, rng)
-    ):
+    boxes = views.draw_boxes(image.height, image.width, view, rng)
+    for i, (top, left, height, width, flip) in enumerate(boxes):
       box = (left, top, left + width, top + height)
       crop = image.resize((view.size, view.size), Image.Resampling.BILINEAR, box=box)
-      crops[name][i] = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop
+      if flip:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+      crops[name][i] = crop
   return crops
 
 
 class PillowDataset:
-  """The map-style data set that torch's DataLoader reads: Pillow's crops of the same bytes, without
-  texts.
-  """
+  """The map-style data set of torch's DataLoader: Pillow's crops of the same bytes, no texts."""
 
-  def __init__(self, photos, count):
-    self.photos, self.count = photos, count
+  def __init__(self, photos: Sequence[bytes], count: int):
+    self.photos = photos
+    self.count = count
 
   def __len__(self):
     return self.count
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     return pillow_crops(self.photos[i % len(self.photos)], np.random.default_rng(i))
 
 
-def main(_):
-  if hasattr(os, 'sched_setaffinity'):
+def torch_loader(photos: Sequence[bytes]) -> Callable[[], object]:
+  """A function that gives the next batch of torch's DataLoader."""
+  import torch
+
+  torch.set_num_threads(1)
+  dataset = PillowDataset(photos, 10**9)
+  loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH.value, num_workers=0)
+  return iter(loader).__next__
+
+
+def main(_: Sequence[str]) -> None:
+  if hasattr(os, 'sched_setaffinity'):  # Linux
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   with tempfile.TemporaryDirectory() as folder:
-    path, photos = make_store(folder, IMAGES.value)
-    print(
-      json.dumps(
-        {
-          'name': 'files',
-          'records': IMAGES.value,
-          'photos': len(photos),
-          'height': HEIGHT,
-          'width': WIDTH,
-          'quality': 90,
-          'mean_bytes': round(statistics.mean(map(len, photos))),
-          'pinned_to_one_core': True,
-        }
-      )
+    path, photos = make_store(pathlib.Path(folder), IMAGES.value)
+    report(
+      name='files',
+      records=IMAGES.value,
+      photos=len(photos),
+      height=HEIGHT,
+      width=WIDTH,
+      quality=90,
+      mean_bytes=round(statistics.mean(map(len, photos))),
+      pinned_to_one_core=True,
     )
     cycle = itertools.cycle(photos)
     rng = np.random.default_rng(0)
-    pipelines = {
-      n: Pipeline(
-        Data(store=path, views=VIEWS, texts=TEXTS, threads=n, prefetch=1),
-        batch_size=BATCH.value,
-        seed=0,
-      )
-      for n in (1, 16)
-    }
+    batch = BATCH.value
     cases = [
       ({'name': 'decode'}, lambda: simplejpeg.decode_jpeg(next(cycle), 'RGBX', fastdct=True), 1),
       ({'name': 'decode and resize'}, lambda: views.crops(next(cycle), VIEWS, rng), 1),
-      *(
-        ({'name': 'whole pipeline', 'threads': n}, p.__next__, BATCH.value)
-        for n, p in pipelines.items()
-      ),
-      ({'name': 'pillow, decode and resize'}, lambda: pillow_crops(next(cycle), rng), 1),
     ]
+    pipelines = []
+    for threads in (1, 16):
+      data = Data(store=path, views=VIEWS, texts=TEXTS, threads=threads, prefetch=1)
+      pipelines.append(Pipeline(data, batch_size=batch, seed=0))
+      what = {'name': 'whole pipeline', 'threads': threads}
+      cases.append((what, pipelines[-1].__next__, batch))
+    cases.append(({'name': 'pillow, decode and resize'}, lambda: pillow_crops(next(cycle), rng), 1))
     if importlib.util.find_spec('torch'):
-      import torch
-
-      torch.set_num_threads(1)
-      loader = torch.utils.data.DataLoader(
-        PillowDataset(photos, 10**9), batch_size=BATCH.value, num_workers=0
-      )
-      cases.append(
-        (
-          {'name': 'torch DataLoader, pillow crops', 'workers': 0},
-          iter(loader).__next__,
-          BATCH.value,
-        )
-      )
+      what = {'name': 'torch DataLoader, pillow crops', 'workers': 0}
+      cases.append((what, torch_loader(photos), batch))
     measure(cases)
-    for pipeline in pipelines.values():
+    for pipeline in pipelines:
       pipeline.close()
 
 

@@ -246,7 +246,8 @@ def test_plain_tfds_data_opens_by_folder_and_by_name(tmp_path, monkeypatch):
 
 def test_no_tensorflow_and_no_jax_are_imported():
   code = (
-    f'import sys; sys.path[:0] = {sys.path!r}\nimport tips_jax.data.store, tips_jax.data.tokenizer\n'
+    f'import sys; sys.path[:0] = {sys.path!r}\n'
+    f'import tips_jax.data.store, tips_jax.data.tokenizer\n'
     f'print([m for m in ("tensorflow", "jax", "torch") if m in sys.modules])'
   )
   assert (

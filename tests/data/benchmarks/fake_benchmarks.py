@@ -24,6 +24,11 @@ def encoded(array, kind='png', **options):
   return out.getvalue()
 
 
+def array(data):
+  """The pixels of an encoded image."""
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
 def put(path, data):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data if isinstance(data, bytes) else data.encode())

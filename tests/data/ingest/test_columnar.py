@@ -195,7 +195,7 @@ def test_tfds_by_folder_and_name_with_annotations_that_fit(tmp_path, monkeypatch
 
 
 def as_tfrecords(folder):
-  """Rewrites a prepared array_record data set in the TFRecord format, as most TFDS data sets are."""
+  """Rewrites a prepared array_record data set in TFRecord, the format of most TFDS data sets."""
   for path in list(folder.glob('*.array_record*')):
     reader = array_record_module.ArrayRecordReader(str(path))
     with open(str(path).replace('.array_record', '.tfrecord'), 'wb') as file:
