@@ -127,7 +127,8 @@ def _prepare(argv):
   from tips_jax.data import store
   from tips_jax.data.ingest import convert  # only now: --help and bad flags answer at once
   from tips_jax.data.ingest.columns import Columns
-  from tips_jax.data.ingest.formats import Options, open_input
+  from tips_jax.data.ingest.formats import open_input
+  from tips_jax.data.ingest.reader import Options
 
   columns = Columns(
     image=FLAGS.image_column,

@@ -198,9 +198,9 @@ def _require(good, what, value, expected):
 
 
 def _check_share(batch_size, seed, process_index, process_count, start):
-  whole = batch_size > 0 and batch_size % process_count == 0
+  divisible = batch_size > 0 and batch_size % process_count == 0
   expected = f'a positive multiple of the {process_count} processes'
-  _require(whole, 'batch_size', batch_size, expected)
+  _require(divisible, 'batch_size', batch_size, expected)
   last = process_count - 1
   _require(0 <= process_index <= last, 'process_index', process_index, f'0 to {last}')
   _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')

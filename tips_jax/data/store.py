@@ -427,7 +427,7 @@ def _half_written(folder, why):
 
 def _read_info(folder):
   """The content of store.json; {} for a TFDS folder that never had one."""
-  incomplete = _half_written(folder, f'it has no whole {INFO_FILE}')
+  incomplete = _half_written(folder, f'it has no complete {INFO_FILE}')
   if folder.name.endswith(TEMPORARY_SUFFIX):
     raise incomplete
   path = folder / INFO_FILE

@@ -72,7 +72,7 @@ def test_broken_lists_name_the_file(tmp_path):
     benchmarks.open('docci', tmp_path)
   fake.flickr8k(tmp_path)
   fake.put(tmp_path / 'flickr8k/dev.zip', 'no zip')
-  with pytest.raises(InputError, match='dev.zip is not a whole zip'):
+  with pytest.raises(InputError, match='dev.zip is not a complete zip'):
     benchmarks.open('flickr8k', tmp_path)
 
 

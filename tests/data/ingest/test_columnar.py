@@ -13,7 +13,8 @@ from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
-from tips_jax.data.ingest.formats import Options, open_input
+from tips_jax.data.ingest.formats import open_input
+from tips_jax.data.ingest.reader import Options
 
 
 def jpeg(i, *, size=(24, 20), kind='jpeg'):
@@ -94,7 +95,7 @@ def test_parquet_with_bytes_under_an_unusual_name_and_with_paths(tmp_path):
 def test_truncated_parquet(tmp_path):
   pq.write_table(hf_table(20), tmp_path / 'a.parquet')
   os.truncate(tmp_path / 'a.parquet', 3000)
-  with pytest.raises(InputError, match='not a whole parquet file'):
+  with pytest.raises(InputError, match='not a complete parquet file'):
     read(tmp_path)
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.formats import Options, open_input
+from tips_jax.data.ingest.formats import open_input
+from tips_jax.data.ingest.reader import Options
 
 
 def read(path, **options):

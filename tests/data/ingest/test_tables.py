@@ -9,7 +9,8 @@ from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
-from tips_jax.data.ingest.formats import Options, open_input
+from tips_jax.data.ingest.formats import open_input
+from tips_jax.data.ingest.reader import Options
 
 
 def jpeg(i, *, size=(24, 20), kind='jpeg'):
@@ -176,7 +177,7 @@ def test_damaged_zip_member_is_a_sample_with_a_problem(tmp_path):
     ('a.json', b'{"image": 1}', 'has no rows'),
     ('a.csv', b'image,text\n', 'has no rows'),
     ('a.csv', b'image,text\n0.jpg,\xff\xfe\n', 'as UTF-8'),
-    ('a.zip', b'PK no zip', 'is not a whole zip'),
+    ('a.zip', b'PK no zip', 'is not a complete zip'),
     ('a.jsonl', b'{"image": "http://x/y.jpg", "text": "t"}\n', 'web addresses.*img2dataset'),
     ('a.npz', b'', 'expected tars, parquet files, a zip, or one table'),
   ],

@@ -9,7 +9,8 @@ from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
-from tips_jax.data.ingest.formats import Options, open_input
+from tips_jax.data.ingest.formats import open_input
+from tips_jax.data.ingest.reader import Options
 
 
 def jpeg(i, *, size=(24, 20), kind='jpeg'):

@@ -29,10 +29,8 @@ class _Masks(base.Benchmark):
   def files_of(self, item: Pair) -> Pair:
     return item
 
-  def _sample(self, item):
-    image, mask = item
-    extra = {'mask': base.class_ids(mask.read_bytes(), self.table)}
-    return Sample(image.name, image.read_bytes(), '', [], extra)
+  def _extra(self, item):
+    return {'mask': base.class_ids(item[1].read_bytes(), self.table)}
 
 
 class _Pascal(_Masks):
@@ -116,9 +114,8 @@ class Nyu(base.Benchmark):
   def key_of(self, item: list[str]) -> str:
     return item[0]
 
-  def _sample(self, item):
-    image, depth = self.files_of(item)
-    return Sample(item[0], image.read_bytes(), '', [], {'depth': depth.read_bytes()})
+  def _extra(self, item):
+    return {'depth': self.files_of(item)[1].read_bytes()}
 
 
 class NyuNormals(base.Benchmark):

@@ -10,7 +10,6 @@ import re
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
-from tips_jax.data.ingest.reader import Sample
 
 _IMAGES = ('.jpeg', '.jpg', '.png')
 
@@ -80,9 +79,8 @@ class ImageNet(base.Benchmark):
   def missing(self) -> list[str]:
     return []  # the folders were listed
 
-  def _sample(self, item):
-    path, label = item
-    return Sample(self.key_of(item), (self.root / path).read_bytes(), '', [], {'label': label})
+  def _extra(self, item):
+    return {'label': item[1]}
 
 
 def _folders(path):
@@ -128,10 +126,8 @@ class Uned(base.Benchmark):
     """The classes of an item without opening its image."""
     return item[1]
 
-  def _sample(self, item):
-    path, tags = item
-    extra = {'label': self._ids[tags[0]], 'tags': tags}
-    return Sample(path, self.files_of(item)[0].read_bytes(), '', [], extra)
+  def _extra(self, item):
+    return {'label': self._ids[item[1][0]], 'tags': item[1]}
 
 
 class UnedFood2k(Uned):
@@ -203,10 +199,6 @@ class _Karpathy(base.Benchmark):
   def key_of(self, item: Captioned) -> str:
     return item[1]
 
-  def _sample(self, item):
-    captions = [text for text in item[2] if text]
-    return Sample(item[1], self.files_of(item)[0].read_bytes(), '', captions, {})
-
 
 class Flickr30k(_Karpathy):
   """Flickr30k, Karpathy split."""
@@ -266,11 +258,6 @@ class Docci(base.Benchmark):
 
   def files_of(self, item: tuple[str, str]) -> list[pathlib.Path]:
     return [self.root / 'images' / item[0]]
-
-  def _sample(self, item):
-    name, description = item
-    captions = [description] if description else []
-    return Sample(name, self.files_of(item)[0].read_bytes(), '', captions, {})
 
 
 UNED = (UnedFood2k, UnedCars, UnedSop, UnedInshop, UnedInat, UnedMet, UnedGldv2, UnedRp2k)

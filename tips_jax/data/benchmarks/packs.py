@@ -18,7 +18,6 @@ from PIL import Image
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
 from tips_jax.data.ingest.checks import VOID
-from tips_jax.data.ingest.reader import Sample
 
 _NO_CLASS = 254  # a mask value that no class has: the checks of the data set report it
 
@@ -38,7 +37,7 @@ class _Pack(base.Benchmark):
       with zipfile.ZipFile(path) as archive:
         self._members = set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
-      raise self._missing_split(f'{path} is not a whole zip ({error})') from error
+      raise self._missing_split(f'{path} is not a complete zip ({error})') from error
     rows = self._json_lines(self.root / self.table.format(split=split))
     return self._keep(rows)
 
@@ -66,6 +65,9 @@ class _Pack(base.Benchmark):
   def captions_of(self, row: Row) -> list[str] | None:
     return row.get('captions')
 
+  def _image(self, row):
+    return self._read(row['image'])
+
 
 class CamVid(_Pack):
   """CamVid at 480x360, 11 classes; void is 11 in the pack."""
@@ -84,9 +86,8 @@ class CamVid(_Pack):
     testing = self.split == 'test'
     return [row for row in rows if (row['sequence'] == self.held_out) == testing]
 
-  def _sample(self, row):
-    mask = base.class_ids(self._read(row['mask']), self._table)
-    return Sample(row['image'], self._read(row['image']), '', [], {'mask': mask})
+  def _extra(self, row):
+    return {'mask': base.class_ids(self._read(row['mask']), self._table)}
 
 
 class Rgbd(_Pack):
@@ -105,15 +106,14 @@ class Rgbd(_Pack):
     first = len(rows) * 4 // 5
     return rows[first:] if self.split == 'test' else rows[:first]
 
-  def _sample(self, row):
+  def _extra(self, row):
     data = self._read(row['depth'])
     focal, _, x, y = row['fx_fy_cx_cy']
     depth = np.asarray(Image.open(io.BytesIO(data)))
     normals, valid = base.normals_from_depth(
       depth, focal, center=(x, y), step=self.step, jump=self.jump
     )
-    extra = {'depth': data, 'normals': base.png(base.encode_normals(normals, valid))}
-    return Sample(row['image'], self._read(row['image']), '', [], extra)
+    return {'depth': data, 'normals': base.png(base.encode_normals(normals, valid))}
 
 
 class Flickr8k(_Pack):
@@ -124,9 +124,6 @@ class Flickr8k(_Pack):
   official = {'train': 'train', 'test': 'dev'}
   zip_file = '{split}.zip'
   table = '{split}.jsonl'
-
-  def _sample(self, row):
-    return Sample(row['image'], self._read(row['image']), '', list(row['captions']), {})
 
 
 class CocoMini(_Pack):
@@ -152,7 +149,7 @@ class CocoMini(_Pack):
     self.annotations = ('boxes', 'tags')
     return [row for row in rows if row['captions']]
 
-  def _sample(self, row):
+  def _extra(self, row):
     width, height = row['size']
     corners = np.array([box for _, box in row['boxes']], np.float64).reshape(-1, 4)
     x, y, w, h = corners.T
@@ -161,7 +158,7 @@ class CocoMini(_Pack):
     extra = {'boxes': boxes.astype(np.float32), 'tags': [name for name, _ in row['boxes']]}
     if self.split == 'test':
       extra['mask'] = base.class_ids(self._read(row['mask']), self._table)
-    return Sample(row['image'], self._read(row['image']), '', list(row['captions']), extra)
+    return extra
 
 
 class Cifar10(base.Benchmark):
@@ -195,9 +192,11 @@ class Cifar10(base.Benchmark):
   def key_of(self, index: int) -> str:
     return f'{self.split}-{index:05d}'
 
-  def _sample(self, index):
-    image = self._blob[self._offsets[index] : self._offsets[index + 1]]
-    return Sample(self.key_of(index), image, '', [], {'label': int(self._labels[index])})
+  def _image(self, index):
+    return self._blob[self._offsets[index] : self._offsets[index + 1]]
+
+  def _extra(self, index):
+    return {'label': int(self._labels[index])}
 
 
 READERS = (CamVid, Rgbd, Cifar10, Flickr8k, CocoMini)

@@ -76,9 +76,16 @@ class Benchmark(Reader, abc.ABC):
   def files_of(self, item: typing.Any) -> Sequence[pathlib.Path | str]:
     """Paths of the files that make an item, the image first."""
 
-  @abc.abstractmethod
-  def _sample(self, item: typing.Any) -> Sample:
-    """The Sample of an item."""
+  def _sample(self, item):
+    captions = [text for text in self.captions_of(item) or () if text]
+    return Sample(self.key_of(item), self._image(item), '', captions, self._extra(item))
+
+  def _image(self, item):
+    return self.files_of(item)[0].read_bytes()
+
+  def _extra(self, item):
+    """The annotations of an item."""
+    return {}
 
   def __len__(self) -> int:
     return len(self.items)

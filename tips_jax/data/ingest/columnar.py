@@ -146,7 +146,7 @@ def _open_parquet(path):
     return pq.ParquetFile(path)
   except (pa.ArrowException, OSError) as error:
     raise InputError(
-      f'{path!r} is not a whole parquet file ({error}); copy or write it again'
+      f'{path!r} is not a complete parquet file ({error}); copy or write it again'
     ) from error
 
 
@@ -315,11 +315,11 @@ def _tfds_builder(name):
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:
-    raise InputError(f'{folder!r} is not a whole TFDS data set ({error})') from error
+    raise InputError(f'{folder!r} is not a complete TFDS data set ({error})') from error
   for info in builder.info.splits.values():
     for path in map(os.fspath, info.filepaths):
       if not os.path.exists(path):
-        raise InputError(f'{folder!r} is not a whole TFDS data set: {path!r} is missing')
+        raise InputError(f'{folder!r} is not a complete TFDS data set: {path!r} is missing')
   return builder
 
 

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 from tips_jax.data.ingest.columnar import HuggingFaceReader, ParquetReader, TfdsReader
-from tips_jax.data.ingest.reader import Options, Reader, Sample
+from tips_jax.data.ingest.reader import Options, Reader
 from tips_jax.data.ingest.tables import TABLES, TableReader
 from tips_jax.data.ingest.tars import LooseReader, TarReader, has_loose_samples
 from tips_jax.data.store import TFDS_FILES, TFDS_NAME, names_beside
-
-__all__ = ['Options', 'Reader', 'Sample', 'open_input']
 
 _FILES = (*TABLES, '.tar', '.zip', '.parquet')
 

@@ -210,5 +210,5 @@ def _open_zip(path):
     return zipfile.ZipFile(path)
   except (OSError, zipfile.BadZipFile) as error:
     raise InputError(
-      f'{path!r} is not a whole zip ({error}); expected a zip of images; copy it again'
+      f'{path!r} is not a complete zip ({error}); expected a zip of images; copy it again'
     ) from error

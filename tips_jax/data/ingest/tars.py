@@ -173,7 +173,7 @@ def _tar_samples(path, read_before):
   except (tarfile.TarError, EOFError, OSError) as error:
     raise InputError(
       f'{path!r} is truncated or damaged at {last} ({error}), after {read} samples; expected a '
-      f'whole tar; copy or write it again, or leave it out'
+      f'complete tar; copy or write it again, or leave it out'
     ) from error
   if key is not None:
     yield key, members, tar.offset
