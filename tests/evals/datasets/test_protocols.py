@@ -383,7 +383,7 @@ def test_the_table_and_the_first_error(tmp_path, small):
 
 
 def test_the_page_tells_of_every_data_set():
-  page = (pathlib.Path(__file__).parents[2] / 'docs' / 'datasets.md').read_text()
+  page = (pathlib.Path(__file__).parents[3] / 'docs' / 'datasets.md').read_text()
   for name, protocol in protocols.PROTOCOLS.items():
     assert f'`{name}`' in page
     if name not in benchmarks.PACKS:

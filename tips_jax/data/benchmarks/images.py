@@ -13,13 +13,10 @@ from tips_jax.data.benchmarks import reader as base
 
 _IMAGES = ('.jpeg', '.jpg', '.png')
 
-
-# Image (path below the root), label.
-Labeled = tuple[str, int]
-# Image (path below images), tags.
-Tagged = tuple[str, list[str]]
-# Folder, image, captions.
-Captioned = tuple[str, str, list[str]]
+# Items.
+Labeled = tuple[str, int]  # path below the root, label
+Tagged = tuple[str, list[str]]  # path below images, tags
+Captioned = tuple[str, str, list[str]]  # folder, file name, captions
 
 
 class ImageNet(base.Benchmark):
