@@ -110,7 +110,8 @@ def texts_of(
   if len(rows) > 1:  # the columns of one row may well repeat a caption
     captions = list(dict.fromkeys(captions))
   if len(alt_texts) > 1:
-    alt_texts, captions = [], alt_texts + captions
+    captions = alt_texts + captions
+    alt_texts = []
   alt_text = alt_texts[0] if alt_texts else ''
   if first_caption_as_alt_text and not alt_text and any(captions):
     alt_text = next(text for text in captions if text)

@@ -304,7 +304,8 @@ def summary(report: Mapping[str, typing.Any], *, worst: int = 3) -> str:
       lines.append(f'  ... {total - worst:,} more in {REPORT_FILE}')
   made = report['tokenizer']
   if made:
-    wanted, size = made['wanted'] or 0, made['vocab_size']
-    short = f' (asked for {wanted:,}; the texts give no more)' if wanted > size else ''
+    size = made['vocab_size']
+    asked = made['wanted'] or 0  # None: a copied tokenizer
+    short = f' (asked for {asked:,}; the texts give no more)' if asked > size else ''
     lines.append(f'tokenizer: {size:,} pieces{short}, sha256 {made["sha256"][:12]}')
   return '\n'.join(lines)

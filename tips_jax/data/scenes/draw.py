@@ -9,6 +9,7 @@ along the viewing axis.
 """
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,8 @@ _ODDS = (0.1, 0.24, 0.29, 0.22, 0.15)  # of 1 to 5 objects
 MOST = len(_ODDS)
 _NEAR, _FAR = 1.8, 3.4  # meters, of the objects
 _HORIZON = 12.0  # meters, of the backdrop
-# No two objects' depth intervals meet, so that painting far to near is exact.
+# Meters between the backs of two objects, and their thickness at most: their depth intervals never
+# meet, so that painting far to near is exact.
 _GAP, _THICK = 0.27, 0.22
 
 
@@ -114,7 +116,8 @@ def _unit(*v):
   return np.asarray(v, np.float32) / np.float32(np.linalg.norm(v))
 
 
-def _pick(rng, options):
+def pick(rng: np.random.Generator, options: Sequence[typing.Any]) -> typing.Any:
+  """One of the options, each as likely."""
   return options[int(rng.integers(len(options)))]
 
 
@@ -152,22 +155,22 @@ def _place(rng, *, most, typical, horizon, height, colors):
 
 def _choose(rng, z, below, colors, *, carries, small):
   """An object without radius and position. `carries`: the next one shall stand on it."""
-  shape = _pick(rng, ('cube', 'table') if carries else tuple(SHAPES))
-  size = 'small' if small else _pick(rng, tuple(SIZES))
+  shape = pick(rng, ('cube', 'table') if carries else tuple(SHAPES))
+  size = 'small' if small else pick(rng, tuple(SIZES))
   if carries and size == 'small':
     size = 'medium'
   _, lean, may_float = SHAPES[shape]
   return Item(
     shape=shape,
-    color=_pick(rng, colors),
-    texture=_pick(rng, TEXTURES),
+    color=pick(rng, colors),
+    texture=pick(rng, TEXTURES),
     size=size,
     x=0.0,
     y=0.0,
     z=float(z),
     radius=0.0,
     tilt=float(np.deg2rad(rng.uniform(-lean, lean))),
-    flip=_pick(rng, (-1.0, 1.0)),
+    flip=pick(rng, (-1.0, 1.0)),
     stretch=tuple(rng.uniform(0.94, 1.06, 2).tolist()),
     pale_second=bool(rng.random() < 0.5),
     frequency=float(rng.uniform(1.3, 1.9)),
@@ -377,14 +380,14 @@ def draw(
   five numbers alone.
   """
   rng = np.random.default_rng((seed, index))
-  background = BACKGROUNDS[_pick(rng, tuple(BACKGROUNDS))]
+  background = BACKGROUNDS[pick(rng, tuple(BACKGROUNDS))]
   colors = [tuple(COLORS)[k] for k in rng.permutation(len(COLORS))]
   far = (*background[:2], colors[0])
   near = (*background[2:], colors[1])
   horizon = float(rng.uniform(0.26, 0.46))
   height = float(rng.uniform(0.75, 1)) * (0.95 - horizon) * _NEAR
   # From the left or the right, above, and before the scene.
-  side = _pick(rng, (-1, 1))
+  side = pick(rng, (-1, 1))
   light = _unit(side * rng.uniform(0.35, 0.8), rng.uniform(0.35, 0.8), rng.uniform(0.55, 0.8))
 
   canvas = _Canvas(size)

@@ -12,7 +12,8 @@ import functools
 import numpy as np
 
 # A solid's table spans [-REACH, REACH]^2 with GRID^2 cells.
-REACH, GRID = 1.25, 256
+REACH = 1.25
+GRID = 256
 
 
 # --- signed distances of simple figures: negative inside ----------------------------------------
@@ -28,7 +29,8 @@ def _ellipse(u, v, x, y, a, b):
 
 
 def _polygon(u, v, *corners):
-  distance, inside = np.full(u.shape, np.inf), np.zeros(u.shape, bool)
+  distance = np.full(u.shape, np.inf)
+  inside = np.zeros(u.shape, bool)
   for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1]):
     dx, dy = x1 - x0, y1 - y0
     t = np.clip(((u - x0) * dx + (v - y0) * dy) / (dx * dx + dy * dy), 0, 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tips_jax.data.scenes.draw import Item, Scene
+from tips_jax.data.scenes.draw import Item, Scene, pick
 from tips_jax.data.scenes.shapes import TEXTURES
 
 # Words for textures and for the patterns of surroundings.
@@ -148,7 +148,7 @@ def region_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
   phrases = []
   for i, item in enumerate(scene.items):
     places = [f'{relation} the {called[j]}' for k, relation, j in pairs if k == i and called[j]]
-    place = _pick(rng, places) if places and rng.random() < 0.7 else _side(item)
+    place = pick(rng, places) if places and rng.random() < 0.7 else _side(item)
     phrases.append(f'{_a(_full(item))} {place}')
   return phrases
 
@@ -160,7 +160,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
   if chance < 0.03:
     return ''
   if chance < 0.18:
-    return _pick(rng, _IRRELEVANT).format(n=n)
+    return pick(rng, _IRRELEVANT).format(n=n)
   salient = scene.items[:2]
   if rng.random() >= 0.8:
     salient = [scene.items[k] for k in rng.permutation(len(scene.items))[:2]]
@@ -169,7 +169,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
   other = salient[-1].shape if len(salient) > 1 else near
   texture = _TEXTURE[item.texture]
   # A template uses some of these.
-  return _pick(rng, _FILES if chance < 0.3 else _WEB).format(
+  return pick(rng, _FILES if chance < 0.3 else _WEB).format(
     shape=item.shape,
     color=item.color,
     Color=item.color.capitalize(),
@@ -187,17 +187,17 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
 
 def _short(scene, rng):
   items = scene.items
-  place = _pick(rng, _places(scene))
+  place = pick(rng, _places(scene))
   plain = []
   for item in items:
     size = f'{item.size} ' if rng.random() < 0.25 else ''
     plain.append(f'{size}{item.color} {item.shape}')
   pairs = [pair for pair in relations(items) if 0 in (pair[0], pair[2])]  # of the largest object
   if len(items) == 1:
-    style = _pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} seen alone {1}'))
+    style = pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} seen alone {1}'))
     text = style.format(_a(plain[0]), place)
   elif pairs and rng.random() < 0.6:
-    i, relation, j = _pick(rng, pairs)
+    i, relation, j = pick(rng, pairs)
     text = f'{_a(plain[i])} {_wordy(relation)} {_a(plain[j])} {place}'
   else:
     text = f'{_listed(plain[:3])} {place}'
@@ -215,7 +215,7 @@ def _long(scene, rng):
   )
   be = 'is' if len(items) == 1 else 'are'
   objects = _listed([_full(item) for item in items])
-  sentences = [_pick(rng, styles).format(objects=objects, near=near, far=far, be=be)]
+  sentences = [pick(rng, styles).format(objects=objects, near=near, far=far, be=be)]
   if called[0]:
     sentences.append(f'the {called[0]} is {_side(items[0])}')
   pairs = [pair for pair in relations(items) if called[pair[0]] and called[pair[2]]]
@@ -276,7 +276,3 @@ def _listed(phrases):
   """'a ball, a cube and an arrow', of phrases without articles."""
   *rest, last = map(_a, phrases)
   return f'{", ".join(rest)} and {last}' if rest else last
-
-
-def _pick(rng, options):
-  return options[int(rng.integers(len(options)))]
