@@ -8,15 +8,12 @@ import warnings
 import numpy as np
 import pytest
 
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import depth, normals
-from tips_jax.evals.probes import logistic as linear
-from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.probes import search as knn
+from tips_jax.evals.probes import depth, logistic, normals
+from tips_jax.evals.probes import masks as masks_lib
 from tips_jax.evals.tasks import instance_retrieval as instance
-from tips_jax.evals.tasks import retrieval, zeroshot, zeroshot_segmentation
-
-VOID = 255
+from tips_jax.evals.tasks import knn, retrieval, zeroshot, zeroshot_segmentation
 
 
 @pytest.fixture(scope='module')
@@ -189,9 +186,9 @@ def test_knn_equals_scikit_learn(sk, k, case):
     x[::9] = 0
   expected = sk.neighbors.KNeighborsClassifier(**vote(k)).fit(x, labels).predict(test)
   np.testing.assert_array_equal(knn.predict(x, labels, test, k=k), expected)
-  assert knn.accuracy(x, labels, test, np.arange(60) % 5, k=k) == sk.metrics.accuracy_score(
-    np.arange(60) % 5, expected
-  )
+  assert knn.accuracy(
+    knn.predict(x, labels, test, k=k), np.arange(60) % 5
+  ) == sk.metrics.accuracy_score(np.arange(60) % 5, expected)
 
 
 def test_k_is_chosen_as_cross_validation_would(sk):
@@ -247,7 +244,7 @@ def test_linear_probe_equals_logistic_regression(sk, l2):
   model = sk.linear.LogisticRegression(C=1 / (l2 * 300), tol=1e-9, max_iter=10_000).fit(
     scaler.transform(x), labels
   )
-  probe = linear.fit(x.astype(np.float32), labels, classes=4, strengths=(l2,), steps=300)
+  probe = logistic.fit(x.astype(np.float32), labels, classes=4, strengths=(l2,), steps=300)
   logits = probe.logits(test)
   softmax = np.exp(logits - logits.max(1, keepdims=True))
   np.testing.assert_allclose(
@@ -267,7 +264,7 @@ def test_zero_shot_top_k_equals_both(sk, tm, case):
     image[rng.random(len(image)) < 0.3] = np.nan
   if case == 'unlabeled':
     labels[::3] = -1
-  scorer = zeroshot.Scorer(classes)
+  scorer = zeroshot.ZeroshotScorer(classes)
   for part in (np.s_[:50], np.s_[50:]):
     scorer(image[part], labels[part])
   asked = labels >= 0
@@ -290,7 +287,7 @@ def test_equal_classes_go_to_the_lowest(sk):
   few, labels = rng.normal(size=(3, 6)), rng.integers(0, 9, 90)
   classes = few[np.arange(9) % 3]
   image = few[labels % 3] + 0.1 * rng.normal(size=(90, 6))
-  scorer = zeroshot.Scorer(classes, ks=(1, 2))
+  scorer = zeroshot.ZeroshotScorer(classes, ks=(1, 2))
   scorer(image, labels)
   scores = cosines(image, classes)[:, ::-1]
   for k in (1, 2):
@@ -322,10 +319,10 @@ def test_mean_iou_equals_both(sk, tm, case):
   """The mean is over the classes that occur in the truth or in the prediction, of all images together.
 
   scikit-learn counts only the labels it is given, hence those; torchmetrics' JaccardIndex, 'macro', leaves out absent
-  classes as we do; its segmentation.MeanIoU is another metric, a mean over images.
+  classes as we do; its masks_lib.MeanIoU is another metric, a mean over images.
   """
   truth, found = MASKS[case](np.random.default_rng(0))
-  scorer = zeroshot_segmentation.Scorer(6)
+  scorer = zeroshot_segmentation.SegmentationScorer(6)
   for one, mask in zip(found, truth):
     scorer(one, mask)
   known = truth != VOID
@@ -352,15 +349,15 @@ def test_mean_iou_equals_both(sk, tm, case):
 def test_linear_segmentation_equals_both(sk, tm, png):
   """Classes of the test that training lacks count as missed: they occur in the truth."""
   rng = np.random.default_rng(0)
-  probe = linear.Probe(
+  probe = logistic.LinearProbe(
     kernel=rng.normal(size=(5, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0
   )
   patch = rng.normal(size=(6, 3, 3, 5)).astype(np.float32)
   masks = rng.choice([0, 1, 3, 6, VOID], (6, 12, 15)).astype(np.uint8)
-  scorer = segmentation.Scorer(probe)
+  scorer = masks_lib.Scorer(probe)
   for part in (np.s_[:4], np.s_[4:]):
     scorer(patch[part], [{'mask': png(mask)} for mask in masks[part]])
-  found = np.stack([segmentation.upsample_argmax(probe.logits(p), (12, 15)) for p in patch])
+  found = np.stack([masks_lib.upsample_argmax(probe.logits(p), (12, 15)) for p in patch])
   known = masks != VOID
   expected = sk.metrics.jaccard_score(masks[known], found[known], average='macro')
   assert scorer.mean_iou() == pytest.approx(expected, abs=1e-12)
@@ -371,10 +368,10 @@ def test_linear_segmentation_equals_both(sk, tm, png):
 
 
 def test_nothing_but_void_is_not_a_number():
-  scorer = zeroshot_segmentation.Scorer(3)
+  scorer = zeroshot_segmentation.SegmentationScorer(3)
   scorer(np.zeros((4, 4), int), np.full((4, 4), VOID))
   assert all(np.isnan(v) for v in scorer.result().values()) and np.isnan(
-    linear.mean_iou(scorer.counts)
+    masks_lib.mean_iou(scorer.counts)
   )
 
 
@@ -400,7 +397,7 @@ def test_depth_errors_equal_both(sk, tm, case):
   if case == 'one pixel':
     truth[:, 1:], truth[:, :, 1:] = 0, 0
   found = {'exact': truth, 'far off': 1e4 * found}.get(case, found)
-  scorer, pooled = depth.Scorer(), tm.all.MeanSquaredError(squared=False)
+  scorer, pooled = depth.DepthScorer(), tm.all.MeanSquaredError(squared=False)
   rmse, relative, near = [], [], []
   for p, t in zip(found, truth):
     scorer.add(p, t)
@@ -435,7 +432,7 @@ def test_angular_errors_equal_both(sk, tm, case):
     'near': truth + 1e-3 * rng.normal(size=truth.shape),
     'any length': found * rng.uniform(1e-2, 1e2, (4, 7, 6, 1)),
   }.get(case, found)
-  scorer, angles = normals.Scorer(), []
+  scorer, angles = normals.NormalScorer(), []
   for p, t in zip(found, truth):
     scorer.add(p, t)
     valid = t.any(-1)

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from tips_jax.core.schema import Evals
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.probes import search as knn
-from tips_jax.evals.tasks import retrieval
+from tips_jax.evals.tasks import knn, retrieval
 
 _SIDE = 16  # pixels of the shrunk image
 _BINS = 4  # of the color histogram, per channel
@@ -110,7 +110,7 @@ def chance(store, config: Evals) -> dict[str, float]:
       if 'retrieval' in config.tasks:
         owner += [images] * len(features.texts_of(record, config.retrieval_text))
         images += 1
-    pixels[split][segmentation.IGNORE] = 0
+    pixels[split][VOID] = 0
     if split == config.split and 'retrieval' in config.tasks and owner:
       result.update(
         {f'retrieval/{k}': v for k, v in retrieval.chance(np.array(owner), images).items()}

@@ -14,8 +14,7 @@ from tips_jax.evals import during_training_suite as run_suite
 from tips_jax.evals import suite
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.probes import search as knn
-from tips_jax.evals.tasks import retrieval
+from tips_jax.evals.tasks import knn, retrieval
 
 TRAIN = 'train'  # the split that tasks learn from
 _HERE = ('retrieval', 'knn', 'segmentation')
@@ -113,9 +112,8 @@ def _measured_here(encoder, store, *, tokenizer, config, text_length, keep):
     recalls = retrieval.recalls(test.image['embedding'], test.text, test.owner)
     result.update({f'retrieval/{name}': value for name, value in recalls.items()})
   if 'knn' in tasks:
-    result['knn/accuracy'] = knn.accuracy(
-      train.image[config.cls], train.label, test.image[config.cls], test.label
-    )
+    predicted = knn.predict(train.image[config.cls], train.label, test.image[config.cls])
+    result['knn/accuracy'] = knn.accuracy(predicted, test.label)
   if scorer:
     result['segmentation/miou'], keep['probe'] = scorer.mean_iou(), scorer.probe
   return result

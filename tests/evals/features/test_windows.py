@@ -85,3 +85,38 @@ def test_the_whole_image_squeezed():
   logits = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
   wanted = cv2.resize(logits[0], (40, 30), interpolation=cv2.INTER_LINEAR).argmax(-1)
   assert (windows.Whole().labels(logits, (30, 40)) == wanted).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+  'image, size',
+  [
+    ((512, 683), (448, 602)),
+    ((683, 512), (602, 448)),
+    ((448, 448), (448, 448)),
+    ((300, 500), (448, 756)),
+    ((1000, 100), (4480, 448)),
+    ((449, 448), (462, 448)),
+  ],
+)
+def test_sizes(image, size):
+  """448 x 597 of the notebook's first image becomes 448 x 602, the next multiple of 14."""
+  assert windows.resized(*image) == size
+  h, w = windows.resized(*image, patch=1)
+  assert min(h, w) == 448 and (h, w) == tuple(
+    448 if n == min(image) else int(448 * n / min(image)) for n in image
+  )
+
+
+@pytest.mark.parametrize(
+  'height, width', [(448, 448), (448, 449), (448, 784), (448, 785), (1500, 448)]
+)
+def test_windows_of_a_size_cover_it(height, width):
+  seen, places = np.zeros((height, width), int), list(windows.windows(height, width))
+  for rows, columns in places:
+    assert rows.stop - rows.start == columns.stop - columns.start == 448
+    seen[rows, columns] += 1
+  assert seen.min() == 1 and len(places) == -(-(height - 448) // 336) + -(-(width - 448) // 336) + 1
+  assert (places[0][0].start, places[0][1].start) == (0, 0)
+  assert [(r, c) for r, c in windows.windows(5, 20, 8, 6)] == [
+    (slice(0, 5), slice(x, x + 8)) for x in (0, 6, 12)
+  ]

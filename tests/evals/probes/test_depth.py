@@ -2,6 +2,7 @@
 learns.
 """
 
+import dataclasses
 import functools
 import warnings
 
@@ -112,7 +113,7 @@ def reference(predicted, truth, max_depth=10.0):
 
 def test_scores_equal_numpy():
   rng = np.random.default_rng(0)
-  scorer, each, errors = depth.Scorer(), [], []
+  scorer, each, errors = depth.DepthScorer(), [], []
   for i in range(5):
     truth = random_maps(rng, 9 + i, 14)
     predicted = (truth * rng.uniform(0.6, 1.5, truth.shape) + 0.1).astype(np.float32)
@@ -140,14 +141,14 @@ def test_the_prediction_takes_the_size_of_the_truth_as_pytorch_does():
     0, 0
   ].numpy()
   np.testing.assert_allclose(depth.resize(big[None], (5, 4))[0], down, atol=1e-5)
-  scorer = depth.Scorer()
+  scorer = depth.DepthScorer()
   scorer.add(small, truth)
   assert scorer.result()['rmse'] == pytest.approx(reference(big, truth)[0], abs=1e-5)
 
 
 def test_adversarial_images():
   ones = np.ones((4, 4), np.float32)
-  scorer = depth.Scorer(max_depth=5)
+  scorer = depth.DepthScorer(max_depth=5)
   for void in (0 * ones, 6 * ones, np.nan * ones):
     scorer.add(ones, void)
   assert scorer.rows == [] and all(np.isnan(v) for v in scorer.result().values())
@@ -160,30 +161,29 @@ def test_adversarial_images():
     scorer.add(-ones, single)
   assert [row[3] for row in scorer.rows] == [0, 0, 0]
   assert scorer.result()['rmse'] == pytest.approx((1 + 4 + 5) / 3, rel=1e-6)
-  perfect = depth.Scorer()
+  perfect = depth.DepthScorer()
   perfect.add(single, single)
   assert perfect.result() == {'rmse': 0, 'rmse_pooled': 0, 'abs_rel': 0, 'delta1': 1}
-  many = depth.Scorer()
+  many = depth.DepthScorer()
   many.add(2 * np.ones((100, 100)), np.ones((100, 100)))
   many.add(ones, ones)
   assert many.result()['rmse'] == 0.5 and many.result()['rmse_pooled'] == pytest.approx(
     np.sqrt(10000 / 10016)
   )
-  cropped = depth.Scorer(crop=(1, 3, 1, 3))
+  cropped = depth.DepthScorer(crop=(1, 3, 1, 3))
   cropped.add(np.pad(ones[:2, :2], 1), np.ones((4, 4)))
   assert cropped.result()['rmse'] == 0
 
 
-def test_the_order_and_the_number_of_hosts_do_not_matter():
+def test_the_order_of_images_does_not_matter():
   rng = np.random.default_rng(0)
   pairs = [(rng.uniform(1, 9, (6, 5)), random_maps(rng, 6, 5)) for _ in range(11)]
-  whole, parts = depth.Scorer(), [depth.Scorer() for _ in range(3)]
-  for i, pair in enumerate(pairs):
-    whole.add(*pair)
-    parts[i % 3].add(*pair)
-  for part in (parts[2], parts[0]):
-    parts[1].merge(part)
-  assert parts[1].result() == whole.result()
+  forward, backward = depth.DepthScorer(), depth.DepthScorer()
+  for pair in pairs:
+    forward.add(*pair)
+  for pair in reversed(pairs):
+    backward.add(*pair)
+  assert forward.result() == backward.result()
 
 
 def test_naive_baselines():
@@ -203,7 +203,7 @@ def test_naive_baselines():
 
 # --- the probe ----------------------------------------------------------------------------------
 
-QUICK = dict(learning_rates=(1e-4, 3e-2), steps=150, batch=8, upsample=1, mean_steps=5)
+QUICK = depth.DepthRecipe(learning_rates=(1e-4, 3e-2), steps=150, batch=8, upsample=1, mean_steps=5)
 
 
 def problem(count, seed=0, grid=(4, 5), cell=6):
@@ -225,7 +225,7 @@ def problem(count, seed=0, grid=(4, 5), cell=6):
 
 
 def score(probe, patch, cls, truth):
-  scorer = depth.Scorer()
+  scorer = depth.DepthScorer()
   for p, t in zip(probe.predict(patch, cls), truth):
     scorer.add(p, t)
   return scorer.result()['rmse_pooled']
@@ -234,7 +234,7 @@ def score(probe, patch, cls, truth):
 @functools.cache
 def trained():
   patch, cls, truth = problem(60)
-  return depth.fit(patch, cls, truth.__getitem__, **QUICK)
+  return depth.fit(patch, cls, truth.__getitem__, recipe=QUICK)
 
 
 def test_the_probe_beats_the_baselines_and_chooses_its_learning_rate():
@@ -243,7 +243,7 @@ def test_the_probe_beats_the_baselines_and_chooses_its_learning_rate():
   assert score(probe, patch, cls, truth) < 0.6 * min(m['rmse_pooled'] for m in naive.values())
   assert probe.learning_rate == 3e-2 and set(probe.validation) == {1e-4, 3e-2}
   assert probe.validation[3e-2] < probe.validation[1e-4]
-  blind = depth.fit(problem(60)[0], None, problem(60)[2].__getitem__, shape=(12, 15), **QUICK)
+  blind = depth.fit(problem(60)[0], None, problem(60)[2].__getitem__, shape=(12, 15), recipe=QUICK)
   assert score(blind, patch, None, truth) > 1.2 * score(
     probe, patch, cls, truth
   )  # the CLS token is used
@@ -256,9 +256,10 @@ def test_validation_rows_train_nothing():
   """
   patch, cls, truth = problem(20)
   held = [3, 7]
-  options = dict(
-    QUICK, steps=40, learning_rates=(3e-2, 1e-7), validation=held, refit=False, standardize=False
+  recipe = dataclasses.replace(
+    QUICK, steps=40, learning_rates=(3e-2, 1e-7), refit=False, standardize=False
   )
+  options = dict(validation=held, recipe=recipe)
   patch = (patch - patch.mean((0, 1, 2))) / 100
   spoilt, void = patch.copy(), truth.copy()
   spoilt[held], void[held] = 1e3, 0
@@ -269,7 +270,9 @@ def test_validation_rows_train_nothing():
     np.isnan(v) for v in second.validation.values()
   )
   np.testing.assert_array_equal(first.patch, second.patch)
-  again = depth.fit(patch, cls, truth.__getitem__, **dict(options, refit=True))
+  again = depth.fit(
+    patch, cls, truth.__getitem__, validation=held, recipe=dataclasses.replace(recipe, refit=True)
+  )
   assert (
     again.validation == first.validation and np.abs(again.patch - first.patch).max() > 1e-4
   )  # all rows now
@@ -282,7 +285,7 @@ def test_features_on_disk_and_truths_of_other_sizes(tmp_path):
   odd = lambda i: (
     truth[i].repeat(2, 0).repeat(2, 1) if i % 2 else truth[i]
   )  # the nearest pixel is the same one
-  probe = depth.fit(lazy, cls, odd, **QUICK)
+  probe = depth.fit(lazy, cls, odd, recipe=QUICK)
   np.testing.assert_array_equal(probe.patch, trained().patch)
 
 
@@ -297,7 +300,7 @@ def test_upsampling_logits_equals_upsampling_features():
     'cls': rng.normal(size=(5, 32)),
     'bias': rng.normal(size=32),
   }
-  probe = depth.Probe(
+  probe = depth.DepthProbe(
     **{k: v.astype(np.float32) for k, v in weights.items()},
     min_depth=0.001,
     max_depth=10.0,
@@ -336,11 +339,11 @@ def test_minibatches_visit_every_row_once_an_epoch():
 def test_bad_input():
   patch, cls, truth = problem(5)
   with pytest.raises(InputError, match='no training image'):
-    depth.fit(patch[:0], cls[:0], truth.__getitem__, **QUICK)
+    depth.fit(patch[:0], cls[:0], truth.__getitem__, recipe=QUICK)
   with pytest.raises(InputError, match='no pixel'):
-    depth.fit(patch, cls, (0 * truth).__getitem__, **QUICK)
+    depth.fit(patch, cls, (0 * truth).__getitem__, recipe=QUICK)
   probe = depth.fit(
-    patch[:1], cls[:1], truth.__getitem__, **dict(QUICK, steps=3)
+    patch[:1], cls[:1], truth.__getitem__, recipe=dataclasses.replace(QUICK, steps=3)
   )  # one image: nothing is held out
   assert (
     np.isfinite(probe.predict(patch, cls)).all()

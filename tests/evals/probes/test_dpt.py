@@ -1,8 +1,7 @@
-"""The decoder equals transformers' Tipsv2Dpt and Flax's layers; official names round-trip; training
-learns.
+"""The decoder equals transformers' Tipsv2Dpt and Flax's layers; official files have the released
+names; training learns.
 """
 
-import re
 
 import flax.linen as nn
 import jax
@@ -90,11 +89,27 @@ def transformers_model(labels=7):
   return torch, model
 
 
+def with_decoders(torch, model, folder):
+  """(the model with random decoders of ours in its own file, their parameters by task)."""
+  safetensors = pytest.importorskip('safetensors.numpy')
+  model.save_pretrained(folder)  # under the official names
+  file = folder / 'model.safetensors'
+  arrays = safetensors.load_file(file)
+  decoders = {}
+  for seed, (task, outputs) in enumerate({'depth': BINS, 'normals': 3, 'segmentation': 7}.items()):
+    decoders[task] = random_params(outputs, seed)
+    exported = dpt.export(decoders[task], task=task, format='hf')
+    theirs = {name: x.shape for name, x in arrays.items() if name.startswith(f'{task}_head.')}
+    assert {name: x.shape for name, x in exported.items()} == theirs and len(theirs) == 52
+    arrays |= exported
+  safetensors.save_file(arrays, file, metadata={'format': 'pt'})
+  return type(model).from_pretrained(folder).eval(), decoders
+
+
 @pytest.mark.parametrize('grid', [(4, 5), (5, 3), (1, 1)])
 def test_equals_transformers_on_the_same_weights_and_features(grid, tmp_path):
   torch, model = transformers_model()
-  model.save_pretrained(tmp_path)  # under the official names
-  arrays = pytest.importorskip('safetensors.numpy').load_file(tmp_path / 'model.safetensors')
+  model, decoders = with_decoders(torch, model, tmp_path)
   intermediate_layers = random_taps(h=grid[0], w=grid[1])
   tokens = model.config.backbone_config.num_register_tokens
   hidden = [
@@ -118,24 +133,19 @@ def test_equals_transformers_on_the_same_weights_and_features(grid, tmp_path):
       }
     meters = model.depth_bin_regressor(logits).numpy()
   for task, value in expected.items():
-    params = dpt.convert(arrays, task=task)
-    found = dpt.apply(params, intermediate_layers, relu=task == 'depth')
+    found = dpt.apply(decoders[task], intermediate_layers, relu=task == 'depth')
     assert found.shape[1:3] == tuple(16 * -(-n // 2) for n in grid)
     scale = float(value.std())  # about 100 with these weights
     np.testing.assert_allclose(found / scale, value.permute(0, 2, 3, 1).numpy() / scale, atol=1e-5)
-    exported = dpt.export(params, task=task, format='hf')
-    theirs = {n for n in arrays if n.startswith(f'{task}_head.')}
-    assert set(exported) == theirs and len(theirs) == 52
-    for name in theirs:
-      np.testing.assert_array_equal(exported[name], arrays[name])
   np.testing.assert_allclose(
-    dpt.depth(dpt.convert(arrays, task='depth'), intermediate_layers), meters, atol=1e-4, rtol=1e-4
+    dpt.depth(decoders['depth'], intermediate_layers), meters, atol=1e-4, rtol=1e-4
   )
 
 
-def test_a_whole_model_gives_the_depth_of_its_own_taps():
-  """Taps are the outputs of the blocks after the final norm, with the first CLS token."""
+def test_a_whole_model_gives_the_depth_of_its_intermediate_layers(tmp_path):
+  """They are the outputs of the blocks after the final norm, with the first CLS token."""
   torch, model = transformers_model()
+  model, decoders = with_decoders(torch, model, tmp_path)
   images = torch.rand(2, 3, 28, 35)
   with torch.no_grad():
     output = model(images)
@@ -144,51 +154,27 @@ def test_a_whole_model_gives_the_depth_of_its_own_taps():
   intermediate_layers = [
     (m[:, skip:].reshape(2, 4, 5, WIDTH).numpy(), m[:, 0].numpy()) for m in maps
   ]
-  names = {
-    n.removeprefix('depth_'): p.numpy()
-    for n, p in model.state_dict().items()
-    if n.startswith('depth_')
-  }
-  rules = [
-    ('neck.reassemble_stage.readout_projects.', 'reassemble.readout_projects.'),
-    ('.layers.0.', '.'),
-    (r'neck.reassemble_stage.layers.(\d).projection', r'reassemble.out_projections.\1'),
-    (r'neck.reassemble_stage.layers.(\d).resize', r'reassemble.resize_layers.\1'),
-    (r'neck.fusion_stage.layers.(\d).projection', r'fusion_blocks.\1.out_conv'),
-    (r'neck.fusion_stage.layers.(\d).residual_layer1', r'fusion_blocks.\1.residual_unit'),
-    (r'neck.fusion_stage.layers.(\d).residual_layer2', r'fusion_blocks.\1.main_unit'),
-    ('convolution', 'conv'),
-    ('neck.convs', 'convs'),
-    ('decoder.project', 'project'),
-    ('decoder.head', 'depth_head'),
-  ]
-
-  def rename(name):
-    for rule, new in rules:
-      if '.layers.0.' == rule and 'readout' not in name:
-        continue
-      name = re.sub(rule, new, name)
-    return name
-
-  params = dpt.convert({rename(n): p for n, p in names.items()}, task='depth')
   np.testing.assert_allclose(
-    dpt.depth(params, intermediate_layers), output.predicted_depth.numpy(), atol=1e-4, rtol=1e-4
+    dpt.depth(decoders['depth'], intermediate_layers),
+    output.predicted_depth.numpy(),
+    atol=1e-4,
+    rtol=1e-4,
   )
 
 
 @pytest.mark.parametrize('format', ['official_torch', 'official_jax'])
 @pytest.mark.parametrize('task, outputs', [('depth', BINS), ('normals', 3), ('segmentation', 5)])
-def test_official_files_round_trip(format, task, outputs, tmp_path):
+def test_official_files_have_the_names_of_the_released_ones(format, task, outputs, tmp_path):
   params = random_params(outputs)
   path = tmp_path / 'decoder.npz'
   dpt.write_official(params, path, task=task, format=format)
-  found = dpt.read_official(path, task=task)
-  assert [n for n, _ in tree.named_leaves(found)] == [n for n, _ in tree.named_leaves(params)]
-  for (name, a), (_, b) in zip(tree.named_leaves(found), tree.named_leaves(params)):
-    np.testing.assert_array_equal(a, b, err_msg=name)
   with np.load(path) as file:
     assert len(file.files) == 52  # as the official notebooks print
     names = set(file.files)
+    exported = dpt.export(params, task=task, format=format)
+    assert names == set(exported)
+    for name in names:
+      np.testing.assert_array_equal(file[name], exported[name])
   if format == 'official_jax':
     assert {
       'decoder/dpt/reassemble_blocks/out_projection_0/kernel',
@@ -207,21 +193,6 @@ def test_official_files_round_trip(format, task, outputs, tmp_path):
       'fusion_blocks.1.residual_unit.conv2.weight',
       f'{task}_head.weight',
     } <= names
-
-
-def test_other_names_of_the_pytorch_file():
-  params = random_params(BINS)
-  arrays = dpt.export(params, task='depth')
-  for head in ('head', 'segmentation_head'):
-    renamed = {
-      (f'{head}{n.removeprefix("depth_head")}' if n.startswith('depth_head') else f'dpt.{n}'): x
-      for n, x in arrays.items()
-    }
-    found = dpt.convert(renamed, task='depth')
-    np.testing.assert_array_equal(found['head']['kernel'], params['head']['kernel'])
-    np.testing.assert_array_equal(found['project']['kernel'], params['project']['kernel'])
-  with pytest.raises(InputError, match='normals'):
-    dpt.convert(arrays, task='normals')
 
 
 def test_the_jax_file_holds_what_flax_layers_read():
@@ -250,14 +221,10 @@ def test_the_jax_file_holds_what_flax_layers_read():
 
 def test_the_uncertainty_stays_out_of_official_files_and_in_our_own(tmp_path):
   params = random_params(4)
-  dpt.write_official(params, tmp_path / 'a.npz', task='normals')
-  found = dpt.read_official(tmp_path / 'a.npz', task='normals')
   intermediate_layers = random_taps()
-  np.testing.assert_allclose(
-    dpt.apply(found, intermediate_layers),
-    dpt.apply(params, intermediate_layers)[..., :3],
-    atol=1e-5,
-  )
+  exported = dpt.export(params, task='normals')
+  np.testing.assert_array_equal(exported['normals_head.weight'], params['head']['kernel'][:, :3].T)
+  np.testing.assert_array_equal(exported['normals_head.bias'], params['head']['bias'][:3])
   own = dpt_train.Decoder(params=params, task='normals')
   own.save(tmp_path / 'b.npz')
   again = dpt_train.load(tmp_path / 'b.npz')
@@ -269,32 +236,25 @@ def test_the_uncertainty_stays_out_of_official_files_and_in_our_own(tmp_path):
 
 def test_bad_files_and_arguments_are_one_clear_error(tmp_path):
   params, path = random_params(BINS), tmp_path / 'x.npz'
-  dpt.write_official(params, path, task='depth')
+  dpt_train.Decoder(params=params, task='depth').save(path)
   whole = path.read_bytes()
   for content in (whole[: len(whole) // 2], b'no zip', b''):
     path.write_bytes(content)
     with pytest.raises(InputError, match='x.npz'):
-      dpt.read_official(path, task='depth')
-    with pytest.raises(InputError, match='x.npz'):
       dpt_train.load(path)
   with pytest.raises(InputError, match='missing.npz'):
-    dpt.read_official(tmp_path / 'missing.npz', task='depth')
-  arrays = dpt.export(params, task='depth')
-  with pytest.raises(InputError, match='convs/1'):
-    dpt.convert(arrays | {'convs.1.weight': arrays['convs.1.weight'][:, :1]}, task='depth')
-  with pytest.raises(InputError, match='fusion_blocks.2.out_conv.weight'):
-    dpt.convert(
-      {n: x for n, x in arrays.items() if n != 'fusion_blocks.2.out_conv.weight'}, task='depth'
-    )
+    dpt_train.load(tmp_path / 'missing.npz')
   with pytest.raises(InputError, match='expected one of'):
-    dpt.convert(arrays, task='deph')
+    dpt.export(params, task='deph')
+  with pytest.raises(InputError, match='expected one of'):
+    dpt.export(params, task='depth', format='npz')
   with pytest.raises(InputError, match='4: '):
     dpt.apply(params, random_taps()[:3])
   with pytest.raises(InputError, match='task'):
-    dpt_train.fit(random_taps(), lambda i: None, task='segmentation')
+    dpt_train.DPTRecipe(task='segmentation')
   for task, truth in (('depth', np.zeros((8, 8))), ('normals', np.zeros((8, 8, 3)))):
     with pytest.raises(InputError, match='no pixel'):
-      dpt_train.fit(random_taps(), lambda i: truth, task=task)
+      dpt_train.fit(random_taps(), lambda i: truth, dpt_train.DPTRecipe(task=task))
 
 
 def test_taps_are_the_published_ones():
@@ -331,41 +291,22 @@ def test_bicubic_equals_pytorch(shape):
 
 
 def test_the_schedule_is_probe3ds():
-  recipe = dpt_train._Recipe(
-    task='depth',
-    steps=100,
-    warmup=15,
-    learning_rate=5e-4,
-    weight_decay=0,
-    min_depth=0,
-    max_depth=1,
-    sig_weight=1,
-    gradient_weight=1,
-  )
+  recipe = dpt_train.DPTRecipe(task='depth')  # of 80 images: 100 steps, 15 of them warm-up
+  assert recipe.steps(80) == 100
   for step in (0, 7, 15, 16, 60, 100):
     expected = (
       0.99 * step / 15 + 0.01
       if step <= 15
       else 0.99 * np.cos(0.5 * np.pi * (step - 15) / 85) + 0.01
     )
-    assert float(recipe.schedule(step)) == pytest.approx(5e-4 * expected, rel=1e-4)
+    assert float(recipe.schedule(step, images=80)) == pytest.approx(5e-4 * expected, rel=1e-4)
 
 
 def test_without_uncertainty_the_loss_is_the_angle_at_the_size_of_the_truth():
   params, intermediate_layers = random_params(3), random_taps()
   truth = normals.unit(np.random.default_rng(0).normal(size=(2, 20, 30, 3))).astype(np.float32)
   truth[:, 5:] = 0
-  recipe = dpt_train._Recipe(
-    task='normals',
-    steps=1,
-    warmup=1,
-    learning_rate=1,
-    weight_decay=0,
-    min_depth=0,
-    max_depth=1,
-    sig_weight=1,
-    gradient_weight=1,
-  )
+  recipe = dpt_train.DPTRecipe(task='normals', uncertainty=False)
   predicted = normals.unit(dpt_train.bicubic(dpt.apply(params, intermediate_layers), (20, 30)))
   cosine = (np.asarray(predicted) * truth).sum(-1)[:, :5]
   found = float(dpt_train._loss(params, intermediate_layers, truth, recipe))
@@ -397,15 +338,18 @@ def test_training_beats_the_naive_baselines(task, uncertainty):
   decoder = dpt_train.fit(
     intermediate_layers,
     truth.__getitem__,
-    task=task,
-    channels=16,
-    epochs=24,
-    learning_rate=1e-3,
-    bins=32,
-    uncertainty=uncertainty,
+    dpt_train.DPTRecipe(
+      task=task,
+      channels=16,
+      epochs=24,
+      learning_rate=1e-3,
+      bins=32,
+      uncertainty=uncertainty,
+    ),
   )
-  lib = depth_lib if task == 'depth' else normals
-  scorer = lib.Scorer()
+  lib, scorer = depth_lib, depth_lib.DepthScorer()
+  if task == 'normals':
+    lib, scorer = normals, normals.NormalScorer()
   predicted = decoder.predict(test_taps)
   assert predicted.shape == (10, 32, 32) + (() if task == 'depth' else (3 + uncertainty,))
   for p, t in zip(predicted, held):

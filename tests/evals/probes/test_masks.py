@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tips_jax.evals.probes import logistic as linear
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.probes import logistic
+from tips_jax.evals.probes import masks as masks_lib
 
 
 def vote(cell):
@@ -27,14 +27,14 @@ def test_patch_labels_equal_the_loop(shape, grid):
       [vote(mask[i * a : (i + 1) * a, j * b : (j + 1) * b].ravel()) for j in range(grid[1])]
       for i in range(grid[0])
     ]
-    assert segmentation.patch_labels(mask, grid).tolist() == expected
+    assert masks_lib.patch_labels(mask, grid).tolist() == expected
 
 
 def test_patch_labels_of_a_grid_that_does_not_divide_the_mask():
   mask = np.repeat([[0] * 50 + [3] * 50], 75, 0).astype(np.uint8)  # 75 x 100, left 0 and right 3
-  assert segmentation.patch_labels(mask, (7, 6)).tolist() == [[0, 0, 0, 3, 3, 3]] * 7
+  assert masks_lib.patch_labels(mask, (7, 6)).tolist() == [[0, 0, 0, 3, 3, 3]] * 7
   assert (
-    segmentation.patch_labels(mask[:2, :2], (4, 4)).tolist() == [[0] * 4] * 4
+    masks_lib.patch_labels(mask[:2, :2], (4, 4)).tolist() == [[0] * 4] * 4
   )  # finer than the mask
 
 
@@ -57,7 +57,7 @@ def test_logits_are_upsampled_bilinearly_before_the_argmax():
   for shape in ((37, 50), (24, 24), (5, 3)):
     logits = rng.normal(size=(5, 3, 4)).astype(np.float32)
     expected = np.stack([bilinear(logits[..., k], shape) for k in range(4)]).argmax(0)
-    found = segmentation.upsample_argmax(logits, shape)
+    found = masks_lib.upsample_argmax(logits, shape)
     assert (
       found.shape == shape and (found == expected).mean() > 0.995
     )  # but for rounding at borders of classes
@@ -69,12 +69,12 @@ def test_of_equal_classes_the_lowest_is_found():
     [cv2.resize(logits[..., k], (15, 12), interpolation=cv2.INTER_LINEAR) for k in range(6)]
   )
   assert ((resized == resized.max(0)).sum(0) > 1).mean() > 0.05
-  np.testing.assert_array_equal(segmentation.upsample_argmax(logits, (12, 15)), resized.argmax(0))
+  np.testing.assert_array_equal(masks_lib.upsample_argmax(logits, (12, 15)), resized.argmax(0))
 
 
 def test_scorer_counts_every_known_pixel_once(png):
   rng = np.random.default_rng(0)
-  probe = linear.Probe(
+  probe = logistic.LinearProbe(
     kernel=rng.normal(size=(6, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0
   )
   patch = rng.normal(size=(3, 2, 2, 6)).astype(np.float32)
@@ -82,13 +82,13 @@ def test_scorer_counts_every_known_pixel_once(png):
     rng.choice([0, 1, 2, 9, 255], shape).astype(np.uint8)  # 9: the probe does not know it
     for shape in ((8, 8), (11, 7), (4, 16))
   ]
-  scorer = segmentation.Scorer(probe)
+  scorer = masks_lib.Scorer(probe)
   scorer(patch[:2], [{'mask': png(m)} for m in masks[:2]])
   scorer(patch[2:], [{'mask': png(m)} for m in masks[2:]])
   truth = np.concatenate([m.ravel() for m in masks])
   found = np.concatenate(
     [
-      segmentation.upsample_argmax(patch[i] @ probe.kernel, m.shape).ravel()
+      masks_lib.upsample_argmax(patch[i] @ probe.kernel, m.shape).ravel()
       for i, m in enumerate(masks)
     ]
   )
@@ -102,9 +102,9 @@ def test_scorer_counts_every_known_pixel_once(png):
 
 
 def test_training_patches_are_a_sample_without_void(monkeypatch, png):
-  monkeypatch.setattr(segmentation, '_PATCHES', 30)
+  monkeypatch.setattr(masks_lib, '_PATCHES', 30)
   rng = np.random.default_rng(0)
-  gather = segmentation.TrainingPatches(10)
+  gather = masks_lib.TrainingPatches(10)
   for i in range(5):
     labels = rng.integers(0, 3, (2, 4, 4)).astype(np.uint8)
     labels[:, 0] = 255
@@ -121,13 +121,13 @@ def test_training_patches_are_a_sample_without_void(monkeypatch, png):
 
 
 def test_void_everywhere_is_not_a_number(png):
-  gather = segmentation.TrainingPatches(1)
+  gather = masks_lib.TrainingPatches(1)
   patch, records = (
     np.zeros((1, 2, 2, 3), np.float32),
     [{'mask': png(np.full((4, 4), 255, np.uint8))}],
   )
   gather(patch, records)
-  scorer = segmentation.Scorer(gather.fit())
+  scorer = masks_lib.Scorer(gather.fit())
   scorer(patch, records)
   assert np.isnan(scorer.mean_iou())
 
@@ -139,4 +139,20 @@ def test_majority_level():
   expected = np.mean(
     [np.mean(test == 2), 0, 0]
   )  # class 2 everywhere: its share of the pixels, over three classes
-  assert segmentation.majority(counts(train), counts(test)) == pytest.approx(expected, abs=1e-12)
+  assert masks_lib.majority(counts(train), counts(test)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_confusion_and_mean_iou_equal_sets():
+  rng = np.random.default_rng(0)
+  truth, found = (
+    rng.integers(0, 5, 500),
+    rng.integers(0, 6, 500),
+  )  # 5 occurs in no truth: 0. 6 occurs nowhere
+  expected = []
+  for c in range(6):
+    a, b = set(np.flatnonzero(truth == c)), set(np.flatnonzero(found == c))
+    expected.append(len(a & b) / len(a | b))
+  counts = masks_lib.confusion(truth, found, size=7)
+  assert counts.sum() == 500 and counts.shape == (7, 7)
+  assert masks_lib.mean_iou(counts) == pytest.approx(np.mean(expected), abs=1e-12)
+  assert np.isnan(masks_lib.mean_iou(np.zeros((3, 3), int)))

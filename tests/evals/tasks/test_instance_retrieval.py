@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from tips_jax.core.errors import InputError
-from tips_jax.evals.probes import search as knn
+from tips_jax.evals.probes import search
 from tips_jax.evals.tasks import instance_retrieval as instance
 from tips_jax.evals.tasks.instance_retrieval import Domain
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(knn, '_BLOCK', 16)
-  monkeypatch.setattr(knn, '_ROWS', 32)
+  monkeypatch.setattr(search, '_BLOCK', 16)
+  monkeypatch.setattr(search, '_ROWS', 32)
 
 
 def classes(tags):
@@ -186,8 +186,8 @@ def test_features_on_disk_blocks_and_devices_change_nothing(tmp_path, monkeypatc
   assert len(local) == 8
   monkeypatch.setattr(jax, 'local_devices', lambda: local[:1])
   one = instance.search({'a': Domain(query=x, tags=tags)})['a']
-  monkeypatch.setattr(knn, '_ROWS', 1024)
-  monkeypatch.setattr(knn, '_BLOCK', 512)
+  monkeypatch.setattr(search, '_ROWS', 1024)
+  monkeypatch.setattr(search, '_BLOCK', 512)
   block = instance.search({'a': Domain(query=x, tags=tags)})['a']
   for field in ('asked', 'right', 'hit', 'miss'):
     np.testing.assert_array_equal(getattr(one, field), getattr(whole, field))

@@ -83,7 +83,7 @@ def test_scorer_equals_scikit_learn():
   rng = np.random.default_rng(0)
   classes, labels = rng.normal(size=(10, 8)).astype(np.float32), rng.integers(-1, 10, 200)
   image = (classes[labels] + rng.normal(size=(200, 8))).astype(np.float32)
-  scorer = zeroshot.Scorer(classes, ks=(1, 3, 10))
+  scorer = zeroshot.ZeroshotScorer(classes, ks=(1, 3, 10))
   for i in range(0, 200, 64):
     scorer(image[i : i + 64], labels[i : i + 64])
   asked = labels >= 0
@@ -110,7 +110,7 @@ def test_evaluate_takes_the_named_token():
   assert zeroshot.chance(1000) == {'top1': 0.001, 'top5': 0.005} and set(zeroshot.chance(5)) == {
     'top1'
   }
-  assert np.isnan(zeroshot.Scorer(classes).result()['top1'])
+  assert np.isnan(zeroshot.ZeroshotScorer(classes).result()['top1'])
 
 
 def test_lists_of_templates_and_classes():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core.errors import InputError
+from tips_jax.evals.features import windows
 from tips_jax.evals.tasks import prompts, zeroshot
 from tips_jax.evals.tasks import zeroshot_segmentation as zs
 
@@ -25,41 +26,6 @@ def resize(planes_hwK, shape):
         for c, d in ((int(x), 1 - x % 1), (min(int(x) + 1, w - 1), x % 1)):
           out[i, j] += b * d * planes_hwK[a, c]
   return out
-
-
-@pytest.mark.parametrize(
-  'image, size',
-  [
-    ((512, 683), (448, 602)),
-    ((683, 512), (602, 448)),
-    ((448, 448), (448, 448)),
-    ((300, 500), (448, 756)),
-    ((1000, 100), (4480, 448)),
-    ((449, 448), (462, 448)),
-  ],
-)
-def test_sizes(image, size):
-  """448 x 597 of the notebook's first image becomes 448 x 602, the next multiple of 14."""
-  assert zs.resized(*image) == size
-  h, w = zs.resized(*image, patch=1)
-  assert min(h, w) == 448 and (h, w) == tuple(
-    448 if n == min(image) else int(448 * n / min(image)) for n in image
-  )
-
-
-@pytest.mark.parametrize(
-  'height, width', [(448, 448), (448, 449), (448, 784), (448, 785), (1500, 448)]
-)
-def test_windows_cover_the_image(height, width):
-  seen, places = np.zeros((height, width), int), list(zs.windows(height, width))
-  for rows, columns in places:
-    assert rows.stop - rows.start == columns.stop - columns.start == 448
-    seen[rows, columns] += 1
-  assert seen.min() == 1 and len(places) == -(-(height - 448) // 336) + -(-(width - 448) // 336) + 1
-  assert (places[0][0].start, places[0][1].start) == (0, 0)
-  assert [(r, c) for r, c in zs.windows(5, 20, 8, 6)] == [
-    (slice(0, 5), slice(x, x + 8)) for x in (0, 6, 12)
-  ]
 
 
 def test_whole_is_the_largest_cosine_resized():
@@ -135,7 +101,7 @@ def test_slide_equals_the_notebook(shape):
   height, width = segmenter.size(*shape)
   assert min(height, width) == 32 and views.shape[1:] == (32, 32, 3)
   whole = np.zeros((height, width, 3), np.uint8)
-  for (rows, columns), view in zip(zs.windows(height, width, 32, 24), views):
+  for (rows, columns), view in zip(windows.windows(height, width, 32, 24), views):
     whole[rows, columns] = view
   size = (41, 55)
   scores, resized = notebook(torch, classes, whole, encoder(8), side=32, stride=24, size=size)
@@ -214,7 +180,7 @@ def test_scorer_equals_scikit_learn():
     rng.choice([0, 1, 2, 4, 255], (9, 7 + i)).astype(np.uint8) for i in range(4)
   ]  # 3 and 5: never there
   found = [rng.choice([0, 1, 4], mask.shape) for mask in masks]
-  scorer = zs.Scorer(6)
+  scorer = zs.SegmentationScorer(6)
   for prediction, mask in zip(found, masks):
     scorer(prediction, mask)
   truth, found = (np.concatenate([x.ravel() for x in both]) for both in (masks, found))
@@ -229,7 +195,7 @@ def test_scorer_equals_scikit_learn():
 
 
 def test_scorer_refuses_what_it_cannot_count():
-  scorer = zs.Scorer(3)
+  scorer = zs.SegmentationScorer(3)
   scorer(np.zeros((2, 2), int), np.full((2, 2), 255))
   assert np.isnan(scorer.result()['miou']) and np.isnan(scorer.chance()['miou'])
   for predicted, mask in (
@@ -245,7 +211,7 @@ def test_scorer_refuses_what_it_cannot_count():
 def test_chance_is_the_mean_of_random_answers():
   rng = np.random.default_rng(0)
   mask = rng.choice(4, (300, 300), p=[0.7, 0.2, 0.1, 0])
-  scorer, random = zs.Scorer(4), zs.Scorer(4)
+  scorer, random = zs.SegmentationScorer(4), zs.SegmentationScorer(4)
   scorer(np.zeros_like(mask), mask)
   random(rng.integers(0, 4, mask.shape), mask)
   assert scorer.chance() == pytest.approx(random.result(), abs=0.005)

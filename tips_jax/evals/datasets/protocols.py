@@ -15,9 +15,9 @@ import numpy as np
 from tips_jax.core.strict import unknown
 from tips_jax.data.benchmarks import class_names
 from tips_jax.data.benchmarks import table as benchmarks
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets.published import PUBLISHED, Figure
 
-VOID = 255
 METRICS = {  # name: (unit as published, what is better)
   'miou': ('%', 'higher'),
   'accuracy': ('%', 'higher'),

@@ -8,6 +8,7 @@ import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import depth, normals
@@ -141,11 +142,11 @@ def _mask(job, split, record, size, where):
       f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image is '
       f'{size[1]}x{size[0]}'
     )
-  found = int(mask[mask != segmentation.IGNORE].max(initial=0))
+  found = int(mask[mask != VOID].max(initial=0))
   if names and found >= len(names):
     raise InputError(
       f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, or '
-      f'{segmentation.IGNORE} for void'
+      f'{VOID} for void'
     )
 
 

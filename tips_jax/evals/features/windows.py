@@ -14,9 +14,32 @@ from PIL import Image
 
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.tasks import zeroshot_segmentation as zs
 
+SIDE, STRIDE = 448, 336  # pixels of a window and between windows: TCL's and TIPSv2's
 _MOST = 10_000  # windows of one image: number * _MOST + window tells one
+
+
+def resized(height: int, width: int, *, side: int = SIDE, patch: int = 14) -> tuple[int, int]:
+  """(height, width) with a short side of `side` pixels and the same aspect; then each up to a
+  multiple of `patch`.
+
+  The last step stretches the image by less than a patch, as the notebook does; nothing is cut off
+  or padded. (The notebook resizes twice, here it is once.)
+  """
+  scale = lambda n: side if n == min(height, width) else side * n // min(height, width)
+  return tuple(-(-scale(n) // patch) * patch for n in (height, width))
+
+
+def windows(height: int, width: int, side: int = SIDE, stride: int = STRIDE):
+  """Yields (rows, columns), slices of windows of `side` pixels that cover the image; the last ones
+  end at its edge.
+  """
+  starts = lambda n: [
+    max(min(i * stride, n - side), 0) for i in range(max(n - side + stride - 1, 0) // stride + 1)
+  ]
+  for top in starts(height):
+    for left in starts(width):
+      yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +51,11 @@ class Windows:
 
   def places(self, shape):
     """Slices (rows, columns) of all windows of an image of `shape` (H, W), in its resized pixels."""
-    return list(zs.windows(*self.size(shape), self.side, self.stride))
+    return list(windows(*self.size(shape), self.side, self.stride))
 
   def size(self, shape):
     """(height, width) that an image of `shape` (H, W) is resized to."""
-    return zs.resized(*shape[:2], side=self.side, patch=1)
+    return resized(*shape[:2], side=self.side, patch=1)
 
   def __call__(self, record):
     """uint8 [side, side, 3]: window number `record['window']`."""

@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import cv2
 import jax
@@ -23,10 +24,12 @@ import optax
 
 from tips_jax.core.errors import InputError
 
+# Row of an image -> its depth [H, W], or its normals [H, W, 3].
+Truth = Callable[[int], np.ndarray]
+
 BINS, MIN_DEPTH, MAX_DEPTH = 256, 1e-3, 10.0
 EPS = 0.1  # of the bins: DINOv2's; TIPS's released decoders have MIN_DEPTH
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-EIGEN_CROP = (45, 471, 41, 601)  # top, bottom, left, right of NYUv2's 480 x 640 that are scored
 HELD_OUT = 5  # one training image in this many, the last, chooses the learning rate
 _LOG_EPS = 1e-3  # of the losses: keeps the gradient of log finite
 _NOTHING = (
@@ -102,7 +105,7 @@ def _log_error(predicted, truth, valid):
 # --- measure ------------------------------------------------------------------------------------
 
 
-class Scorer:
+class DepthScorer:
   """Depth errors over images, at the resolution of the truth; sums are exact, so that their order does not matter."""
 
   def __init__(self, *, max_depth=MAX_DEPTH, crop=None):
@@ -126,10 +129,6 @@ class Scorer:
       self.rows.append(
         (t.size, np.square(p - t).sum(), (np.abs(p - t) / t).sum(), int((near & (p > 0)).sum()))
       )
-
-  def merge(self, other):
-    """Takes over what another scorer (of another host) has seen."""
-    self.rows += other.rows
 
   def result(self) -> dict[str, float]:
     """'rmse', 'abs_rel' and 'delta1' are means over images of each image's value, as DINOv2 and Probe3D report them;
@@ -172,9 +171,9 @@ def naive(truth, rows, *, max_depth=MAX_DEPTH):
 def baselines(
   train, train_rows, test, test_rows, *, max_depth=MAX_DEPTH, crop=None
 ) -> dict[str, dict[str, float]]:
-  """What `Scorer` says of answering 'constant' (the training mean) and 'mean_image' (it, pixel by pixel) everywhere."""
+  """What `DepthScorer` says of answering 'constant' (the training mean) and 'mean_image' (it, pixel by pixel) everywhere."""
   mean, image = naive(train, train_rows, max_depth=max_depth)
-  constant, by_pixel = (Scorer(max_depth=max_depth, crop=crop) for _ in range(2))
+  constant, by_pixel = (DepthScorer(max_depth=max_depth, crop=crop) for _ in range(2))
   for row in test_rows:
     depth = test(int(row))
     constant.add(np.full((1, 1), mean), depth)
@@ -186,7 +185,52 @@ def baselines(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Probe:
+class DepthRecipe:
+  """How the linear depth probe is trained; the defaults are DINOv2's."""
+
+  # Trained side by side; held-out images choose one.
+  learning_rates: tuple[float, ...] = RATES
+  steps: int = 38_400
+  batch: int = 16
+  # Share of the steps over which the learning rate rises linearly; mmcv's cosine runs meanwhile.
+  warmup: float = 1 / 3
+  weight_decay: float = 0.01
+  # Largest global norm of a gradient.
+  clip: float = 35.0
+  # Bilinear upsampling of the logits before they become depth.
+  upsample: int = 4
+  bins: int = BINS
+  # Meters of the first and the last bin. Truth beyond max_depth counts as missing.
+  min_depth: float = MIN_DEPTH
+  max_depth: float = MAX_DEPTH
+  # Added to the weight of every bin.
+  eps: float = EPS
+  # Weights of `sigloss` and `gradient_loss`.
+  sig_weight: float = 1.0
+  gradient_weight: float = 0.5
+  # First steps, at most a tenth, with sigloss(only_mean).
+  mean_steps: int = 100
+  # The optimizer sees features of mean 0 and variance 1; the kernels are those of raw features.
+  standardize: bool = True
+  # Train on all images, the held-out ones too, at the learning rate that was chosen.
+  refit: bool = True
+  seed: int = 0
+
+  def __post_init__(self):
+    # A list, as configs and JSON have it, could not be a static argument of a compiled step.
+    object.__setattr__(self, 'learning_rates', tuple(self.learning_rates))
+
+  @property
+  def optimizer(self) -> optax.GradientTransformation:
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip),
+      optax.scale_by_adam(),
+      optax.add_decayed_weights(self.weight_decay),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthProbe:
   """Kernels [D, K] and [C, K] on raw patch and CLS features, bias [K]; `validation`: RMSE by learning rate."""
 
   patch: np.ndarray
@@ -200,7 +244,7 @@ class Probe:
   validation: dict
 
   def predict(self, patch_BhwD, cls_BD=None) -> np.ndarray:
-    """Depth [B, upsample h, upsample w] in meters; `Scorer.add` brings it to the truth's size."""
+    """Depth [B, upsample h, upsample w] in meters; `DepthScorer.add` brings it to the truth's size."""
     weights = {'patch': self.patch, 'cls': self.cls, 'bias': self.bias}
     return np.asarray(
       _depth(
@@ -216,88 +260,52 @@ class Probe:
 
 
 def fit(
-  patch,
-  cls,
-  truth,
+  patch: np.ndarray,
+  cls: np.ndarray | None,
+  truth: Truth,
   *,
-  validation=None,
-  learning_rates=RATES,
-  steps=38_400,
-  batch=16,
-  warmup=1 / 3,
-  weight_decay=0.01,
-  clip=35.0,
-  upsample=4,
-  bins=BINS,
-  min_depth=MIN_DEPTH,
-  max_depth=MAX_DEPTH,
-  eps=EPS,
-  sig_weight=1.0,
-  gradient_weight=0.5,
-  mean_steps=100,
-  standardize=True,
-  refit=True,
-  shape=None,
-  seed=0,
-) -> Probe:
-  """Fits the linear depth probe to patch [N, h, w, D] and cls [N, C] (or None), which may lie on disk.
+  recipe: DepthRecipe = DepthRecipe(),
+  validation: Sequence[int] | None = None,
+  shape: Sequence[int] | None = None,
+) -> DepthProbe:
+  """Fits the linear depth probe to patch [N, h, w, D] and cls [N, C] (or None), which may be on disk.
 
-  truth(i): depth [H, W] of image i; for the training all take the size `shape`, or that of the first (nearest pixel).
-  `validation`: rows that choose the learning rate by pooled RMSE (default: the last fifth, as a video's neighbors are
-  alike; too few images: the middle rate is taken); then, with `refit`, all rows are fitted at that rate. AdamW; the
-  rate follows mmcv's cosine under a linear warm-up, `warmup` of the steps long. `mean_steps`: first steps, a tenth at
-  most, with sigloss(only_mean). `standardize` changes only what the optimizer sees: features of mean 0 and variance 1.
+  truth(i): depth [H, W] of image i; in training all take the size `shape`, or that of the first
+  (nearest pixel). `validation`: rows that choose the learning rate by pooled RMSE; default: the last
+  fifth, since neighbors in a video are alike. With too few images for one, the middle rate is taken.
   InputError where no training image has depth.
   """
   cls, count = _no_cls(cls, patch), len(patch)
   if not count:
     raise InputError('depth: got no training image; expected at least one')
-  held = (
-    np.arange(count - count // HELD_OUT, count)
-    if validation is None
-    else np.asarray(validation, np.int64)
-  )
   everything = np.arange(count)
-  seen = (
-    np.setdiff1d(everything, held) if len(learning_rates) > 1 and len(held) < count else everything
-  )
-  if not any(known(np.asarray(truth(int(i))), max_depth=max_depth).any() for i in seen):
-    raise InputError(_NOTHING.format(max_depth, len(seen)))
-  recipe = _Recipe(
-    steps=steps,
-    warmup=warmup,
-    weight_decay=weight_decay,
-    clip=clip,
-    sig_weight=sig_weight,
-    gradient_weight=gradient_weight,
-    mean_steps=min(mean_steps, steps // 10),
-    min_depth=min_depth,
-    max_depth=max_depth,
-    eps=eps,
-    upsample=upsample,
-  )
-  statistics = _statistics(patch, cls) if standardize else (0.0, 1.0, 0.0, 1.0)
-  options = dict(
-    recipe=recipe,
-    bins=bins,
-    batch=batch,
-    seed=seed,
-    statistics=statistics,
-    shape=tuple(shape or np.shape(truth(0))[:2]),
-  )
+  if validation is None:
+    held = everything[count - count // HELD_OUT :]
+  else:
+    held = np.asarray(validation, np.int64)
+  learning_rates = recipe.learning_rates
+  training = everything
+  if len(learning_rates) > 1 and len(held) < count:
+    training = np.setdiff1d(everything, held)
+  if not any(known(np.asarray(truth(int(i))), max_depth=recipe.max_depth).any() for i in training):
+    raise InputError(_NOTHING.format(recipe.max_depth, len(training)))
   if not len(held):
     learning_rates = learning_rates[len(learning_rates) // 2 :][:1]
-  probes, scores = _train(patch, cls, truth, seen, learning_rates, **options), {}
-  if len(probes) > 1:
-    scores = {
-      probe.learning_rate: _pooled(probe, patch, cls, truth, held, batch, max_depth)
-      for probe in probes
-    }
-    best = min(probes, key=lambda probe: np.nan_to_num(scores[probe.learning_rate], nan=np.inf))
-    probes = (
-      _train(patch, cls, truth, everything, (best.learning_rate,), **options) if refit else [best]
-    )
-  return dataclasses.replace(probes[0], validation=scores)
+  statistics = (0.0, 1.0, 0.0, 1.0)
+  if recipe.standardize:
+    statistics = _statistics(patch, cls)
+  options = dict(recipe=recipe, statistics=statistics, shape=tuple(shape or np.shape(truth(0))[:2]))
+  probes = _train(patch, cls, truth, training, learning_rates, **options)
+  if len(probes) == 1:
+    return probes[0]
+  scores = {
+    probe.learning_rate: _pooled(probe, patch, cls, truth, held, recipe) for probe in probes
+  }
+  # A diverged probe has no score and must not win.
+  best = min(probes, key=lambda probe: np.nan_to_num(scores[probe.learning_rate], nan=np.inf))
+  if recipe.refit:
+    [best] = _train(patch, cls, truth, everything, (best.learning_rate,), **options)
+  return dataclasses.replace(best, validation=scores)
 
 
 def minibatches(arrays, truth, rows, *, batch, steps, shape, seed=0):
@@ -338,33 +346,10 @@ def fitted(array, shape):
   return array[y[:, None], x]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Recipe:
-  steps: int
-  warmup: float
-  weight_decay: float
-  clip: float
-  sig_weight: float
-  gradient_weight: float
-  mean_steps: int
-  min_depth: float
-  max_depth: float
-  eps: float
-  upsample: int
-
-  @property
-  def optimizer(self):
-    return optax.chain(
-      optax.clip_by_global_norm(self.clip),
-      optax.scale_by_adam(),
-      optax.add_decayed_weights(self.weight_decay),
-    )
-
-
-def _train(patch, cls, truth, rows, rates, *, recipe, bins, batch, seed, statistics, shape):
+def _train(patch, cls, truth, rows, rates, *, recipe, statistics, shape):
   """A probe for each learning rate, trained side by side on the same minibatches."""
   width = patch.shape[-1] + cls.shape[-1]
-  drawn = np.random.default_rng(seed).uniform(-1, 1, (width + 1, bins)).astype(
+  drawn = np.random.default_rng(recipe.seed).uniform(-1, 1, (width + 1, recipe.bins)).astype(
     np.float32
   ) / math.sqrt(width)
   start = {'patch': drawn[: patch.shape[-1]], 'cls': drawn[patch.shape[-1] : -1], 'bias': drawn[-1]}
@@ -372,7 +357,15 @@ def _train(patch, cls, truth, rows, rates, *, recipe, bins, batch, seed, statist
   state = weights, jax.vmap(recipe.optimizer.init)(weights)
   mean_p, scale_p, mean_c, scale_c = statistics
   for i, ((x, c), depth) in enumerate(
-    minibatches((patch, cls), truth, rows, batch=batch, steps=recipe.steps, shape=shape, seed=seed)
+    minibatches(
+      (patch, cls),
+      truth,
+      rows,
+      batch=recipe.batch,
+      steps=recipe.steps,
+      shape=shape,
+      seed=recipe.seed,
+    )
   ):
     state = _step(
       *state,
@@ -388,7 +381,7 @@ def _train(patch, cls, truth, rows, rates, *, recipe, bins, batch, seed, statist
     one = {name: np.asarray(x[i]) for name, x in state[0].items()}
     kernel_p, kernel_c = (one['patch'].T / scale_p).T, (one['cls'].T / scale_c).T
     result.append(
-      Probe(
+      DepthProbe(
         patch=kernel_p,
         cls=kernel_c,
         bias=one['bias'] - (kernel_p.T * mean_p).sum(-1) - (kernel_c.T * mean_c).sum(-1),
@@ -412,6 +405,8 @@ def _step(weights, optimizer_state, patch, cls, truth, rates, step, *, recipe):
     1.0, 1e-3 + (1 - 1e-3) * step / max(recipe.warmup * recipe.steps, 1e-9)
   )
 
+  mean_steps = min(recipe.mean_steps, recipe.steps // 10)
+
   def loss(weights):
     small = _depth(
       weights,
@@ -423,7 +418,7 @@ def _step(weights, optimizer_state, patch, cls, truth, rates, step, *, recipe):
       upsample=recipe.upsample,
     )
     predicted = resize(small, truth.shape[1:])
-    value = recipe.sig_weight * sigloss(predicted, truth, valid, only_mean=step < recipe.mean_steps)
+    value = recipe.sig_weight * sigloss(predicted, truth, valid, only_mean=step < mean_steps)
     if recipe.gradient_weight:
       value += recipe.gradient_weight * gradient_loss(predicted, truth, valid)
     return value
@@ -452,10 +447,10 @@ def resize(maps, shape):
   )
 
 
-def _pooled(probe, patch, cls, truth, rows, batch, max_depth):
-  scorer = Scorer(max_depth=max_depth)
-  for i in range(0, len(rows), batch):
-    chosen = rows[i : i + batch]
+def _pooled(probe, patch, cls, truth, rows, recipe):
+  scorer = DepthScorer(max_depth=recipe.max_depth)
+  for i in range(0, len(rows), recipe.batch):
+    chosen = rows[i : i + recipe.batch]
     for row, depth in zip(chosen, probe.predict(patch[chosen], cls[chosen])):
       scorer.add(depth, truth(int(row)))
   return scorer.result()['rmse_pooled']

@@ -26,7 +26,7 @@ converted without the mirroring by the first script that did it; nothing in a fi
 import functools
 import math
 import re
-import zipfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ import numpy as np
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
+
+# Four (patch [B, h, w, D], cls [B, D]), from the first block to the last.
+Layers = Sequence[tuple[np.ndarray, np.ndarray]]
 
 CHANNELS = 256
 TASKS = {
@@ -268,89 +271,9 @@ def export(params, *, task, format='official_torch'):
   return result
 
 
-def read_official(path, *, task):
-  """Parameters of an official decoder file of any of FORMATS. InputError: another task's, foreign
-  or damaged.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    zipfile.BadZipFile,
-  ) as error:
-    raise InputError(
-      f'{str(path)!r}: got no readable npz or zip of plain arrays ({error}); expected an official DPT '
-      'decoder'
-    ) from None
-  return convert(arrays, task=task, where=str(path))
-
-
-def convert(arrays, *, task, where='decoder'):
-  """Parameters of {name: array} with official names; the arrays of other towers and heads in it are
-  left alone.
-  """
-  _check(task, TASKS, 'dpt: task')
-  jax_style = any(name.startswith('decoder/dpt/') for name in arrays)
-  inside = next((i for i in (f'{task}_head.', 'dpt.') if f'{i}project.weight' in arrays), '')
-  heads = (
-    [f'decoder/{TASKS[task]}']
-    if jax_style
-    else [f'{task}_head.{task}_head', f'{task}_head', 'head']
-  )
-  if len(arrays.get('segmentation_head.bias', ())) == {'depth': depth_lib.BINS, 'normals': 3}.get(
-    task
-  ):
-    heads.append(
-      'segmentation_head'
-    )  # a notebook reads depth with the segmentation decoder of 256 classes
-  weight, bias = ('/kernel', '/bias') if jax_style else ('.weight', '.bias')
-  head = next((h for h in heads if h + weight in arrays), heads[0])
-  leaves = {}
-  for ours, theirs in [
-    *((o, inside + t) for o, t in _names('official_jax' if jax_style else 'torch')),
-    ('head', head),
-  ]:
-    if theirs + weight not in arrays:
-      raise InputError(
-        f'{where}: got no {theirs + weight!r} among {len(arrays)} arrays; expected a DPT decoder for '
-        f'{task}'
-      )
-    kernel = np.asarray(arrays[theirs + weight], np.float32)
-    leaves[f'{ours}/kernel'] = _in_jax(kernel, ours) if jax_style else _in_torch(kernel, ours)
-    if theirs + bias in arrays:
-      leaves[f'{ours}/bias'] = np.asarray(arrays[theirs + bias], np.float32)
-  params = tree.nested(leaves)
-  _check_shapes(params, where, task)
-  return params
-
-
 def _check(value, known, what):
   if value not in known:
     raise InputError(f'{what}: got {value!r}; expected one of {sorted(known)}')
-
-
-def _check_shapes(params, where, task):
-  found = {name: x.shape for name, x in tree.named_leaves(params)}
-  doubled, width = params['reassemble']['0']['readout']['kernel'].shape
-  channels, outputs = params['head']['kernel'].shape
-  widths = tuple(
-    params['reassemble'][str(i)]['project']['kernel'].shape[-1] for i in range(len(_FACTORS))
-  )
-  make = lambda key: init(key, width=width, outputs=outputs, channels=channels, widths=widths)
-  wanted = {name: x.shape for name, x in tree.named_leaves(jax.eval_shape(make, jax.random.key(0)))}
-  wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-  if wrong:
-    raise InputError(
-      f'{where}: {wrong[0]}: got shape {found.get(wrong[0])}; expected {wanted.get(wrong[0])}'
-    )
-  if task == 'normals' and outputs not in (3, 4):
-    raise InputError(f'{where}: got {outputs} outputs; expected 3 for normals')
 
 
 # Kernels: ours are [in, out] or [k, k, in, out]; of `up`, pixel (i, j) of a cell's k x k.
@@ -363,21 +286,9 @@ def _out_torch(kernel, layer):
   return kernel[..., None, None] if _pointwise(layer) else kernel
 
 
-def _in_torch(kernel, layer):
-  if layer.endswith('/up'):
-    return kernel.transpose(2, 3, 0, 1)
-  kernel = kernel[..., 0, 0] if _pointwise(layer) and kernel.ndim == 4 else kernel
-  return kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0)
-
-
 def _out_jax(kernel, layer):
   kernel = np.ascontiguousarray(kernel[::-1, ::-1]) if layer.endswith('/up') else kernel
   return kernel[None, None] if _pointwise(layer) else kernel
-
-
-def _in_jax(kernel, layer):
-  kernel = kernel[::-1, ::-1] if layer.endswith('/up') else kernel
-  return kernel[0, 0] if _pointwise(layer) and kernel.ndim == 4 else kernel
 
 
 def _pointwise(layer):

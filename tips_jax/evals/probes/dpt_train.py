@@ -88,114 +88,123 @@ def load(path) -> Decoder:
     zipfile.BadZipFile,
   ) as error:
     raise InputError(
-      f'{str(path)!r}: got no decoder ({error}); expected a file that the evaluation wrote; official '
-      'ones are read by dpt.read_official'
+      f'{str(path)!r}: got no decoder ({error}); expected a file that an evaluation wrote'
     ) from None
 
 
-def fit(
-  intermediate_layers,
-  truth,
-  *,
-  task,
-  channels=dpt.CHANNELS,
-  widths=None,
-  epochs=10,
-  batch=8,
-  learning_rate=5e-4,
-  warmup_epochs=1.5,
-  weight_decay=0.01,
-  bins=depth_lib.BINS,
-  min_depth=depth_lib.MIN_DEPTH,
-  max_depth=depth_lib.MAX_DEPTH,
-  sig_weight=10.0,
-  gradient_weight=0.5,
-  uncertainty=True,
-  seed=0,
-) -> Decoder:
-  """Trains a decoder on four intermediate_layers (patch [N, h, w, D], cls [N, D]), which may lie on
-  disk.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPTRecipe:
+  """How a decoder is built and trained; the defaults are Probe3D's."""
+
+  # 'depth' or 'normals'.
+  task: str
+  # Width of the fusion blocks, and of the four levels before them (None: see dpt.init).
+  channels: int = dpt.CHANNELS
+  widths: tuple[int, ...] | None = None
+  epochs: int = 10
+  batch: int = 8
+  learning_rate: float = 5e-4
+  # Epochs over which the learning rate rises linearly, at most half of them.
+  warmup_epochs: float = 1.5
+  # PyTorch's default for AdamW.
+  weight_decay: float = 0.01
+  # Of depth: the bins, and the meters of the first and the last one. Truth beyond is missing.
+  bins: int = depth_lib.BINS
+  min_depth: float = depth_lib.MIN_DEPTH
+  max_depth: float = depth_lib.MAX_DEPTH
+  # Of depth: weights of `sigloss` and `gradient_loss`.
+  sig_weight: float = 10.0
+  gradient_weight: float = 0.5
+  # Of normals: a fourth output and Probe3D's loss; without it, as in TIPSv2's heads, the plain angle.
+  uncertainty: bool = True
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.task not in TASKS:
+      raise InputError(f'dpt: task: got {self.task!r}; expected one of {TASKS}')
+    # A list, as configs and JSON have it, could not be a static argument of a compiled step.
+    object.__setattr__(self, 'widths', self.widths and tuple(self.widths))
+
+  @property
+  def outputs(self) -> int:
+    if self.task == 'depth':
+      return self.bins
+    return 3 + bool(self.uncertainty)
+
+  def steps(self, images: int) -> int:
+    return self.epochs * self._per_epoch(images)
+
+  def optimizer(self, images: int) -> optax.GradientTransformation:
+    return optax.adamw(
+      functools.partial(self.schedule, images=images), weight_decay=self.weight_decay
+    )
+
+  def schedule(self, step: int | jax.Array, *, images: int) -> jax.Array:
+    """Learning rate of a step of the training on so many images."""
+    steps = self.steps(images)
+    warmup = min(self.warmup_epochs * self._per_epoch(images), steps / 2)
+    rising = step / max(warmup, 1e-9)
+    falling = jnp.cos(math.pi / 2 * (step - warmup) / max(steps - warmup, 1e-9))
+    factor = jnp.where(step <= warmup, rising, falling)
+    return self.learning_rate * (_FLOOR + (1 - _FLOOR) * factor)
+
+  def _per_epoch(self, images):
+    return max(images // self.batch, 1)
+
+
+def fit(intermediate_layers: dpt.Layers, truth: depth_lib.Truth, recipe: DPTRecipe) -> Decoder:
+  """Trains a decoder on four intermediate layers (patch [N, h, w, D], cls [N, D]), possibly on disk.
 
   truth(i): depth [H, W] in meters (0 = missing) or unit normals [H, W, 3] (0 = missing) of image i;
-  in the training all take the size of the first (nearest pixel). `uncertainty`: a fourth output and
-  Probe3D's loss for normals; without it, as in TIPSv2's released heads, the plain angle.
-  InputError: unknown task, no image, nothing known in any image.
+  in training all take the size of the first (nearest pixel). InputError where no image has truth.
   """
-  if task not in TASKS:
-    raise InputError(f'dpt: task: got {task!r}; expected one of {TASKS}')
-  count, width = len(intermediate_layers[0][0]), intermediate_layers[0][0].shape[-1]
-  valid = (
-    normals.known if task == 'normals' else functools.partial(depth_lib.known, max_depth=max_depth)
-  )
-  if not any(valid(np.asarray(truth(i))).any() for i in range(count)):
-    raise InputError(f'dpt: got no pixel with {task} in {count} training images; expected some')
-  outputs = bins if task == 'depth' else 3 + bool(uncertainty)
+  count = len(intermediate_layers[0][0])
+  width = intermediate_layers[0][0].shape[-1]
+  if recipe.task == 'depth':
+    known = functools.partial(depth_lib.known, max_depth=recipe.max_depth)
+  else:
+    known = normals.known
+  if not any(known(np.asarray(truth(i))).any() for i in range(count)):
+    raise InputError(
+      f'dpt: got no pixel with {recipe.task} in {count} training images; expected some'
+    )
   params = dpt.init(
-    jax.random.key(seed),
+    jax.random.key(recipe.seed),
     width=width,
-    outputs=outputs,
-    channels=channels,
-    widths=widths and tuple(widths),
+    outputs=recipe.outputs,
+    channels=recipe.channels,
+    widths=recipe.widths,
   )
-  per_epoch = max(count // batch, 1)
-  steps = epochs * per_epoch
-  recipe = _Recipe(
-    task=task,
-    steps=steps,
-    warmup=min(warmup_epochs * per_epoch, steps / 2),
-    min_depth=min_depth,
-    learning_rate=learning_rate,
-    weight_decay=weight_decay,
-    max_depth=max_depth,
-    sig_weight=sig_weight,
-    gradient_weight=gradient_weight,
-  )
-  state, losses = recipe.optimizer.init(params), []
+  state = recipe.optimizer(count).init(params)
+  losses = []
   flat = [array for layer in intermediate_layers for array in layer]
   for arrays, target in depth_lib.minibatches(
-    flat, truth, np.arange(count), batch=batch, steps=steps, seed=seed, shape=np.shape(truth(0))[:2]
+    flat,
+    truth,
+    np.arange(count),
+    batch=recipe.batch,
+    steps=recipe.steps(count),
+    seed=recipe.seed,
+    shape=np.shape(truth(0))[:2],
   ):
     pairs = list(zip(arrays[::2], arrays[1::2]))
-    params, state, loss = _step(params, state, pairs, np.asarray(target, np.float32), recipe=recipe)
+    target = np.asarray(target, np.float32)
+    params, state, loss = _step(params, state, pairs, target, recipe=recipe, images=count)
     losses.append(loss)
   return Decoder(
     params=jax.tree.map(np.asarray, params),
-    task=task,
-    min_depth=min_depth,
-    max_depth=max_depth,
+    task=recipe.task,
+    min_depth=recipe.min_depth,
+    max_depth=recipe.max_depth,
     losses=np.array(losses, np.float32),
   )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Recipe:
-  task: str
-  steps: int
-  warmup: float
-  learning_rate: float
-  weight_decay: float
-  min_depth: float
-  max_depth: float
-  sig_weight: float
-  gradient_weight: float
-
-  @property
-  def optimizer(self):
-    return optax.adamw(self.schedule, weight_decay=self.weight_decay)
-
-  def schedule(self, step):
-    rising = step / max(self.warmup, 1e-9)
-    falling = jnp.cos(math.pi / 2 * (step - self.warmup) / max(self.steps - self.warmup, 1e-9))
-    return self.learning_rate * (
-      _FLOOR + (1 - _FLOOR) * jnp.where(step <= self.warmup, rising, falling)
-    )
-
-
-@functools.partial(jax.jit, static_argnames='recipe', donate_argnums=(0, 1))
-def _step(params, state, intermediate_layers, truth, *, recipe):
+@functools.partial(jax.jit, static_argnames=('recipe', 'images'), donate_argnums=(0, 1))
+def _step(params, state, intermediate_layers, truth, *, recipe, images):
   """One update: (params, optimizer state, loss)."""
   loss, grads = jax.value_and_grad(_loss)(params, intermediate_layers, truth, recipe)
-  updates, state = recipe.optimizer.update(grads, state, params)
+  updates, state = recipe.optimizer(images).update(grads, state, params)
   return optax.apply_updates(params, updates), state, loss
 
 

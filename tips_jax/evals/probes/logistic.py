@@ -13,6 +13,8 @@ import numpy as np
 import optax
 import scipy.optimize
 
+from tips_jax.evals.probes import masks
+
 STRENGTHS = (1e-1, 1e-3, 1e-5)  # of the L2 penalty on standardized features, from strong to weak
 HELD_OUT = 5  # one group in this many chooses the strength
 _BLOCK = 65_536  # rows that are held in float64 at once
@@ -21,7 +23,7 @@ _CHOOSING_STEPS = 0.6  # of the steps, for each strength on trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Probe:
+class LinearProbe:
   """Linear logits. `kernel` [D, K] and `bias` [K] act on raw features; `l2` is the strength that
   was chosen.
   """
@@ -35,7 +37,7 @@ class Probe:
     return np.asarray(features, np.float32) @ self.kernel + self.bias
 
 
-def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50) -> Probe:
+def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50) -> LinearProbe:
   """Fits features [N, D] to labels [N] in 0..classes-1.
 
   Minimizes mean cross-entropy + l2/2 |W|^2 with W on standardized features. Where several
@@ -51,14 +53,14 @@ def fit(features, labels, *, classes, groups=None, strengths=STRENGTHS, steps=50
     best, weights = -1.0, start
     for strength in strengths:  # each starts where the stronger one ended
       weights = _solve(x[seen], y[seen], strength, weights, int(_CHOOSING_STEPS * steps))
-      score = mean_iou(
-        confusion(y[held], np.argmax(x[held] @ weights[:-1] + weights[-1], -1), size=classes)
+      score = masks.mean_iou(
+        masks.confusion(y[held], np.argmax(x[held] @ weights[:-1] + weights[-1], -1), size=classes)
       )
       if score > best:
         best, l2, start = score, strength, weights
   weights = _solve(x, y, l2, start, steps)
   kernel = weights[:-1] / scale[:, None]
-  return Probe(kernel=kernel, bias=weights[-1] - mean @ kernel, l2=l2)
+  return LinearProbe(kernel=kernel, bias=weights[-1] - mean @ kernel, l2=l2)
 
 
 def standardize(features):
@@ -74,21 +76,6 @@ def standardize(features):
   x = x - mean
   x /= scale  # in place: x may be most of the memory
   return x, mean, scale
-
-
-def confusion(truth, predicted, *, size):
-  """Counts [size, size] int64 of (truth, predicted) pairs of class ids."""
-  pairs = np.asarray(truth, np.int64).ravel() * size + np.asarray(predicted, np.int64).ravel()
-  return np.bincount(pairs, minlength=size * size).reshape(size, size)
-
-
-def mean_iou(counts) -> float:
-  """Mean intersection over union of the classes that occur in the truth or in the prediction; nan
-  without any.
-  """
-  hit = np.diag(counts)
-  union = counts.sum(0) + counts.sum(1) - hit
-  return float((hit[union > 0] / union[union > 0]).mean()) if union.any() else float('nan')
 
 
 def _hold_out(groups):

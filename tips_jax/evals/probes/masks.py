@@ -8,9 +8,8 @@ import pathlib
 import cv2
 import numpy as np
 
-from tips_jax.evals.probes import logistic as linear
+from tips_jax.data.ingest.checks import VOID
 
-IGNORE = 255
 _IDS = 256  # a mask is uint8
 _PATCHES = 30_000  # rows of the probe; more change the result by less than its noise
 
@@ -40,8 +39,8 @@ def patch_labels(mask, grid) -> np.ndarray:
     mask = cv2.resize(mask, (wide * w, tall * h), interpolation=cv2.INTER_NEAREST_EXACT)
   cell = np.repeat(np.arange(h * w).reshape(h, w), tall, 0).repeat(wide, 1)
   counts = np.bincount((cell * _IDS + mask).ravel(), minlength=h * w * _IDS).reshape(h * w, _IDS)
-  labels = counts[:, :IGNORE].argmax(1)
-  return np.where(2 * counts[:, IGNORE] > tall * wide, IGNORE, labels).reshape(h, w)
+  labels = counts[:, :VOID].argmax(1)
+  return np.where(2 * counts[:, VOID] > tall * wide, VOID, labels).reshape(h, w)
 
 
 class TrainingPatches:
@@ -57,19 +56,21 @@ class TrainingPatches:
     per_image = -(-_PATCHES // self._images)
     for patch, record in zip(patch_BhwD, records):
       labels = patch_labels(decode_mask(record['mask']), patch.shape[:2]).ravel()
-      known = np.flatnonzero(labels != IGNORE)
+      known = np.flatnonzero(labels != VOID)
       chosen = self._rng.permutation(known)[:per_image]
       self._features.append(patch.reshape(-1, patch.shape[-1])[chosen])
       self._labels.append(labels[chosen])
       self._groups.append(np.full(len(chosen), self._count))
       self._count += 1
 
-  def fit(self) -> linear.Probe | None:
+  def fit(self):
     """The probe; None where every pixel was void."""
     labels = np.concatenate(self._labels)
     if not len(labels):
       return None
-    return linear.fit(
+    from tips_jax.evals.probes import logistic
+
+    return logistic.fit(
       np.concatenate(self._features),
       labels,
       classes=int(labels.max()) + 1,
@@ -80,7 +81,7 @@ class TrainingPatches:
 class Scorer:
   """Counts predictions of a probe against masks (as `visit` of features.extract)."""
 
-  def __init__(self, probe: linear.Probe | None):
+  def __init__(self, probe):
     self.probe, self.counts = probe, np.zeros((_IDS, _IDS), np.int64)
 
   def __call__(self, patch_BhwD, records):
@@ -88,13 +89,11 @@ class Scorer:
       return
     for logits, record in zip(self.probe.logits(patch_BhwD), records):
       mask = decode_mask(record['mask'])
-      known = mask != IGNORE
-      self.counts += linear.confusion(
-        mask[known], upsample_argmax(logits, mask.shape)[known], size=_IDS
-      )
+      known = mask != VOID
+      self.counts += confusion(mask[known], upsample_argmax(logits, mask.shape)[known], size=_IDS)
 
   def mean_iou(self) -> float:
-    return linear.mean_iou(self.counts)
+    return mean_iou(self.counts)
 
 
 def upsample_argmax(logits_hwK, shape) -> np.ndarray:
@@ -110,10 +109,25 @@ def upsample_argmax(logits_hwK, shape) -> np.ndarray:
   return found
 
 
+def confusion(truth, predicted, *, size):
+  """Counts [size, size] int64 of (truth, predicted) pairs of class ids."""
+  pairs = np.asarray(truth, np.int64).ravel() * size + np.asarray(predicted, np.int64).ravel()
+  return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def mean_iou(counts) -> float:
+  """Mean intersection over union of the classes that occur in the truth or in the prediction; nan
+  without any.
+  """
+  hit = np.diag(counts)
+  union = counts.sum(0) + counts.sum(1) - hit
+  return float((hit[union > 0] / union[union > 0]).mean()) if union.any() else float('nan')
+
+
 def majority(train_counts, test_counts) -> float:
   """mIoU of answering the most frequent class of train everywhere, from the pixel counts by class
   [256] of both.
   """
   predicted = np.zeros((_IDS, _IDS), np.int64)
   predicted[:, train_counts.argmax()] = test_counts
-  return linear.mean_iou(predicted)
+  return mean_iou(predicted)

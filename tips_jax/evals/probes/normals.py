@@ -1,5 +1,4 @@
-"""Surface normals: truth, loss and metric of Probe3D (El Banani et al. 2024), and normals computed
-from a depth map.
+"""Surface normals: truth, losses and metrics of Probe3D (El Banani et al. 2024).
 
 Normals are float32 [..., 3], unit length, x right, y up, z toward the viewer; zero length where
 there is no truth. The decoder that predicts them is evals/probes/dpt.py, trained by
@@ -44,39 +43,6 @@ def unit(normals):
   """[..., 3] scaled to length 1; zeros stay zero."""
   length = np.sqrt(np.square(normals).sum(-1, keepdims=True))
   return normals / np.where(length > 1e-6, length, 1)
-
-
-def from_depth(depth, fx, fy, cx, cy, *, step=1, jump=0.05):
-  """Normals [H, W, 3] of a depth map [H, W] in meters along the optical axis (0 = missing), of a
-  pinhole camera.
-
-  fx, fy, cx, cy in pixels. The cross product of central differences over `step` pixels to each
-  side; zero where a neighbor is missing, lies outside, or differs by more than `jump` of the depth
-  for each pixel of distance: an edge between objects has no normal. A larger step averages a noisy
-  depth map.
-  """
-  depth = np.asarray(depth, np.float64)
-  depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
-  height, width = depth.shape
-  result = np.zeros((height, width, 3), np.float32)
-  if min(height, width) <= 2 * step:
-    return result
-  rows, columns = np.mgrid[:height, :width]
-  points = np.stack(
-    [(columns - cx) * depth / fx, (cy - rows) * depth / fy, -depth], -1
-  )  # y up, z to the viewer
-  inner = slice(step, -step)
-  right, left = np.s_[inner, 2 * step :], np.s_[inner, : -2 * step]
-  above, below = np.s_[: -2 * step, inner], np.s_[2 * step :, inner]
-  normal = unit(np.cross(points[right] - points[left], points[above] - points[below]))
-  here, good = depth[inner, inner], depth[inner, inner] > 0
-  for side in (right, left, above, below):
-    good &= (depth[side] > 0) & (np.abs(depth[side] - here) <= jump * step * here)
-  facing = (normal * points[inner, inner]).sum(
-    -1, keepdims=True
-  ) <= 0  # against the ray from the camera
-  result[inner, inner] = np.where(good[..., None], np.where(facing, normal, -normal), 0)
-  return result
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -129,7 +95,7 @@ def degrees(predicted, truth):
   return np.degrees(np.where((across == 0) & (along == 0), np.pi / 2, np.arctan2(across, along)))
 
 
-class Scorer:
+class NormalScorer:
   """Angular errors over images, at the resolution of the truth; sums are exact, so that their order
   does not matter.
   """
@@ -159,11 +125,6 @@ class Scorer:
         self.histogram += np.bincount(
           np.minimum(error * (_BINS / 180), _BINS - 1).astype(int), minlength=_BINS
         )
-
-  def merge(self, other):
-    """Takes over what another scorer (of another host) has seen."""
-    self.rows += other.rows
-    self.histogram += other.histogram
 
   def result(self) -> dict[str, float]:
     """Degrees, and shares in [0, 1]. 'rmse' and 'within_11.25' ... are means over images of each
@@ -219,11 +180,11 @@ def naive(truth, rows):
 
 
 def baselines(train, train_rows, test, test_rows) -> dict[str, dict[str, float]]:
-  """What `Scorer` says of answering 'constant' (the training mean) and 'mean_image' (it, pixel by
+  """What `NormalScorer` says of answering 'constant' (the training mean) and 'mean_image' (it, pixel by
   pixel) everywhere.
   """
   mean, image = naive(train, train_rows)
-  constant, by_pixel = Scorer(), Scorer()
+  constant, by_pixel = NormalScorer(), NormalScorer()
   for row in test_rows:
     normals = test(int(row))
     constant.add(np.broadcast_to(mean, np.shape(normals)), normals)

@@ -22,9 +22,9 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.scenes import draw as scenes_draw
 from tips_jax.evals.probes import normals
-from tips_jax.evals.probes.masks import IGNORE
 from tips_jax.evals.report import plotting as pictures
 
 MOST, TOP = 6, 6  # examples of a picture, images found for one
@@ -107,7 +107,7 @@ def palette(names) -> np.ndarray:
 def _masks(shown, names):
   colors = palette(names)
   images, truth, predicted = _maps(shown)
-  known = [t != IGNORE for t in truth]
+  known = [t != VOID for t in truth]
   wrong = [
     np.where((p != t)[..., None], matplotlib.colors.to_rgb(WRONG), 0.25 + 0.6 * _gray(i))
     for p, t, i in zip(predicted, truth, images)
@@ -131,7 +131,7 @@ def _masks(shown, names):
 def _overlays(shown, names):
   colors = palette(names)
   images, truth, predicted = _maps(shown)
-  known = [t != IGNORE for t in truth]
+  known = [t != VOID for t in truth]
   note = [
     f'{100 * (p == t)[k].mean():.0f} % right' if k.any() else None
     for p, t, k in zip(predicted, truth, known)
@@ -375,7 +375,7 @@ def _maps(shown, interpolation=cv2.INTER_NEAREST):
   truth, predicted = fit(shown, 'truth', cv2.INTER_NEAREST), fit(shown, 'predicted', interpolation)
   if interpolation == cv2.INTER_NEAREST:
     truth, predicted = (
-      [m.astype(np.int64).clip(0, IGNORE) for m in maps] for maps in (truth, predicted)
+      [m.astype(np.int64).clip(0, VOID) for m in maps] for maps in (truth, predicted)
     )
   return images, truth, predicted
 
@@ -485,7 +485,7 @@ def _striped():
 
 def _class_legend(figure, maps, names):
   counts = np.bincount(np.concatenate([m.ravel() for m in maps]), minlength=256)
-  void, counts[IGNORE] = counts[IGNORE], 0
+  void, counts[VOID] = counts[VOID], 0
   ids = sorted(np.argsort(-counts, kind='stable')[: min(_LEGEND, int((counts > 0).sum()))].tolist())
   colors, more = palette(names), int((counts > 0).sum()) - len(ids)
   handles = [Rectangle((0, 0), 1, 1, color=colors[i]) for i in ids]

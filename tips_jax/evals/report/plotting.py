@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from tips_jax.core import log
 from tips_jax.data import views
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
@@ -185,7 +186,7 @@ def patch_features(encoder, store, config, probe):
       axes = draw_tile(figure, grid[row, column], tile)
       if column == 0:
         axes.set_ylabel(title, color=_SOFT, labelpad=6)
-  _legend(figure, sorted(used - {segmentation.IGNORE}), segmentation.class_names(store))
+  _legend(figure, sorted(used - {VOID}), segmentation.class_names(store))
   return figure
 
 

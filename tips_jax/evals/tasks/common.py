@@ -11,9 +11,9 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import logistic as linear
-from tips_jax.evals.probes import search as knn
+from tips_jax.evals.probes import masks, search
 from tips_jax.evals.tasks import instance_retrieval as instance
-from tips_jax.evals.tasks import prompts, retrieval, zeroshot
+from tips_jax.evals.tasks import knn, prompts, retrieval, zeroshot
 
 _TOP = 6  # images of an example of retrieval
 _STEPS = 500  # at most, of L-BFGS: it stops where the loss does
@@ -226,7 +226,7 @@ def _classified(work, test, metrics, naive, found):
     'metrics': metrics,
     'naive': _for_all(naive, metrics),
     'classes': names,
-    'confusion': linear.confusion(test.label[asked], found[asked], size=max(size, len(names))),
+    'confusion': masks.confusion(test.label[asked], found[asked], size=max(size, len(names))),
     'examples': [
       {'image': test.image(i), 'truth': int(test.label[i]), 'predicted': int(found[i])}
       for i in test.shown()
@@ -253,7 +253,9 @@ def _found_instances(work, near, name, own):
     part = places(other)[-1]
     alone = other is work and part is test  # an image is not found by itself
     groups = dict(groups=np.arange(len(part)), query_groups=shown) if alone else {}
-    scores, rows = knn.nearest(part.arrays[name], queries, k=min(_TOP, len(part) - alone), **groups)
+    scores, rows = search.nearest(
+      part.arrays[name], queries, k=min(_TOP, len(part) - alone), **groups
+    )
     found += [(scores[:, k], rows[:, k], part, other is work) for k in range(rows.shape[1])]
   examples = []
   for q, i in enumerate(shown.tolist()):

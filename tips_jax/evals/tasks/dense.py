@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.features import windows
@@ -60,8 +61,8 @@ def segments(work):
     windows.by_image(test.rows) if work.job.about.shape == 'own' else np.arange(len(test))[:, None]
   ):
     patches, truth = _floats(test.arrays['patch'][rows]), test.mask(rows[0])
-    found, known = view.labels(probe.logits(patches), truth.shape), truth != segmentation.IGNORE
-    counts += linear.confusion(truth[known], found[known], size=_IDS)
+    found, known = view.labels(probe.logits(patches), truth.shape), truth != VOID
+    counts += segmentation.confusion(truth[known], found[known], size=_IDS)
     if shown & set(rows.tolist()) and len(examples) < suite_parts.EXAMPLES:
       examples.append(
         {
@@ -73,7 +74,7 @@ def segments(work):
       )
   names = tuple(work.job.task.classes or work.job.data.mask_classes)
   return {
-    'metrics': {'miou': linear.mean_iou(counts), 'pixel_accuracy': _right(counts)},
+    'metrics': {'miou': segmentation.mean_iou(counts), 'pixel_accuracy': _right(counts)},
     'naive': {'miou': segmentation.majority(pixels, counts.sum(1))},
     'classes': names,
     'examples': examples,
@@ -134,8 +135,8 @@ def _patch_probe(work, train, view):
     pixels += np.bincount(mask.ravel(), minlength=_IDS)
     labels += [segmentation.patch_labels(one, patch.shape[1:3]).ravel() for one in view.masks(mask)]
     owner += [number] * len(rows)
-  pixels[segmentation.IGNORE] = 0
-  chosen = [np.flatnonzero(one != segmentation.IGNORE) for one in labels]
+  pixels[VOID] = 0
+  chosen = [np.flatnonzero(one != VOID) for one in labels]
   total, used = sum(map(len, chosen)), 'all'
   if not total:
     raise InputError(
@@ -178,9 +179,13 @@ def linear_depth(work):
     train.arrays[cls],
     train.depth,
     shape=cells and [cells * n for n in patch.shape[1:3]],
-    **{name: o[name] for name in _DEPTH if name in o},
+    recipe=depth.DepthRecipe(**{name: o[name] for name in _DEPTH if name in o}),
   )
-  scorer, examples, shown = depth.Scorer(max_depth=most, crop=o.get('crop')), [], set(test.shown())
+  scorer, examples, shown = (
+    depth.DepthScorer(max_depth=most, crop=o.get('crop')),
+    [],
+    set(test.shown()),
+  )
   for rows in _batches(test):
     patches = _floats(test.arrays['patch'][rows])
     for i, own, found in zip(rows, patches, probe.predict(patches, test.arrays[cls][rows])):
@@ -209,7 +214,9 @@ def decoder(work):
   task = work.job.about.needs
   truth = getattr(train, task)
   trained = _trained(work, train, truth, task)
-  scorer = depth.Scorer(max_depth=o['max_depth']) if task == 'depth' else normals.Scorer()
+  scorer = (
+    depth.DepthScorer(max_depth=o['max_depth']) if task == 'depth' else normals.NormalScorer()
+  )
   examples, shown = [], set(test.shown())
   for rows in _batches(test):
     found = trained.predict([(patch[rows], cls[rows]) for patch, cls in test.intermediate_layers])
@@ -256,7 +263,8 @@ def _trained(work, train, truth, task):
   if kept.is_file():
     found = dpt_train.load(kept)
   else:
-    found = dpt_train.fit(train.intermediate_layers, truth, task=task, **options)
+    recipe = dpt_train.DPTRecipe(task=task, **options)
+    found = dpt_train.fit(train.intermediate_layers, truth, recipe)
     found.save(kept)
   if work.output:
     folder = pathlib.Path(work.output) / 'decoders'
@@ -276,7 +284,11 @@ def named_segments(work):
   segmenter = _segmenter(work, classes)
   side = segmenter.side
   field = 'value_patch' if o['value_attention'] else 'patch'
-  scorer, examples, numbers = zs.Scorer(segmenter.count), [], work.parts.numbers(job, 'test')
+  scorer, examples, numbers = (
+    zs.SegmentationScorer(segmenter.count),
+    [],
+    work.parts.numbers(job, 'test'),
+  )
   shown = set(numbers[features.records(numbers, suite_parts.EXAMPLES)].tolist())
   groups = _by_shape(job.data.source(job.splits['test']), numbers, segmenter)
   for size, group in groups.items():
@@ -347,7 +359,7 @@ class _View:
 def _views(segmenter, size):
   if segmenter.mode == 'whole':
     return 1
-  return len(list(zs.windows(*size, segmenter.side, segmenter.stride)))
+  return len(list(windows.windows(*size, segmenter.side, segmenter.stride)))
 
 
 def _by_shape(source, numbers, segmenter):

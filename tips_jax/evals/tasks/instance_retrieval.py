@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core.errors import InputError
-from tips_jax.evals.probes import search as knn
+from tips_jax.evals.probes.search import sweep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _search(domains):
     index_tags += [[number(tag) for tag in row] for row in map(several, _index(domain)[1])]
     first += len(rows)
   start = {side: (np.float32(-np.inf), np.int32(-1)) for side in ('right', 'wrong')}
-  found = knn.sweep(
+  found = sweep(
     _nearest_of_both,
     start,
     [_index(d)[0] for d in domains.values()],

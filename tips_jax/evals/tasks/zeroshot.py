@@ -14,7 +14,7 @@ import numpy as np
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import logistic as linear
+from tips_jax.evals.probes import masks
 
 KS = (1, 5)
 _TEXTS = 1024  # encoded at once
@@ -73,7 +73,7 @@ def nearest(image, classes, *, k: int = 5) -> np.ndarray:
   return np.concatenate(found) if found else np.zeros((0, k), np.int32)
 
 
-class Scorer:
+class ZeroshotScorer:
   """Counts over batches of images. `counts` [K, K] int64: (truth, nearest class) pairs; labels
   below 0 take no part.
 
@@ -101,7 +101,7 @@ class Scorer:
     near = nearest(image[asked], self.classes, k=max(self.ks))
     right = near == labels[:, None]
     self.hits += np.array([right[:, :k].sum() for k in self.ks], np.int64)
-    self.counts += linear.confusion(labels, near[:, 0], size=size)
+    self.counts += masks.confusion(labels, near[:, 0], size=size)
 
   def result(self) -> dict[str, float]:
     """'top1', 'top5': shares of the images whose class is the nearest, among the 5 nearest; nan
@@ -119,7 +119,7 @@ def evaluate(images, labels, classes, *, cls: str, ks=KS) -> dict[str, float]:
   """
   if cls not in images:
     raise strict.unknown('zero-shot: the CLS token', cls, images)
-  scorer = Scorer(classes, ks=ks)
+  scorer = ZeroshotScorer(classes, ks=ks)
   scorer(images[cls], labels)
   return scorer.result()
 

@@ -27,11 +27,11 @@ from PIL import Image
 
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import logistic as linear
+from tips_jax.evals.features.windows import SIDE, STRIDE, resized, windows
+from tips_jax.evals.probes import masks
 
-IGNORE = 255
-SIDE, STRIDE = 448, 336
 MODES = ('whole', 'slide')
 _ROWS = 16  # rows of pixels whose scores are held at once
 _ROUND = 64  # shapes are rounded up to this many pixels or patches, so that few are compiled
@@ -120,29 +120,6 @@ def apart(names) -> tuple[tuple[str, ...], np.ndarray]:
   )
 
 
-def resized(height: int, width: int, *, side: int = SIDE, patch: int = 14) -> tuple[int, int]:
-  """(height, width) with a short side of `side` pixels and the same aspect; then each up to a
-  multiple of `patch`.
-
-  The last step stretches the image by less than a patch, as the notebook does; nothing is cut off
-  or padded. (The notebook resizes twice, here it is once.)
-  """
-  scale = lambda n: side if n == min(height, width) else side * n // min(height, width)
-  return tuple(-(-scale(n) // patch) * patch for n in (height, width))
-
-
-def windows(height: int, width: int, side: int = SIDE, stride: int = STRIDE):
-  """Yields (rows, columns), slices of windows of `side` pixels that cover the image; the last ones
-  end at its edge.
-  """
-  starts = lambda n: [
-    max(min(i * stride, n - side), 0) for i in range(max(n - side + stride - 1, 0) // stride + 1)
-  ]
-  for top in starts(height):
-    for left in starts(width):
-      yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
-
-
 def cosines(classes_ME, patch_hwE, *, owner=None, background=None) -> np.ndarray:
   """Cosines [h, w, K] of patches to classes; owner and background as in `Segmenter`. Broken
   patches: 0 to all.
@@ -190,10 +167,10 @@ def labels(scores_hwK, size) -> np.ndarray:
 def without_background(mask) -> np.ndarray:
   """A mask whose class 0 does not count: it becomes void (255), and the other ids move down by one."""
   mask = np.asarray(mask, np.int64)
-  return np.where((mask == 0) | (mask == IGNORE), IGNORE, mask - 1)
+  return np.where((mask == 0) | (mask == VOID), VOID, mask - 1)
 
 
-class Scorer:
+class SegmentationScorer:
   """Counts predictions against masks, void (255) left out. `counts` [K, K] int64: (truth,
   prediction) pixels.
   """
@@ -208,14 +185,14 @@ class Scorer:
       raise InputError(
         f'zero-shot segmentation: got ids {predicted.shape} and a mask {mask.shape}; expected one shape'
       )
-    known = mask != IGNORE
+    known = mask != VOID
     truth, found = mask[known], predicted[known]
     if max(truth.max(initial=0), found.max(initial=0)) >= size:
       raise InputError(
         f'zero-shot segmentation: got class {truth.max(initial=0)} in a mask and '
         f'{found.max(initial=0)} in a prediction; expected ids below {size}, the number of classes'
       )
-    self.counts += linear.confusion(truth, found, size=size)
+    self.counts += masks.confusion(truth, found, size=size)
 
   def classes(self) -> np.ndarray:
     """Intersection over union [K]; nan for a class that is neither in the truth nor predicted."""
@@ -229,7 +206,7 @@ class Scorer:
     """
     total = int(self.counts.sum())
     return {
-      'miou': linear.mean_iou(self.counts),
+      'miou': masks.mean_iou(self.counts),
       'pixel_accuracy': int(np.trace(self.counts)) / total if total else float('nan'),
     }
 
@@ -245,13 +222,13 @@ class Scorer:
     )
 
 
-def evaluate(encode, examples, segmenter: Segmenter, *, visit=None) -> Scorer:
+def evaluate(encode, examples, segmenter: Segmenter, *, visit=None) -> SegmentationScorer:
   """Scores (image uint8 [H, W, 3], mask [h, w]) pairs; `.result()` holds the metrics.
 
   encode: uint8 [n, H, W, 3] -> value patches [n, h, w, E] in the space of the texts. visit(image,
   ids, mask), if given, sees every prediction.
   """
-  scorer = Scorer(segmenter.count)
+  scorer = SegmentationScorer(segmenter.count)
   for image, mask in examples:
     predicted = segmenter.predict(encode(segmenter.views(image)), image.shape, size=mask.shape)
     scorer(predicted, mask)
