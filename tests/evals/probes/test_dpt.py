@@ -2,7 +2,6 @@
 names; training learns.
 """
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
