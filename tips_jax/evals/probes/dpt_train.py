@@ -23,6 +23,7 @@ from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
 from tips_jax.evals.probes import dpt, normals
+from tips_jax.evals.probes.minibatches import Truth, minibatches
 
 TASKS = ('depth', 'normals')
 _FLOOR = 0.01  # of the learning rate
@@ -152,7 +153,7 @@ class DPTRecipe:
     return max(images // self.batch, 1)
 
 
-def fit(intermediate_layers: dpt.Layers, truth: depth_lib.Truth, recipe: DPTRecipe) -> Decoder:
+def fit(intermediate_layers: dpt.Layers, truth: Truth, recipe: DPTRecipe) -> Decoder:
   """Trains a decoder on four intermediate layers (patch [N, h, w, D], cls [N, D]), possibly on disk.
 
   truth(i): depth [H, W] in meters (0 = missing) or unit normals [H, W, 3] (0 = missing) of image i;
@@ -178,7 +179,7 @@ def fit(intermediate_layers: dpt.Layers, truth: depth_lib.Truth, recipe: DPTReci
   state = recipe.optimizer(count).init(params)
   losses = []
   flat = [array for layer in intermediate_layers for array in layer]
-  for arrays, target in depth_lib.minibatches(
+  for arrays, target in minibatches(
     flat,
     truth,
     np.arange(count),

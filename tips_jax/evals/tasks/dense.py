@@ -17,7 +17,7 @@ from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.features import windows
-from tips_jax.evals.probes import depth, dpt, dpt_train, normals
+from tips_jax.evals.probes import depth, depth_probe, dpt, dpt_train, normals
 from tips_jax.evals.probes import logistic as linear
 from tips_jax.evals.probes import masks as segmentation
 from tips_jax.evals.tasks import prompts, zeroshot
@@ -174,12 +174,12 @@ def linear_depth(work):
     train.arrays['patch'],
     o.get('cells'),
   )  # a patch is so many pixels of truth in training; None: all
-  probe = depth.fit(
+  probe = depth_probe.fit(
     patch,
     train.arrays[cls],
     train.depth,
     shape=cells and [cells * n for n in patch.shape[1:3]],
-    recipe=depth.DepthRecipe(**{name: o[name] for name in _DEPTH if name in o}),
+    recipe=depth_probe.DepthRecipe(**{name: o[name] for name in _DEPTH if name in o}),
   )
   scorer, examples, shown = (
     depth.DepthScorer(max_depth=most, crop=o.get('crop')),
