@@ -17,7 +17,7 @@ WIDTH, CHANNELS, BINS = 16, 12, 256
 WIDTHS = (2, 4, 8, 16)
 
 
-def random_taps(*, batch=2, h=4, w=5, seed=0, width=WIDTH):
+def random_layers(*, batch=2, h=4, w=5, seed=0, width=WIDTH):
   rng = np.random.default_rng(seed)
   return [
     (
@@ -109,7 +109,7 @@ def with_decoders(torch, model, folder):
 def test_equals_transformers_on_the_same_weights_and_features(grid, tmp_path):
   torch, model = transformers_model()
   model, decoders = with_decoders(torch, model, tmp_path)
-  intermediate_layers = random_taps(h=grid[0], w=grid[1])
+  intermediate_layers = random_layers(h=grid[0], w=grid[1])
   tokens = model.config.backbone_config.num_register_tokens
   hidden = [
     torch.tensor(
@@ -212,7 +212,7 @@ def test_the_jax_file_holds_what_flax_layers_read():
   kernel, bias = (
     arrays[f'decoder/dpt/reassemble_blocks/out_projection_3/{n}'] for n in ('kernel', 'bias')
   )
-  patch = random_taps()[3][0]
+  patch = random_layers()[3][0]
   theirs = nn.Conv(WIDTHS[3], (1, 1)).apply({'params': {'kernel': kernel, 'bias': bias}}, patch)
   project = params['reassemble']['3']['project']
   np.testing.assert_allclose(theirs, patch @ project['kernel'] + project['bias'], atol=1e-5)
@@ -220,7 +220,7 @@ def test_the_jax_file_holds_what_flax_layers_read():
 
 def test_the_uncertainty_stays_out_of_official_files_and_in_our_own(tmp_path):
   params = random_params(4)
-  intermediate_layers = random_taps()
+  intermediate_layers = random_layers()
   exported = dpt.export(params, task='normals')
   np.testing.assert_array_equal(exported['normals_head.weight'], params['head']['kernel'][:, :3].T)
   np.testing.assert_array_equal(exported['normals_head.bias'], params['head']['bias'][:3])
@@ -248,15 +248,15 @@ def test_bad_files_and_arguments_are_one_clear_error(tmp_path):
   with pytest.raises(InputError, match='expected one of'):
     dpt.export(params, task='depth', format='npz')
   with pytest.raises(InputError, match='4: '):
-    dpt.apply(params, random_taps()[:3])
+    dpt.apply(params, random_layers()[:3])
   with pytest.raises(InputError, match='task'):
     dpt_train.DPTRecipe(task='segmentation')
   for task, truth in (('depth', np.zeros((8, 8))), ('normals', np.zeros((8, 8, 3)))):
     with pytest.raises(InputError, match='no pixel'):
-      dpt_train.fit(random_taps(), lambda i: truth, dpt_train.DPTRecipe(task=task))
+      dpt_train.fit(random_layers(), lambda i: truth, dpt_train.DPTRecipe(task=task))
 
 
-def test_taps_are_the_published_ones():
+def test_the_blocks_are_the_published_ones():
   assert dpt.intermediate_layers_of(12) == (2, 5, 8, 11) and dpt.intermediate_layers_of(24) == (
     5,
     11,
@@ -302,7 +302,7 @@ def test_the_schedule_is_probe3ds():
 
 
 def test_without_uncertainty_the_loss_is_the_angle_at_the_size_of_the_truth():
-  params, intermediate_layers = random_params(3), random_taps()
+  params, intermediate_layers = random_params(3), random_layers()
   truth = normals.unit(np.random.default_rng(0).normal(size=(2, 20, 30, 3))).astype(np.float32)
   truth[:, 5:] = 0
   recipe = dpt_train.DPTRecipe(task='normals', uncertainty=False)
@@ -332,7 +332,7 @@ def synthetic(count, seed):
 @pytest.mark.parametrize('task, uncertainty', [('depth', False), ('normals', True)])
 def test_training_beats_the_naive_baselines(task, uncertainty):
   intermediate_layers, depth, normal = synthetic(40, 0)
-  test_taps, *test_truth = synthetic(10, 1)
+  test_layers, *test_truth = synthetic(10, 1)
   truth, held = (depth, test_truth[0]) if task == 'depth' else (normal, test_truth[1])
   decoder = dpt_train.fit(
     intermediate_layers,
@@ -349,7 +349,7 @@ def test_training_beats_the_naive_baselines(task, uncertainty):
   lib, scorer = depth_lib, depth_lib.DepthScorer()
   if task == 'normals':
     lib, scorer = normals, normals.NormalScorer()
-  predicted = decoder.predict(test_taps)
+  predicted = decoder.predict(test_layers)
   assert predicted.shape == (10, 32, 32) + (() if task == 'depth' else (3 + uncertainty,))
   for p, t in zip(predicted, held):
     scorer.add(p, t)

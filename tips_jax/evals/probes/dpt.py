@@ -1,32 +1,33 @@
-"""The DPT decoder of TIPSv2 (Ranftl et al. 2021): four tapped layers of a frozen ViT to depth or
-normals.
+"""The DPT decoder of TIPSv2 (Ranftl et al. 2021): four layers of a frozen ViT to depth or normals.
 
 Plain functions over a nested dict of float32 arrays. `intermediate_layers` are four (patch [B, h,
 w, D], cls [B, D]): the outputs of the blocks `intermediate_layers_of(layers)`, each after the
 encoder's final LayerNorm, with its first CLS token. Each patch is read out with the CLS token
-beside it, brought to its own width and to 4, 2, 1 and 1/2 times the grid, convolved to `channels`;
-then from coarse to fine: residual units, 2x up. The output is 16 ceil(h / 2) pixels tall: 8 to a
-patch.
+concatenated, projected to a width per level, resized to 4, 2, 1 and 1/2 times the grid, convolved
+to `channels`; then from coarse to fine: residual units, 2x up. The output is 16 ceil(h / 2) pixels
+tall: 8 to a patch.
 
-    reassemble/i: readout [2D, D], project [D, C_i], up [k, k, C_i, C_i] (i = 0, 1) or down [3, 3,
-    C_i, C_i] (i = 3) convs/i [3, 3, C_i, C]; fusion/i: residual (i > 0) and main: conv1, conv2 [3,
-    3, C, C], out [C, C]
-    project [3, 3, C, C]; head [C, K]    (a kernel and, but for convs, conv1 and conv2, a bias each)
+    reassemble/i   readout [2D, D], project [D, C_i], up [k, k, C_i, C_i] (i = 0, 1) or
+                   down [3, 3, C_i, C_i] (i = 3)
+    convs/i        [3, 3, C_i, C]
+    fusion/i       residual (i > 0) and main: conv1, conv2 [3, 3, C, C]; out [C, C]
+    project        [3, 3, C, C]
+    head           [C, K]
 
-Official files, told by their names: the zip for JAX ('decoder/dpt/...', told from the official
-PyTorch code that reads
-it: its up-sampling kernels are mirrored in space, as Flax does not mirror them), the npz for
-PyTorch ('reassemble...' or 'dpt.reassemble...') and the Hugging Face model's
-('depth_head.reassemble...'). Deduced, as no
-released file was at hand: 'depth_head.' and 'normals_head.' as names of the last layer in the npz
-beside 'segmentation_head.' and 'head.', which the official code knows. An official PyTorch file was
-converted without the mirroring by the first script that did it; nothing in a file tells.
+Each has a kernel and, but for convs, conv1 and conv2, a bias.
+
+Official formats: 'official_jax' is the npz for JAX ('decoder/dpt/...', deduced from the official
+PyTorch code that reads it; its up-sampling kernels are mirrored in space, as Flax does not mirror
+them), 'official_torch' the npz for PyTorch, 'hf' the Hugging Face model's. 'depth_head' and
+'normals_head' as names of the last layer in 'official_torch' are deduced from 'segmentation_head'.
 """
 
 import functools
 import math
+import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,96 +38,113 @@ from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
 
 # Four (patch [B, h, w, D], cls [B, D]), from the first block to the last.
-Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+Layers = Sequence[tuple[depth_lib.Array, depth_lib.Array]]
+Params = Mapping[str, Any]
 
 CHANNELS = 256
+# Name of the last layer in the official JAX file.
 TASKS = {
   'depth': 'pixel_depth_classif',
   'normals': 'pixel_normals',
   'segmentation': 'pixel_segmentation',
 }
-TAPS = {
+# TIPSv2's blocks by depth of the ViT: B, L, So400m, g.
+BLOCKS = {
   12: (2, 5, 8, 11),
   24: (5, 11, 17, 23),
   27: (6, 13, 20, 26),
   40: (9, 19, 29, 39),
-}  # TIPSv2: B, L, So400m, g
+}
 FORMATS = ('official_torch', 'official_jax', 'hf')
+# Size of each level's map, in grids of patches.
 _FACTORS = (4, 2, 1, 0.5)
+# Width of each level: D divided by this, as released.
+_DIVISORS = (8, 4, 2, 1)
 
 
 def intermediate_layers_of(layers: int) -> tuple[int, ...]:
-  """The four blocks, from 0, that the decoder intermediate_layers: TIPSv2's, or the ends of the
-  four quarters of the layers.
-  """
-  return TAPS.get(layers) or tuple(max(round(layers * q / 4) - 1, 0) for q in (1, 2, 3, 4))
+  """The four blocks, from 0, that the decoder reads: TIPSv2's, or the ends of the four quarters."""
+  if layers in BLOCKS:
+    return BLOCKS[layers]
+  return tuple(max(round(layers * quarter / 4) - 1, 0) for quarter in (1, 2, 3, 4))
 
 
 @functools.partial(jax.jit, static_argnames=('width', 'outputs', 'channels', 'widths'))
-def init(key, *, width, outputs, channels=CHANNELS, widths=None):
-  """Parameters for intermediate_layers of width D and K outputs: 256 bins, 3 or 4 (with
-  uncertainty) for normals, or classes.
+def init(
+  key: jax.Array,
+  *,
+  width: int,
+  outputs: int,
+  channels: int = CHANNELS,
+  widths: tuple[int, ...] | None = None,
+) -> Params:
+  """Parameters for layers of width D and K outputs: bins, 3 or 4 (with uncertainty), or classes.
 
-  `widths`: a tuple of the four levels', D/8, D/4, D/2, D as released.
-  Kernels uniform within 1 / sqrt(fan in), PyTorch's law, with which Probe3D trains; biases 0.
-  Flax's, larger by sqrt(3), trains worse, and normals with uncertainty not at all from some seeds.
+  `widths`: of the four levels; default: D/8, D/4, D/2, D as released. Kernels are uniform within
+  1 / sqrt(fan in), PyTorch's default, with which Probe3D trains; biases 0. Flax's default, larger
+  by sqrt(3), trains worse, and normals with uncertainty not at all from some seeds.
   """
-  widths = widths or tuple(max(width // d, 1) for d in (8, 4, 2, 1))
+  if widths is None:
+    widths = tuple(max(width // divisor, 1) for divisor in _DIVISORS)
   shapes = {}
+
+  def layer(name, *shape, bias=True):
+    shapes[f'{name}/kernel'] = shape
+    if bias:
+      shapes[f'{name}/bias'] = shape[-1:]
+
   for i, (c, factor) in enumerate(zip(widths, _FACTORS)):
-    shapes |= _layer(f'reassemble/{i}/readout', 2 * width, width) | _layer(
-      f'reassemble/{i}/project', width, c
-    )
+    layer(f'reassemble/{i}/readout', 2 * width, width)
+    layer(f'reassemble/{i}/project', width, c)
     if factor > 1:
-      shapes |= _layer(f'reassemble/{i}/up', factor, factor, c, c)
+      layer(f'reassemble/{i}/up', factor, factor, c, c)
     elif factor < 1:
-      shapes |= _layer(f'reassemble/{i}/down', 3, 3, c, c)
-    shapes |= _layer(f'convs/{i}', 3, 3, c, channels, bias=False) | _layer(
-      f'fusion/{i}/out', channels, channels
-    )
+      layer(f'reassemble/{i}/down', 3, 3, c, c)
+    layer(f'convs/{i}', 3, 3, c, channels, bias=False)
+    layer(f'fusion/{i}/out', channels, channels)
+    # The coarsest level has nothing to add a residual to.
     for unit in ('residual', 'main')[not i :]:
       for conv in ('conv1', 'conv2'):
-        shapes |= _layer(f'fusion/{i}/{unit}/{conv}', 3, 3, channels, channels, bias=False)
-  shapes |= _layer('project', 3, 3, channels, channels) | _layer('head', channels, outputs)
+        layer(f'fusion/{i}/{unit}/{conv}', 3, 3, channels, channels, bias=False)
+  layer('project', 3, 3, channels, channels)
+  layer('head', channels, outputs)
+  # One draw for all: fifty would take long to compile.
   count = sum(math.prod(shape) for shape in shapes.values())
-  drawn, leaves = (
-    jax.random.uniform(key, (count,), minval=-1, maxval=1),
-    {},
-  )  # at once: it compiles in no time
+  drawn = jax.random.uniform(key, (count,), minval=-1, maxval=1)
+  leaves = {}
   for name, shape in shapes.items():
-    leaf, drawn = drawn[: math.prod(shape)].reshape(shape), drawn[math.prod(shape) :]
+    size = math.prod(shape)
+    leaf = drawn[:size].reshape(shape)
+    drawn = drawn[size:]
     if name.endswith('bias'):
-      leaves[name] = jnp.zeros(shape)
-    else:  # one output pixel sums 3 x 3 cells of a convolution, one of `up`
-      leaves[name] = leaf / math.sqrt(
-        shape[-2] * (9 if len(shape) == 4 and '/up/' not in name else 1)
-      )
+      leaf = jnp.zeros(shape)
+    elif len(shape) == 4 and '/up/' not in name:
+      leaf = leaf / math.sqrt(shape[-2] * 9)
+    else:  # a pixel that `up` writes has one cell as its input, not 3 x 3
+      leaf = leaf / math.sqrt(shape[-2])
+    leaves[name] = leaf
   return tree.nested(leaves)
-
-
-def _layer(name, *shape, bias=True):
-  return {f'{name}/kernel': shape} | ({f'{name}/bias': shape[-1:]} if bias else {})
 
 
 # --- forward ------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames='relu')
-def apply(params, intermediate_layers, *, relu=False):
-  """Outputs [B, 16 ceil(h / 2), 16 ceil(w / 2), K] of four intermediate_layers: raw logits, or
-  normals of any length.
+def apply(params: Params, intermediate_layers: Layers, *, relu: bool = False) -> jax.Array:
+  """Outputs [B, 16 ceil(h / 2), 16 ceil(w / 2), K]: raw logits, or normals of any length.
 
-  `relu`: before the last layer, as for depth in transformers' Tipsv2Dpt; the official PyTorch code
-  leaves it out unless it is told otherwise.
+  `relu`: before the last layer, as for depth in transformers' Tipsv2Dpt; off by default, as in the
+  official PyTorch code.
   """
   if len(intermediate_layers) != len(_FACTORS):
     raise InputError(
-      f'dpt: got {len(intermediate_layers)} intermediate_layers; expected {len(_FACTORS)}: (patch [B, h, w, D], cls [B, D]) each'
+      f'dpt: got {len(intermediate_layers)} intermediate_layers; expected {len(_FACTORS)}: '
+      '(patch [B, h, w, D], cls [B, D]) each'
     )
-  maps = [
-    _reassemble(params['reassemble'][str(i)], *layer) for i, layer in enumerate(intermediate_layers)
-  ]
-  maps = [_conv(m, params['convs'][str(i)]) for i, m in enumerate(maps)]
+  maps = []
+  for i, (patch, cls) in enumerate(intermediate_layers):
+    level = _reassemble(params['reassemble'][str(i)], patch, cls)
+    maps.append(_conv(level, params['convs'][str(i)]))
   x = None
   for i, skip in enumerate(reversed(maps)):
     block = params['fusion'][str(i)]
@@ -136,39 +154,41 @@ def apply(params, intermediate_layers, *, relu=False):
       x = x + _residual(depth_lib.resize(skip, x.shape[1:3]), block['residual'])
     x = _linear(_double(_residual(x, block['main'])), block['out'])
   x = _conv(x, params['project'])
-  return _linear(jax.nn.relu(x) if relu else x, params['head'])
+  if relu:
+    x = jax.nn.relu(x)
+  return _linear(x, params['head'])
 
 
 def depth(
-  params,
-  intermediate_layers,
+  params: Params,
+  intermediate_layers: Layers,
   *,
-  min_depth=depth_lib.MIN_DEPTH,
-  max_depth=depth_lib.MAX_DEPTH,
-  relu=True,
-):
-  """Depth [B, H', W'] in meters: the expectation over the bins, with eps = min_depth as in the
-  released decoder.
-  """
+  min_depth: float = depth_lib.MIN_DEPTH,
+  max_depth: float = depth_lib.MAX_DEPTH,
+  relu: bool = True,
+) -> jax.Array:
+  """Depth [B, H', W'] in meters: the expectation over the bins."""
   logits = apply(params, intermediate_layers, relu=relu)
+  # eps = min_depth, as in the released decoder.
   return depth_lib.expectation(logits, min_depth=min_depth, max_depth=max_depth, eps=min_depth)
 
 
 def _reassemble(p, patch, cls):
   kernel = p['readout']['kernel']
-  beside = (
-    cls @ kernel[patch.shape[-1] :] + p['readout']['bias']
-  )  # the same for all patches: added, not repeated
-  x = jax.nn.gelu(patch @ kernel[: patch.shape[-1]] + beside[:, None, None], approximate=True)
+  width = patch.shape[-1]
+  # The CLS token's half of the product is the same for all patches: computed once an image.
+  shared = cls @ kernel[width:] + p['readout']['bias']
+  x = jax.nn.gelu(patch @ kernel[:width] + shared[:, None, None], approximate=True)
   x = _linear(x, p['project'])
   if 'up' in p:
-    k, *_, c = p['up']['kernel'].shape
+    # A transposed convolution whose stride is its size: each cell becomes k x k pixels.
+    kernel = p['up']['kernel']
+    k, *_, c = kernel.shape
     b, h, w, _ = x.shape
-    x = (
-      jnp.einsum('bhwc,ijcd->bhiwjd', x, p['up']['kernel']).reshape(b, k * h, k * w, c)
-      + p['up']['bias']
-    )
-  return _conv(x, p['down'], stride=2) if 'down' in p else x
+    x = jnp.einsum('bhwc,ijcd->bhiwjd', x, kernel).reshape(b, k * h, k * w, c) + p['up']['bias']
+  if 'down' in p:
+    x = _conv(x, p['down'], stride=2)
+  return x
 
 
 def _residual(x, p):
@@ -176,10 +196,15 @@ def _residual(x, p):
 
 
 def _conv(x, p, stride=1):
+  # Padding is explicit: with stride 2, 'SAME' pads other sides than PyTorch does.
+  padding = ((1, 1), (1, 1))
+  dimensions = ('NHWC', 'HWIO', 'NHWC')
   y = jax.lax.conv_general_dilated(
-    x, p['kernel'], (stride, stride), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    x, p['kernel'], (stride, stride), padding, dimension_numbers=dimensions
   )
-  return y + p['bias'] if 'bias' in p else y
+  if 'bias' in p:
+    y = y + p['bias']
+  return y
 
 
 def _linear(x, p):
@@ -187,12 +212,10 @@ def _linear(x, p):
 
 
 def _double(x):
-  """Twice the size, bilinear, the corners of both grids on each other (PyTorch's
-  align_corners=True).
-  """
-  return jnp.einsum(
-    'yh,bhwc,xw->byxc', _aligned(x.shape[1]), x, _aligned(x.shape[2]), optimize='optimal'
-  )
+  """Twice the size, bilinear with aligned corners (PyTorch's align_corners=True)."""
+  rows = _aligned(x.shape[1])
+  columns = _aligned(x.shape[2])
+  return jnp.einsum('yh,bhwc,xw->byxc', rows, x, columns, optimize='optimal')
 
 
 def _aligned(n):
@@ -202,42 +225,34 @@ def _aligned(n):
 
 # --- official files -----------------------------------------------------------------------------
 
-
-def _names(style):
-  """[(our layer, its name in a file of this style)] of all layers but the head."""
-  torch = style != 'official_jax'
-  dot = lambda *parts: '.'.join(parts) if torch else 'decoder/dpt/' + '/'.join(parts)
-  number = lambda name, i: f'{name}.{i}' if torch else f'{name}_{i}'
-  inside = 'reassemble' if torch else 'reassemble_blocks'
-  result = [('project', dot('project'))]
-  for i, factor in enumerate(_FACTORS):
-    result += [
-      (f'reassemble/{i}/readout', dot(inside, number('readout_projects', i))),
-      (
-        f'reassemble/{i}/project',
-        dot(inside, number('out_projections' if torch else 'out_projection', i)),
-      ),
-      (f'convs/{i}', dot(number('convs', i))),
-      (f'fusion/{i}/out', dot(number('fusion_blocks', i), 'out_conv' if torch else 'Conv_0')),
-    ]
-    if factor != 1:
-      ours = 'up' if factor > 1 else 'down'
-      result.append((f'reassemble/{i}/{ours}', dot(inside, number('resize_layers', i))))
-    for n, unit in enumerate(('residual', 'main')[not i :]):
-      theirs = f'{unit}_unit' if torch else f'PreActResidualConvUnit_{n}'
-      result += [
-        (f'fusion/{i}/{unit}/{conv}', dot(number('fusion_blocks', i), theirs, conv))
-        for conv in ('conv1', 'conv2')
-      ]
-  return result
+# (a layer here, its name in the file), tried in order; others keep their name.
+_TORCH_NAMES = (
+  (r'reassemble/(\d)/readout', r'reassemble.readout_projects.\1'),
+  (r'reassemble/(\d)/project', r'reassemble.out_projections.\1'),
+  (r'reassemble/(\d)/(up|down)', r'reassemble.resize_layers.\1'),
+  (r'convs/(\d)', r'convs.\1'),
+  (r'fusion/(\d)/out', r'fusion_blocks.\1.out_conv'),
+  (r'fusion/(\d)/(residual|main)/(conv\d)', r'fusion_blocks.\1.\2_unit.\3'),
+)
+_JAX_NAMES = (
+  (r'reassemble/(\d)/readout', r'reassemble_blocks/readout_projects_\1'),
+  (r'reassemble/(\d)/project', r'reassemble_blocks/out_projection_\1'),
+  (r'reassemble/(\d)/(up|down)', r'reassemble_blocks/resize_layers_\1'),
+  (r'convs/(\d)', r'convs_\1'),
+  (r'fusion/(\d)/out', r'fusion_blocks_\1/Conv_0'),
+  # Flax numbers the units of a block, and the first block has no residual unit.
+  (r'fusion/0/main/(conv\d)', r'fusion_blocks_0/PreActResidualConvUnit_0/\1'),
+  (r'fusion/(\d)/residual/(conv\d)', r'fusion_blocks_\1/PreActResidualConvUnit_0/\2'),
+  (r'fusion/(\d)/main/(conv\d)', r'fusion_blocks_\1/PreActResidualConvUnit_1/\2'),
+)
 
 
-def write_official(params, path, *, task, format='official_torch'):
-  """Writes a decoder as an npz (for JAX: the zip of npy files, which is one) that the official code
-  reads.
+def write_official(
+  params: Params, path: str | pathlib.Path, *, task: str, format: str = 'official_torch'
+) -> None:
+  """Writes a decoder as an npz that the official code reads; see `export`.
 
-  format: 'official_torch' or 'official_jax'. The fourth output of normals, the uncertainty, has no
-  place there: only three are written.
+  format: 'official_torch' or 'official_jax'.
   """
   _check(format, FORMATS[:2], 'dpt: format')
   arrays = export(params, task=task, format=format)
@@ -245,52 +260,83 @@ def write_official(params, path, *, task, format='official_torch'):
     np.savez(file, **arrays)
 
 
-def export(params, *, task, format='official_torch'):
-  """{name: float32 array} of a decoder under its official names; format: one of FORMATS."""
+def export(params: Params, *, task: str, format: str = 'official_torch') -> dict[str, np.ndarray]:
+  """{name: float32 array} of a decoder under its official names; format: one of FORMATS.
+
+  The fourth output of normals, the uncertainty, has no place there: three are exported.
+  """
   _check(task, TASKS, 'dpt: task')
   _check(format, FORMATS, 'dpt: format')
-  leaves = {name: np.asarray(x, np.float32) for name, x in tree.named_leaves(params)}
-  if task == 'normals':
-    leaves |= {name: leaves[name][..., :3] for name in ('head/kernel', 'head/bias')}
-  jax_style = format == 'official_jax'
-  head = {
-    'official_jax': f'decoder/{TASKS[task]}',
-    'official_torch': f'{task}_head',
-    'hf': f'{task}_head.{task}_head',
-  }[format]
-  prefix = f'{task}_head.' if format == 'hf' else ''
   result = {}
-  for ours, theirs in [*((o, prefix + t) for o, t in _names(format)), ('head', head)]:
-    kernel, kernel_name = (
-      leaves[f'{ours}/kernel'],
-      f'{theirs}/kernel' if jax_style else f'{theirs}.weight',
-    )
-    result[kernel_name] = _out_jax(kernel, ours) if jax_style else _out_torch(kernel, ours)
-    if f'{ours}/bias' in leaves:
-      result[f'{theirs}/bias' if jax_style else f'{theirs}.bias'] = leaves[f'{ours}/bias']
+  for name, leaf in tree.named_leaves(params):
+    layer, _, kind = name.rpartition('/')
+    array = np.asarray(leaf, np.float32)
+    if layer == 'head' and task == 'normals':
+      array = array[..., :3]
+    official = _official_name(layer, task, format)
+    if format == 'official_jax':
+      official = f'{official}/{kind}'
+      if kind == 'kernel':
+        array = _jax_kernel(array, layer)
+    elif kind == 'kernel':
+      official = f'{official}.weight'
+      array = _torch_kernel(array, layer)
+    else:
+      official = f'{official}.bias'
+    result[official] = array
   return result
 
 
-def _check(value, known, what):
+def _official_name(layer, task, format):
+  if layer == 'head':
+    names = {
+      'official_jax': f'decoder/{TASKS[task]}',
+      'official_torch': f'{task}_head',
+      'hf': f'{task}_head.{task}_head',
+    }
+    return names[format]
+  if format == 'official_jax':
+    return 'decoder/dpt/' + _renamed(layer, _JAX_NAMES)
+  if format == 'hf':
+    return f'{task}_head.' + _renamed(layer, _TORCH_NAMES)
+  return _renamed(layer, _TORCH_NAMES)
+
+
+def _renamed(layer, rules):
+  for pattern, replacement in rules:
+    if match := re.fullmatch(pattern, layer):
+      return match.expand(replacement)
+  return layer
+
+
+def _check(value: str, known: Collection[str], what: str):
   if value not in known:
     raise InputError(f'{what}: got {value!r}; expected one of {sorted(known)}')
 
 
-# Kernels: ours are [in, out] or [k, k, in, out]; of `up`, pixel (i, j) of a cell's k x k.
+# Kernels here are [in, out] or [k, k, in, out]; of `up`, pixel (i, j) of a cell's k x k.
 
 
-def _out_torch(kernel, layer):
+def _torch_kernel(kernel, layer):
   if layer.endswith('/up'):
     return np.ascontiguousarray(kernel.transpose(2, 3, 0, 1))
-  kernel = np.ascontiguousarray(kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1))
-  return kernel[..., None, None] if _pointwise(layer) else kernel
+  if kernel.ndim == 2:
+    kernel = np.ascontiguousarray(kernel.T)
+  else:
+    kernel = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+  if _pointwise(layer):
+    return kernel[..., None, None]
+  return kernel
 
 
-def _out_jax(kernel, layer):
-  kernel = np.ascontiguousarray(kernel[::-1, ::-1]) if layer.endswith('/up') else kernel
-  return kernel[None, None] if _pointwise(layer) else kernel
+def _jax_kernel(kernel, layer):
+  if layer.endswith('/up'):
+    return np.ascontiguousarray(kernel[::-1, ::-1])
+  if _pointwise(layer):
+    return kernel[None, None]
+  return kernel
 
 
 def _pointwise(layer):
-  """Whether the official layer is a 1 x 1 convolution, ours a product."""
+  """Whether the official layer is a 1 x 1 convolution, which is a matrix product here."""
   return re.fullmatch(r'reassemble/\d/project|fusion/\d/out', layer) is not None

@@ -1,5 +1,4 @@
-"""Training of a DPT decoder on cached intermediate_layers of a frozen encoder, for depth or
-normals, with Probe3D's recipe.
+"""Training of a DPT decoder on cached layers of a frozen encoder, with Probe3D's recipe.
 
 El Banani et al. 2024 and its code: AdamW at 5e-4 with PyTorch's decay of 0.01, 10 epochs in batches
 of 8, linear warm-up over the first 1.5 and then a quarter of a cosine, down to 1 %. Depth: 10
@@ -12,7 +11,9 @@ import functools
 import json
 import math
 import os
+import pathlib
 import zipfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,73 +22,71 @@ import optax
 
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
-from tips_jax.evals.probes import depth as depth_lib
-from tips_jax.evals.probes import dpt, normals
+from tips_jax.evals.probes import depth, dpt, normals
 from tips_jax.evals.probes.minibatches import Truth, minibatches
 
 TASKS = ('depth', 'normals')
-_FLOOR = 0.01  # of the learning rate
+# Share of the peak learning rate at which the schedule ends.
+_FINAL = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-  """A trained decoder; params as of evals/probes/dpt.py, losses [steps] of the training. Depth in
-  min_depth..max_depth m.
-  """
+  """A trained decoder."""
 
-  params: dict
+  # As of evals/probes/dpt.py.
+  params: dpt.Params
+  # 'depth' or 'normals'.
   task: str
-  min_depth: float = depth_lib.MIN_DEPTH
-  max_depth: float = depth_lib.MAX_DEPTH
+  # Meters of the first and the last bin of depth.
+  min_depth: float = depth.MIN_DEPTH
+  max_depth: float = depth.MAX_DEPTH
+  # [steps], of the training; empty for a decoder that was loaded.
   losses: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
-  def predict(self, intermediate_layers) -> np.ndarray:
-    """Depth [B, H', W'] in meters, or normals [B, H', W', 3 or 4] of any length (the fourth: the
-    uncertainty's logit).
+  def predict(self, intermediate_layers: dpt.Layers) -> np.ndarray:
+    """Depth [B, H', W'] in meters, or normals [B, H', W', 3 or 4] of any length.
 
-    H' = 16 ceil(h / 2); `Scorer.add` of the task brings it to the truth's size.
+    The fourth channel is the logit of the uncertainty. H' = 16 ceil(h / 2); `add` of the task's
+    scorer resizes it to the truth.
     """
-    intermediate_layers = [
-      (np.asarray(patch, np.float32), np.asarray(cls, np.float32))
-      for patch, cls in intermediate_layers
-    ]
-    if self.task == 'depth':
-      return np.asarray(
-        dpt.depth(
-          self.params, intermediate_layers, min_depth=self.min_depth, max_depth=self.max_depth
-        )
-      )
-    return np.asarray(dpt.apply(self.params, intermediate_layers))
+    # Cached features are float16.
+    layers = []
+    for patch, cls in intermediate_layers:
+      layers.append((np.asarray(patch, np.float32), np.asarray(cls, np.float32)))
+    if self.task == 'normals':
+      return np.asarray(dpt.apply(self.params, layers))
+    meters = dpt.depth(self.params, layers, min_depth=self.min_depth, max_depth=self.max_depth)
+    return np.asarray(meters)
 
-  def save(self, path):
-    """Writes an npz with the whole decoder, the uncertainty too; it replaces `path` only when it is
-    complete.
-    """
-    about = json.dumps(
-      {'task': self.task, 'min_depth': self.min_depth, 'max_depth': self.max_depth}
-    )
+  def save(self, path: str | pathlib.Path) -> None:
+    """Writes an npz of the complete decoder, with the uncertainty; replaces `path` at the end."""
+    about = {'task': self.task, 'min_depth': self.min_depth, 'max_depth': self.max_depth}
     with open(f'{path}.tmp', 'wb') as file:
-      np.savez(file, about=np.array(about), **dict(tree.named_leaves(self.params)))
+      np.savez(file, about=np.array(json.dumps(about)), **dict(tree.named_leaves(self.params)))
     os.replace(f'{path}.tmp', path)
 
 
-def load(path) -> Decoder:
-  """What `Decoder.save` wrote. InputError where it is something else."""
+# What NumPy and JSON raise for a file that is missing, cut or something else.
+_UNREADABLE = (
+  OSError,
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  EOFError,
+  zipfile.BadZipFile,
+)
+
+
+def load(path: str | pathlib.Path) -> Decoder:
+  """Reads what `Decoder.save` wrote. InputError where it is something else."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      return Decoder(
-        **json.loads(str(file['about'])),
-        params=tree.nested({name: file[name] for name in file.files if name != 'about'}),
-      )
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-  ) as error:
+      leaves = {name: file[name] for name in file.files}
+    about = json.loads(str(leaves.pop('about')))
+    return Decoder(params=tree.nested(leaves), **about)
+  except _UNREADABLE as error:
     raise InputError(
       f'{str(path)!r}: got no decoder ({error}); expected a file that an evaluation wrote'
     ) from None
@@ -110,13 +109,14 @@ class DPTRecipe:
   # PyTorch's default for AdamW.
   weight_decay: float = 0.01
   # Of depth: the bins, and the meters of the first and the last one. Truth beyond is missing.
-  bins: int = depth_lib.BINS
-  min_depth: float = depth_lib.MIN_DEPTH
-  max_depth: float = depth_lib.MAX_DEPTH
+  bins: int = depth.BINS
+  min_depth: float = depth.MIN_DEPTH
+  max_depth: float = depth.MAX_DEPTH
   # Of depth: weights of `sigloss` and `gradient_loss`.
   sig_weight: float = 10.0
   gradient_weight: float = 0.5
-  # Of normals: a fourth output and Probe3D's loss; without it, as in TIPSv2's heads, the plain angle.
+  # Of normals: a fourth output and Probe3D's loss. Without it the loss is the plain angle, as in
+  # TIPSv2's heads.
   uncertainty: bool = True
   seed: int = 0
 
@@ -128,6 +128,7 @@ class DPTRecipe:
 
   @property
   def outputs(self) -> int:
+    """Channels of the last layer."""
     if self.task == 'depth':
       return self.bins
     return 3 + bool(self.uncertainty)
@@ -147,24 +148,24 @@ class DPTRecipe:
     rising = step / max(warmup, 1e-9)
     falling = jnp.cos(math.pi / 2 * (step - warmup) / max(steps - warmup, 1e-9))
     factor = jnp.where(step <= warmup, rising, falling)
-    return self.learning_rate * (_FLOOR + (1 - _FLOOR) * factor)
+    return self.learning_rate * (_FINAL + (1 - _FINAL) * factor)
 
   def _per_epoch(self, images):
     return max(images // self.batch, 1)
 
 
 def fit(intermediate_layers: dpt.Layers, truth: Truth, recipe: DPTRecipe) -> Decoder:
-  """Trains a decoder on four intermediate layers (patch [N, h, w, D], cls [N, D]), possibly on disk.
+  """Trains a decoder on four intermediate layers (patch [N, h, w, D], cls [N, D]).
 
   truth(i): depth [H, W] in meters (0 = missing) or unit normals [H, W, 3] (0 = missing) of image i;
-  in training all take the size of the first (nearest pixel). InputError where no image has truth.
+  in training all take the size of the first (nearest pixel). Arrays may be memory-mapped.
+  InputError where no image has truth.
   """
   count = len(intermediate_layers[0][0])
   width = intermediate_layers[0][0].shape[-1]
+  known = normals.known
   if recipe.task == 'depth':
-    known = functools.partial(depth_lib.known, max_depth=recipe.max_depth)
-  else:
-    known = normals.known
+    known = functools.partial(depth.known, max_depth=recipe.max_depth)
   if not any(known(np.asarray(truth(i))).any() for i in range(count)):
     raise InputError(
       f'dpt: got no pixel with {recipe.task} in {count} training images; expected some'
@@ -212,40 +213,43 @@ def _step(params, state, intermediate_layers, truth, *, recipe, images):
 def _loss(params, intermediate_layers, truth, recipe):
   shape = truth.shape[1:3]
   if recipe.task == 'depth':
-    valid = depth_lib.known(truth, max_depth=recipe.max_depth)
+    valid = depth.known(truth, max_depth=recipe.max_depth)
     small = dpt.depth(
       params, intermediate_layers, min_depth=recipe.min_depth, max_depth=recipe.max_depth
     )
-    predicted = depth_lib.resize(small, shape)
-    return recipe.sig_weight * depth_lib.sigloss(
-      predicted, truth, valid
-    ) + recipe.gradient_weight * depth_lib.gradient_loss(predicted, truth, valid)
-  raw = dpt.apply(params, intermediate_layers)
-  predicted = raw if raw.shape[1:3] == shape else bicubic(raw, shape)
+    predicted = depth.resize(small, shape)
+    sig = depth.sigloss(predicted, truth, valid)
+    gradient = depth.gradient_loss(predicted, truth, valid)
+    return recipe.sig_weight * sig + recipe.gradient_weight * gradient
+  predicted = dpt.apply(params, intermediate_layers)
+  if predicted.shape[1:3] != shape:
+    predicted = bicubic(predicted, shape)
   valid = jnp.abs(truth).max(-1) > 1e-6
-  loss = normals.uncertain_loss if raw.shape[-1] > 3 else normals.angular_loss
-  return loss(predicted, truth, valid)
+  if predicted.shape[-1] > 3:
+    return normals.uncertain_loss(predicted, truth, valid)
+  return normals.angular_loss(predicted, truth, valid)
 
 
-def bicubic(maps, shape):
-  """[B, h, w, K] to [B, H, W, K] as PyTorch's bicubic interpolate: half-pixel centers, a = -0.75,
-  no antialiasing.
+def bicubic(maps: jax.Array, shape: Sequence[int]) -> jax.Array:
+  """[B, h, w, K] to [B, H, W, K] as PyTorch's bicubic interpolate.
+
+  Half-pixel centers, no antialiasing, and a = -0.75, where jax.image.resize has -0.5.
   """
-  return jnp.einsum(
-    'yh,bhwc,xw->byxc',
-    _cubic(maps.shape[1], shape[0]),
-    maps,
-    _cubic(maps.shape[2], shape[1]),
-    optimize='optimal',
-  )
+  rows = _cubic(maps.shape[1], shape[0])
+  columns = _cubic(maps.shape[2], shape[1])
+  return jnp.einsum('yh,bhwc,xw->byxc', rows, maps, columns, optimize='optimal')
 
 
 def _cubic(n, m, a=-0.75):
+  """Weights [m, n] of the four nearest of n cells for each of m pixels."""
   position = (np.arange(m) + 0.5) * n / m - 0.5
   first = np.floor(position).astype(int) - 1
   matrix = np.zeros((m, n), np.float32)
-  for layer in range(4):
-    t = np.abs(position - (first + layer))
-    near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * t * a - 4 * a
-    np.add.at(matrix, (np.arange(m), np.clip(first + layer, 0, n - 1)), np.where(t <= 1, near, far))
+  for offset in range(4):
+    t = np.abs(position - (first + offset))
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((t - 5) * t + 8) * t * a - 4 * a
+    # Cells beyond the border repeat the last one, whose weights add up.
+    cell = np.clip(first + offset, 0, n - 1)
+    np.add.at(matrix, (np.arange(m), cell), np.where(t <= 1, near, far))
   return matrix

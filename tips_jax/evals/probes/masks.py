@@ -1,6 +1,4 @@
-"""Linear segmentation: the labels of patches for the probe, and mIoU at the full resolution of the
-masks.
-"""
+"""Segmentation masks: labels of patches, class ids of pixels, mean intersection over union."""
 
 import json
 import pathlib
@@ -17,7 +15,9 @@ _PATCHES = 30_000  # rows of the probe; more change the result by less than its 
 def class_names(store) -> tuple[str, ...]:
   """The names of the mask classes, from the store's annotations.json; () where it has none."""
   path = pathlib.Path(store.path) / 'annotations.json'
-  return tuple(json.loads(path.read_text()).get('mask_classes', ())) if path.exists() else ()
+  if not path.exists():
+    return ()
+  return tuple(json.loads(path.read_text()).get('mask_classes', ()))
 
 
 def decode_mask(png: bytes) -> np.ndarray:
@@ -25,22 +25,70 @@ def decode_mask(png: bytes) -> np.ndarray:
   mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
   if mask is None:
     raise ValueError('mask cannot be decoded')
-  return mask if mask.ndim == 2 else mask[..., 0]
+  if mask.ndim == 3:  # gray, stored as color
+    mask = mask[..., 0]
+  return mask
 
 
-def patch_labels(mask, grid) -> np.ndarray:
+def patch_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """The commonest class [h, w] in each cell of a grid (h, w) over a mask [H, W]; ties: the lowest.
 
-  255 where more than half of the cell is void.
+  VOID where more than half of the cell is void.
   """
-  (h, w), (height, width) = grid, mask.shape
-  tall, wide = -(-height // h), -(-width // w)
+  h, w = grid
+  height, width = mask.shape
+  # Cells of a grid that does not divide the mask would overlap: it is enlarged to whole cells.
+  tall = -(-height // h)
+  wide = -(-width // w)
   if (tall * h, wide * w) != mask.shape:
     mask = cv2.resize(mask, (wide * w, tall * h), interpolation=cv2.INTER_NEAREST_EXACT)
+  # One histogram for all cells: the id of a pixel, moved by the number of its cell.
   cell = np.repeat(np.arange(h * w).reshape(h, w), tall, 0).repeat(wide, 1)
   counts = np.bincount((cell * _IDS + mask).ravel(), minlength=h * w * _IDS).reshape(h * w, _IDS)
   labels = counts[:, :VOID].argmax(1)
   return np.where(2 * counts[:, VOID] > tall * wide, VOID, labels).reshape(h, w)
+
+
+def upsample_argmax(logits_hwK: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """Logits [h, w, K], bilinearly resized (half-pixel centers), to class ids [H, W]."""
+  planes = np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))
+  best = np.full(shape, -np.inf, planes.dtype)
+  ids = np.zeros(shape, np.int64)
+  # One class at a time: all of them at full resolution are hundreds of MB.
+  for k, plane in enumerate(planes):
+    plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    np.copyto(ids, k, where=plane > best)
+    np.maximum(best, plane, out=best)
+  return ids
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, *, size: int) -> np.ndarray:
+  """Counts [size, size] int64 of (truth, predicted) pairs of class ids."""
+  pairs = np.asarray(truth, np.int64).ravel() * size + np.asarray(predicted, np.int64).ravel()
+  return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def class_iou(counts: np.ndarray) -> np.ndarray:
+  """Intersection over union [K]; nan for a class that is neither in the truth nor predicted."""
+  hit = np.diag(counts)
+  union = counts.sum(0) + counts.sum(1) - hit
+  return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+  """Mean IoU of the classes that occur in the truth or in the prediction; nan without any."""
+  iou = class_iou(counts)
+  iou = iou[~np.isnan(iou)]
+  if not len(iou):
+    return float('nan')
+  return float(iou.mean())
+
+
+def majority(train_counts: np.ndarray, test_counts: np.ndarray) -> float:
+  """mIoU of answering the most frequent class of train everywhere; pixels by class [256] of both."""
+  predicted = np.zeros((_IDS, _IDS), np.int64)
+  predicted[:, train_counts.argmax()] = test_counts
+  return mean_iou(predicted)
 
 
 class TrainingPatches:
@@ -94,40 +142,3 @@ class Scorer:
 
   def mean_iou(self) -> float:
     return mean_iou(self.counts)
-
-
-def upsample_argmax(logits_hwK, shape) -> np.ndarray:
-  """Logits [h, w, K], bilinearly resized (half-pixel centers), to class ids [H, W]."""
-  planes = np.ascontiguousarray(np.moveaxis(logits_hwK, -1, 0))
-  best, found = np.full(shape, -np.inf, planes.dtype), np.zeros(shape, np.int64)
-  for k, plane in enumerate(
-    planes
-  ):  # one at a time: all of them at full resolution are hundreds of MB
-    plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR)
-    np.copyto(found, k, where=plane > best)
-    np.maximum(best, plane, out=best)
-  return found
-
-
-def confusion(truth, predicted, *, size):
-  """Counts [size, size] int64 of (truth, predicted) pairs of class ids."""
-  pairs = np.asarray(truth, np.int64).ravel() * size + np.asarray(predicted, np.int64).ravel()
-  return np.bincount(pairs, minlength=size * size).reshape(size, size)
-
-
-def mean_iou(counts) -> float:
-  """Mean intersection over union of the classes that occur in the truth or in the prediction; nan
-  without any.
-  """
-  hit = np.diag(counts)
-  union = counts.sum(0) + counts.sum(1) - hit
-  return float((hit[union > 0] / union[union > 0]).mean()) if union.any() else float('nan')
-
-
-def majority(train_counts, test_counts) -> float:
-  """mIoU of answering the most frequent class of train everywhere, from the pixel counts by class
-  [256] of both.
-  """
-  predicted = np.zeros((_IDS, _IDS), np.int64)
-  predicted[:, train_counts.argmax()] = test_counts
-  return mean_iou(predicted)

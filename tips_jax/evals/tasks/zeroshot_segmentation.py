@@ -196,9 +196,7 @@ class SegmentationScorer:
 
   def classes(self) -> np.ndarray:
     """Intersection over union [K]; nan for a class that is neither in the truth nor predicted."""
-    hit = np.diag(self.counts)
-    union = self.counts.sum(0) + self.counts.sum(1) - hit
-    return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+    return masks.class_iou(self.counts)
 
   def result(self) -> dict[str, float]:
     """'miou', over the classes that occur in the truth or a prediction, and 'pixel_accuracy'; nan
