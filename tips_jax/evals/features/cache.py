@@ -1,11 +1,11 @@
-"""Features on disk: computed once for a checkpoint, a split and a size, kept as they come, opened
-as they are after.
+"""Features on disk: computed once for a checkpoint, a split and a size, then memory-mapped.
 
-A folder of `features/` holds one array of a row for each record (`patch.npy`, `web.npy`, ...), what
-it was made from (`about.json`) and `done.npy`: 0 to do, 1 there, 2 unreadable. A row is marked
-after its features are on disk, so that a killed run goes on where it stopped.
+A folder of `features/` holds arrays with a row for each record (`patch.npy`, `web.npy`, ...), what
+they were made from (`about.json`) and `done.npy`: 0 to do, 1 done, 2 unreadable. A row is marked
+after its features are on disk, so that a killed run continues where it stopped.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -16,46 +16,51 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tips_jax.core.errors import InputError
-from tips_jax.evals.features import reading as features
+from tips_jax.evals.features import reading
 
-VERSION = 1  # of what `prepare` and the encoder make of a record: another one is computed anew
-_AHEAD = max(
-  4, min(os.cpu_count() or 1, 16)
-)  # batches that are read and decoded while the device works
+# Of what `prepare` and the encoder make of a record: features of another version are not used.
+VERSION = 1
+# Batches that are read and decoded while the device works.
+_AHEAD = max(4, min(os.cpu_count() or 1, 16))
 _FLUSH_S = 2.0  # seconds of work that a kill may cost
 _HALF = 65_504.0  # the largest float16
 _DONE, _UNREADABLE = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Features:
-  """Of the R readable records of a source. `rows` [R]: their numbers in it; `label` [R], -1
-  without.
+class CachedFeatures:
+  """Features of the R readable records of a source."""
 
-  `arrays`: name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h,
-  w, D] and 'value_patch' [R, h, w, E] float16; `intermediate_layers`: (patch [R, h, w, D], cls [R,
-  D]) by depth. `seconds` 'encoder' (in its calls) and 'reading' (waiting for images and the disk),
-  of this run. `key`: the name of the folder.
-  """
-
-  arrays: dict
-  intermediate_layers: tuple
+  # name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h, w, D]
+  # and 'value_patch' [R, h, w, E] float16.
+  arrays: dict[str, 'np.ndarray | Rows']
+  # (patch [R, h, w, D], cls [R, D]) by depth.
+  intermediate_layers: tuple[tuple, ...]
+  # [R] numbers in the source.
   rows: np.ndarray
+  # [R] class ids, -1 without.
   label: np.ndarray
-  seconds: dict
+  # Of this run: 'encoder' (in its calls) and 'reading' (waiting for images and the disk).
+  seconds: dict[str, float]
+  # Name of the folder.
   key: str
 
 
 class Rows:
-  """Some rows of an array that stays on disk: shape, len and indexing are those of `array[rows]`."""
+  """Some rows of an array on disk: shape, len and indexing are those of `array[rows]`."""
 
   def __init__(self, array, rows):
-    self._array, self._rows = array, rows
-    self.shape, self.dtype, self.ndim = (len(rows), *array.shape[1:]), array.dtype, array.ndim
+    self._array = array
+    self._rows = rows
+    self.shape = (len(rows), *array.shape[1:])
+    self.dtype = array.dtype
+    self.ndim = array.ndim
 
   def __len__(self):
     return len(self._rows)
@@ -68,32 +73,31 @@ class Rows:
 
 
 class Cache:
-  """All that is kept of evaluations below one folder."""
+  """What evaluations keep below one folder: features, embeddings of texts, trained decoders."""
 
   def __init__(self, folder):
     self.folder = pathlib.Path(folder).expanduser()
 
   def extract(
     self,
-    encoder,
-    source,
-    prepare,
+    encoder: Any,
+    source: Any,
+    prepare: Callable[[Mapping], np.ndarray],
     *,
-    key,
-    outputs=(),
-    intermediate_layers=(),
-    batch_size=64,
-    progress=None,
-  ) -> Features:
+    key: Any,
+    outputs: Collection[str] = (),
+    intermediate_layers: Sequence[int] = (),
+    batch_size: int = 64,
+    progress: Any = None,
+  ) -> CachedFeatures:
     """The features of every record of `source`; what is on disk already is not computed again.
 
-    source: len and [i] -> record; prepare(record): uint8 [H, W, 3] of one shape, or ValueError
-    where the image cannot
-    be read: such records are left out with a warning. key: what tells this source, its records and
-    `prepare` from others (JSON-able). outputs: 'patch', 'value_patch', beside the CLS tokens and
-    'embedding', which are always kept.
-    intermediate_layers: blocks whose outputs are kept too. progress.update(done) is told of every
-    batch. Raises InputError where nothing can be read, or where the disk has no room.
+    source: len and [i] -> record. prepare(record): uint8 [H, W, 3] of one shape, or ValueError
+    where the image cannot be read: such records are left out with a warning. key: identifies this source,
+    its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch'; the CLS tokens and
+    'embedding' are always kept. intermediate_layers: blocks whose outputs are kept too.
+    progress.update(done) is called for every batch. InputError where nothing can be read, or where
+    the disk is too small.
     """
     about = {
       'version': VERSION,
@@ -104,7 +108,8 @@ class Cache:
       'key': key,
     }
     folder = self.folder / 'features' / _digest(about)
-    table, seconds = _Table(folder, about), {'encoder': 0.0, 'reading': 0.0}
+    table = _Table(folder, about)
+    encoder_seconds = 0.0
     start = time.monotonic()
     options = {
       'intermediate_layers': tuple(intermediate_layers),
@@ -112,69 +117,76 @@ class Cache:
       'patches': 'patch' in outputs,
     }
 
-    def keep(rows, found, labels, bad):
+    def keep(rows, encoded, labels, bad):
       if len(rows):
-        table.write(rows, _wanted(found, encoder.cls_names, outputs), labels)
+        table.write(rows, _arrays(encoded, encoder.cls_names, outputs), labels)
       table.mark(bad, _UNREADABLE)
       if progress:
         progress.update(table.count())
 
     try:
-      with concurrent.futures.ThreadPoolExecutor(
-        1
-      ) as disk:  # writes a batch while the next one is encoded
+      # A thread writes a batch while the next one is encoded. Waiting for the previous write before
+      # the next one is submitted keeps memory bounded and raises its errors.
+      with concurrent.futures.ThreadPoolExecutor(1) as disk:
         kept = disk.submit(lambda: None)
         for rows, images, labels, bad in _batches(source, prepare, table.todo(), batch_size):
-          begin = time.monotonic()
-          found = encoder.inspect(images, **options) if len(rows) else None
-          seconds['encoder'] += time.monotonic() - begin
+          encoded = None
+          if len(rows):
+            begin = time.monotonic()
+            encoded = encoder.inspect(images, **options)
+            encoder_seconds += time.monotonic() - begin
           kept.result()
-          kept = disk.submit(keep, rows, found, labels, bad)
+          kept = disk.submit(keep, rows, encoded, labels, bad)
         kept.result()
-    finally:  # stopped: what was computed stays
+    finally:  # also when it is interrupted: what was computed stays
       table.flush()
-    seconds['reading'] = time.monotonic() - start - seconds['encoder']
-    return table.features(seconds)
+    reading_seconds = time.monotonic() - start - encoder_seconds
+    return table.features({'encoder': encoder_seconds, 'reading': reading_seconds})
 
-  def texts(self, encoder, texts, *, batch_size=1024, progress=None) -> tuple[np.ndarray, float]:
-    """(float32 [T, E] of texts in the joint space, seconds in the encoder). Equal texts are encoded
-    once.
-    """
+  def texts(
+    self, encoder: Any, texts: Sequence[str], *, batch_size: int = 1024, progress: Any = None
+  ) -> tuple[np.ndarray, float]:
+    """(float32 [T, E] in the joint space, seconds in the encoder). Equal texts are encoded once."""
     unique, row = np.unique(np.array(texts, dtype=object), return_inverse=True)
     path = self.folder / 'texts' / f'{_digest([VERSION, encoder.sha256, list(unique)])}.npy'
     if path.is_file():
       return np.load(path)[row.ravel()], 0.0
-    start, parts = time.monotonic(), []
+    start = time.monotonic()
+    parts = []
     for i in range(0, len(unique), batch_size):
-      parts.append(features.finite(encoder.encode_text(list(unique[i : i + batch_size]))))
+      parts.append(reading.finite(encoder.encode_text(list(unique[i : i + batch_size]))))
       if progress:
         progress.update(min(i + batch_size, len(unique)))
-    found = np.concatenate(parts)
-    _write(path, lambda file: np.save(file, found))
-    return found[row.ravel()], time.monotonic() - start
+    embeddings = np.concatenate(parts)
+    _write(path, embeddings)
+    return embeddings[row.ravel()], time.monotonic() - start
 
-  def path(self, folder, key, suffix) -> pathlib.Path:
-    """A place for a file of a task that was made from JSON-able `key`; its folder exists."""
+  def path(self, folder: str, key: Any, suffix: str) -> pathlib.Path:
+    """Where to keep a file that a task made from JSON-able `key`; its folder is created."""
     path = self.folder / folder / f'{_digest(key)}{suffix}'
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 class _Table:
-  """The arrays of a folder; they are made when the first batch tells their shapes."""
+  """The arrays of a folder; they are created with the shapes of the first batch."""
 
   def __init__(self, folder, about):
-    self._folder, self._about, self._count = folder, about, about['count']
-    self._arrays, self._pending, self._flushed = {}, [], time.monotonic()
+    self._folder = folder
+    self._about = about
+    self._count = about['count']
+    self._arrays = {}
+    # Rows that were written since the last flush, and its time.
+    self._pending = []
+    self._flushed = time.monotonic()
     self._done = np.zeros(self._count, np.uint8)
     if folder.is_dir():
       self._open()
 
   def _open(self):
+    paths = sorted(self._folder.glob('*.npy'))
     try:
-      arrays = {
-        path.stem: np.load(path, mmap_mode='r+') for path in sorted(self._folder.glob('*.npy'))
-      }
+      arrays = {path.stem: np.load(path, mmap_mode='r+') for path in paths}
       done = arrays.pop('done')
       if any(len(array) != self._count for array in (done, *arrays.values())):
         raise ValueError(f'arrays of other lengths than {self._count}')
@@ -183,8 +195,10 @@ class _Table:
         f'--cache: {str(self._folder)!r} cannot be read ({error}); remove it, and its features are '
         'computed again'
       ) from None
-    done[:] = np.where(self._done > done, self._done, done)
-    self._arrays, self._done = arrays, done
+    # Unreadable records may have been marked in memory before the folder was created.
+    done[:] = np.maximum(self._done, done)
+    self._arrays = arrays
+    self._done = done
 
   def _create(self, values):
     shapes = {name: (self._count, *value.shape[1:]) for name, value in values.items()}
@@ -196,15 +210,16 @@ class _Table:
         f'--cache: {str(self._folder.parent)!r} has {free / 1e9:.1f} GB free; these features take '
         f'{need / 1e9:.1f} GB; expected a larger disk, or --limit'
       )
-    making = pathlib.Path(tempfile.mkdtemp(dir=self._folder.parent, prefix='.new-'))
+    # Complete in a temporary folder first: a killed run leaves no folder that lacks an array.
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=self._folder.parent, prefix='.new-'))
     for name, shape in shapes.items():
-      np.lib.format.open_memmap(making / f'{name}.npy', 'w+', values[name].dtype, shape).flush()
-    np.save(making / 'done.npy', np.zeros(self._count, np.uint8))
-    (making / 'about.json').write_text(json.dumps(self._about, indent=1))
+      np.lib.format.open_memmap(temporary / f'{name}.npy', 'w+', values[name].dtype, shape).flush()
+    np.save(temporary / 'done.npy', np.zeros(self._count, np.uint8))
+    (temporary / 'about.json').write_text(json.dumps(self._about, indent=1))
     try:
-      os.replace(making, self._folder)
-    except OSError:  # another process was faster: both write the same
-      shutil.rmtree(making)
+      os.replace(temporary, self._folder)
+    except OSError:  # another process was first; both write the same numbers
+      shutil.rmtree(temporary)
     self._open()
 
   def todo(self):
@@ -232,14 +247,15 @@ class _Table:
     self._done[np.asarray(rows, np.int64)] = state
 
   def flush(self):
-    """First the features, then the marks that say that they are there."""
+    """First the features, then the marks that they are done: a kill in between loses nothing."""
     for array in self._arrays.values():
       array.flush()
     for rows in self._pending:
       self.mark(rows, _DONE)
     if self._arrays:
       self._done.flush()
-    self._pending, self._flushed = [], time.monotonic()
+    self._pending = []
+    self._flushed = time.monotonic()
 
   def features(self, seconds):
     rows = np.flatnonzero(self._done == _DONE)
@@ -247,14 +263,15 @@ class _Table:
       raise InputError(
         f'evaluation: none of {self._count} images can be read; expected at least one'
       )
-    whole = len(rows) == self._count
-    arrays = {name: array if whole else Rows(array, rows) for name, array in self._arrays.items()}
+    arrays = dict(self._arrays)
+    if len(rows) < self._count:
+      arrays = {name: Rows(array, rows) for name, array in arrays.items()}
     label = np.asarray(arrays.pop('label'))
     intermediate_layers = tuple(
       (arrays.pop(f'layer{i}_patch'), arrays.pop(f'layer{i}_cls'))
       for i in range(len(self._about['intermediate_layers']))
     )
-    return Features(
+    return CachedFeatures(
       arrays=arrays,
       intermediate_layers=intermediate_layers,
       rows=rows,
@@ -264,26 +281,27 @@ class _Table:
     )
 
 
-def _wanted(found, cls_names, outputs):
+def _arrays(encoded, cls_names, outputs):
   """What is kept of an encoder's outputs, by the names of the files."""
-  kept = {name: features.finite(found[name]) for name in (*cls_names, 'embedding')}
+  kept = {name: reading.finite(encoded[name]) for name in (*cls_names, 'embedding')}
   for name in outputs:
-    kept[name] = _half(found[name])
-  for i, (patch, cls) in enumerate(found.get('intermediate_layers', ())):
-    kept |= {f'layer{i}_patch': _half(patch), f'layer{i}_cls': features.finite(cls)}
+    kept[name] = _half(encoded[name])
+  for i, (patch, cls) in enumerate(encoded.get('intermediate_layers', ())):
+    kept |= {f'layer{i}_patch': _half(patch), f'layer{i}_cls': reading.finite(cls)}
   return kept
 
 
 def _half(x):
-  return np.clip(features.finite(x), -_HALF, _HALF).astype(np.float16)
+  # Larger numbers would become infinities in float16.
+  return np.clip(reading.finite(x), -_HALF, _HALF).astype(np.float16)
 
 
-def _batches(source, prepare, numbers, size):
-  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows); images repeat the last
-  one up to size.
+def _batches(source, prepare, numbers, size) -> Iterator[tuple]:
+  """Yields (rows, images uint8 [size, H, W, 3], labels, unreadable rows).
 
-  Of fewer images than that, size is the power of two that holds them.
+  The last image is repeated up to `size`, so that the encoder compiles once.
   """
+  # Of few images, no more than the next power of two are encoded.
   size = min(size, 1 << max(len(numbers) - 1, 0).bit_length())
 
   def read(chunk):
@@ -299,31 +317,35 @@ def _batches(source, prepare, numbers, size):
         rows.append(number)
         labels.append(int(record.get('label', -1)))
     missing = size - len(rows)
-    images, labels = images + images[-1:] * missing, labels + labels[-1:] * missing
-    return np.array(rows, np.int64), np.stack(images) if rows else None, labels, bad
+    images += images[-1:] * missing
+    labels += labels[-1:] * missing
+    batch = None
+    if rows:
+      batch = np.stack(images)
+    return np.array(rows, np.int64), batch, labels, bad
 
   chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
   with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
-    pending = [pool.submit(read, chunk) for chunk in chunks[:_AHEAD]]
+    pending = collections.deque(pool.submit(read, chunk) for chunk in chunks[:_AHEAD])
     try:
       for i in range(len(chunks)):
-        done = pending.pop(0).result()
+        done = pending.popleft().result()
         if i + _AHEAD < len(chunks):
           pending.append(pool.submit(read, chunks[i + _AHEAD]))
         yield done
-    finally:
-      for one in pending:
-        one.cancel()
+    finally:  # the consumer stopped early: leave the pool without reading the rest
+      for future in pending:
+        future.cancel()
 
 
 def _digest(about):
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _write(path, save):
-  """A file, whole or absent."""
+def _write(path, array):
+  """Writes a .npy file completely or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix='.new-')
   with os.fdopen(descriptor, 'wb') as file:
-    save(file)
+    np.save(file, array)
   os.replace(temporary, path)

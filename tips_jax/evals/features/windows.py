@@ -1,126 +1,131 @@
-"""Images at their own aspect ratio, seen through square windows, as mmseg's sliding inference does
-(DINOv2's protocol).
+"""Images at their aspect ratio, seen through square windows, as in mmseg's sliding inference.
 
 The short side of an image is resized to the side of a window; windows every `stride` pixels cover
-it, the last ones end at its edge. All windows have one shape, so that images of any shape fill
-whole batches.
+it, the last ones end at its edge (DINOv2's protocol). All windows have one shape, so that images of
+any shape fill whole batches.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from tips_jax.evals.features import splits as suite_parts
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.features import splits
+from tips_jax.evals.probes import masks
 
-SIDE, STRIDE = 448, 336  # pixels of a window and between windows: TCL's and TIPSv2's
-_MOST = 10_000  # windows of one image: number * _MOST + window tells one
+# Pixels of a window, and between windows: TCL's and TIPSv2's.
+SIDE, STRIDE = 448, 336
+# Upper bound of the windows of an image: number * _MOST + window identifies one.
+_MOST = 10_000
+
+# (rows, columns) of a window.
+Place = tuple[slice, slice]
 
 
 def resized(height: int, width: int, *, side: int = SIDE, patch: int = 14) -> tuple[int, int]:
-  """(height, width) with a short side of `side` pixels and the same aspect; then each up to a
-  multiple of `patch`.
+  """(height, width) with a short side of `side` pixels and the same aspect, in whole patches.
 
-  The last step stretches the image by less than a patch, as the notebook does; nothing is cut off
-  or padded. (The notebook resizes twice, here it is once.)
+  Rounding up to a multiple of `patch` stretches the image by less than a patch, as in TIPSv2's
+  notebook; nothing is cut off or padded. (The notebook resizes twice, here it is once.)
   """
-  scale = lambda n: side if n == min(height, width) else side * n // min(height, width)
-  return tuple(-(-scale(n) // patch) * patch for n in (height, width))
+  short = min(height, width)
+  sizes = [side if n == short else side * n // short for n in (height, width)]
+  height, width = (-(-n // patch) * patch for n in sizes)
+  return height, width
 
 
-def windows(height: int, width: int, side: int = SIDE, stride: int = STRIDE):
-  """Yields (rows, columns), slices of windows of `side` pixels that cover the image; the last ones
-  end at its edge.
-  """
-  starts = lambda n: [
-    max(min(i * stride, n - side), 0) for i in range(max(n - side + stride - 1, 0) // stride + 1)
-  ]
-  for top in starts(height):
-    for left in starts(width):
+def windows(height: int, width: int, side: int = SIDE, stride: int = STRIDE) -> Iterator[Place]:
+  """Yields the windows of `side` pixels that cover the image; the last ones end at its edge."""
+  for top in _starts(height, side, stride):
+    for left in _starts(width, side, stride):
       yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
+
+
+def _starts(size, side, stride):
+  count = max(size - side + stride - 1, 0) // stride + 1
+  # The last window moves back to end at the edge.
+  return [max(min(i * stride, size - side), 0) for i in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """side, stride: pixels of a window, and from one to the next."""
+  """What sees images through windows: a `prepare` of features.cache, one record a window."""
 
-  side: int
-  stride: int
+  side: int  # pixels of a window
+  stride: int  # pixels from one window to the next
 
-  def places(self, shape):
-    """Slices (rows, columns) of all windows of an image of `shape` (H, W), in its resized pixels."""
+  def places(self, shape: Sequence[int]) -> list[Place]:
+    """All windows of an image of `shape` (H, W), in its resized pixels."""
     return list(windows(*self.size(shape), self.side, self.stride))
 
-  def size(self, shape):
+  def size(self, shape: Sequence[int]) -> tuple[int, int]:
     """(height, width) that an image of `shape` (H, W) is resized to."""
     return resized(*shape[:2], side=self.side, patch=1)
 
-  def __call__(self, record):
+  def __call__(self, record: Mapping) -> np.ndarray:
     """uint8 [side, side, 3]: window number `record['window']`."""
-    image = suite_parts.decode(record)
+    image = splits.decode(record)
     rows, columns = self.places(image.shape)[record['window']]
     box = columns.start, rows.start, columns.stop, rows.stop
-    resized = Image.fromarray(image).resize(self.size(image.shape)[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop(box))
+    size = self.size(image.shape)[::-1]
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).crop(box))
 
-  def masks(self, mask):
+  def masks(self, mask: np.ndarray) -> np.ndarray:
     """The mask [H, W] of an image as each window sees it: uint8 [n, side, side]."""
-    resized = cv2.resize(mask, self.size(mask.shape)[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.stack([resized[place] for place in self.places(mask.shape)])
+    small = cv2.resize(mask, self.size(mask.shape)[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.stack([small[place] for place in self.places(mask.shape)])
 
-  def labels(self, logits_nhwK, shape):
-    """Class ids [H, W] of an image of `shape`: the mean of its windows' logits at every pixel, then
-    the largest.
-    """
-    places, (height, width) = self.places(shape), self.size(shape)
-    count = np.zeros((height, width), np.float32)
+  def labels(self, logits_nhwK: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Class ids [H, W] of an image of `shape`: the largest mean of its windows' logits."""
+    places = self.places(shape)
+    size = self.size(shape)
+    shape = shape[:2]
+    count = np.zeros(size, np.float32)
     for place in places:
       count[place] += 1
-    best, found = np.full(shape[:2], -np.inf, np.float32), np.zeros(shape[:2], np.int64)
-    for k in range(
-      logits_nhwK.shape[-1]
-    ):  # one class at a time: all of them at every pixel would be large
-      plane = np.zeros((height, width), np.float32)
-      for place, one in zip(places, logits_nhwK[..., k], strict=True):
-        plane[place] += _resize(one, (self.side, self.side))
-      plane = _resize(plane / count, shape[:2])
-      found[plane > best] = k
+    best = np.full(shape, -np.inf, np.float32)
+    ids = np.zeros(shape, np.int64)
+    # One class at a time: all of them at every pixel would be large.
+    for k in range(logits_nhwK.shape[-1]):
+      plane = np.zeros(size, np.float32)
+      for place, logits in zip(places, logits_nhwK[..., k], strict=True):
+        plane[place] += _resize(logits, (self.side, self.side))
+      plane = _resize(plane / count, shape)
+      ids[plane > best] = k
       best = np.maximum(best, plane)
-    return found
+    return ids
 
-  def patches(self, patch_nhwD, shape):
-    """The patches of an image as one grid [h, w, D], for a picture: where windows overlap, the last
-    one's.
-    """
+  def patches(self, patch_nhwD: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The patches of an image as one grid [h, w, D], for a picture; of overlaps the last window."""
     side = patch_nhwD.shape[1]
-    places = [
-      [round(one.start * side / self.side) for one in place] for place in self.places(shape)
+    starts = [
+      (round(rows.start * side / self.side), round(columns.start * side / self.side))
+      for rows, columns in self.places(shape)
     ]
-    grid = np.zeros(
-      [max(starts) + side for starts in zip(*places)] + [patch_nhwD.shape[-1]], np.float32
-    )
-    for (top, left), one in zip(places, patch_nhwD, strict=True):
-      grid[top : top + side, left : left + side] = one
+    height, width = np.max(starts, axis=0) + side
+    grid = np.zeros((height, width, patch_nhwD.shape[-1]), np.float32)
+    for (top, left), patch in zip(starts, patch_nhwD, strict=True):
+      grid[top : top + side, left : left + side] = patch
     return grid
 
 
 class Whole:
-  """As Windows, of images that are seen at once, squeezed into a square."""
+  """As Windows, for images that are seen at once, squeezed into a square."""
 
-  def masks(self, mask):
+  def masks(self, mask: np.ndarray) -> np.ndarray:
     return mask[None]
 
-  def labels(self, logits_nhwK, shape):
-    return segmentation.upsample_argmax(logits_nhwK[0], shape[:2])
+  def labels(self, logits_nhwK: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return masks.upsample_argmax(logits_nhwK[0], shape[:2])
 
-  def patches(self, patch_nhwD, shape):
+  def patches(self, patch_nhwD: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return patch_nhwD[0]
 
 
 class Source:
-  """Every window of the records of a source as a record of its own."""
+  """Every window of the records of a source as a record with its number, 'window'."""
 
   def __init__(self, source):
     self._source = source
@@ -132,18 +137,16 @@ class Source:
     return self._source[code // _MOST] | {'window': code % _MOST}
 
 
-def codes(counts) -> np.ndarray:
-  """Numbers in a Source of all windows of some records; counts: number of a record -> how many it
-  has.
-  """
-  return np.array(
-    [number * _MOST + i for number, count in counts.items() for i in range(count)], np.int64
-  )
+def codes(counts: Mapping[int, int]) -> np.ndarray:
+  """Numbers in a Source of all windows of records; counts: number of a record -> its windows."""
+  result = [number * _MOST + i for number, count in counts.items() for i in range(count)]
+  return np.array(result, np.int64)
 
 
-def by_image(codes) -> list[np.ndarray]:
-  """Positions of the windows of each image among codes, which stand together."""
-  return np.split(np.arange(len(codes)), np.flatnonzero(np.diff(np.asarray(codes) // _MOST)) + 1)
+def by_image(codes: np.ndarray) -> list[np.ndarray]:
+  """Positions of the windows of each image among codes, where they follow one another."""
+  ends = np.flatnonzero(np.diff(np.asarray(codes) // _MOST)) + 1
+  return np.split(np.arange(len(codes)), ends)
 
 
 def _resize(plane, shape):

@@ -85,7 +85,7 @@ def mean_iou(counts: np.ndarray) -> float:
 
 
 def majority(train_counts: np.ndarray, test_counts: np.ndarray) -> float:
-  """mIoU of answering the most frequent class of train everywhere; pixels by class [256] of both."""
+  """mIoU of answering train's most frequent class everywhere; counts: pixels by class [256]."""
   predicted = np.zeros((_IDS, _IDS), np.int64)
   predicted[:, train_counts.argmax()] = test_counts
   return mean_iou(predicted)
