@@ -164,7 +164,7 @@ def test_tuples_take_lists_and_check_every_item():
     with pytest.raises(InputError, match='config.scale'):
       strict.build(schema.View, dict(size=8, scale=bad))
   with pytest.raises(InputError, match=r'config.lr_rules\[1\]\[1\]'):
-    strict.build(schema.Optimizer, dict(lr_rules=[['a', 1.0], ['b', 'fast']]))
+    strict.build(schema.AdamW, dict(lr_rules=[['a', 1.0], ['b', 'fast']]))
   rules = (('.*', ('fsdp', None)),)
   assert strict.build(schema.Mesh, dict(rules=rules)).rules == rules
 
@@ -191,3 +191,17 @@ def test_a_group_must_be_a_group():
 def test_the_schema_is_frozen():
   with pytest.raises(dataclasses.FrozenInstanceError):
     strict.build(schema.Log, {}).every_steps = 1
+
+
+@pytest.mark.parametrize(
+  'data, name, owner',
+  [
+    (dict(kind='adamw', b2_cap=0.99), 'b2_cap', 'adafactor'),
+    (dict(kind='adafactor', eps=1e-6), 'eps', 'adamw'),
+    (dict(kind='adafactor', b2=0.95), 'b2', 'adamw'),
+  ],
+)
+def test_a_field_of_another_kind_is_an_error(data, name, owner):
+  said = f"got '{name}', a field of kind '{owner}', with kind '{data['kind']}'; expected fields"
+  with pytest.raises(InputError, match=f"config.optimizer: {said} among .*'learning_rate'"):
+    strict.value(schema.Adafactor | schema.AdamW, data, 'config.optimizer')

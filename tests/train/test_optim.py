@@ -21,7 +21,7 @@ def config(*, optimizer=None, **schedule):
     towers={},
     passes={},
     losses={},
-    optimizer=optimizer or schema.Optimizer(),
+    optimizer=optimizer or schema.Adafactor(),
     schedule=schema.Schedule(**dict(total_steps=100, batch_size=4) | schedule),
   )
 
@@ -45,7 +45,7 @@ def test_a_ramp_of_no_length_is_a_step():
 
 @pytest.mark.parametrize('decay', ['linear', 'cosine', 'constant'])
 def test_learning_rates(decay):
-  o = schema.Optimizer(learning_rate=2.0)
+  o = schema.Adafactor(learning_rate=2.0)
   rates = np.array(
     [optim.learning_rate(config(optimizer=o, warmup_steps=10, decay=decay))(s) for s in range(101)]
   )
@@ -65,7 +65,7 @@ ONES = jax.tree.map(np.ones_like, PARAMS)
 
 
 def moved(step, **fields):
-  o = schema.Optimizer(learning_rate=0.1, weight_decay=0.5, **fields)
+  o = schema.Adafactor(learning_rate=0.1, weight_decay=0.5, **fields)
   new = optim.apply(PARAMS, ONES, config=config(optimizer=o, decay='constant'), step=step)
   return {
     'kernel': float(2 - new['image']['kernel'][0, 0]),
@@ -123,9 +123,7 @@ def directions(optimizer, gradients):
 
 
 def test_clipping_is_of_the_global_norm():
-  o = lambda clip: schema.Optimizer(
-    kind='adamw', eps=1.0, clip_norm=clip
-  )  # first step: g / (|g| + 1)
+  o = lambda clip: schema.AdamW(eps=1.0, clip_norm=clip)  # first step: g / (|g| + 1)
   big, small = ({'a': np.float32([3 * s]), 'b': np.float32([4 * s])} for s in (1, 0.1))
   first = lambda clip, g: [float(x[0]) for x in jax.tree.leaves(directions(o(clip), [g])[0][0])]
   assert first(1.0, big) == pytest.approx([0.6 / 1.6, 0.8 / 1.8], rel=1e-4)
@@ -140,7 +138,7 @@ GRADIENTS = jax.tree.map(lambda x: (x * 0.01).astype(np.float32), GRADIENTS)
 
 
 def test_adamw_is_adam():
-  o = schema.Optimizer(kind='adamw', b1=0.8, b2=0.9, eps=1e-6, clip_norm=0)
+  o = schema.AdamW(b1=0.8, b2=0.9, eps=1e-6, clip_norm=0)
   m = v = 0
   for t, (d, g) in enumerate(zip(directions(o, GRADIENTS)[0], GRADIENTS), start=1):
     m, v = 0.8 * m + 0.2 * g['bias'], 0.9 * v + 0.1 * g['bias'] ** 2
@@ -150,7 +148,7 @@ def test_adamw_is_adam():
 
 
 def test_adafactor_factors_matrices_and_not_stacked_biases():
-  _, state = directions(schema.Optimizer(), GRADIENTS[:1])
+  _, state = directions(schema.Adafactor(), GRADIENTS[:1])
   factored = next(s for s in state if hasattr(s, 'v_row'))
   assert {factored.v_row['matrix'].shape, factored.v_col['matrix'].shape} == {(2, 64), (2, 96)}
   assert factored.v['matrix'].size == 1 and factored.v['bias'].shape == (40, 64)
@@ -163,7 +161,7 @@ def test_adafactor_formula(cap):
   """Shazeer and Stern, arXiv 1804.04235, algorithm 4: decay 1 - t^-0.8, capped; then a first
   moment.
   """
-  results, _ = directions(schema.Optimizer(b1=0.9, b2=cap, clip_norm=0), GRADIENTS)
+  results, _ = directions(schema.Adafactor(b1=0.9, b2_cap=cap, clip_norm=0), GRADIENTS)
   row = column = v = 0
   m = {'matrix': 0, 'bias': 0}
   for t, (d, g) in enumerate(zip(results, GRADIENTS), start=1):

@@ -224,16 +224,31 @@ Rules = tuple[tuple[str, float], ...]  # (regular expression, value): the first 
 
 @config
 class Optimizer:
-  kind: Literal['adafactor', 'adamw'] = 'adafactor'
-  learning_rate: float = 5e-4
-  b1: float = 0.9
-  b2: float = 0.999  # Adafactor: the cap of its decay
-  eps: float = 1e-8  # AdamW
+  """What every kind of optimizer has. Rules go from parameter names to multipliers."""
+
+  learning_rate: float = 5e-4  # peak of the schedule
   weight_decay: float = 0.01  # decoupled, times the learning rate
   clip_norm: float = 1.0  # of the global gradient; 0: off
   decay_rules: Rules = (('.*/(kernel|embedding)$', 1.0), ('.*', 0.0))
   lr_rules: Rules = (('.*', 1.0),)
-  freeze_rules: Rules = (('.*', 0.0),)  # held still for this fraction of the run; 1: always
+  freeze_rules: Rules = (('.*', 0.0),)  # not updated for this fraction of the run; 1: always
+
+
+@config
+class Adafactor(Optimizer):
+  """Factored second moments, as big_vision has it: no clipping of its own, b1 in bfloat16."""
+
+  kind: Literal['adafactor'] = 'adafactor'
+  b1: float = 0.9
+  b2_cap: float = 0.999  # the second moment's decay, 1 - step^-0.8, stays below it
+
+
+@config
+class AdamW(Optimizer):
+  kind: Literal['adamw'] = 'adamw'
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
 
 
 @config
@@ -349,7 +364,7 @@ class Config:
   passes: dict[str, Pass]
   losses: dict[str, WeightedLoss]
   teachers: dict[str, Teacher] = dataclasses.field(default_factory=dict)
-  optimizer: Optimizer = Optimizer()
+  optimizer: Adafactor | AdamW = Adafactor()
   schedule: Schedule
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()

@@ -86,6 +86,7 @@ def _union(args, x, where):
     if kinds:
       if x.get('kind') not in kinds:
         raise unknown(f'{where}.kind', x.get('kind'), kinds)
+      _check_fields_of_kind(kinds, x, where)
       return build(kinds[x['kind']], x, where)
     if groups:
       return build(groups[0], x, where)
@@ -102,6 +103,22 @@ def _union(args, x, where):
   raise InputError(
     f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}'
   )
+
+
+def _check_fields_of_kind(kinds, x, where):
+  """InputError for a field that another kind has. A command line can change `kind`, but it cannot
+  take away the other kind's fields; ignoring them would hide a value that someone set.
+  """
+  fields = {kind: {f.name for f in dataclasses.fields(group)} for kind, group in kinds.items()}
+  kind = x['kind']
+  for name in x:
+    owners = sorted(other for other in kinds if name in fields[other])
+    if owners and kind not in owners:
+      raise InputError(
+        f'{where}: got {name!r}, a field of kind {" or ".join(map(repr, owners))}, with kind {kind!r}; '
+        f'expected fields among {sorted(fields[kind])}. To change the kind, write the whole group in '
+        f'a config file: dict(kind={kind!r}, ...)'
+      )
 
 
 def _say(hint):

@@ -1,5 +1,8 @@
 """Optimizers and schedules, from optax; rates, decay and freezing by parameter name."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,65 +14,90 @@ from tips_jax.core import schema, tree
 _FACTORED = 48
 
 
-def ramp(value, progress):
-  """A number, or a Ramp at `progress` (fraction of the run, 0 to 1)."""
+def ramp(value: Any, progress: jax.Array | float) -> Any:
+  """The value of a Ramp at `progress` (fraction of the run, 0 to 1); anything else as it is."""
   if not isinstance(value, schema.Ramp):
     return value
-  x = jnp.clip((progress - value.begin) / max(value.until - value.begin, 1e-9), 0.0, 1.0)
+  length = max(value.until - value.begin, 1e-9)  # a ramp of no length is a step
+  x = jnp.clip((progress - value.begin) / length, 0.0, 1.0)
   if value.shape == 'cosine':
     x = 0.5 * (1 - jnp.cos(jnp.pi * x))
   return value.start + (value.end - value.start) * x
 
 
-def learning_rate(config: schema.Config):
+def learning_rate(config: schema.Config) -> Callable[[jax.Array | int], jax.Array]:
   """step -> rate: linear warm-up, then linear or cosine to zero, or constant."""
-  s, peak = config.schedule, config.optimizer.learning_rate
-  rest = max(s.total_steps - s.warmup_steps, 1)
-  after = {
-    'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
-    'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
-    'constant': lambda: optax.constant_schedule(peak),
-  }[s.decay]()
-  if not s.warmup_steps:
+  schedule = config.schedule
+  peak = config.optimizer.learning_rate
+  rest = max(schedule.total_steps - schedule.warmup_steps, 1)
+  match schedule.decay:
+    case 'linear':
+      after = optax.linear_schedule(peak, 0.0, rest)
+    case 'cosine':
+      after = optax.cosine_decay_schedule(peak, rest)
+    case 'constant':
+      after = optax.constant_schedule(peak)
+  if not schedule.warmup_steps:
     return after
-  # The first step has a rate above zero: warm-up counts from one.
-  warmup = lambda step: peak * (step + 1) / s.warmup_steps
-  return optax.join_schedules([warmup, after], [s.warmup_steps])
+
+  def warmup(step):
+    # Counts from one: at a rate of zero the first step would compute a gradient for nothing.
+    return peak * (step + 1) / schedule.warmup_steps
+
+  return optax.join_schedules([warmup, after], [schedule.warmup_steps])
 
 
-def transform(config: schema.Optimizer):
+def transform(config: schema.Optimizer) -> optax.GradientTransformation:
   """Gradients -> direction, before decay and rate (see `apply`)."""
-  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  if config.kind == 'adamw':
-    return optax.chain(*clip, optax.scale_by_adam(config.b1, config.b2, config.eps))
-  # big_vision's Adafactor: decay capped, first moment in bfloat16, no clipping of its own.
-  decay = lambda step, rate: jnp.minimum(1 - (step + 1.0) ** -rate, config.b2)
-  factored = optax.scale_by_factored_rms(
+  steps = []
+  if config.clip_norm:
+    steps.append(optax.clip_by_global_norm(config.clip_norm))
+  match config:
+    case schema.AdamW():
+      steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    case schema.Adafactor():
+      steps += _adafactor(config)
+  return optax.chain(*steps)
+
+
+def _adafactor(config: schema.Adafactor) -> list[optax.GradientTransformation]:
+  """big_vision's Adafactor: decay capped, first moment in bfloat16, no clipping of its own."""
+
+  def decay(step, rate):
+    return jnp.minimum(1 - (step + 1.0) ** -rate, config.b2_cap)
+
+  second = optax.scale_by_factored_rms(
     decay_rate=0.8, min_dim_size_to_factor=_FACTORED, decay_rate_fn=decay
   )
-  return optax.chain(
-    *clip, factored, optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)
-  )
+  first = optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)
+  return [second, first]
 
 
-def apply(params, direction, *, config: schema.Config, step):
-  """New parameters: p - rate * (direction + decay * p), each with its own multipliers; decay is
-  decoupled.
+def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array | int) -> Any:
+  """New parameters: p - rate * (direction + decay * p), each with its own multipliers.
+
+  Decay is decoupled: it is added after the moments, so that it does not pass through them.
   """
-  o, rate = config.optimizer, learning_rate(config)(step)
+  optimizer = config.optimizer
+  rate = learning_rate(config)(step)
   progress = step / config.schedule.total_steps
 
-  def one(name, p, d):
-    frozen = tree.match(o.freeze_rules, name, 'optimizer.freeze_rules')
-    scale = rate * tree.match(o.lr_rules, name, 'optimizer.lr_rules')
-    if frozen:
-      scale = scale * (progress >= frozen) if frozen < 1 else 0.0 * scale
-    decay = o.weight_decay * tree.match(o.decay_rules, name, 'optimizer.decay_rules')
+  def update(name, p, d):
+    scale = rate * tree.match(optimizer.lr_rules, name, 'optimizer.lr_rules')
+    decay = optimizer.weight_decay * tree.match(
+      optimizer.decay_rules, name, 'optimizer.decay_rules'
+    )
+    frozen_until = tree.match(optimizer.freeze_rules, name, 'optimizer.freeze_rules')
+    if frozen_until >= 1:  # for good: progress itself reaches 1
+      scale = 0.0 * scale
+    elif frozen_until:
+      scale = scale * (progress >= frozen_until)
     return p - scale * (d + decay * p)
 
-  return tree.map_named(one, params, direction)
+  return tree.map_named(update, params, direction)
 
 
-def ema(teacher, student, momentum):
+def ema(teacher: Any, student: Any, momentum: jax.Array | float) -> Any:
   """teacher <- momentum * teacher + (1 - momentum) * student, in float32."""
+  # As a step towards the student: near momentum 1 the product would round its difference away.
   return jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), teacher, student)

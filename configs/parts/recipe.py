@@ -1,0 +1,106 @@
+"""From a recipe to a config: which one an argument names, the stages after pretraining, `runlocal`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from tips_jax.core import schema, strict
+from tips_jax.core.errors import InputError
+
+Recipe = dict[str, Any]  # plain nested dicts, as tips_jax.core.schema.Config reads them
+
+
+def merge(*parts: Recipe) -> Recipe:
+  """Nested dicts, later ones win."""
+  result = {}
+  for part in parts:
+    for key, value in part.items():
+      if isinstance(value, dict):
+        old = result.get(key)
+        # Copied even where nothing is there to merge with: pages share module constants.
+        value = merge(old if isinstance(old, dict) else {}, value)
+      result[key] = value
+  return result
+
+
+def select(
+  arg: str, recipes: dict[str, Callable[[], Recipe]], *, runlocal: Recipe | None = None
+) -> ml_collections.ConfigDict:
+  """The config that a --config argument names, as 'v2,hr' names recipes['v2,hr'].
+
+  The first recipe that has all the options: 'hr' alone is 'v1,hr', nothing at all is the first.
+  runlocal: changes that this option makes where the recipe is small already.
+  """
+  options = {option for option in arg.split(',') if option}
+  known = {option for name in recipes for option in name.split(',')} | {'runlocal'}
+  for option in sorted(options - known):
+    raise strict.unknown('--config argument', option, known)
+  for name, recipe in recipes.items():
+    if options - {'runlocal'} <= set(name.split(',')):
+      if 'runlocal' not in options:
+        return finish(recipe())
+      if runlocal:
+        return finish(merge(recipe(), runlocal))
+      return finish(recipe(), 'runlocal')
+  raise InputError(f'--config argument: got {arg!r}; expected one of {sorted(recipes)}')
+
+
+def finish(recipe: Recipe, arg: str = '') -> ml_collections.ConfigDict:
+  """The recipe with every field of the schema; `arg` 'runlocal' shrinks it to seconds on a CPU."""
+  if arg not in ('', 'runlocal'):
+    raise strict.unknown('--config argument', arg, ('runlocal',))
+  if arg:
+    recipe = runlocal(recipe)
+  return ml_collections.ConfigDict(strict.plain(strict.build(schema.Config, recipe)))
+
+
+def late(recipe: Recipe, *losses: str) -> Recipe:
+  """The recipe with the weights of these losses raised from zero: a short run needs features to
+  distill (docs/lab.md).
+  """
+  ramps = {}
+  for name in losses:
+    weight = recipe['losses'][name]['weight']
+    ramps[name] = dict(weight=dict(start=0.0, end=weight, begin=0.1, until=0.3))
+  return merge(recipe, dict(losses=ramps))
+
+
+_TINY = {
+  'vit': dict(width=32, depth=2, heads=2, mlp=64, patch=14, grid=4),
+  'text': dict(width=32, depth=2, heads=2, mlp=64, vocab=1024),
+  'dino_head': dict(width=32, hidden=32, bottleneck=16, prototypes=64),
+  'projection': dict(width=32, output=16),
+  'pixel_decoder': dict(width=32, decoder_width=16, depth=1, heads=2, mlp=32, grid=4),
+  'logit': {},
+}
+
+
+def runlocal(recipe: Recipe) -> Recipe:
+  """The same program on generated scenes with tiny towers: seconds on a laptop."""
+  largest = max(view['size'] for view in recipe['data']['views'].values())
+  views = {}
+  for name, view in recipe['data']['views'].items():
+    size = 56 if view['size'] > largest / 2 else 28  # 4 or 2 patches a side
+    views[name] = dict(size=size, count=min(view.get('count', 1), 2))
+  return merge(
+    recipe,
+    dict(
+      towers={name: _TINY[tower['kind']] for name, tower in recipe['towers'].items()},
+      compute=dict(dtype='float32', remat='none'),
+      mesh=dict(data=-1, fsdp=1),
+      data=dict(
+        views=views,
+        store='',
+        extra_stores=(),
+        tokenizer='',
+        scenes=dict(train=96, test=32, size=64),
+        threads=2,
+      ),
+      schedule=dict(total_steps=8, batch_size=8, warmup_steps=2),
+      init_from='',
+      checkpoint=dict(every_steps=4),
+      log=dict(every_steps=1),
+      evals=dict(size=56, batch_size=16, limit=64),
+    ),
+  )
