@@ -51,7 +51,9 @@ def gradient(config, data, fsdp, accumulate, out):
   from tips_jax.train import method as method_lib
 
   file, _, arg = config.partition(':')
-  plain = importlib.import_module('configs.' + file.removesuffix('.py')).get_config(arg)
+  plain = importlib.import_module(
+    'configs.' + file.removesuffix('.py').replace('/', '.')
+  ).get_config(arg)
   plain.update(
     dict(mesh=dict(data=data, fsdp=fsdp), schedule=dict(accumulate=accumulate, batch_size=16))
   )

@@ -31,14 +31,15 @@ from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers
 
-scales = importlib.import_module('configs.scales')
+SCALES = ('s', 'b', 'l', 'so400m', 'g')
 TASKS = ('knn', 'retrieval', 'segmentation')
 BATCH = 64
 
 
 def encoder(scale, tokenizer):
   """As `python -m tips_jax.evaluate` makes it of a checkpoint."""
-  known = {'image': scales.image(scale), 'text': scales.text(scale), 'logit': {'kind': 'logit'}}
+  page = importlib.import_module(f'configs.vit{scale}').get_config('v1')
+  known = {name: page.towers[name] for name in ('image', 'text', 'logit')}
   known = {name: strict.value(schema.Tower, tower, name) for name, tower in known.items()}
   params = {name: towers.init(name, tower, seed=0) for name, tower in known.items()}
   return Encoder(Weights(name=scale, towers=known, params=params, tokenizer=tokenizer), exact=True)
@@ -79,7 +80,7 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--scale', default='s', choices=scales.SCALES)
+  parser.add_argument('--scale', default='s', choices=SCALES)
   parser.add_argument('--images', type=int, default=5000)
   parser.add_argument('--size', type=int, default=112)
   parser.add_argument('--workdir')

@@ -2,7 +2,7 @@
 line each.
 
   python benchmarks/step.py [CONFIG ...]      for instance: python benchmarks/step.py vitb.py:v2
-  clip.py
+  methods/clip.py
 
 Each config runs in a process of its own, so that the peak is its own. Random images; the input is
 not measured.
@@ -32,7 +32,7 @@ def measure(name):
   from tips_jax.train import sharding, state, step, summary
 
   file, _, arg = name.partition(':')
-  module = importlib.import_module('configs.' + file.removesuffix('.py'))
+  module = importlib.import_module('configs.' + file.removesuffix('.py').replace('/', '.'))
   method = method_lib.build(
     strict.build(schema.Config, module.get_config(','.join(filter(None, [arg, 'runlocal']))))
   )
@@ -80,7 +80,9 @@ def measure(name):
 
 def main(names):
   names = names or sorted(
-    p.name for p in (ROOT / 'configs').glob('*.py') if 'def get_config' in p.read_text()
+    p.relative_to(ROOT / 'configs').as_posix()
+    for p in (ROOT / 'configs').rglob('*.py')
+    if 'def get_config' in p.read_text()
   )
   for name in names:
     run = subprocess.run([sys.executable, __file__, '--one', name], capture_output=True, text=True)

@@ -2,6 +2,8 @@
 names mistakes.
 """
 
+import dataclasses
+import difflib
 import importlib
 import os
 import pathlib
@@ -13,20 +15,22 @@ import time
 import jax
 import pytest
 
+from configs.parts import recipe
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.models import towers
-from tips_jax.train import method, summary
+from tips_jax.train import method, sharding, state, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ('__init__', 'methods', 'recipe', 'scales')  # of configs, and no configs themselves
-NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in PARTS)
-VERSIONED = [n for n in NAMES if re.match('vit|quickstart', n)]
-ARGS = {
-  n: ('v1', 'v2', 'runlocal', 'v2,runlocal') if n in VERSIONED else ('', 'runlocal') for n in NAMES
-}
-ARGS['laptop'] = ('', 'v2', 'clip')
-CASES = [(n, a) for n in NAMES for a in ARGS[n]]
+SCALES = ('vits', 'vitb', 'vitl', 'vitso400m', 'vitg')
+METHODS = sorted(f'methods.{p.stem}' for p in (ROOT / 'configs/methods').glob('[a-z]*.py'))
+ARGS = {name: ('v1', 'v2', 'hr', 'v2,hr') for name in SCALES}
+ARGS |= {name: (*ARGS[name], 'distill') for name in SCALES[:-1]}
+ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
+ARGS |= {name: ('',) for name in METHODS}
+PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is
+CASES = PUBLIC + [(name, f'{arg},runlocal'.strip(',')) for name, arg in PUBLIC]
+GOLDEN = ROOT / 'tests/golden/configs'
 # tips.md, section 1: millions of parameters of the image tower (v1, v2) and of the text tower. The
 # paper gives no v2 of ViT-S: there, the larger position table (32 x 32 - 16 x 16 rows of 384) adds
 # 0.29.
@@ -72,22 +76,43 @@ def test_plain_data_survives_the_way_through_the_schema(name, arg):
   assert strict.build(schema.Config, strict.plain(config)) == config
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if 'runlocal' in ARGS[n]])
-def test_runlocal_is_the_same_method_smaller(name):
-  args = [('', 'runlocal')] + ([('v2', 'v2,runlocal')] if name in VERSIONED else [])
-  for whole, small in args:
-    whole, small = (strict.build(schema.Config, get_config(name, a)) for a in (whole, small))
-    for group in ('towers', 'passes', 'losses', 'teachers', 'masks'):
-      assert set(getattr(whole, group)) == set(getattr(small, group))
-    assert whole.passes == small.passes
-    assert whole.losses == small.losses
-    assert small.schedule.total_steps <= 60 and small.schedule.batch_size <= 32
-    assert small.data.scenes.train and not small.data.store
+@pytest.mark.parametrize('name, arg', PUBLIC)
+def test_runlocal_is_the_same_method_smaller(name, arg):
+  whole = strict.build(schema.Config, get_config(name, arg))
+  small = strict.build(schema.Config, get_config(name, f'{arg},runlocal'.strip(',')))
+  for group in ('towers', 'passes', 'losses', 'teachers', 'masks'):
+    assert set(getattr(whole, group)) == set(getattr(small, group))
+  assert whole.passes == small.passes
+  assert whole.losses == small.losses
+  assert small.schedule.total_steps <= 60 and small.schedule.batch_size <= 32
+  assert small.data.scenes.train and not small.data.store
+
+
+def test_every_file_of_configs_is_tested():
+  files = {p.relative_to(ROOT / 'configs') for p in (ROOT / 'configs').rglob('*.py')}
+  names = {'.'.join(p.with_suffix('').parts) for p in files if p.stem != '__init__'}
+  assert names == {*ARGS, 'parts.recipe', 'parts.tips'}
+
+
+def test_a_view_is_small_by_its_size_and_not_by_its_name():
+  plain = get_config('vits').to_dict()
+  views = plain['data']['views']
+  plain['data']['views'] = {'wide': views['global'], 'near': views['local']}
+  small = recipe.runlocal(plain)['data']['views']
+  assert (small['wide']['size'], small['near']['size']) == (56, 28)
+
+
+def test_a_recipe_leaves_the_pages_constants_alone():
+  first = get_config('vits').to_dict()
+  changed = importlib.import_module('configs.vits').v1()
+  recipe.late(changed, 'distill')
+  recipe.runlocal(changed)
+  assert get_config('vits').to_dict() == first
 
 
 def test_configs_import_no_jax():
   code = (
-    f'import importlib, sys\nfor n in {NAMES}:\n  importlib.import_module("configs." + n).get_config()\n'
+    f'import importlib, sys\nfor n in {list(ARGS)}:\n  importlib.import_module("configs." + n).get_config()\n'
     'print(sorted({"jax", "flax", "tensorflow", "torch"} & set(sys.modules)))'
   )
   out = subprocess.run(
@@ -114,7 +139,7 @@ def test_parameter_counts_are_the_published_ones(name):
 
 @pytest.mark.parametrize('name, teacher', [('vits', 1135.83), ('vitl', 1135.83)])
 def test_distillation_has_the_large_teacher(name, teacher):
-  config = strict.build(schema.Config, get_config(f'{name}_distill'))
+  config = strict.build(schema.Config, get_config(name, 'distill'))
   assert config.teachers['large'].kind == 'frozen'
   params = jax.eval_shape(lambda: towers.init('large_image', config.towers['large_image'], seed=0))
   params = {k: v for k, v in params.items() if k != 'mask_token'}
@@ -124,7 +149,7 @@ def test_distillation_has_the_large_teacher(name, teacher):
 @pytest.mark.parametrize('name', ['vits', 'vitb', 'vitl', 'vitso400m', 'vitg'])
 def test_high_resolution_keeps_the_model(name):
   for arg in ('v1', 'v2'):
-    low, high = (strict.build(schema.Config, get_config(n, arg)) for n in (name, f'{name}_hr'))
+    low, high = (strict.build(schema.Config, get_config(name, a)) for a in (arg, f'{arg},hr'))
     assert high.towers == low.towers  # the position table too
     assert (high.data.views['global'].size, high.data.views['local'].size) == (448, 140)
     assert 'optimizer' in high.init_parts
@@ -133,13 +158,13 @@ def test_high_resolution_keeps_the_model(name):
 @pytest.mark.parametrize(
   'name, arg',
   [
-    ('clip', ''),
-    ('dino_ibot', ''),
-    ('mae', ''),
-    ('silc', ''),
+    ('methods.clip', ''),
+    ('methods.dino_ibot', ''),
+    ('methods.mae', ''),
+    ('methods.silc', ''),
     ('vitl', 'v2'),
-    ('vitg_hr', 'v2'),
-    ('vits_distill', 'v2'),
+    ('vitg', 'v2,hr'),
+    ('vits', 'distill'),
   ],
 )
 def test_the_summary_lists_every_tower_and_pass(name, arg):
@@ -179,11 +204,19 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
       '--config.schedule.total_steps=abc',
     ),
     (('--config=configs/vitx.py',), 'configs/vitx.py'),
-    (('--config=configs/vitb.py:v3',), "got 'v3'; expected one of ['runlocal', 'v1', 'v2']"),
+    (
+      ('--config=configs/vitb.py:v3',),
+      "got 'v3'; expected one of ['distill', 'hr', 'runlocal', 'v1', 'v2']",
+    ),
     (('--config=configs/vitb.py', '--confg=1'), 'confg'),
     (('--config=configs/vitb.py', 'stray'), "got 'stray'"),
     (('--config=configs/vitb.py', '--config.schedule.batch_size=0'), 'schedule.batch_size: got 0'),
     (('--config=configs/vitb.py', '--config.optimizer.kind=adam'), "did you mean 'adamw'"),
+    (('--config=configs/vitb.py:v1,distill',), "got 'v1,distill'; expected one of ['v1', 'v1,hr'"),
+    (
+      ('--config=configs/vitb.py', '--config.optimizer.kind=adamw'),
+      "got 'b2_cap', a field of kind",
+    ),
     ((), '--config: missing'),
   ],
 )
@@ -197,4 +230,84 @@ def test_a_mistake_is_one_line_and_code_2(args, said):
 
 def test_a_config_argument_that_a_method_lacks_is_an_error():
   with pytest.raises(InputError, match="got 'v2'.*'runlocal'"):
-    get_config('clip', 'v2')
+    get_config('methods.clip', 'v2')
+
+
+# --- golden -------------------------------------------------------------------------------------
+
+
+def changed(group):
+  """Plain data of a group: the fields that differ from the schema's defaults."""
+  result = {}
+  for field in dataclasses.fields(group):
+    value = getattr(group, field.name)
+    if field.default is not dataclasses.MISSING and value == field.default:
+      continue
+    if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
+      continue
+    result[field.name] = changed_value(value)
+  if getattr(group, 'kind', ''):  # also where it is a default: it says which fields there are
+    result['kind'] = group.kind
+  return result
+
+
+def changed_value(value):
+  if dataclasses.is_dataclass(value):
+    return changed(value)
+  if isinstance(value, dict):
+    return {key: changed_value(x) for key, x in value.items()}
+  return value
+
+
+def flat(data, prefix=''):
+  for key, value in sorted(data.items()):
+    if isinstance(value, dict) and value:
+      yield from flat(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key} = {value!r}'
+
+
+def golden(name, arg):
+  """Fields that are not defaults, parameters of each tower, and how each parameter is treated."""
+  config = strict.build(schema.Config, get_config(name, arg))
+  lines = [*flat(changed(config)), '']
+  abstract = jax.eval_shape(lambda: state.init(method.build(config)))
+  for tower, params in abstract.params.items():
+    lines.append(f'{tower}: {tree.size(params):,} parameters')
+  for teacher, owned in abstract.teachers.items():
+    for tower, params in owned.items():
+      lines.append(f'{teacher}.{tower}: {tree.size(params):,} parameters')
+  lines.append('')
+  # Any sizes above one show where the rules put an axis; 2 divides what 32 devices do.
+  sizes = dict(zip(sharding.AXES, (1, 2 if config.mesh.fsdp == -1 else 1, 1)))
+  rules = config.optimizer
+  for path, leaf in tree.named_leaves(abstract.params):
+    axes = [axis or '-' for axis in sharding.spec(config.mesh.rules, sizes, path, leaf)]
+    decay = rules.weight_decay * tree.match(rules.decay_rules, path, 'decay_rules')
+    rate = tree.match(rules.lr_rules, path, 'lr_rules')
+    frozen = tree.match(rules.freeze_rules, path, 'freeze_rules')
+    shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
+    lines.append(
+      f'{path}  {shape}  {",".join(axes) or "-"}  decay {decay:g} rate {rate:g} frozen {frozen:g}'
+    )
+  return lines
+
+
+@pytest.mark.parametrize('name, arg', PUBLIC)
+def test_golden(name, arg):
+  path = GOLDEN / f'{"-".join(filter(None, [name, arg])).replace(",", "-")}.txt'
+  lines = golden(name, arg)
+  if 'UPDATE_GOLDEN' in os.environ:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('\n'.join(lines) + '\n')
+  known = path.read_text().splitlines() if path.exists() else []
+  difference = list(difflib.unified_diff(known, lines, 'golden', 'now', lineterm='', n=0))
+  assert not difference, '\n'.join(difference) + (
+    '\nThe resolved config has changed. Where that is meant, say so in the commit, and write it with'
+    '\n  UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py -k golden'
+  )
+
+
+def test_every_golden_config_is_a_public_one():
+  names = {'-'.join(filter(None, case)).replace(',', '-') for case in PUBLIC}
+  assert {path.stem for path in GOLDEN.glob('*.txt')} == names

@@ -141,7 +141,7 @@ def test_flags_and_fields_in_the_text_exist(page):
   )
   for flag in re.findall(r'`--(\w+)[=`.]', text):
     assert flag in known, flag
-  distilled = importlib.import_module('configs.vits_distill').get_config()
+  distilled = importlib.import_module('configs.vits').get_config('distill')
   for path in re.findall(r'--config\.([\w.]+)', text):
     check_field(distilled, path)
 

@@ -262,9 +262,8 @@ def run():
   # A config file may import its neighbors, wherever it is called from.
   for arg in sys.argv:
     if arg.startswith('--config='):
-      sys.path.insert(
-        0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent)
-      )
+      path = pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute()
+      sys.path[:0] = map(str, path.parents[1:3])  # of configs/x.py and of configs/methods/x.py
   try:
     app.run(main, flags_parser=parse)
   except InputError as error:

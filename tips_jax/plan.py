@@ -89,9 +89,8 @@ def run():
   logging.set_verbosity(logging.WARNING)
   for arg in sys.argv:  # a config file may import its neighbors
     if arg.startswith('--config='):
-      sys.path.insert(
-        0, str(pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute().parent.parent)
-      )
+      path = pathlib.Path(arg.split('=', 1)[1].split(':')[0]).absolute()
+      sys.path[:0] = map(str, path.parents[1:3])  # of configs/x.py and of configs/methods/x.py
   try:
     app.run(main, flags_parser=parse)
   except InputError as error:

@@ -3,8 +3,8 @@ the rest. Images alone.
 
   python -m tips_jax.main --config=configs/methods/mae.py --workdir=W --config.data.store=STORE
 
-Published: 83.6 % on ImageNet after fine-tuning ViT-B/16 (table 3, 1,600 epochs), 68.0 % by a linear
-probe; we have not reproduced it. Numbers: table 8, checked in facebookresearch/mae (PRETRAIN.md,
+Published: 83.6 % on ImageNet after fine-tuning ViT-B/16 (README of facebookresearch/mae); we have not
+reproduced it. Numbers: table 8, checked in facebookresearch/mae (PRETRAIN.md,
 main_pretrain.py, models_mae.py).
 """
 

@@ -2,8 +2,8 @@
 
   python -m tips_jax.main --config=configs/methods/siglip.py --workdir=W --config.data.store=STORE
 
-Published: 76.0 % zero-shot on ImageNet for ViT-B/16 at 224 pixels (README of big_vision) on private
-data; we have not reproduced it. Numbers are from memory of the paper, whose recipe from scratch has
+Published: 76.0 % zero-shot on ImageNet for ViT-B/16 at 224 pixels on private data; we have not
+reproduced it. This and the numbers below are from memory of the paper, whose recipe from scratch has
 no public config; big_vision has siglip_lit_coco.py, for a frozen image tower.
 """
 

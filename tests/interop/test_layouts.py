@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import scales
+from configs import vitb, vitg, vitl, vits, vitso400m
 from tests.interop import conftest
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
@@ -16,6 +16,7 @@ from tips_jax.interop.official import pytorch, scenic
 from tips_jax.interop.weights import flat
 from tips_jax.models import towers
 
+PAGES = {'s': vits, 'b': vitb, 'l': vitl, 'so400m': vitso400m, 'g': vitg}
 LAYOUTS = {'pytorch': pytorch, 'scenic': scenic}
 layouts = pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
 F32 = schema.Compute(dtype='float32')
@@ -29,8 +30,8 @@ def hollow(name, tower):
 
 def shapes_of(monkeypatch, layout, scale, grid):
   """{name: shape} of both towers of a published size, without its gigabytes."""
-  image = schema.ViT(**scales.image(scale, grid=grid, mask_token=True))
-  text = schema.TextTower(**scales.text(scale))
+  image = schema.ViT(kind='vit', **PAGES[scale].IMAGE, grid=grid, mask_token=True)
+  text = schema.TextTower(kind='text', **PAGES[scale].TEXT)
   params = hollow('image', image), hollow('text', text)
   monkeypatch.setattr(
     np,
@@ -168,7 +169,7 @@ def test_round_trip_of_any_shape(layout, heads, per_head, depth, mlp, ffn, patch
 @pytest.mark.parametrize('grid', [16, 32])
 @layouts
 def test_round_trip_of_published_sizes(layout, grid, scale):
-  image = schema.ViT(**scales.image(scale, grid=grid))
+  image = schema.ViT(kind='vit', **PAGES[scale].IMAGE, grid=grid)
   params = conftest.parameters('image', image)
   there = layout.image_out(params, image)
   assert layout.image_tower(there) == image  # heads of these widths are known

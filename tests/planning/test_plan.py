@@ -307,14 +307,14 @@ def test_the_command_for_a_tpu():
 @pytest.mark.parametrize(
   'words, message',
   [
-    (['--config=configs/clip.py:runlocal'], '--topology: missing'),
+    (['--config=configs/methods/clip.py:runlocal'], '--topology: missing'),
     (
-      ['--config=configs/clip.py:runlocal', '--topology=auto'],
+      ['--config=configs/methods/clip.py:runlocal', '--topology=auto'],
       '--topology=auto: expected --chip and --chips',
     ),
     (['--topology=cpu'], '--config: missing'),
     (
-      ['--config=configs/clip.py:runlocal', '--topology=cpu', '--compute'],
+      ['--config=configs/methods/clip.py:runlocal', '--topology=cpu', '--compute'],
       'command line: Unknown command line flag',
     ),
   ],

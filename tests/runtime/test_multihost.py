@@ -53,7 +53,7 @@ class Processes:
       name = f'{workdir.name}-{len(self.running)}'
       command = kills.command(
         workdir,
-        config='configs/clip.py:runlocal',
+        config='configs/methods/clip.py:runlocal',
         **{**defaults, **fields, **(own or {}).get(process, {})},
       )
       env = {

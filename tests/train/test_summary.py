@@ -22,8 +22,8 @@ def build(name, arg=''):
     ('vitb', 'v1', 574),
     ('vitg', 'v1', 6589),
     ('vitg', 'v2', 6000),
-    ('vitg_hr', 'v1', 22660),
-    ('vitg_hr', 'v2', 20110),
+    ('vitg', 'v1,hr', 22660),
+    ('vitg', 'v2,hr', 20110),
   ],
 )
 def test_costs_are_those_of_the_papers_arithmetic(name, arg, gigaflops):
