@@ -17,9 +17,9 @@ reproduced them:
   distilled, v1,hr            82.9        0.379            80.0             91.3    79.4
   distilled, v2,hr            84.0        0.374            79.8             92.6    80.0
 
-Sources: v1 = TIPS (arXiv 2410.16512), v2 = TIPSv2 (arXiv 2604.12012), released = README and
-checkpoints of google-deepmind/tips. `ours`: the papers do not give it; the reason is beside it. The
-wiring of passes and losses is configs/parts/tips.py.
+Sources: v1 = TIPS (arXiv 2410.16512), v2 = TIPSv2 (arXiv 2604.12012), both as cited by others;
+released = README and checkpoints of google-deepmind/tips. `ours`: the papers do not give it; the
+reason is beside it. The wiring of passes and losses is configs/parts/tips.py.
 """
 
 import ml_collections
@@ -32,27 +32,26 @@ IMAGE = dict(width=768, depth=12, heads=12, mlp=3072, ffn='gelu', patch=14)
 TEXT = dict(width=768, depth=12, heads=12, mlp=3072, vocab=32_000)
 HEAD = dict(
   width=768,
-  hidden=2048,  # ours, as the next two: DINO's head; one for both losses fits v2's -42 %
+  hidden=2048,  # ours, as the next two: DINO's; one head for both losses explains v2's -42 %
   bottleneck=256,
   layers=3,
-  prototypes=32_768,  # v1, section 3.2: 32k
+  prototypes=32_768,  # v1: 32k; exactly this many is ours
 )
 METHOD = dict(
   views={
     'global': dict(
-      size=224,
+      size=224,  # v1 and v2, as the count
       count=1,
       scale=(0.4, 1.0),  # ours: SILC's, the closest method
       flip=0.5,
     ),
     'local': dict(
-      size=98,
+      size=98,  # v1 and v2, as the count
       count=6,
       scale=(0.05, 0.4),  # ours: SILC's
       flip=0.0,  # v1 names a flip for the global crop alone
     ),
   },
-  mask_ratio=0.75,  # v1, table 11
   temperature=0.07,  # ours: CLIP's start; not clamped, released values are 0.0036 to 0.0051
   weights=dict(contrastive=0.5, distill=1.0, masked=2.0),  # v1, app. A.2
   dino=dict(
@@ -61,6 +60,9 @@ METHOD = dict(
     centering='ema',  # v1, eq. 1; v2, app. A.9
     center_momentum=0.9,  # ours: iBOT's
   ),
+)
+TEACHER = dict(  # an EMA; a frozen teacher has no momentum, and its student no mask
+  mask_ratio=0.75,  # v1, table 11
   momentum=dict(start=0.994, end=1.0, shape='cosine'),  # ours: DINOv2's for its large models
 )
 OPTIMIZER = dict(
@@ -77,7 +79,7 @@ DEVICES = dict(
   mesh=dict(data=-1, fsdp=1),  # replicas: the weights are small
 )
 HIGH = dict(
-  data=dict(views={'global': dict(size=448), 'local': dict(size=140)}),  # v1, section 4; v2, 4
+  data=dict(views={'global': dict(size=448), 'local': dict(size=140)}),  # v1 and v2
   evals=dict(size=448),
   # ours: the papers do not say; a short stage restarts at a tenth of the rate.
   optimizer=dict(learning_rate=5e-5, freeze_rules=(('.*', 0.0),)),
@@ -85,7 +87,7 @@ HIGH = dict(
 
 
 def v1() -> recipe.Recipe:
-  return tips.v1(image=IMAGE | dict(grid=16), text=TEXT, head=HEAD, **METHOD) | dict(
+  return tips.v1(image=IMAGE | dict(grid=16), text=TEXT, head=HEAD, **METHOD, **TEACHER) | dict(
     name='vitb_v1',
     optimizer=OPTIMIZER,
     schedule=dict(
@@ -100,11 +102,11 @@ def v1() -> recipe.Recipe:
 
 def v2() -> recipe.Recipe:
   # v2, section 4.2: a position table of 32 x 32, at 224 pixels too.
-  return tips.v2(image=IMAGE | dict(grid=32), text=TEXT, head=HEAD, **METHOD) | dict(
+  return tips.v2(image=IMAGE | dict(grid=32), text=TEXT, head=HEAD, **METHOD, **TEACHER) | dict(
     name='vitb_v2',
     optimizer=OPTIMIZER,
     schedule=dict(
-      total_steps=90_000,  # ours: ViT-g's, v2, app. A.9, with the batch
+      total_steps=90_000,  # ours: ViT-g's, v2, with the batch
       batch_size=8_192,
       warmup_steps=2_000,  # ours: at least 2,000 steps
       decay='linear',  # ours: to zero
@@ -120,21 +122,20 @@ def v1_hr() -> recipe.Recipe:
 
 
 def v2_hr() -> recipe.Recipe:
-  # ViT-g's of v2, app. A.9; warm-up is ours: 10 %.
+  # ViT-g's of v2; warm-up is ours: 10 %.
   schedule = dict(total_steps=9_000, batch_size=4_096, warmup_steps=900)
   return tips.high_resolution(v2(), schedule=schedule, **HIGH)
 
 
 def distill() -> recipe.Recipe:
   """A frozen ViT-g of v2 teaches; the student starts at random (v2, section 3.1 and table 2)."""
-  method = {k: v for k, v in METHOD.items() if k not in ('mask_ratio', 'momentum')}
   return tips.distilled(
     image=IMAGE | dict(grid=32),
     text=TEXT,
     head=HEAD,
     teacher_image=vitg.IMAGE | dict(grid=32),
     teacher_head=vitg.HEAD,
-    **method,
+    **METHOD,
   ) | dict(
     name='vitb_distill_v2',
     optimizer=OPTIMIZER,

@@ -112,7 +112,8 @@ def test_a_recipe_leaves_the_pages_constants_alone():
 
 def test_configs_import_no_jax():
   code = (
-    f'import importlib, sys\nfor n in {list(ARGS)}:\n  importlib.import_module("configs." + n).get_config()\n'
+    f'import importlib, sys\nfor n in {list(ARGS)}:\n'
+    '  importlib.import_module("configs." + n).get_config()\n'
     'print(sorted({"jax", "flax", "tensorflow", "torch"} & set(sys.modules)))'
   )
   out = subprocess.run(
@@ -303,7 +304,7 @@ def test_golden(name, arg):
   known = path.read_text().splitlines() if path.exists() else []
   difference = list(difflib.unified_diff(known, lines, 'golden', 'now', lineterm='', n=0))
   assert not difference, '\n'.join(difference) + (
-    '\nThe resolved config has changed. Where that is meant, say so in the commit, and write it with'
+    '\nThe resolved config has changed. Where that is meant, say so in the commit, and run'
     '\n  UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py -k golden'
   )
 

@@ -3,8 +3,8 @@
   python -m tips_jax.main --config=configs/methods/clip.py --workdir=W --config.data.store=STORE
 
 Published: 68.6 % zero-shot on ImageNet for ViT-B/16 after 32 epochs of 400 M private pairs (table
-11); we have not reproduced it. Numbers: tables 18 and 19, from memory of the paper, and where it has
-them checked in openai/CLIP (model.py) and mlfoundations/open_clip (params.py).
+11); we have not reproduced it. Numbers: tables 18 and 19 from memory, checked where they have them
+in openai/CLIP (model.py) and mlfoundations/open_clip (params.py).
 """
 
 import ml_collections
@@ -51,8 +51,8 @@ def method() -> recipe.Recipe:
         'global': dict(
           size=224,
           count=1,
-          scale=(0.9, 1.0),  # section 2.4: a random square crop alone; the range is open_clip's
-          flip=0.0,  # section 2.4: no other augmentation
+          scale=(0.9, 1.0),  # section 2.3: a random square crop; the range is open_clip's
+          flip=0.0,  # section 2.3: no other augmentation
         )
       },
       texts=dict(text=dict(field='alt_text', fallback='captions')),
@@ -65,7 +65,7 @@ def method() -> recipe.Recipe:
       eps=1e-6,
       weight_decay=0.2,
       clip_norm=1.0,  # ours: the paper has none; insurance, rarely reached after warm-up
-      # table 18's text: all weights that are not gains or biases.
+      # section 2.5: all weights that are not gains or biases.
       decay_rules=(('.*/(bias|scale|log_temperature)$', 0.0), ('.*', 1.0)),
     ),
     schedule=dict(

@@ -1,9 +1,10 @@
 """DINO + iBOT ViT-B/14 as DINOv2 (arXiv 2304.07193) trains its large models: images alone.
 
-  python -m tips_jax.main --config=configs/methods/dino_ibot.py --workdir=W --config.data.store=STORE
+  python -m tips_jax.main --config=configs/methods/dino_ibot.py --workdir=W \
+    --config.data.store=STORE
 
 Published: DINOv2 trains ViT-g (and L) from scratch and distills its ViT-B/14 (82.1 % k-NN on
-ImageNet), so no published run is this one; we have reproduced none. Numbers: facebookresearch/dinov2,
+ImageNet), so no published run is this one. Numbers: facebookresearch/dinov2,
 configs/train/vitl14.yaml over ssl_default_config.yaml, which as ours has no layer decay.
 """
 

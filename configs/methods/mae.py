@@ -1,10 +1,10 @@
-"""MAE ViT-B/14 (arXiv 2111.06377): the encoder sees a quarter of the patches, a small decoder paints
-the rest. Images alone.
+"""MAE ViT-B/14 (arXiv 2111.06377), images alone: the encoder sees a quarter of the patches, a small
+decoder paints the rest.
 
   python -m tips_jax.main --config=configs/methods/mae.py --workdir=W --config.data.store=STORE
 
-Published: 83.6 % on ImageNet after fine-tuning ViT-B/16 (README of facebookresearch/mae); we have not
-reproduced it. Numbers: table 8, checked in facebookresearch/mae (PRETRAIN.md,
+Published: 83.6 % on ImageNet after fine-tuning ViT-B/16 (README of facebookresearch/mae); we have
+not reproduced it. Numbers: table 8, checked in facebookresearch/mae (PRETRAIN.md,
 main_pretrain.py, models_mae.py).
 """
 

@@ -3,8 +3,8 @@
   python -m tips_jax.main --config=configs/methods/siglip.py --workdir=W --config.data.store=STORE
 
 Published: 76.0 % zero-shot on ImageNet for ViT-B/16 at 224 pixels on private data; we have not
-reproduced it. This and the numbers below are from memory of the paper, whose recipe from scratch has
-no public config; big_vision has siglip_lit_coco.py, for a frozen image tower.
+reproduced it. This and the numbers below are from memory of the paper, whose recipe from scratch
+has no public config; big_vision has siglip_lit_coco.py, for a frozen image tower.
 """
 
 import ml_collections
@@ -19,8 +19,8 @@ def method() -> recipe.Recipe:
       image=dict(
         kind='vit', width=768, depth=12, heads=12, mlp=3072, cls=('cls',), patch=14, grid=16
       ),  # departs: patches of 14 pixels, not 16, as all our models: their costs compare
-      # departs: sinusoidal positions, ReLU, the mean of up to 64 words; SigLIP has learned positions,
-      # GELU, the last of 16 words.
+      # departs: sinusoidal positions, ReLU, the mean of up to 64 words; SigLIP has learned
+      # positions, GELU, the last of 16 words.
       text=dict(kind='text', width=768, depth=12, heads=12, mlp=3072, vocab=32_000),
       logit=dict(kind='logit', temperature=0.1, bias=-10.0),  # section 3.2: t = 10, b = -10
       image_projection=dict(kind='projection', width=768, output=768),

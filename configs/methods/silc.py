@@ -2,8 +2,8 @@
 
   python -m tips_jax.main --config=configs/methods/silc.py --workdir=W --config.data.store=STORE
 
-No public code, and the paper was not at hand: crops and the constant momentum are its (tips.md,
-section 8); what is marked ours is not known to be. We have not reproduced its results.
+There is no public code. Crops and the constant momentum are the paper's, as cited by others; what
+is marked ours is not known to be. We have not reproduced its results.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""From a recipe to a config: which one an argument names, the stages after pretraining, `runlocal`."""
+"""From a recipe to a config: the recipe that an argument names, late losses, `runlocal`."""
 
 from collections.abc import Callable
 from typing import Any

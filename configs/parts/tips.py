@@ -1,5 +1,6 @@
-"""TIPS as data: which tower sees which view, and which losses follow. The numbers come from the page
-of a scale (configs/vitg.py).
+"""TIPS as data: which tower sees which view, and which losses follow.
+
+The numbers come from the page of a scale (configs/vitg.py).
 
 v1: TIPS, arXiv 2410.16512, section 3. v2: TIPSv2, arXiv 2604.12012, section 3. distilled: TIPSv2,
 section 3.1. Three flat functions rather than one with switches, so that each reads as its figure.

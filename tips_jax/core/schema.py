@@ -15,7 +15,7 @@ def config(cls):
 
 @config
 class Ramp:
-  """A value that moves from `start` to `end` while training goes from fraction `begin` to `until`."""
+  """A value that moves from `start` to `end` between fractions `begin` and `until` of a run."""
 
   start: float
   end: float

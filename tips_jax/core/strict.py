@@ -115,9 +115,9 @@ def _check_fields_of_kind(kinds, x, where):
     owners = sorted(other for other in kinds if name in fields[other])
     if owners and kind not in owners:
       raise InputError(
-        f'{where}: got {name!r}, a field of kind {" or ".join(map(repr, owners))}, with kind {kind!r}; '
-        f'expected fields among {sorted(fields[kind])}. To change the kind, write the whole group in '
-        f'a config file: dict(kind={kind!r}, ...)'
+        f'{where}: got {name!r}, a field of kind {" or ".join(map(repr, owners))}, with kind '
+        f'{kind!r}; expected fields among {sorted(fields[kind])}. To change the kind, write the '
+        f'whole group in a config file: dict(kind={kind!r}, ...)'
       )
 
 
