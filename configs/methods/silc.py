@@ -81,7 +81,7 @@ def method() -> recipe.Recipe:
           scale=(0.05, 0.4),
           flip=0.5,
         ),
-      },  # departs: SILC's crops may have color augmentation; ours have none
+      },
       texts=dict(text=dict(field='alt_text', fallback='captions')),
     ),
     optimizer=dict(
