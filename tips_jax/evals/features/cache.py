@@ -93,9 +93,9 @@ class Cache:
     """The features of every record of `source`; what is on disk already is not computed again.
 
     source: len and [i] -> record. prepare(record): uint8 [H, W, 3] of one shape, or ValueError
-    where the image cannot be read: such records are left out with a warning. key: identifies this source,
-    its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch'; the CLS tokens and
-    'embedding' are always kept. intermediate_layers: blocks whose outputs are kept too.
+    where the image cannot be read: such records are left out with a warning. key: identifies
+    this source, its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch'; the CLS
+    tokens and 'embedding' are always kept. intermediate_layers: blocks whose outputs are kept too.
     progress.update(done) is called for every batch. InputError where nothing can be read, or where
     the disk is too small.
     """

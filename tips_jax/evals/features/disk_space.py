@@ -1,6 +1,4 @@
-"""Room on the disk for the features of an evaluation: how much they take is told before any of them
-is computed.
-"""
+"""Disk space for the features of an evaluation, checked before any is computed."""
 
 import dataclasses
 import json
@@ -13,14 +11,16 @@ from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import dpt
 
-_LOOKED_AT = 16  # images that tell how large those of a split are
-_SHOWN = 3  # splits that a line names
+# Images from whose sizes the average of a split is estimated.
+_LOOKED_AT = 16
+# Splits that a message names.
+_SHOWN = 3
 
 
 def check(works, *, tell=None) -> None:
-  """InputError where the features of all `works` take more room than the disk of their cache has.
+  """InputError where the disk of the cache is too small for the features of all `works`.
 
-  What is in the cache already counts as there. tell(line): told of the room. Images of their own
+  What is in the cache already is not counted. tell(line): prints what is needed. Images of various
   shapes are estimated from a sample.
   """
   needs = sorted(needed(works).items(), key=lambda one: -one[1])
@@ -67,15 +67,14 @@ def _bytes(work, role, shape, outputs):
   else:
     some = [_header(source[int(i)]) for i in numbers[features.records(numbers, _LOOKED_AT)]]
     cells = np.mean([job.about.cells(work, size) for size in some if size] or [0])
-  intermediate_layers = (
-    len(dpt.intermediate_layers_of(encoder.depth)) if 'intermediate_layers' in outputs else 0
-  )
-  vectors = len(encoder.cls_names) + 1 + intermediate_layers
-  return int(
-    len(numbers)
-    * encoder.width
-    * (4 * vectors + 2 * cells * (len(outputs - {'intermediate_layers'}) + intermediate_layers))
-  )
+  maps = len(outputs - {'intermediate_layers'})
+  vectors = len(encoder.cls_names) + 1
+  if 'intermediate_layers' in outputs:
+    # Each keeps its patches and its CLS token.
+    layers = len(dpt.intermediate_layers_of(encoder.depth))
+    maps += layers
+    vectors += layers
+  return int(len(numbers) * encoder.width * (4 * vectors + 2 * cells * maps))
 
 
 def _kept(work):
@@ -86,22 +85,17 @@ def _kept(work):
   for path in (work.cache.folder / 'features').glob('*/about.json'):
     try:
       about = json.loads(path.read_text())
-      key, intermediate_layers = (
-        about['key'],
-        ['intermediate_layers'] if about['intermediate_layers'] else [],
-      )
-      what = (
-        key['data'],
-        key['split'],
-        _seen(key['frame']),
-        tuple(sorted(about['outputs'] + intermediate_layers)),
-      )
+      key = about['key']
+      outputs = list(about['outputs'])
+      if about['intermediate_layers']:
+        outputs.append('intermediate_layers')
+      what = key['data'], key['split'], _seen(key['frame']), tuple(sorted(outputs))
     except (OSError, ValueError, KeyError, TypeError):  # not one of ours
       continue
     if about.get('checkpoint') == work.encoder.sha256:
-      found[what] = found.get(what, 0) + sum(
-        512 * file.stat().st_blocks for file in path.parent.glob('*.npy')
-      )
+      # Blocks on the disk: an array that is half computed is sparse.
+      blocks = sum(file.stat().st_blocks for file in path.parent.glob('*.npy'))
+      found[what] = found.get(what, 0) + 512 * blocks
   return found
 
 
@@ -120,4 +114,6 @@ def _header(record):
 
 
 def _text(size):
-  return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'
+  if size >= 1e8:
+    return f'{size / 1e9:,.1f} GB'
+  return f'{size / 1e6:,.1f} MB'

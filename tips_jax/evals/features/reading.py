@@ -3,7 +3,8 @@
 import concurrent.futures
 import dataclasses
 import logging
-from typing import Protocol
+from collections.abc import Mapping, Sized
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,12 +43,12 @@ class Features:
   record: np.ndarray
 
 
-def records(source, limit: int) -> np.ndarray:
-  """The numbers of at most `limit` records, evenly spaced, so that a sorted split is not cut to its
-  first classes.
-  """
-  count = len(source)
-  return np.arange(min(limit, count)) * count // max(min(limit, count), 1)
+def records(source: Sized, limit: int) -> np.ndarray:
+  """The numbers of at most `limit` records, evenly spaced."""
+  # A sorted split must not be cut to its first classes.
+  total = len(source)
+  count = min(limit, total)
+  return np.arange(count) * total // max(count, 1)
 
 
 def batches(source, numbers, *, config: Evals):
@@ -81,11 +82,19 @@ def batches(source, numbers, *, config: Evals):
         yield batch
 
 
-def texts_of(record, field: str) -> list[str]:
+def texts_of(record: Mapping[str, Any], field: str) -> list[str]:
   """The non-empty texts of a record: its alt text or all its captions."""
-  values = [record[field]] if field == 'alt_text' else list(record[field])
-  values = [v.decode('utf-8', 'replace') if isinstance(v, bytes) else str(v) for v in values]
-  return [v for v in values if v.strip()]
+  values = record[field]
+  if field == 'alt_text':
+    values = [values]
+  texts = []
+  for value in values:
+    if isinstance(value, bytes):
+      # One broken byte must not end an evaluation.
+      value = value.decode('utf-8', 'replace')
+    if str(value).strip():
+      texts.append(str(value))
+  return texts
 
 
 def extract(
@@ -141,7 +150,7 @@ def extract(
 def encode_texts(
   encoder: Encoder, texts, tokenizer, length: int, batch_size: int
 ) -> np.ndarray | None:
-  """Embeddings [T, E] of texts. Equal token ids are encoded once, so that equal texts tie exactly."""
+  """Embeddings [T, E] of texts. Equal token ids are encoded once, so that they tie exactly."""
   ids, row = np.unique(tokenizer.encode_batch(texts, length), axis=0, return_inverse=True)
   parts = []
   for i in range(0, len(ids), batch_size):
@@ -153,13 +162,13 @@ def encode_texts(
   return np.concatenate(parts)[row.ravel()]
 
 
-def finite(features) -> np.ndarray:
+def finite(features: np.ndarray) -> np.ndarray:
   """float32 with every row [..., D] that holds a nan or an infinity set to zero."""
   features = np.asarray(features, np.float32)
   return np.where(np.isfinite(features).all(-1, keepdims=True), features, np.float32(0))
 
 
-def normalize(features) -> np.ndarray:
+def normalize(features: np.ndarray) -> np.ndarray:
   """Rows of unit length; zero rows stay zero."""
   features = np.asarray(features, np.float32)
   return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from tips_jax.evals.probes import depth, dpt, normals
 from tips_jax.evals.probes import masks as segmentation
 
 EXAMPLES = 6
-_KEPT = 2048  # encoded annotations held in memory: probes read them once an epoch
+# Encoded annotations held in memory: probes read them once an epoch.
+_KEPT = 2048
+# Shapes of a task that see a central square: all of it, or ImageNet's share of 224 in 256.
 _CUT = {'cut': True, 'center': 0.875}
-_LOOKED_AT = 16  # images that may tell the shape of a split
+# Images that are tried for the shape of a split: the first may be broken.
+_LOOKED_AT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Resize:
     image = Image.fromarray(self.crop(decode(record)))
     return np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR))
 
-  def crop(self, array):
+  def crop(self, array: np.ndarray) -> np.ndarray:
     """The part of an image or an annotation [H, W, ...] that is seen."""
     if not self.cut:
       return array
@@ -48,42 +52,43 @@ class SplitFeatures:
   """A split, or some of its records, with its features; i counts the readable images."""
 
   def __init__(self, source, numbers, found, crop=lambda array: array):
-    self.arrays, self.intermediate_layers, self.label, self.key = (
-      found.arrays,
-      found.intermediate_layers,
-      found.label,
-      found.key,
-    )
-    self.rows, self._source, self._crop = numbers[found.rows], source, crop
+    self.arrays = found.arrays
+    self.intermediate_layers = found.intermediate_layers
+    self.label = found.label
+    self.key = found.key
+    self.rows = numbers[found.rows]
+    self._source = source
+    self._crop = crop
+    # Encoded, not decoded: a PNG takes a fraction of its pixels.
     self._annotation = functools.lru_cache(_KEPT)(lambda name, i: self.record(i)[name])
 
   def __len__(self):
     return len(self.rows)
 
-  def record(self, i):
+  def record(self, i: int) -> dict:
     return self._source[int(self.rows[i])]
 
-  def image(self, i):
+  def image(self, i: int) -> np.ndarray:
     """uint8 [H, W, 3] at its own resolution."""
     return self._crop(decode(self.record(i)))
 
-  def encoded(self, name, i) -> dict:
+  def encoded(self, name: str, i: int) -> dict:
     """The record's annotation alone, as it is stored, under its name."""
     return {name: self._annotation(name, int(i))}
 
-  def mask(self, i):
+  def mask(self, i: int) -> np.ndarray:
     """Class ids uint8 [H, W]."""
     return self._crop(segmentation.decode_mask(self._annotation('mask', int(i))))
 
-  def depth(self, i):
+  def depth(self, i: int) -> np.ndarray:
     """Meters [H, W], 0 = missing."""
     return self._crop(depth.decode(self._annotation('depth', int(i))))
 
-  def normals(self, i):
+  def normals(self, i: int) -> np.ndarray:
     """[H, W, 3], zeros = missing."""
     return self._crop(normals.decode(self._annotation('normals', int(i))))
 
-  def shown(self):
+  def shown(self) -> list[int]:
     """At most EXAMPLES numbers, evenly spaced."""
     return features.records(self, EXAMPLES).tolist()
 
@@ -99,7 +104,7 @@ class DatasetFeatures:
     self._parts, self._seconds = {}, {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
     self._frames = {id(job): frame(job, encoder) for job in jobs if job.about.shape != 'own'}
 
-  def get(self, job, role) -> SplitFeatures:
+  def get(self, job: Any, role: str) -> SplitFeatures:
     """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
     split, shape = job.splits[role], self._frames[id(job)]
     if (split, shape) not in self._parts:
@@ -120,7 +125,7 @@ class DatasetFeatures:
       )
     return self._parts[split, shape]
 
-  def numbers(self, job, role):
+  def numbers(self, job: Any, role: str) -> np.ndarray:
     """Numbers of the records of a split that take part."""
     source = job.data.source(job.splits[role])
     return features.records(source, self._limit or len(source))
@@ -128,7 +133,7 @@ class DatasetFeatures:
   def extract(
     self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options
   ) -> SplitFeatures:
-    """Some records of a split, or of `source`, which is made of it, for jobs that share the price."""
+    """Some records of a split, or of `source`, made of it, for jobs that share the cost."""
     data = jobs[0].data
     source = source or data.source(split)
     about = {
@@ -153,14 +158,14 @@ class DatasetFeatures:
     self._charge(jobs, found.seconds)
     return SplitFeatures(source, numbers, found, **options)
 
-  def texts(self, job, texts) -> np.ndarray:
+  def texts(self, job: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings [T, E] of texts."""
     with self._bar('texts', len(set(texts))) as bar:
       found, seconds = self._cache.texts(self._encoder, texts, progress=bar)
     self._charge([job], {'encoder': seconds})
     return found
 
-  def seconds(self, job) -> dict:
+  def seconds(self, job: Any) -> dict[str, float]:
     """'encoder' and 'reading' of a job so far, its share of what it has in common with others."""
     return dict(self._seconds[id(job)])
 
@@ -189,10 +194,10 @@ class TaskInputs:
   output: Any
   pool: Any = None
 
-  def part(self, role) -> SplitFeatures:
+  def part(self, role: str) -> SplitFeatures:
     return self.parts.get(self.job, role)
 
-  def texts(self, texts) -> np.ndarray:
+  def texts(self, texts: Sequence[str]) -> np.ndarray:
     return self.parts.texts(self.job, texts)
 
 
@@ -223,15 +228,15 @@ class _Bar:
       self._bar.close()
 
 
-def decode(record) -> np.ndarray:
+def decode(record: Mapping) -> np.ndarray:
   """uint8 [H, W, 3]; ValueError where the image is missing or broken."""
-  _there(record)
+  _check_image(record)
   return views.decode(record['image'])
 
 
-def header(record) -> tuple[int, int]:
+def header(record: Mapping) -> tuple[int, int]:
   """(height, width) of a record's image, without decoding it; ValueError where there is none."""
-  _there(record)
+  _check_image(record)
   try:
     return Image.open(io.BytesIO(record['image'])).size[::-1]
   except Exception as error:  # Pillow raises whatever a broken file makes of it
@@ -260,6 +265,6 @@ def _native(source):
   return 224, 224
 
 
-def _there(record):
+def _check_image(record):
   if not record['image']:
     raise ValueError(record.get('problem') or 'no image')

@@ -31,9 +31,9 @@ def resized(height: int, width: int, *, side: int = SIDE, patch: int = 14) -> tu
   notebook; nothing is cut off or padded. (The notebook resizes twice, here it is once.)
   """
   short = min(height, width)
-  sizes = [side if n == short else side * n // short for n in (height, width)]
-  height, width = (-(-n // patch) * patch for n in sizes)
-  return height, width
+  rows = -(-(side * height // short) // patch)
+  columns = -(-(side * width // short) // patch)
+  return rows * patch, columns * patch
 
 
 def windows(height: int, width: int, side: int = SIDE, stride: int = STRIDE) -> Iterator[Place]:
