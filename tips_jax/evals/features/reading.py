@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +51,9 @@ def records(source: Sized, limit: int) -> np.ndarray:
   return np.arange(count) * total // max(count, 1)
 
 
-def batches(source, numbers, *, config: Evals):
+def batches(
+  source: Any, numbers: np.ndarray, *, config: Evals
+) -> Iterator[tuple[np.ndarray, list]]:
   """Yields (images uint8 [B, size, size, 3], records): B is always the batch size, `records` may be
   fewer.
 

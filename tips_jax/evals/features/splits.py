@@ -44,7 +44,8 @@ class Resize:
     if not self.cut:
       return array
     side = round(self.cut * min(array.shape[:2]))
-    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    top = (array.shape[0] - side) // 2
+    left = (array.shape[1] - side) // 2
     return array[top : top + side, left : left + side]
 
 
@@ -99,9 +100,16 @@ class DatasetFeatures:
   """
 
   def __init__(self, encoder, jobs, *, cache, batch_size, limit, progress, label):
-    self._encoder, self._jobs, self._cache, self._batch_size = encoder, jobs, cache, batch_size
-    self._limit, self._progress, self._label = limit, progress, label
-    self._parts, self._seconds = {}, {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
+    self._encoder = encoder
+    self._jobs = jobs
+    self._cache = cache
+    self._batch_size = batch_size
+    self._limit = limit
+    self._progress = progress
+    self._label = label
+    # By (split, how images are seen): tasks that see a split alike share its features.
+    self._parts = {}
+    self._seconds = {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
     self._frames = {id(job): frame(job, encoder) for job in jobs if job.about.shape != 'own'}
 
   def get(self, job: Any, role: str) -> SplitFeatures:
@@ -205,7 +213,8 @@ class _Some:
   """Some records of a source, by number."""
 
   def __init__(self, source, numbers):
-    self._source, self._numbers = source, numbers
+    self._source = source
+    self._numbers = numbers
 
   def __len__(self):
     return len(self._numbers)

@@ -7,12 +7,13 @@ import cv2
 import numpy as np
 
 from tips_jax.data.ingest.checks import VOID
+from tips_jax.data.store import Store
 
 _IDS = 256  # a mask is uint8
 _PATCHES = 30_000  # rows of the probe; more change the result by less than its noise
 
 
-def class_names(store) -> tuple[str, ...]:
+def class_names(store: Store) -> tuple[str, ...]:
   """The names of the mask classes, from the store's annotations.json; () where it has none."""
   path = pathlib.Path(store.path) / 'annotations.json'
   if not path.exists():
