@@ -18,6 +18,7 @@ from tips_jax.evals import suite
 from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.report import results as sheet
+from tips_jax.evals.tasks import table
 from tips_jax.interop import read, write
 from tips_jax.interop.encoder import Encoder
 
@@ -84,9 +85,9 @@ def test_a_store_of_ones_own(call, plain, store, tmp_path, monkeypatch):
 
 def test_all_that_the_annotations_serve(checkpoints, store):
   with_texts, without = (suite_data.own(store, texts=texts) for texts in (True, False))
-  assert [job.task.name for job in with_texts] == list(suite.KINDS)
+  assert [job.task.name for job in with_texts] == list(table.KINDS)
   assert [job.task.name for job in without] == [
-    name for name, kind in suite.KINDS.items() if not kind.text
+    name for name, kind in table.KINDS.items() if not kind.text
   ]
 
 

@@ -23,6 +23,7 @@ from tips_jax.evals import suite
 from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.evals.datasets import on_disk as checker
 from tips_jax.evals.features import cache as cache_lib
+from tips_jax.evals.tasks import table
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers
@@ -94,7 +95,7 @@ def config_of(*tasks, **fields):
 
 
 def test_all_tasks_of_the_suite_may_be_named():
-  assert set(ALL) == {kind.name or name for name, kind in suite.KINDS.items()}
+  assert set(ALL) == {kind.name or name for name, kind in table.KINDS.items()}
   with pytest.raises(InputError, match=r"evals.tasks\[0\]: got 'dept'.*did you mean 'depth'"):
     strict.build(Evals, {'tasks': ('dept',)}, 'evals')
 
@@ -141,7 +142,7 @@ def test_nothing_stays(drawn, words, model, tmp_path, monkeypatch):
     result = extract(cache, *args, **options)
     assert str(cache.folder) in pathlib.Path('/proc/self/maps').read_text()
     if fail:
-      raise InputError('--cache: full')
+      raise cache_lib.DiskFull('--cache: full')
     return result
 
   monkeypatch.setattr(cache_lib.Cache, 'extract', seen)

@@ -22,7 +22,7 @@ from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import dpt_train
 from tips_jax.evals.report import results as sheet
-from tips_jax.evals.tasks import retrieval
+from tips_jax.evals.tasks import retrieval, table
 
 SIZE, TRAIN, TEST = 32, 20, 12
 TINY = {
@@ -74,7 +74,7 @@ def everything(path, tmp_path_factory):
 
 def test_scenes_serve_every_task(everything):
   outcomes = everything[0]
-  assert list(outcomes) == list(suite.KINDS)
+  assert list(outcomes) == list(table.KINDS)
   for outcome in outcomes.values():
     assert outcome.metrics and all(np.isfinite(v) for v in outcome.metrics.values()), outcome
     assert set(outcome.naive) <= set(outcome.metrics) and outcome.naive
@@ -465,7 +465,7 @@ def refused(jobs, message, encoder=None):
 def test_only_what_the_annotations_serve(path):
   data = suite_data.Store(store.open_store(path))
   data.features = {'image', 'mask'}
-  serves = lambda texts: [name for name, kind in suite.KINDS.items() if data.serves(kind, texts)]
+  serves = lambda texts: [name for name, kind in table.KINDS.items() if data.serves(kind, texts)]
   assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
     'segmentation'
   ]

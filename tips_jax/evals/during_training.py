@@ -11,10 +11,9 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Evals
 from tips_jax.evals import baselines as baselines_lib
 from tips_jax.evals import during_training_suite as run_suite
-from tips_jax.evals import suite
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.tasks import knn, retrieval
+from tips_jax.evals.tasks import knn, retrieval, table
 
 TRAIN = 'train'  # the split that tasks learn from
 _HERE = ('retrieval', 'knn', 'segmentation')
@@ -29,7 +28,7 @@ def check(store, config: Evals, *, tokenizer=None, has_text: bool = True) -> dic
   """
   text = dict(has_text=has_text, tokenizer=tokenizer)
   for task in config.tasks:
-    kind = suite.KINDS[suite.KIND_OF[task]]
+    kind = table.KINDS[table.KIND_OF[task]]
     needed = config.retrieval_text if kind.needs == 'captions' else kind.needs
     if needed not in store.features:
       raise InputError(
@@ -47,7 +46,7 @@ def check(store, config: Evals, *, tokenizer=None, has_text: bool = True) -> dic
     store, config, [task for task in config.tasks if task not in _HERE], has_text=has_text
   )
   for name, group in jobs.items():
-    if name and any(job.about.text for job in group):
+    if name and any(job.spec.text for job in group):
       run_suite.need_text(f'evals.suite: {name!r}', **text)
   return jobs
 

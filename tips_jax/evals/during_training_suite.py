@@ -15,6 +15,7 @@ from tips_jax.evals.datasets import on_disk as checker
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets import records as suite_checks
 from tips_jax.evals.features import cache
+from tips_jax.evals.tasks import table
 
 
 def jobs(store, config: Evals, tasks, *, has_text: bool = True) -> dict:
@@ -43,7 +44,7 @@ def measure(encoder, groups, *, config: Evals) -> tuple[dict[str, float], dict[s
   for name, group in groups.items():
     for outcome in _outcomes(encoder, group, config):
       task = outcome.kind + outcome.task.removeprefix(
-        suite.KIND_OF[outcome.kind]
+        table.KIND_OF[outcome.kind]
       )  # with its variant
       where = f'{outcome.dataset}/{task}' if name else task
       for found, values in ((metrics, outcome.metrics), (naive, outcome.naive)):
@@ -57,11 +58,12 @@ def _outcomes(encoder, group, config):
       return suite.run(
         encoder, group, cache=cache.Cache(folder), batch_size=config.batch_size, limit=config.limit
       )
+  except cache.DiskFull as error:  # a run has no --cache: its features are temporary files
+    raise InputError(
+      f'evals: {error}; in training TMPDIR says where the cache is, and evals.limit how many images'
+    ) from None
   except InputError as error:
-    flags = '; in training TMPDIR says where the cache is, and evals.limit how many images' * (
-      '--cache' in str(error)
-    )
-    raise InputError(f'evals: {error}{flags}') from None
+    raise InputError(f'evals: {error}') from None
   finally:
     # parts of a split refer to themselves, and a file takes room as long as one has it open
     gc.collect()
@@ -80,7 +82,7 @@ def need_text(where, *, has_text, tokenizer):
 
 
 def _own(store, config, tasks):
-  kinds = tuple(dict.fromkeys(suite.KIND_OF[task] for task in tasks))
+  kinds = tuple(dict.fromkeys(table.KIND_OF[task] for task in tasks))
   found = suite_data.own(store.path, only=kinds, size=config.size) if kinds else []
   for job in found:
     job.data.counts[config.split] = len(
@@ -108,7 +110,7 @@ def _names(config):
 
 def _public(name, config, has_text):
   tasks = [
-    task for task in protocols.get(name).tasks if has_text or not suite.KINDS[task.kind].text
+    task for task in protocols.get(name).tasks if has_text or not table.KINDS[task.kind].text
   ]
   if not tasks:
     need_text(f'evals.suite: {name!r}', has_text=False, tokenizer=None)

@@ -22,7 +22,8 @@ from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.protocols import Constant, Task
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.suite import KIND_OF, KINDS, Evaluation
+from tips_jax.evals.tasks.spec import Evaluation
+from tips_jax.evals.tasks.table import KIND_OF, KINDS
 
 QUICK = 'quick'
 _SCENES = dict(train=1024, test=256, size=96, objects=1, typical=0.8)
@@ -225,6 +226,7 @@ def benchmark(name, data_dir, *, only=(), size=0) -> list[Evaluation]:
   return [
     Evaluation(
       dataset=name,
+      spec=KINDS[task.kind],
       task=task,
       data=data,
       splits={split: split for split in task.splits},
@@ -257,7 +259,12 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
       task = Task(kind=kind, splits=about.roles, constants=_CONSTANTS[kind])
       found.append(
         Evaluation(
-          dataset=name or pathlib.Path(path).name, task=task, data=data, splits=wanted, size=size
+          dataset=name or pathlib.Path(path).name,
+          spec=about,
+          task=task,
+          data=data,
+          splits=wanted,
+          size=size,
         )
       )
   if not found:

@@ -33,6 +33,10 @@ _HALF = 65_504.0  # the largest float16
 _DONE, _UNREADABLE = 1, 2
 
 
+class DiskFull(InputError):
+  """The features take more space than the disk of their cache has."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedFeatures:
   """Features of the R readable records of a source."""
@@ -206,7 +210,7 @@ class _Table:
     need = sum(int(np.prod(shape)) * values[name].itemsize for name, shape in shapes.items())
     free = shutil.disk_usage(self._folder.parent).free
     if need > free:
-      raise InputError(
+      raise DiskFull(
         f'--cache: {str(self._folder.parent)!r} has {free / 1e9:.1f} GB free; these features take '
         f'{need / 1e9:.1f} GB; expected a larger disk, or --limit'
       )

@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 
-from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
+from tips_jax.evals.features.cache import DiskFull
 from tips_jax.evals.probes import dpt
 
 # Images from whose sizes the average of a split is estimated.
@@ -29,7 +29,7 @@ def check(works, *, tell=None) -> None:
   largest = ', '.join(f'{name} {_text(size)}' for name, size in needs[:_SHOWN] if size)
   largest = f' ({largest}{", ..." if len(needs) > _SHOWN else ""})' if largest else ''
   if need > free:
-    raise InputError(
+    raise DiskFull(
       f'--cache: {str(folder)!r} has {_text(free)} free; the features take about {_text(need)} '
       f'more{largest}; expected a larger disk, --cache=DIR on another one, or --limit'
     )
@@ -43,11 +43,11 @@ def needed(works) -> dict[str, int]:
   """'data set split' -> bytes that are not yet in the cache."""
   tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:
-    about = work.job.about
-    shape = about.shape if about.shape == 'own' else suite_parts.frame(work.job, work.encoder)
+    spec = work.job.spec
+    shape = 'own' if work.job.shape == 'own' else suite_parts.frame(work.job, work.encoder)
     for role, split in work.job.splits.items():
-      key = id(work.job.data), split, (shape, about.measure) if shape == 'own' else shape
-      tables.setdefault(key, (work, role, set()))[2].update(about.outputs)
+      key = id(work.job.data), split, (shape, spec.measure) if shape == 'own' else shape
+      tables.setdefault(key, (work, role, set()))[2].update(spec.outputs)
   found, kept = {}, _kept(works[0])
   for (_, split, shape), (work, role, outputs) in tables.items():
     name = f'{work.job.dataset} {split}'
@@ -66,7 +66,7 @@ def _bytes(work, role, shape, outputs):
     cells = shape.height * shape.width / encoder.patch**2
   else:
     some = [_header(source[int(i)]) for i in numbers[features.records(numbers, _LOOKED_AT)]]
-    cells = np.mean([job.about.cells(work, size) for size in some if size] or [0])
+    cells = np.mean([job.spec.cells(work, size) for size in some if size] or [0])
   maps = len(outputs - {'intermediate_layers'})
   vectors = len(encoder.cls_names) + 1
   if 'intermediate_layers' in outputs:

@@ -110,7 +110,7 @@ class DatasetFeatures:
     # By (split, how images are seen): tasks that see a split alike share its features.
     self._parts = {}
     self._seconds = {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
-    self._frames = {id(job): frame(job, encoder) for job in jobs if job.about.shape != 'own'}
+    self._frames = {id(job): frame(job, encoder) for job in jobs if job.shape != 'own'}
 
   def get(self, job: Any, role: str) -> SplitFeatures:
     """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
@@ -121,7 +121,7 @@ class DatasetFeatures:
         for one in self._jobs
         if self._frames.get(id(one)) == shape and split in one.splits.values()
       ]
-      outputs = {output for one in users for output in one.about.outputs}
+      outputs = {output for one in users for output in one.spec.outputs}
       self._parts[split, shape] = self.extract(
         users,
         split,
@@ -254,7 +254,7 @@ def header(record: Mapping) -> tuple[int, int]:
 
 def frame(job, encoder) -> Resize:
   """The Resize of a job: whole patches, at least as large as asked."""
-  shape, side = job.about.shape, job.size
+  shape, side = job.shape, job.size
   if shape == 'native':
     height, width = _native(job.data.source(job.splits['train']))
     scale = side / min(height, width) if side else 1

@@ -193,7 +193,7 @@ def class_names(job) -> tuple:
   if job.task.classes:
     return job.task.classes
   split = job.splits['test']
-  return tuple(job.data.mask_classes if job.about.needs == 'mask' else job.data.label_names(split))
+  return tuple(job.data.mask_classes if job.spec.needs == 'mask' else job.data.label_names(split))
 
 
 _ACCURACY = {'top1': 'accuracy'}

@@ -58,7 +58,7 @@ def segments(work):
   probe, pixels, used = _patch_probe(work, train, view)
   counts, examples, shown = np.zeros((_IDS, _IDS), np.int64), [], set(test.shown())
   for rows in (
-    windows.by_image(test.rows) if work.job.about.shape == 'own' else np.arange(len(test))[:, None]
+    windows.by_image(test.rows) if work.job.shape == 'own' else np.arange(len(test))[:, None]
   ):
     patches, truth = _floats(test.arrays['patch'][rows]), test.mask(rows[0])
     found, known = view.labels(probe.logits(patches), truth.shape), truth != VOID
@@ -87,7 +87,7 @@ def segments(work):
 def _seen(work, role):
   """(SplitFeatures of all windows of the images of a split, what sees through them)."""
   job = work.job
-  if job.about.shape != 'own':
+  if job.shape != 'own':
     return work.part(role), windows.Whole()
   view, split = _windows(work), job.splits[role]
   source, counts = job.data.source(split), {}
@@ -126,9 +126,7 @@ def _patch_probe(work, train, view):
   """
   patch, labels, owner, pixels = train.arrays['patch'], [], [], np.zeros(_IDS, np.int64)
   images = (
-    windows.by_image(train.rows)
-    if work.job.about.shape == 'own'
-    else np.arange(len(train))[:, None]
+    windows.by_image(train.rows) if work.job.shape == 'own' else np.arange(len(train))[:, None]
   )
   for number, rows in enumerate(images):
     mask = train.mask(rows[0])
@@ -211,7 +209,7 @@ def decoder(work):
   results.
   """
   train, test, o = work.part('train'), work.part('test'), work.job.options
-  task = work.job.about.needs
+  task = work.job.spec.needs
   truth = getattr(train, task)
   trained = _trained(work, train, truth, task)
   scorer = (

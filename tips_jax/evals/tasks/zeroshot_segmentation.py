@@ -12,7 +12,7 @@ slide: windows of 448 pixels every 336, as in TCL: cosines at every pixel, softm
 averaged where windows overlap, then resized to the mask. All windows have one shape.
 
 Resizing of scores is bilinear with half-pixel centers. Background: data sets with a background
-class (VOC21, PC60) give it a text like any other, 'background', or several (`prompts.STUFF`); or
+class (VOC21, PC60) give it a text like any other, 'background'; or
 `background` is the cosine that stands for it, as TCL's constant. What TIPSv2's authors chose is not
 published: their notebook has ADE150 alone, where there is none. VOC20, PC59 and ADE150 leave those
 pixels out (`without_background`).

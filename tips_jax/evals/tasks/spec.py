@@ -1,0 +1,92 @@
+"""What a task is (TaskSpec), one measurement of it (Evaluation) and what came of it (Result)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tips_jax.evals.datasets import protocols
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+  """What a task needs, and how it is measured; tasks/table.py lists all of them."""
+
+  # TaskInputs -> fields of a Result.
+  measure: Callable[[Any], dict[str, Any]]
+  # As a flag and in results, where it differs from the name in the protocols.
+  name: str = ''
+  # Splits it needs: 'train', 'test'.
+  roles: tuple[str, ...] = ('train', 'test')
+  # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'intermediate_layers'.
+  outputs: tuple[str, ...] = ()
+  # Annotation that records must carry.
+  needs: str = ''
+  # Whether images are compared with texts.
+  text: bool = False
+  # How the encoder sees an image: 'square', squeezed; 'cut', the central square; 'center', 7/8 of
+  # it; 'native', squeezed to the shape of the first image; 'own', each at its own aspect ratio.
+  shape: str = 'square'
+  # Where shape is 'own': (TaskInputs, (H, W)) -> patches kept of an image of that size.
+  cells: Callable[[Any, tuple[int, int]], int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """One task on one data set."""
+
+  dataset: str
+  spec: TaskSpec
+  # The protocol: constants, splits and classes.
+  task: protocols.Task
+  # A data set as evals/datasets/jobs.py describes it.
+  data: Any
+  # Role ('train', 'test', 'index') -> split of the data set.
+  splits: dict[str, str]
+  # Pixels of the short side; 0: as the images are (depth), or the encoder's size.
+  size: int = 0
+  # Evaluations of one pool may search the indexes of all of them (tasks/common.Pool).
+  pool: str = ''
+  # Metric -> published figures.
+  published: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+  @property
+  def shape(self) -> str:
+    """How images are seen: the protocol's word where it has one, else the task's."""
+    asked = self.options.get('mode', self.options.get('resize'))
+    return asked if asked in ('square', 'cut', 'center') else self.spec.shape
+
+  @functools.cached_property
+  def options(self) -> dict[str, Any]:
+    return self.task.options()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """What an evaluation found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of another
+  CLS token.
+
+  naive: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
+  unit. examples: at most six of the measured split, evenly spaced; evals/report/figures.py says
+  what they hold. seconds: 'encoder' and 'reading' (its share of what it has in common with other
+  jobs), 'task'. confusion [K, K]: counts of (truth, prediction). options: the constants of the
+  protocol and the size in pixels; data: role -> 'images', 'sha256' of the
+  split: where both are equal two outcomes may be compared. chosen: what validation chose, and other
+  finds.
+  """
+
+  dataset: str
+  task: str
+  kind: str
+  metrics: dict
+  naive: dict
+  published: dict
+  examples: list
+  seconds: dict
+  classes: tuple = ()
+  confusion: np.ndarray | None = None
+  options: dict = dataclasses.field(default_factory=dict)
+  data: dict = dataclasses.field(default_factory=dict)
+  chosen: dict = dataclasses.field(default_factory=dict)
