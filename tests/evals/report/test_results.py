@@ -453,6 +453,6 @@ def test_palettes_tell_classes_apart():
   assert distance[~np.eye(31, dtype=bool)].min() > 0.05
 
 
-def test_importing_the_sheet_does_not_import_matplotlib():
-  code = 'import sys, tips_jax.evals.report.training.results; sys.exit("matplotlib" in sys.modules)'
+def test_importing_the_results_does_not_import_matplotlib():
+  code = 'import sys, tips_jax.evals.report.results; sys.exit("matplotlib" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
