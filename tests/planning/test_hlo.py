@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tips_jax.core.chips import CHIPS
 from tips_jax.planning import cost, hlo
-from tips_jax.planning import topologies as chips
 
-CPU = chips.CHIPS['cpu']
+CPU = CHIPS['cpu']
 
 
 def module(fn, *args):
@@ -166,7 +166,7 @@ def test_a_tpu_program_is_read():
 
 
 def test_kernels_are_never_free():
-  chip = chips.CHIPS['v5e']
+  chip = CHIPS['v5e']
   seconds = lambda schedules: {
     r.instruction.name: c for r, c in cost.costs(hlo.parse(TPU), chip, schedules)
   }

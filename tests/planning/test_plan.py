@@ -13,9 +13,9 @@ import jax
 import pytest
 
 from tests.train.conftest import METHODS, Small
+from tips_jax.core import chips
 from tips_jax.core.errors import InputError
-from tips_jax.planning import compiler, estimate, parts, report, search
-from tips_jax.planning import topologies as chips
+from tips_jax.planning import compiler, estimate, parts, report, search, topologies
 from tips_jax.train import lowering, sharding, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,10 +39,10 @@ def quick():
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_compiles_for_a_tpu(name, quick):
   method = small.method(name, mesh=dict(data=2, fsdp=2))
-  chip, devices = chips.devices('v5e:2x2')
+  chip, devices = topologies.devices('v5e:2x2')
   mesh = sharding.make_mesh(method.config.mesh, method.config.schedule.batch_size, devices=devices)
   lowered = lowering.lower(method, mesh)
-  with chips.hidden_flags():
+  with topologies.hidden_flags():
     found = lowered.compile().memory_analysis()
   state = sum(estimate.memory(method, mesh, chip)['groups'].values())
   assert state <= found.argument_size_in_bytes < chip.hbm and found.temp_size_in_bytes > 0
@@ -146,8 +146,8 @@ def test_flops_of_a_plan_follow_the_batch_and_remat():
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch):
   method = small.method('clip', mesh=dict(data=8))
-  tiny = chips.Chip('tiny', 'cpu', 2.5e6, 1e10, 1e10)
-  monkeypatch.setattr(chips, 'devices', lambda topology, slices: (tiny, jax.devices()))
+  tiny = chips.Chip('tiny', 'cpu', 1e11, 2.5e6, 1e10, 1e10)
+  monkeypatch.setattr(topologies, 'devices', lambda topology, slices: (tiny, jax.devices()))
 
   def too_big(*args, **options):
     raise compiler.TooBig(3e6, 2.5e6, 1.0, '')
@@ -206,19 +206,19 @@ def test_the_compilers_refusal_is_read(text, used, limit):
   ],
 )
 def test_topologies_of_a_number_of_chips(chip, count, shape):
-  assert chips.shape_for(chip, count) == shape
+  assert topologies.shape_for(chip, count) == shape
 
 
 @pytest.mark.parametrize(
   'call, message',
   [
-    (lambda: chips.shape_for('v5e', 24), '--chips: got 24; .*did you mean 16'),
-    (lambda: chips.shape_for('v5x', 8), "--chip: got 'v5x'; .*did you mean 'v5"),
+    (lambda: topologies.shape_for('v5e', 24), '--chips: got 24; .*did you mean 16'),
+    (lambda: topologies.shape_for('v5x', 8), "--chip: got 'v5x'; .*did you mean 'v5"),
     (
-      lambda: chips.devices('v5p:4x4'),
+      lambda: topologies.devices('v5p:4x4'),
       "--topology: got 'v5p:4x4'; expected v5p:NxNxN; did you mean 'v5p:2x2x4'",
     ),
-    (lambda: chips.devices('v7:2x2'), "--topology: got 'v7:2x2'; expected one of"),
+    (lambda: topologies.devices('v7:2x2'), "--topology: got 'v7:2x2'; expected one of"),
     (lambda: chips.of_kind('Abacus'), "device: got 'Abacus'"),
   ],
 )

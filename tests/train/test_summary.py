@@ -5,7 +5,7 @@ import importlib
 import jax
 import pytest
 
-from tips_jax.core import schema, strict
+from tips_jax.core import chips, schema, strict
 from tips_jax.models import towers
 from tips_jax.train import method as method_lib
 from tips_jax.train import summary
@@ -72,4 +72,4 @@ def test_the_page_names_every_parameter_and_the_memory():
   [('TPU v5 lite', 197), ('TPU v5', 459), ('TPU v5p', 459), ('NVIDIA H200', 989), ('cpu', None)],
 )
 def test_peak_of_the_longest_name(kind, tera):
-  assert summary.peak(kind) == (tera and tera * 1e12)
+  assert chips.peak(kind) == (tera and tera * 1e12)

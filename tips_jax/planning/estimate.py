@@ -6,8 +6,8 @@ import math
 import jax
 
 from tips_jax.core import tree
+from tips_jax.core.chips import DCN
 from tips_jax.planning import collectives, compiler, cost, parts
-from tips_jax.planning import topologies as chips
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train import state as state_lib
 
@@ -186,7 +186,7 @@ def time(method, mesh, chip, costs, moved, price):
   for _, x in costs:
     by_source[x.source] += x.seconds
   hbm = sum(x.bytes for _, x in costs) / chip.bandwidth
-  pace = lambda x: x.bytes / (chips.DCN / chip.host if x.crosses else chip.ici)
+  pace = lambda x: x.bytes / (DCN / chip.host if x.crosses else chip.ici)
   network, exposed = sum(map(pace, moved)), sum(pace(x) for x in moved if not x.overlapped)
   bounds = dict(compute=compute, memory=hbm, network=network)
   best = max(bounds.values())

@@ -1,63 +1,16 @@
-"""What is known of each chip (vendors' figures), and the topologies that can be planned for."""
+"""TPU topologies that can be planned for, without the devices."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import re
 
+from tips_jax.core.chips import CHIPS, of_kind
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.train.summary import PEAK
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  name: str
-  kind: str  # as jax names the device; its bfloat16 peak is in train/summary.py
-  hbm: float  # bytes that a program may use, by the compiler's own words; 0: unknown
-  bandwidth: float  # HBM, bytes/s
-  ici: float  # all links between chips together, one way, bytes/s
-  clock: float = 0.0  # Hz; with it the compiler's cycles become seconds
-  dims: int = 0  # of the torus
-  host: int = 4  # chips of one host, which share `DCN`
-  config: str = ''  # libtpu's name for using both TensorCores as one, where that is not its default
-
-  @property
-  def flops(self):
-    """Dense bfloat16 FLOP/s."""
-    return PEAK.get(self.kind, 1e11)  # nominal for a CPU
-
-
-# Usable HBM: the limit that libtpu names when a program is too big (jax 0.10.2). Bandwidths and
-# links: the vendors' published figures. Clocks follow from the peaks: v4, v5e and v5p multiply 8, 4
-# and 8 times 128 x 128 numbers a cycle, v6e 4 times 256 x 256.
-CHIPS = {
-  c.name: c
-  for c in (
-    Chip('v4', 'TPU v4', 30.75 * GIB, 1.228e12, 0.300e12, 1.05e9, 3, config='megacore'),
-    Chip('v5e', 'TPU v5 lite', 15.75 * GIB, 0.819e12, 0.200e12, 1.5e9, 2),
-    Chip('v5p', 'TPU v5', 95.74 * GIB, 2.765e12, 0.600e12, 1.75e9, 3),
-    Chip('v6e', 'TPU v6 lite', 31.25 * GIB, 1.640e12, 0.448e12, 1.75e9, 2),
-    Chip('a100', 'NVIDIA A100', 79e9, 2.039e12, 0.300e12, host=8),
-    Chip('h100', 'NVIDIA H100', 79e9, 3.350e12, 0.450e12, host=8),
-    Chip('h200', 'NVIDIA H200', 139e9, 4.800e12, 0.450e12, host=8),
-    Chip('cpu', 'cpu', 0, 2e10, 1e10),  # nominal, so that everything can be tried anywhere
-  )
-}
-DCN = 25e9  # bytes/s of a host between slices: 200 Gbit/s
 TPUS = tuple(c.name for c in CHIPS.values() if c.dims)
 _LARGEST = {2: 256, 3: 8960}
-
-
-def of_kind(kind):
-  """The Chip of a device kind as jax names it."""
-  found = [c for c in CHIPS.values() if kind.startswith(c.kind)]
-  if not found:
-    raise unknown('--topology: device', kind, [c.kind for c in CHIPS.values()])
-  return max(found, key=lambda c: len(c.kind))
 
 
 def shape_for(chip, count):

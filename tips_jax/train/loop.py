@@ -26,7 +26,7 @@ import time
 
 import jax
 
-from tips_jax.core import log, strict
+from tips_jax.core import chips, log, strict
 from tips_jax.core.errors import InputError
 from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop import run as own
@@ -346,7 +346,7 @@ class Clock:
   """Rates since the last time they were asked for."""
 
   def __init__(self, method, mesh):
-    peak = summary.peak(jax.devices()[0].device_kind)
+    peak = chips.peak(jax.devices()[0].device_kind)
     self._flops = sum(summary.flops(method).values())
     self._peak = peak and peak * mesh.size
     self.restart()

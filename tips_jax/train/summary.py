@@ -7,24 +7,6 @@ import jax
 from tips_jax.core import schema, tree
 from tips_jax.train import sharding, state
 
-# Dense bfloat16 peak, FLOP/s per device, by the vendors' data sheets; names as jax gives them.
-PEAK = {
-  'TPU v3': 61.5e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-}
-
-
-def peak(kind):
-  """Peak FLOP/s of a device kind, or None."""
-  names = [name for name in PEAK if kind.startswith(name)]
-  return PEAK[max(names, key=len)] if names else None
-
 
 def _transformer(width, depth, mlp, ffn, tokens):
   """Forward FLOPs of a stack: matrices 2 per weight and token, attention 4 N^2 d (tips.md, section
