@@ -102,9 +102,9 @@ def arrays(workdir):
   import jax
   from orbax.checkpoint import v1 as ocp
 
-  from tips_jax.interop import run as own
+  from tips_jax.runs import folder as runs
 
-  out = ocp.load_checkpointables(own.find(workdir, 'workdir'))
+  out = ocp.load_checkpointables(runs.find(workdir, 'workdir'))
   parts = {k: out[k] for k in ('params', 'teachers', 'train', 'data') if k in out}
   return {
     jax.tree_util.keystr(path): np.asarray(x)

@@ -16,9 +16,9 @@ from tips_jax import export
 from tips_jax.core import schema, strict
 from tips_jax.data import tokenizer
 from tips_jax.interop import parity, read, write
-from tips_jax.interop import run as own
 from tips_jax.interop.weights import flat
 from tips_jax.runs import checkpoint
+from tips_jax.runs import folder as runs
 from tips_jax.train import initialization as start
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
@@ -30,13 +30,13 @@ def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   workdir.mkdir()
   tokenizer.train(
-    ['a red circle', 'two blue squares on grass'], workdir / own.TOKENIZER, vocab_size=300
+    ['a red circle', 'two blue squares on grass'], workdir / runs.TOKENIZER, vocab_size=300
   )
   config = strict.build(schema.Config, vitb.get_config('v1,runlocal').to_dict())
   method = method_lib.build(config)
   shapes = jax.eval_shape(functools.partial(state_lib.init, method))
   pipeline = types.SimpleNamespace(
-    tokenizer=tokenizer.Tokenizer(workdir / own.TOKENIZER), fingerprint='f' * 64
+    tokenizer=tokenizer.Tokenizer(workdir / runs.TOKENIZER), fingerprint='f' * 64
   )
   contract = start.contract(config, pipeline)
   saver, states = checkpoint.Checkpoints(workdir, config.checkpoint), {}
@@ -90,7 +90,7 @@ def test_every_format(run, capsys, tmp_path, format):
   assert f'written: {output}' in out and 'max abs' in out and 'DIFFERS' not in out
   contract = json.loads((output / write.CONTRACT).read_text())
   assert contract['format'] == format and contract['about']['data_fingerprint'] == 'f' * 64
-  assert (output / own.TOKENIZER).read_bytes() == (workdir / own.TOKENIZER).read_bytes()
+  assert (output / runs.TOKENIZER).read_bytes() == (workdir / runs.TOKENIZER).read_bytes()
   assert [p.name for p in output.parent.iterdir()] == ['folder']
   if format != 'onnx':
     back = read.read(output)
@@ -197,6 +197,6 @@ def test_a_run_without_its_tokenizer_asks_for_it(run, capsys, tmp_path):
     checkpoint=workdir,
     to='safetensors',
     output=tmp_path / 'x',
-    tokenizer=run[0] / own.TOKENIZER,
+    tokenizer=run[0] / runs.TOKENIZER,
   )
   assert code == 0, err

@@ -15,11 +15,11 @@ import glob
 import os
 import pathlib
 import sys
-import tempfile
 
 from absl import flags
 
 from tips_jax.core import cli as command
+from tips_jax.core import files
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -214,24 +214,13 @@ def _write(output, arrays):
   """An .npz without pickles, whole or absent."""
   import numpy as np
 
-  descriptor, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f'.{output.name}-')
+  columns = {name: np.asarray(array) for name, array in arrays.items()}
   try:
-    with os.fdopen(descriptor, 'wb') as file:
-      np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})
-    os.chmod(temporary, 0o644)
-    try:
-      os.link(
-        temporary, output
-      )  # unlike a rename, it never replaces what has appeared there meanwhile
-    except FileExistsError:
-      _refuse_existing(output)
-    except OSError:  # a file system without links
-      _refuse_existing(output)
-      os.rename(temporary, output)
+    files.write(output, lambda file: np.savez(file, **columns), replace=False)
+  except FileExistsError:
+    _refuse_existing(output)
   except OSError as error:
     raise InputError(f'--output: cannot write {str(output)!r} ({error.strerror})') from None
-  finally:
-    pathlib.Path(temporary).unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

@@ -244,11 +244,11 @@ def _check(public, only):
 
 def _folders():
   """(output, cache): beside the checkpoint where flags do not say."""
-  from tips_jax.interop import run as own
+  from tips_jax.runs import folder as runs
 
-  folder, step = own.split(FLAGS.checkpoint)
+  folder, step = runs.split(FLAGS.checkpoint)
   folder = pathlib.Path(folder)
-  run = own.is_run(FLAGS.checkpoint)
+  run = runs.is_run(FLAGS.checkpoint)
   place = (folder if run else folder.parent) / 'evaluation'
   name = FLAGS.suite.replace(',', '+') or pathlib.Path(FLAGS.store).name
   step = '' if step is None else f'step{step}'

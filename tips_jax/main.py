@@ -81,9 +81,7 @@ def main(_):
     evaluation = Evaluation(method.config) if evals.tasks or evals.suite else None
     from tips_jax.train import loop
   try:
-    encoder = loop.train(
-      method, workdir, PREEMPTION, evaluate=evaluation and evaluation.metrics, peers=peers
-    )
+    encoder = loop.train(method, workdir, PREEMPTION, evaluation=evaluation, peers=peers)
   except loop.Diverged as error:
     print(f'diverged: {error}', file=sys.stderr)
     sys.exit(3)
@@ -210,7 +208,14 @@ class Evaluation:
       has_text=config.evals.text_tower in config.towers,
     )
 
-  def metrics(self, encoder):
+  @property
+  def lower_is_better(self):
+    from tips_jax.evals.datasets import protocols
+
+    best = self.config.checkpoint.best_metric
+    return bool(best) and protocols.unit(best)[1] == 'lower'
+
+  def __call__(self, encoder):
     return self.run.evaluate(
       encoder, self.store, config=self.config.evals, keep=self.keep, jobs=self.jobs, **self.options
     )

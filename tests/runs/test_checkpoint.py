@@ -7,8 +7,8 @@ import pytest
 
 from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
-from tips_jax.interop import run as own
 from tips_jax.runs import checkpoint
+from tips_jax.runs import folder as runs
 from tips_jax.train import initialization as start_lib
 from tips_jax.train import state as state_lib
 
@@ -143,14 +143,14 @@ def test_unfinished_checkpoints_are_not_seen(tmp_path):
   shutil.copytree(
     tmp_path / 'checkpoints' / '3', tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
   )
-  assert own.find(tmp_path, 'init_from').name == '3'
+  assert runs.find(tmp_path, 'init_from').name == '3'
   saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
   assert saver.latest == 3
   saver.close()
 
 
-def steps_left(tmp_path, config, scores=()):
-  saver = checkpoint.Checkpoints(tmp_path, config)
+def steps_left(tmp_path, config, scores=(), **options):
+  saver = checkpoint.Checkpoints(tmp_path, config, **options)
   for step in range(1, 9):
     saver.save(step, tiny(step), next_index=step, contract={})
     saver.scores |= dict(scores[step - 1 : step])  # the evaluation comes later
@@ -173,9 +173,9 @@ def test_keep_best(tmp_path):
 
 
 def test_keep_the_lowest_error(tmp_path):
-  config = schema.Checkpoint(keep_last=1, best_metric='nyu/depth/rmse')
+  config = schema.Checkpoint(keep_last=1, best_metric='m')
   scores = list(enumerate([float('nan'), 0.9, 0.5, 0.2, 0.8, float('nan'), 0.5, 0.6], 1))
-  assert steps_left(tmp_path, config, scores) == [4, 8]
+  assert steps_left(tmp_path, config, scores, lower_is_better=True) == [4, 8]
 
 
 # --- contracts ----------------------------------------------------------------------------------
@@ -295,7 +295,9 @@ def test_frozen_teacher_needs_a_run(small):
 
 
 def test_names_of_a_saved_part(saved):
-  path = own.find(saved[0], 'x')
-  names = own.names(path, 'params')
+  path = runs.find(saved[0], 'x')
+  names = runs.names(path, 'params')
   assert {n for n, _ in tree.named_leaves(saved[1].params)} == set(names)
-  assert names['image/posembed'] == ((1, 4, 4, 32), np.float32) and own.names(path, 'nothing') == {}
+  assert (
+    names['image/posembed'] == ((1, 4, 4, 32), np.float32) and runs.names(path, 'nothing') == {}
+  )

@@ -1,6 +1,8 @@
+import dataclasses
 import functools
 import json
 import shutil
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from tips_jax.core import log
 from tips_jax.core.errors import InputError
-from tips_jax.runs import checkpoint
+from tips_jax.runs import folder
 from tips_jax.runtime import signals as preemption
 from tips_jax.train import loop, sharding
 
@@ -27,13 +29,24 @@ def compiled_once(tmp_path_factory):
     jax.config.update(n, value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What main hands to the loop, by a function."""
+
+  measure: Callable[[object], dict[str, float]]
+  lower_is_better: bool = False
+
+  def __call__(self, encoder):
+    return self.measure(encoder)
+
+
 @pytest.fixture(scope='module')
 def train(small, scenes_store):
   """Runs a method in a work folder on some devices; returns the batches it saw. `stop`: asked to
   after that step.
   """
 
-  def run(workdir, name='tips_v2', *, devices=8, stop=None, evaluate=None, asked=None, **changes):
+  def run(workdir, name='tips_v2', *, devices=8, stop=None, evaluation=None, asked=None, **changes):
     data = dict(store=scenes_store, scenes=dict(train=0), threads=2)
     schedule = dict(total_steps=TOTAL, batch_size=8, warmup_steps=2)
     changes = {
@@ -57,7 +70,7 @@ def train(small, scenes_store):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(loop.Prefetch, 'next', recorded)
       patch.setattr(sharding, 'make_mesh', make_mesh)
-      loop.train(small.method(name, **changes), workdir, asked, evaluate=evaluate)
+      loop.train(small.method(name, **changes), workdir, asked, evaluation=evaluation)
     return seen
 
   return run
@@ -72,14 +85,14 @@ def losses(workdir):
 
 
 def steps(workdir):
-  return sorted(int(p.name) for p in (workdir / checkpoint.FOLDER).iterdir())
+  return sorted(int(p.name) for p in (workdir / folder.FOLDER).iterdir())
 
 
 def saved(workdir, step):
   """Every array of a checkpoint, by name."""
   from orbax.checkpoint import v1 as ocp
 
-  out = ocp.load_checkpointables(workdir.absolute() / checkpoint.FOLDER / str(step))
+  out = ocp.load_checkpointables(workdir.absolute() / folder.FOLDER / str(step))
   return {
     f'{part}/{jax.tree_util.keystr(path)}': np.asarray(x)
     for part in ('params', 'teachers', 'train', 'data')
@@ -204,9 +217,9 @@ def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
     checkpoint=dict(every_steps=1, keep_last=1, best_metric='knn/accuracy'),
   )
   with pytest.raises(preemption.Stopped):
-    train(tmp_path, 'clip', evaluate=evaluate, asked=asked, **options)
+    train(tmp_path, 'clip', evaluation=Evaluation(evaluate), asked=asked, **options)
   assert steps(tmp_path) == [2] and len(values) == 2
-  train(tmp_path, 'clip', evaluate=evaluate, **options)
+  train(tmp_path, 'clip', evaluation=Evaluation(evaluate), **options)
   scores = {
     line['step']: line['eval/knn/accuracy']
     for line in lines(tmp_path)
@@ -222,7 +235,7 @@ def test_unknown_best_metric(train, tmp_path):
     train(
       tmp_path,
       'clip',
-      evaluate=lambda e: {'knn/accuracy': 0.1},
+      evaluation=Evaluation(lambda encoder: {'knn/accuracy': 0.1}),
       checkpoint=dict(best_metric='knn/acc'),
     )
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 
+from tips_jax.core import files
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Log
 
@@ -33,9 +34,7 @@ class Metrics:
       kept = ''.join(
         json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step
       )
-      temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(kept)
-      os.replace(temporary, self.path)
+      files.write(self.path, kept)
       self._file = open(self.path, 'a')
       if config.tensorboard:
         from tensorboardX import SummaryWriter  # slow to import, and optional
@@ -86,6 +85,15 @@ def read(path) -> list[dict]:
     raise InputError(
       f'{path}: got a line that is not JSON ({error}); expected one object a line'
     ) from None
+
+
+def evaluation(line: dict) -> dict[str, float | None]:
+  """{metric: value} of a line that holds an evaluation; {} for any other line."""
+  return {
+    name.removeprefix('eval/'): value
+    for name, value in line.items()
+    if name.startswith('eval/') and name != 'eval/seconds'
+  }
 
 
 class Progress:

@@ -7,12 +7,12 @@ import pathlib
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.interop import arrays
-from tips_jax.interop import run as own
+from tips_jax.interop import arrays, run
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.official import npz as official
 from tips_jax.interop.weights import PREPROCESSING, Weights, flat
 from tips_jax.interop.write import CONTRACT, VERSION
+from tips_jax.runs import folder as runs
 
 _EXPECTED = (
   'a work folder (FOLDER or FOLDER@step), a Hugging Face folder, an export of tips_jax, or official '
@@ -31,17 +31,17 @@ def read(path, *, weights='', tokenizer=None, what='checkpoint'):
   found = _read(path, weights, what)
   if tokenizer:
     found = found.replace(tokenizer=_bytes(tokenizer))
-  elif found.text and not found.tokenizer and not own.is_run(path):
+  elif found.text and not found.tokenizer and not runs.is_run(path):
     beside = (
       pathlib.Path(path) if pathlib.Path(path).is_dir() else pathlib.Path(path).parent
-    ) / own.TOKENIZER
+    ) / runs.TOKENIZER
     found = found.replace(tokenizer=_bytes(beside) if beside.is_file() else None)
   return found
 
 
 def _read(path, weights, what):
-  if own.is_run(path):
-    return own.read(path, weights=weights, what=what)
+  if runs.is_run(path):
+    return run.read(path, weights=weights, what=what)
   if weights:
     raise InputError(
       f'{what}: got weights {weights!r} of {str(path)!r}; expected a work folder, which has a choice'
@@ -142,13 +142,13 @@ def _check_contract(path, contract):
 def _checked_tokenizer(path, contract):
   if not contract['tokenizer_sha256']:
     return None
-  tokenizer = Tokenizer(path / own.TOKENIZER)
+  tokenizer = Tokenizer(path / runs.TOKENIZER)
   if tokenizer.sha256 != contract['tokenizer_sha256']:
     raise InputError(
-      f'{str(path / own.TOKENIZER)!r}: got another tokenizer than the weights were trained with; '
+      f'{str(path / runs.TOKENIZER)!r}: got another tokenizer than the weights were trained with; '
       f'expected SHA-256 {contract["tokenizer_sha256"]}'
     )
-  return (path / own.TOKENIZER).read_bytes()
+  return (path / runs.TOKENIZER).read_bytes()
 
 
 def _check_shapes(weights, path):

@@ -12,8 +12,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, onnx
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.official import npz as official
-from tips_jax.interop.run import TOKENIZER
 from tips_jax.interop.weights import PREPROCESSING, flat, sha256
+from tips_jax.runs.folder import TOKENIZER
 
 CONTRACT = 'tips_jax.json'
 VERSION = 1

@@ -1,62 +1,63 @@
 """Checkpoints of a run, through orbax: asynchronous, complete or absent, readable on another mesh.
 
-Each step holds `params`, `teachers` (if any), `train` (optimizer, memory, counters), `data` (one
-integer) and, as
-metadata, the contract: the config, the tokenizer's hash, the preprocessing and the data's
-fingerprint. Precedence at start-up: the own run in --workdir, then `init_from`, then initial
-weights.
+Each step holds `params`, `teachers` (if any), `train` (optimizer, states of the losses, counters),
+`data` (one integer) and, as metadata, the contract: the config, the tokenizer's hash, the
+preprocessing and the data's fingerprint. Precedence at start-up: the run's own checkpoint in
+--workdir, then `init_from`, then initial weights.
 """
 
 import math
 import pathlib
+from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Checkpoint
-from tips_jax.evals.datasets import protocols
-from tips_jax.interop import run as own
-from tips_jax.interop.run import FOLDER
+from tips_jax.runs import folder
 
 _POLICY = ocp.training.preservation_policies
-# Fields in which a run may not change its mind: other weights, or other inputs to the same weights.
+# A run that changes one of these would have other weights, or other inputs to the same weights.
 _FIXED = ('towers', 'tokenizer_sha256', 'text_length', 'preprocessing')
+# Fields of train.state.State that are saved as the part `train`.
+_TRAIN = ('loss_state', 'optimizer', 'step', 'bad_steps', 'skipped')
 
 
 class Checkpoints:
-  """The checkpoints of one work folder. `scores`: {step: value of the best metric}, filled by the
-  owner.
-  """
+  """The checkpoints of one work folder."""
 
-  def __init__(self, workdir, config: Checkpoint):
-    self.scores = {}
+  def __init__(
+    self, workdir: str | pathlib.Path, config: Checkpoint, *, lower_is_better: bool = False
+  ):
+    # {step: value of checkpoint.best_metric}, filled by the loop after each evaluation.
+    self.scores: dict[int, float] = {}
     keep = [_POLICY.LatestN(config.keep_last)]
     if config.keep_every:
       keep.append(_POLICY.EveryNSteps(config.keep_every))
     if config.best_metric:
-      keep.append(
-        _Best(self.scores, min if protocols.unit(config.best_metric)[1] == 'lower' else max)
-      )
-    self._path = pathlib.Path(workdir).absolute() / FOLDER
-    with own.one_error(f'workdir: cannot open {str(self._path)!r}'):
+      keep.append(_Best(self.scores, lower_is_better))
+    self._path = pathlib.Path(workdir).absolute() / folder.FOLDER
+    with folder.one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
         self._path,
         preservation_policy=_POLICY.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
+        # The loop decides when to save; orbax shall not skip any.
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       )
     self._pending = None
 
   @property
-  def latest(self):
+  def latest(self) -> int | None:
     """The newest complete step, or None."""
     return self._orbax.latest.step if self._orbax.latest else None
 
-  def save(self, step, state, *, next_index, contract):
-    """Starts to save; the state may be donated to the next step at once. Errors of the save before
-    surface here.
+  def save(self, step: int, state: Any, *, next_index: int, contract: dict) -> None:
+    """Starts to save; the state may be donated to the next step at once.
+
+    Errors of the save before surface here.
     """
-    with own.one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
+    with folder.one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
       self._wait()
       self._pending = self._orbax.save_checkpointables_async(
         step,
@@ -65,50 +66,57 @@ class Checkpoints:
         force=True,
       )
 
-  def wait(self):
-    with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+  def wait(self) -> None:
+    """Returns when the last save is complete on disk; InputError where it failed."""
+    with folder.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
       self._wait()
 
   def _wait(self):
     if self._pending is not None:
-      self._pending, pending = None, self._pending
+      # Cleared first: a failed save is raised once, not at every later call.
+      pending, self._pending = self._pending, None
       pending.result()
 
-  def contract(self, step):
-    return own.contract(self._path / str(step))
+  def contract(self, step: int) -> dict:
+    """What the run that saved this step was: see train/initialization.py."""
+    return folder.contract(self._path / str(step))
 
-  def next_index(self, step):
-    with own.one_error(f'checkpoint: cannot read {str(self._path / str(step))!r}'):
-      return int(
-        ocp.load_checkpointables(self._path / str(step), {'data': {'next_index': 0}})['data'][
-          'next_index'
-        ]
-      )
+  def next_index(self, step: int) -> int:
+    """The next global example of the data, without reading any weights."""
+    path = self._path / str(step)
+    with folder.one_error(f'checkpoint: cannot read {str(path)!r}'):
+      data = ocp.load_checkpointables(path, {'data': {'next_index': 0}})['data']
+    return int(data['next_index'])
 
-  def restore(self, step, abstract):
+  def restore(self, step: int, abstract: Any) -> tuple[Any, int]:
     """(state, next data index); `abstract`: a State of ShapeDtypeStructs with the shardings to
     restore to.
     """
     path = self._path / str(step)
     parts = _parts(abstract)
-    for part, wanted in parts.items():
-      own.check(path, part, wanted)
-    with own.one_error(f'checkpoint: cannot read {str(path)!r}'):
+    for part, requested in parts.items():
+      folder.check(path, part, requested)
+    with folder.one_error(f'checkpoint: cannot read {str(path)!r}'):
       out = self._orbax.load_checkpointables(step, parts | {'data': {'next_index': 0}})
     state = abstract.replace(params=out['params'], teachers=out.get('teachers', {}), **out['train'])
     return state, int(out['data']['next_index'])
 
-  def close(self):
-    with own.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+  def close(self) -> None:
+    """Waits for the last save, and frees orbax's threads."""
+    with folder.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
       self._wait()
       self._orbax.close()  # raises the error of a failed save once more
 
 
 class _Best:
-  """Keeps the checkpoint with the best score, of numbers, also where the score came after the save."""
+  """Keeps the checkpoint with the best score, also where the score came after the save.
 
-  def __init__(self, scores, best):
-    self._scores, self._best = scores, best
+  A score that is not finite is none.
+  """
+
+  def __init__(self, scores, lower_is_better):
+    self._scores = scores
+    self._best = min if lower_is_better else max
 
   def should_preserve(self, checkpoints, *, context):
     scored = [c.step for c in checkpoints if math.isfinite(self._scores.get(c.step, math.nan))]
@@ -117,15 +125,14 @@ class _Best:
 
 
 def _parts(state):
-  train = {
-    k: getattr(state, k) for k in ('loss_state', 'optimizer', 'step', 'bad_steps', 'skipped')
-  }
-  return {'params': state.params, 'train': train} | (
-    {'teachers': state.teachers} if state.teachers else {}
-  )
+  """{part: its arrays}. Orbax cannot save an empty part, so `teachers` may be absent."""
+  parts = {'params': state.params, 'train': {name: getattr(state, name) for name in _TRAIN}}
+  if state.teachers:
+    parts['teachers'] = state.teachers
+  return parts
 
 
-def check_contract(old, new, where):
+def check_contract(old: dict, new: dict, where: str) -> list[str]:
   """InputError for the first thing that weights and inputs cannot survive; returns other changed
   fields, named.
   """
@@ -141,8 +148,12 @@ def check_contract(old, new, where):
 
 
 def _changes(old, new, name):
+  """Lines such as 'config.seed was 0, is 1', one for each leaf that differs."""
   if isinstance(old, dict) and isinstance(new, dict):
-    return [
-      c for k in sorted({*old, *new}) for c in _changes(old.get(k), new.get(k), f'{name}.{k}')
-    ]
-  return [] if old == new else [f'{name} was {old!r}, is {new!r}']
+    lines = []
+    for key in sorted({*old, *new}):
+      lines += _changes(old.get(key), new.get(key), f'{name}.{key}')
+    return lines
+  if old == new:
+    return []
+  return [f'{name} was {old!r}, is {new!r}']

@@ -11,8 +11,8 @@ import numpy as np
 from tips_jax.core import strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import read
-from tips_jax.interop import run as own
 from tips_jax.interop import weights as weights_lib
+from tips_jax.runs import folder as runs
 from tips_jax.train import state as state_lib
 
 
@@ -40,7 +40,7 @@ def initial_state(method, shardings, abstract, say, *, tokenizer_sha256=None):
   c = method.config
   state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
   if c.init_from:
-    foreign = not own.is_run(c.init_from)
+    foreign = not runs.is_run(c.init_from)
     if 'params' in c.init_parts:
       args = (abstract.params, state.params, say, tokenizer_sha256)
       state = state.replace(params=_foreign(c, *args) if foreign else _from_run(c, 'params', *args))
@@ -80,21 +80,21 @@ def _more_from_run(c, state, abstract, say):
 
 def _state_from_run(c, part, abstract, initial, say):
   """The memory of the losses or the optimizer's state, whole."""
-  path = own.find(c.init_from, 'init_from')
-  there = any(n.startswith(f'{part}/') for n in own.names(path, 'train'))
+  path = runs.find(c.init_from, 'init_from')
+  there = any(n.startswith(f'{part}/') for n in runs.names(path, 'train'))
   say(f'{part} from {path}: {"all" if there else "nothing"}')
-  return own.load(path, 'train', {part: abstract})[part] if there else initial
+  return runs.load(path, 'train', {part: abstract})[part] if there else initial
 
 
 def _from_run(c, part, abstract, initial, say, tokenizer_sha256=None, *, within=''):
   """`initial`, with those leaves that a part of another run's checkpoint holds and the rules ask
   for.
   """
-  path, prefix = own.find(c.init_from, 'init_from'), f'{within}/' if within else ''
-  saved = own.names(path, part)
+  path, prefix = runs.find(c.init_from, 'init_from'), f'{within}/' if within else ''
+  saved = runs.names(path, part)
   there = {n.removeprefix(prefix) for n in saved if n.startswith(prefix)}
   wanted = _same_leaves(_chosen(c, abstract), there, f'init_from: {part}', rules=c.init_from_rules)
-  _same_tokenizer(c, wanted, own.contract(path).get('tokenizer_sha256'), tokenizer_sha256)
+  _same_tokenizer(c, wanted, runs.contract(path).get('tokenizer_sha256'), tokenizer_sha256)
   # A position table may have another grid there; it is small, and comes whole.
   grids = {
     n: saved[prefix + n][0]
@@ -109,7 +109,7 @@ def _from_run(c, part, abstract, initial, say, tokenizer_sha256=None, *, within=
     _report(f'{within or part} from {path}', {}, initial, say)
     return initial
   nested = tree.nested(shaped)
-  loaded = own.load(path, part, {within: nested} if within else nested)
+  loaded = runs.load(path, part, {within: nested} if within else nested)
   loaded = dict(tree.named_leaves(loaded[within] if within else loaded))
   loaded |= {
     n: _put(_fit(n, np.asarray(loaded[n]), wanted[n].shape, say), wanted[n]) for n in grids
@@ -249,17 +249,17 @@ def frozen_teacher(c, name, abstract, say):
   elsewhere; or foreign.
   """
   teacher, result = c.teachers[name], {}
-  if teacher.init_from and not own.is_run(teacher.init_from):
+  if teacher.init_from and not runs.is_run(teacher.init_from):
     return _foreign_teacher(teacher, name, abstract, say)
-  path = own.find(teacher.init_from, f'teachers.{name}.init_from')
-  saved = own.names(path, 'teachers')
+  path = runs.find(teacher.init_from, f'teachers.{name}.init_from')
+  saved = runs.names(path, 'teachers')
   for tower, leaves in abstract.items():
     other = teacher.rename.get(tower, tower)
     owner = next((n.split('/')[0] for n in saved if n.split('/')[1] == other), None)
     if owner:
-      result[tower] = own.load(path, 'teachers', {owner: {other: leaves}})[owner][other]
+      result[tower] = runs.load(path, 'teachers', {owner: {other: leaves}})[owner][other]
     else:
-      result[tower] = own.load(path, 'params', {tower: leaves}, rename={other: tower})[tower]
+      result[tower] = runs.load(path, 'params', {tower: leaves}, rename={other: tower})[tower]
     say(f'{name}/{tower} from {path}: {owner or "student"}/{other}')
   return result
 

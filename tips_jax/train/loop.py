@@ -19,18 +19,17 @@ import collections
 import concurrent.futures
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import time
 
 import jax
 
-from tips_jax.core import chips, log, strict
+from tips_jax.core import chips, files, log, strict
 from tips_jax.core.errors import InputError
 from tips_jax.data.pipeline import Pipeline
-from tips_jax.interop import run as own
 from tips_jax.runs import checkpoint
+from tips_jax.runs import folder as runs
 from tips_jax.runtime import compile_cache as cache
 from tips_jax.runtime import peers as multihost
 from tips_jax.runtime.signals import Stopped
@@ -47,24 +46,24 @@ class Diverged(RuntimeError):
   """Too many non-finite updates in a row."""
 
 
-def train(method, workdir, preemption, *, evaluate=None, peers=None):
+def train(method, workdir, preemption, *, evaluation=None, peers=None):
   """Trains to the last step and returns the final state's Encoder.
 
-  evaluate: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and
-  at the end.
+  evaluation: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and
+  at the end; its `lower_is_better` is of checkpoint.best_metric.
   peers: the other processes (multihost.join). Raises InputError for anything the user can mend,
   Stopped after a signal (all saved), Diverged.
   """
   config, workdir = method.config, pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh, config.schedule.batch_size)
-  run = Run(method, workdir, mesh, preemption, peers or multihost.Peers(preemption))
+  run = Run(method, workdir, mesh, preemption, peers or multihost.Peers(preemption), evaluation)
   try:
     with jax.set_mesh(mesh):
       with preemption.interruptible(disposable=True):
         run.start()
         run.compile()
         run.peers.together()
-      run.loop(evaluate)
+      run.loop(evaluation)
     return run.encoder.of(run.state)
   except Stopped:
     if run.peers.can_save:
@@ -78,7 +77,7 @@ def train(method, workdir, preemption, *, evaluate=None, peers=None):
 class Run:
   """One process's share of a run: what the loop holds between steps."""
 
-  def __init__(self, method, workdir, mesh, preemption, peers):
+  def __init__(self, method, workdir, mesh, preemption, peers, evaluation):
     c = method.config
     self.method, self.config, self.workdir, self.mesh = method, c, workdir, mesh
     self.preemption, self.peers, self.lead = preemption, peers, peers.lead
@@ -88,7 +87,9 @@ class Run:
     self.abstract, self.shardings = lowering.abstract_state(method, mesh)
     self.state = self.pipeline = self.metrics = self.saved = self.clock = None
     self.late, self.evaluated = None, {}
-    self.checkpoints = checkpoint.Checkpoints(workdir, c.checkpoint)
+    self.checkpoints = checkpoint.Checkpoints(
+      workdir, c.checkpoint, lower_is_better=bool(evaluation and evaluation.lower_is_better)
+    )
 
   # --- start ---
 
@@ -151,9 +152,9 @@ class Run:
     self.step, self.saved = int(state.step), latest
     self.state = state
     if self.lead:
-      write_json(self.workdir / 'config.json', strict.plain(c))
+      files.write(self.workdir / 'config.json', json.dumps(strict.plain(c), indent=1) + '\n')
       if self.pipeline.tokenizer:
-        shutil.copyfile(self.pipeline.tokenizer.path, self.workdir / own.TOKENIZER)
+        shutil.copyfile(self.pipeline.tokenizer.path, self.workdir / runs.TOKENIZER)
       self.metrics = log.Metrics(
         self.workdir, config=c.log, resume_step=self.step if latest is not None else -1
       )
@@ -369,10 +370,3 @@ class Clock:
       out['model_flop_utilization'] = speed * self._flops / self._peak
     self.restart()
     return out
-
-
-def write_json(path, value):
-  """Atomic: a reader sees the old file or the new one."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=1) + '\n')
-  os.replace(temporary, path)
