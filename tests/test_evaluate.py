@@ -85,9 +85,9 @@ def test_a_store_of_ones_own(call, plain, store, tmp_path, monkeypatch):
 
 def test_all_that_the_annotations_serve(checkpoints, store):
   with_texts, without = (suite_data.own(store, texts=texts) for texts in (True, False))
-  assert [job.task.name for job in with_texts] == list(table.KINDS)
+  assert [job.task.name for job in with_texts] == list(table.TASKS)
   assert [job.task.name for job in without] == [
-    name for name, kind in table.KINDS.items() if not kind.text
+    name for name, kind in table.TASKS.items() if not kind.text
   ]
 
 
@@ -95,7 +95,7 @@ def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
   monkeypatch.setattr(suite_data, '_SCENES', suite_data._SCENES | dict(train=16, test=8, size=SIZE))
   code, out, err = call(suite='quick', task='knn,instance', batch_size=8)
   assert code == 0, err
-  assert re.search(r'one +random weights +naive', out) and 'drawing scenes' in err
+  assert re.search(r'one +random weights +chance', out) and 'drawing scenes' in err
   random = sheet.read(tmp_path / 'out/random_weights')
   assert random['checkpoint']['name'] == 'random weights'
   assert random['checkpoint']['sha256'] != sheet.read(tmp_path / 'out')['checkpoint']['sha256']
@@ -109,7 +109,7 @@ def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
     call(store=store, task='knn', output=tmp_path / 'two', checkpoint=checkpoints / 'two')[0] == 0
   )
   code, out, err = call(store=store, task='knn', compare=f'{tmp_path / "two"},{tmp_path / "small"}')
-  assert code == 0 and re.search(r'one \w{6} +two +one \w{6} +naive', out), err
+  assert code == 0 and re.search(r'one \w{6} +two +one \w{6} +chance', out), err
   assert 'two: ' not in out and re.search(
     r'≠ mine, knn, one \w{6}: 10 images of train, not 24; 10 images of test', out
   )

@@ -45,7 +45,7 @@ flags.DEFINE_string(
   'task',
   '',
   'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
-  'linear, instance, retrieval, zeroshot, zeroshot_segmentation.',
+  'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation.',
   flag_values=FLAGS,
 )
 flags.DEFINE_string(

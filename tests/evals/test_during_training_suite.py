@@ -44,7 +44,7 @@ FIRST = {
   'dpt_depth': 'rmse',
   'dpt_normals': 'angular_rmse',
   'linear': 'accuracy',
-  'instance': 'r1',
+  'instance_retrieval': 'r1',
   'zeroshot': 'accuracy',
   'zeroshot_segmentation': 'miou',
 }
@@ -95,7 +95,7 @@ def config_of(*tasks, **fields):
 
 
 def test_all_tasks_of_the_suite_may_be_named():
-  assert set(ALL) == {kind.name or name for name, kind in table.KINDS.items()}
+  assert set(ALL) == {*table.TASKS}
   with pytest.raises(InputError, match=r"evals.tasks\[0\]: got 'dept'.*did you mean 'depth'"):
     strict.build(Evals, {'tasks': ('dept',)}, 'evals')
 
@@ -109,7 +109,7 @@ def test_every_task(drawn, words, model, tmp_path):
   ]
   assert all(type(v) is float and np.isfinite(v) for v in found.values())
   for task, metric in FIRST.items():
-    assert f'{task}/{metric}' in found and f'{task}/{metric}' in keep['naive']
+    assert f'{task}/{metric}' in found and f'{task}/{metric}' in keep['chance']
   here = run.evaluate(
     model, drawn, config=config_of(*HERE), **options
   )  # whose numbers stay what they were
@@ -123,10 +123,10 @@ def test_every_task(drawn, words, model, tmp_path):
   assert job.options['steps'] == 4 and outcome.options['size'] == SIZE
 
   chance, baseline = run.baselines(drawn, config_of(*ALL), patch=8, keep=keep, **options)
-  assert set(chance) <= set(found) and keep['naive'].items() <= chance.items()
+  assert set(chance) <= set(found) and keep['chance'].items() <= chance.items()
   assert {name.split('/')[0] for name in chance} == set(ALL)
   assert {name.split('/')[0] for name in baseline} == set(HERE)
-  assert run.baselines(drawn, config_of('depth'), patch=8, keep=keep) == (keep['naive'], {})
+  assert run.baselines(drawn, config_of('depth'), patch=8, keep=keep) == (keep['chance'], {})
 
 
 def test_nothing_stays(drawn, words, model, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_nothing_stays(drawn, words, model, tmp_path, monkeypatch):
 
 
 def test_the_split_and_the_limit_are_those_of_the_config(drawn):
-  config = config_of('linear', 'instance', split='train[50%:]')
+  config = config_of('linear', 'instance_retrieval', split='train[50%:]')
   jobs = run_suite.jobs(drawn, config, config.tasks)['']
   assert [job.splits for job in jobs] == [
     {'train': 'train', 'test': config.split},
@@ -171,10 +171,16 @@ def test_benchmarks(drawn, words, model, tmp_path, monkeypatch):
   monkeypatch.setattr(checker, '_count', lambda *_: None)  # of thousands of images
   for name in ('flickr8k', 'uned_food2k', 'cifar10'):
     fake.WRITE[name](tmp_path / 'data')
-  config = config_of('instance', suite='flickr8k,uned_food2k', data=str(tmp_path / 'data'))
+  config = config_of(
+    'instance_retrieval', suite='flickr8k,uned_food2k', data=str(tmp_path / 'data')
+  )
   jobs = run.check(drawn, config, tokenizer=words)
   found = run.evaluate(model, drawn, config=config, tokenizer=words, jobs=jobs)
-  assert {'instance/r1', 'uned_food2k/instance/r1', 'flickr8k/retrieval/t2i_r1'} <= set(found)
+  assert {
+    'instance_retrieval/r1',
+    'uned_food2k/instance_retrieval/r1',
+    'flickr8k/retrieval/t2i_r1',
+  } <= set(found)
   silent = run.check(drawn, dataclasses.replace(config, suite='cifar10'), has_text=False)
   assert [job.task.kind for job in silent['cifar10']] == [
     'knn',
@@ -224,7 +230,7 @@ def test_what_lacks_is_said_in_one_line(drawn, words, tmp_path, monkeypatch, fie
     ('depth', 'depth'),
     ('dpt_normals', 'normals'),
     ('linear', 'label'),
-    ('instance', 'label'),
+    ('instance_retrieval', 'label'),
     ('zeroshot_segmentation', 'mask'),
   ],
 )

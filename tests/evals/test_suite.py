@@ -28,7 +28,7 @@ SIZE, TRAIN, TEST = 32, 20, 12
 TINY = {
   'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
   'dpt_depth': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, bins=8, batch=10),
-  'normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10),
+  'dpt_normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10),
   'linear': dict(steps=5),
   'knn': dict(k=(1, 3)),
   'zeroshot': dict(templates='photo'),
@@ -74,17 +74,17 @@ def everything(path, tmp_path_factory):
 
 def test_scenes_serve_every_task(everything):
   outcomes = everything[0]
-  assert list(outcomes) == list(table.KINDS)
+  assert list(outcomes) == list(table.TASKS)
   for outcome in outcomes.values():
     assert outcome.metrics and all(np.isfinite(v) for v in outcome.metrics.values()), outcome
-    assert set(outcome.naive) <= set(outcome.metrics) and outcome.naive
+    assert set(outcome.chance) <= set(outcome.metrics) and outcome.chance
     assert 1 <= len(outcome.examples) <= 6
     assert (
       set(outcome.seconds) == {'encoder', 'reading', 'task'} and min(outcome.seconds.values()) >= 0
     )
-    assert outcome.kind in sheet.KINDS
-    for metric in suite_metrics(outcome.kind):
-      assert metric in outcome.metrics and metric in outcome.naive
+    assert outcome.spec.name in sheet.KINDS
+    for metric in suite_metrics(outcome.spec.name):
+      assert metric in outcome.metrics and metric in outcome.chance
 
 
 def suite_metrics(kind):
@@ -95,7 +95,7 @@ def suite_metrics(kind):
     'depth': ['rmse'],
     'dpt_depth': ['rmse'],
     'dpt_normals': ['angular_rmse'],
-    'instance': ['r1'],
+    'instance_retrieval': ['r1'],
     'retrieval': ['i2t_r1', 't2i_r1'],
   }
   return known.get(kind, ['accuracy'])
@@ -123,7 +123,7 @@ def test_features_are_computed_once(everything, path):
 
 def test_results_go_to_the_sheet(everything, tmp_path):
   chosen = [
-    everything[0][name] for name in ('normals', 'instance_retrieval', 'zeroshot_segmentation')
+    everything[0][name] for name in ('dpt_normals', 'instance_retrieval', 'zeroshot_segmentation')
   ]
   text = sheet.write(tmp_path, chosen, title='test', sha256='0' * 64)
   content = json.loads((tmp_path / sheet.FILE).read_text())
@@ -135,7 +135,7 @@ def test_results_go_to_the_sheet(everything, tmp_path):
 
 def test_decoders_are_kept_and_trained_once(everything, path, monkeypatch, tmp_path):
   _, _, output, cache = everything
-  for task in ('depth', 'normals'):
+  for task in ('depth', 'dpt_normals'):
     ours = dpt_train.load(output / 'decoders' / f'scenes_{task}.npz')
     with np.load(output / 'decoders' / f'scenes_{task}_official.npz') as official:
       kernel = official['project.weight']
@@ -169,7 +169,7 @@ def test_depth_that_is_not_scored_is_not_shown(everything):
 
 
 def test_examples_have_the_resolution_of_the_data(everything):
-  for task in ('segmentation', 'depth', 'dpt_depth', 'normals', 'zeroshot_segmentation'):
+  for task in ('segmentation', 'depth', 'dpt_depth', 'dpt_normals', 'zeroshot_segmentation'):
     for example in everything[0][task].examples:
       assert example['image'].shape == (SIZE, SIZE, 3) and example['image'].dtype == np.uint8
       assert example['truth'].shape[:2] == (SIZE, SIZE)
@@ -340,7 +340,11 @@ def test_names():
   assert len(suite_data.names('tips')) == len(set(suite_data.names('tips,voc')))
   with pytest.raises(InputError, match="--suite: got 'quik'.*did you mean 'quick'"):
     suite_data.names('quik')
-  assert suite_data.kinds('dpt_normals,instance,knn') == ('normals', 'instance_retrieval', 'knn')
+  assert suite_data.kinds('dpt_normals,instance_retrieval,knn') == (
+    'dpt_normals',
+    'instance_retrieval',
+    'knn',
+  )
   with pytest.raises(InputError, match="--task: got 'segmentatoin'.*did you mean 'segmentation'"):
     suite_data.kinds('segmentatoin')
 
@@ -388,7 +392,7 @@ def larger(path, tmp_path_factory):
 
 @pytest.mark.parametrize('kind', ['mask', 'depth', 'normals'])
 def test_annotations_of_another_size(path, larger, kind):
-  task = {'mask': 'segmentation', 'normals': 'normals', 'depth': 'dpt_depth'}[kind]
+  task = {'mask': 'segmentation', 'normals': 'dpt_normals', 'depth': 'dpt_depth'}[kind]
   jobs = spoilt(path, kinds=(task,), records=lambda record: record | {kind: larger[kind]})
   refused(jobs, f'{kind}s? of another size than images: got 64x64, the image is 32x32')
 
@@ -465,7 +469,7 @@ def refused(jobs, message, encoder=None):
 def test_only_what_the_annotations_serve(path):
   data = suite_data.Store(store.open_store(path))
   data.features = {'image', 'mask'}
-  serves = lambda texts: [name for name, kind in table.KINDS.items() if data.serves(kind, texts)]
+  serves = lambda texts: [name for name, kind in table.TASKS.items() if data.serves(kind, texts)]
   assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
     'segmentation'
   ]

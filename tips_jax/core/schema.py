@@ -304,7 +304,7 @@ class Evals:
       'dpt_depth',
       'dpt_normals',
       'linear',
-      'instance',
+      'instance_retrieval',
       'zeroshot',
       'zeroshot_segmentation',
     ],

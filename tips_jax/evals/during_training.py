@@ -28,7 +28,7 @@ def check(store, config: Evals, *, tokenizer=None, has_text: bool = True) -> dic
   """
   text = dict(has_text=has_text, tokenizer=tokenizer)
   for task in config.tasks:
-    kind = table.KINDS[table.KIND_OF[task]]
+    kind = table.TASKS[task]
     needed = config.retrieval_text if kind.needs == 'captions' else kind.needs
     if needed not in store.features:
       raise InputError(
@@ -66,7 +66,7 @@ def evaluate(
 
   All are shares in [0, 1] but meters and degrees (protocols.unit). Tasks that learn do so on the
   training split; everything of the store is measured on `config.split`. `keep` takes what the
-  report draws: 'probe', and 'naive', the suite's metrics of an answer that knows no image. jobs:
+  report draws: 'probe', and 'chance', the suite's metrics of an answer that knows no image. jobs:
   what `check` gave. Raises InputError as `check` does.
   """
   if jobs is None:
@@ -75,7 +75,7 @@ def evaluate(
   result = _measured_here(
     encoder, store, tokenizer=tokenizer, config=config, text_length=text_length, keep=keep
   )
-  others, keep['naive'] = run_suite.measure(encoder, jobs, config=config)
+  others, keep['chance'] = run_suite.measure(encoder, jobs, config=config)
   return result | others
 
 
@@ -134,12 +134,12 @@ def baselines(
   evals/baselines.py. Without texts in the training split there is no pixel baseline of retrieval.
   Of the suite's tasks there is none; their chance is what `evaluate` left in `keep`.
   """
-  naive = (keep or {}).get('naive', {})
+  suite_chance = (keep or {}).get('chance', {})
   config = dataclasses.replace(config, tasks=tuple(t for t in config.tasks if t in _HERE), suite='')
   if not config.tasks:
-    return naive, {}
+    return suite_chance, {}
   check(store, config, tokenizer=tokenizer)
-  chance = baselines_lib.chance(store, config) | naive
+  chance = baselines_lib.chance(store, config) | suite_chance
   pixels = baselines_lib.Pixels(config, patch=patch)
   if 'retrieval' in config.tasks:
     fitted = TRAIN in store.splits and pixels.fit(

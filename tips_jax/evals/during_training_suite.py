@@ -40,16 +40,12 @@ def measure(encoder, groups, *, config: Evals) -> tuple[dict[str, float], dict[s
 
   Features stand in a temporary folder (TMPDIR says where), those of one data set at a time.
   """
-  metrics, naive = {}, {}
-  for name, group in groups.items():
+  metrics, chance = {}, {}
+  for group in groups.values():
     for outcome in _outcomes(encoder, group, config):
-      task = outcome.kind + outcome.task.removeprefix(
-        table.KIND_OF[outcome.kind]
-      )  # with its variant
-      where = f'{outcome.dataset}/{task}' if name else task
-      for found, values in ((metrics, outcome.metrics), (naive, outcome.naive)):
-        found |= {f'{where}/{metric}': float(value) for metric, value in values.items()}
-  return metrics, naive
+      for found, values in ((metrics, outcome.metrics), (chance, outcome.chance)):
+        found |= {f'{outcome.prefix}/{metric}': float(value) for metric, value in values.items()}
+  return metrics, chance
 
 
 def _outcomes(encoder, group, config):
@@ -82,7 +78,7 @@ def need_text(where, *, has_text, tokenizer):
 
 
 def _own(store, config, tasks):
-  kinds = tuple(dict.fromkeys(table.KIND_OF[task] for task in tasks))
+  kinds = tuple(dict.fromkeys(tasks))
   found = suite_data.own(store.path, only=kinds, size=config.size) if kinds else []
   for job in found:
     job.data.counts[config.split] = len(
@@ -110,7 +106,7 @@ def _names(config):
 
 def _public(name, config, has_text):
   tasks = [
-    task for task in protocols.get(name).tasks if has_text or not table.KINDS[task.kind].text
+    task for task in protocols.get(name).tasks if has_text or not table.TASKS[task.kind].text
   ]
   if not tasks:
     need_text(f'evals.suite: {name!r}', has_text=False, tokenizer=None)

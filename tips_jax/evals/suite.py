@@ -75,7 +75,8 @@ def _outcome(work, every):
   return Result(
     dataset=job.dataset,
     task=job.task.name,
-    kind=job.spec.name or job.task.kind,
+    spec=job.spec,
+    prefix=job.prefix,
     data=data,
     published=job.published,
     seconds={**work.parts.seconds(job), 'task': own},

@@ -76,7 +76,7 @@ def test_a_protocol_fits_its_reader(name):
     needs = {
       'depth': 'depth',
       'dpt_depth': 'depth',
-      'normals': 'normals',
+      'dpt_normals': 'normals',
       'knn': 'label',
       'linear': 'label',
       'instance_retrieval': 'tags',
@@ -102,7 +102,7 @@ def test_the_suite_is_the_papers_twenty_data_sets():
     'segmentation',
     'depth',
     'dpt_depth',
-    'normals',
+    'dpt_normals',
     'knn',
     'linear',
     'instance_retrieval',
@@ -184,7 +184,7 @@ def test_some_published_figures():
   assert of('uned_met', 'instance_retrieval', 'r1')['TIPS B/14 HR (released)'] == (62.7, 'V')
   assert of('flickr30k', 'retrieval', 't2i_r1')['TIPSv2 L/14'] == (83.3, 'V')
   assert of('ade20k', 'zeroshot_segmentation_ade150', 'miou')['TIPSv2 So400m/14'] == (23.3, 'V')
-  assert of('navi', 'normals', 'angular_rmse')['TIPSv2 g/14'] == (24.1, 'T2')
+  assert of('navi', 'dpt_normals', 'angular_rmse')['TIPSv2 g/14'] == (24.1, 'T2')
   assert of('camvid', 'segmentation', 'miou') == {}
 
 

@@ -33,7 +33,7 @@ def outcome(task, metrics, **others):
       'dataset': 'toy',
       'task': task,
       'metrics': metrics,
-      'naive': {k: v / 2 for k, v in metrics.items()},
+      'chance': {k: v / 2 for k, v in metrics.items()},
       'published': {},
       'examples': [],
       'seconds': {'encoder': 1.25, 'task': 0.5},
@@ -85,7 +85,7 @@ def every_task():
     ),
     outcome('dpt_depth', {'rmse': 0.25}, examples=[{'image': image()} | depth()]),
     outcome(
-      'normals',
+      'dpt_normals',
       {'angular_rmse': 22.5, 'within_11.25': 0.5},
       examples=[{'image': image()} | normals()],
     ),
@@ -146,17 +146,17 @@ def test_everything(tmp_path):
   assert content['schema'] == 1 and content['checkpoint'] == {'name': 'small', 'sha256': 'ab12'}
   found = {entry['task']: entry for entry in content['results']}
   assert found['depth']['metrics'] == {
-    'rmse': {'value': 0.5, 'unit': 'm', 'better': 'lower', 'naive': 0.25},
-    'delta1': {'value': 75.0, 'unit': '%', 'better': 'higher', 'naive': 37.5},
+    'rmse': {'value': 0.5, 'unit': 'm', 'better': 'lower', 'chance': 0.25},
+    'delta1': {'value': 75.0, 'unit': '%', 'better': 'higher', 'chance': 37.5},
   }
-  assert found['normals']['metrics']['angular_rmse'] == {
+  assert found['dpt_normals']['metrics']['angular_rmse'] == {
     'value': 22.5,
     'unit': 'deg',
     'better': 'lower',
-    'naive': 11.25,
+    'chance': 11.25,
   }
   assert (
-    found['normals']['metrics']['within_11.25']['value'] == 50
+    found['dpt_normals']['metrics']['within_11.25']['value'] == 50
     and found['depth']['seconds']['encoder'] == 1.25
   )
 
@@ -188,10 +188,10 @@ def test_everything(tmp_path):
   assert not list(tmp_path.glob('**/*.tmp'))
 
   rows = table.splitlines()
-  assert rows[0].split() == ['data', 'set', 'task', 'metric', 'ours', 'naive', 'published']
+  assert rows[0].split() == ['data', 'set', 'task', 'metric', 'ours', 'chance', 'published']
   assert rows[1].split() == ['toy', 'segmentation', 'mIoU', '%', '↑', '50.0', '25.0', '-']
   assert rows[2].split() == ['depth', 'RMSE', 'm', '↓', '0.500', '0.250', '-']
-  assert rows[4].split() == ['normals', 'RMSE', '°', '↓', '22.5', '11.2', '-']
+  assert rows[4].split() == ['dpt_normals', 'RMSE', '°', '↓', '22.5', '11.2', '-']
   assert len(rows) == 12  # retrieval in both directions; of two CLS tokens the first
   assert len({row.rindex('-') for row in rows[1:]}) == 1
 
@@ -371,8 +371,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_kinds():
   assert [
     sheet.kind_of(t)
-    for t in ('zeroshot_segmentation_voc20', 'zeroshot', 'instance_retrieval', 'normals')
-  ] == ['zeroshot_segmentation', 'zeroshot', 'instance', 'dpt_normals']
+    for t in ('zeroshot_segmentation_voc20', 'zeroshot', 'instance_retrieval', 'dpt_normals')
+  ] == ['zeroshot_segmentation', 'zeroshot', 'instance_retrieval', 'dpt_normals']
   with pytest.raises(InputError, match="got 'nothing'; expected one of segmentation"):
     sheet.kind_of('nothing')
 

@@ -36,7 +36,7 @@ def test_uned_is_searched_in_one_index(tmp_path):
   for outcome in outcomes:
     assert outcome.metrics['r1'] == pytest.approx(merged[f'r1/{outcome.dataset}'])
     assert outcome.metrics['r1_own'] == pytest.approx(apart[f'r1/{outcome.dataset}'])
-    assert outcome.options['merged'] == 8 and outcome.naive['r1'] < outcome.naive['r1_own']
+    assert outcome.options['merged'] == 8 and outcome.chance['r1'] < outcome.chance['r1_own']
     for example in outcome.examples:
       assert len(example['images']) == 6
   mean = sheet.results(outcomes, checkpoint='stub')['results'][-1]

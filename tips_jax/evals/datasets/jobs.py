@@ -23,7 +23,7 @@ from tips_jax.evals.datasets.protocols import Constant, Task
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
 from tips_jax.evals.tasks.spec import Evaluation
-from tips_jax.evals.tasks.table import KIND_OF, KINDS
+from tips_jax.evals.tasks.table import TASKS
 
 QUICK = 'quick'
 _SCENES = dict(train=1024, test=256, size=96, objects=1, typical=0.8)
@@ -156,7 +156,7 @@ _CONSTANTS = {
   'segmentation': protocols.SEGMENTATION,
   'depth': protocols.LINEAR_DEPTH | {'crop': Constant(None, '?')},
   'dpt_depth': protocols.DPT_DEPTH,
-  'normals': protocols.NORMALS,
+  'dpt_normals': protocols.NORMALS,
   'knn': protocols.KNN,
   'linear': protocols.LINEAR,
   'instance_retrieval': {},
@@ -171,7 +171,7 @@ _SHORT = {  # what `short` does otherwise
     steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64, cells=4
   ),
   'dpt_depth': _SMALL,
-  'normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
+  'dpt_normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
   'zeroshot': dict(templates='photo'),
 }
 _SCENES_WORDS = dict(
@@ -180,7 +180,7 @@ _SCENES_WORDS = dict(
 _SIZES = {
   'segmentation': 'crop',
   'dpt_depth': 'size',
-  'normals': 'size',
+  'dpt_normals': 'size',
   'zeroshot_segmentation': 'size',
 }
 
@@ -198,12 +198,12 @@ def names(suite: str) -> tuple[str, ...]:
 
 
 def kinds(text: str) -> tuple[str, ...]:
-  """Tasks of a list 'NAME,NAME' by their names in the protocols; InputError with the nearest name."""
+  """Tasks of a list 'NAME,NAME' each once; InputError with the nearest name."""
   found = [part.strip() for part in text.split(',') if part.strip()]
   for part in found:
-    if part not in KIND_OF:
-      raise unknown('--task', part, KIND_OF)
-  return tuple(dict.fromkeys(KIND_OF[part] for part in found))
+    if part not in TASKS:
+      raise unknown('--task', part, TASKS)
+  return tuple(dict.fromkeys(found))
 
 
 def public(names, only=()) -> dict[str, list[str]]:
@@ -226,13 +226,14 @@ def benchmark(name, data_dir, *, only=(), size=0) -> list[Evaluation]:
   return [
     Evaluation(
       dataset=name,
-      spec=KINDS[task.kind],
+      spec=TASKS[task.kind],
       task=task,
       data=data,
       splits={split: split for split in task.splits},
       size=size or _size(task),
       pool=protocol.group,
       published={metric: protocol.published(task.name, metric) for metric in task.metrics},
+      prefix=f'{name}/{task.name}',
     )
     for task in tasks
   ]
@@ -250,8 +251,8 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
     {'index': 'index'} if 'index' in data.counts else {}
   )
   found = []
-  for kind in only or KINDS:
-    about = KINDS[kind]
+  for kind in only or TASKS:
+    about = TASKS[kind]
     wanted = {role: split for role, split in splits.items() if role in about.roles}
     if kind == 'instance_retrieval' and 'index' in splits:
       wanted['index'] = 'index'
@@ -265,6 +266,7 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
           data=data,
           splits=wanted,
           size=size,
+          prefix=kind,
         )
       )
   if not found:

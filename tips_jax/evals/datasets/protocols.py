@@ -323,7 +323,7 @@ _PROTOCOLS = (
     depth_mm=(500, 10_000),
     tasks=(
       Task(
-        kind='normals',
+        kind='dpt_normals',
         metrics=('angular_rmse',),
         constants=NORMALS | {'size': _C(480, 'V', 'center crop of 480x640')},
       ),
@@ -338,7 +338,7 @@ _PROTOCOLS = (
     splits={'train': Split(None, 'multiview', '?'), 'test': Split(2298, 'wild_set', 'T')},
     tasks=(
       Task(kind='dpt_depth', metrics=('rmse',), constants=DPT_DEPTH),
-      Task(kind='normals', metrics=('angular_rmse',), constants=NORMALS),
+      Task(kind='dpt_normals', metrics=('angular_rmse',), constants=NORMALS),
     ),
     note="Probe3D's public code keeps every fourth image, in the order of os.listdir; here all are used.",
   ),
@@ -419,7 +419,7 @@ _PROTOCOLS = (
     tasks=(
       Task(kind='depth', metrics=('rmse',), constants=LINEAR_DEPTH | {'crop': _C(None, '?')}),
       Task(kind='dpt_depth', metrics=('rmse',), constants=DPT_DEPTH),
-      Task(kind='normals', metrics=('angular_rmse',), constants=NORMALS),
+      Task(kind='dpt_normals', metrics=('angular_rmse',), constants=NORMALS),
     ),
     note='One room: memory, not generalization. Mean of train: RMSE 0.51 m; mean depth image: 0.47 m.',
   ),

@@ -19,7 +19,7 @@ class Figure:
 
 _VOC, _ADE = 'voc/segmentation/miou', 'ade20k/segmentation/miou'
 _NYU, _NAVI = 'nyu/depth/rmse', 'navi/dpt_depth/rmse'
-_NYU_N, _NAVI_N = 'nyu_normals/normals/angular_rmse', 'navi/normals/angular_rmse'
+_NYU_N, _NAVI_N = 'nyu_normals/dpt_normals/angular_rmse', 'navi/dpt_normals/angular_rmse'
 _UNED, _KNN, _LIN = (
   'uned/instance_retrieval/r1',
   'imagenet/knn/accuracy',

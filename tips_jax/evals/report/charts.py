@@ -11,7 +11,7 @@ from tips_jax.evals.report import plotting as pictures
 from tips_jax.evals.report.figures import FAINT, INK, STYLE, WRONG, name_of, png
 
 WORST = 10  # classes of a confusion matrix
-_OURS, _NAIVE, _PUBLISHED = '#17a08f', '#d97f12', '#8172e6'
+_OURS, _CHANCE, _PUBLISHED = '#17a08f', '#d97f12', '#8172e6'
 
 
 def confusion(outcome) -> bytes | None:
@@ -87,7 +87,7 @@ def worst(share, most: int = WORST):
 
 
 def bars(rows) -> bytes | None:
-  """rows: (label, ours, naive or None, ((model, value), ...)) in percent."""
+  """rows: (label, ours, chance or None, ((model, value), ...)) in percent."""
   if not rows:
     return None
   with matplotlib.rc_context(STYLE):
@@ -95,10 +95,10 @@ def bars(rows) -> bytes | None:
     axes = figure.add_axes((0, 0, 1, 1))
     y = np.arange(len(rows))[::-1]
     axes.barh(y, [row[1] for row in rows], 0.36, color=_OURS, label='ours')
-    for place, (_, ours, naive, published) in zip(y, rows):
-      if naive is not None and np.isfinite(naive):
+    for place, (_, ours, chance, published) in zip(y, rows):
+      if chance is not None and np.isfinite(chance):
         axes.vlines(
-          naive, place - 0.27, place + 0.27, color=_NAIVE, linewidth=2.5, label='naive baseline'
+          chance, place - 0.27, place + 0.27, color=_CHANCE, linewidth=2.5, label='chance'
         )
       for (model, value), side in zip(published, (-1, 1)):
         axes.plot(

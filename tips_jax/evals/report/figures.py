@@ -9,7 +9,7 @@ size; whatever is missing is not drawn.
   knn, linear, zeroshot: image, truth and predicted: a class id, or a name
   retrieval: text, images: the nearest ones, best first; right: place of the right one among them;
   rank: from 1
-  instance: image (the query), images, right: places of all right ones among them
+  instance_retrieval: image (the query), images, right: places of all right ones among them
   any: patch [h, w, D]: its principal components are drawn. image, images: uint8 [H, W, 3]
 An outcome may have `classes`, the names.
 """
@@ -306,7 +306,7 @@ _DRAW = {
   'linear': _labels,
   'zeroshot': _labels,
   'retrieval': _found,
-  'instance': _found,
+  'instance_retrieval': _found,
 }
 
 

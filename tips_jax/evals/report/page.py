@@ -48,7 +48,7 @@ KINDS = {  # kind: (title, metrics of the table, what its picture shows and what
     'Test images and the class that a linear probe gives them, green where it is right: good features err, '
     'if at all, toward a class that looks much the same.',
   ),
-  'instance': (
+  'instance_retrieval': (
     'Instance retrieval',
     ('r1',),
     'A query image and the images nearest to it, those of the same instance framed: in a good sheet the '
@@ -76,7 +76,7 @@ KINDS = {  # kind: (title, metrics of the table, what its picture shows and what
 MORE = {  # sections of no kind, in front of the others
   'bars': (
     'Classification at a glance',
-    'Accuracy and recall as bars, the naive baseline as a line, published numbers as diamonds: a good bar '
+    'Accuracy and recall as bars, chance as a line, published numbers as diamonds: a good bar '
     'reaches far past its line, and toward the diamonds.',
   ),
   'features': (
@@ -167,7 +167,7 @@ def page(contents, rows, heads, figures, notes) -> str:
 
 
 def _table(rows, heads):
-  titles = ['data set', 'task', 'metric', *heads, 'naive', 'published']
+  titles = ['data set', 'task', 'metric', *heads, 'chance', 'published']
   lines, before = [], None
   for row in rows:
     values = ''.join(
@@ -190,7 +190,7 @@ def _table(rows, heads):
       f'<tr{" class=first" * first}><td>{html.escape(row["dataset"]) * first}</td>'
       f'<td>{html.escape(row["task"].replace("_", " "))}</td>'
       f'<td>{html.escape(metric(row["metric"]))}<i>{UNITS[row["unit"]][2]} {ARROWS[row["better"]]}</i></td>'
-      f'{values}<td>{number(row["naive"], row["unit"])}</td><td>{published}</td></tr>'
+      f'{values}<td>{number(row["chance"], row["unit"])}</td><td>{published}</td></tr>'
     )
   return (
     '<table class="wide"><tr>'
@@ -216,7 +216,7 @@ def _details(entry):
   """All numbers of an outcome, folded away."""
   rows = ''.join(
     f'<tr><td>{html.escape(metric(name))}<i>{UNITS[m["unit"]][2]} {ARROWS[m["better"]]}</i></td>'
-    f'<td class="ours">{number(m["value"], m["unit"])}</td><td>{number(m["naive"], m["unit"])}</td></tr>'
+    f'<td class="ours">{number(m["value"], m["unit"])}</td><td>{number(m["chance"], m["unit"])}</td></tr>'
     for name, m in entry['metrics'].items()
   )
   notes = (
@@ -232,7 +232,7 @@ def _details(entry):
   )
   return (
     f'<details><summary>{html.escape(entry["dataset"])}: all numbers</summary><div class="scroll"><table>'
-    f'<tr><th></th><th>ours</th><th>naive</th></tr>{rows}</table></div>{notes}</details>'
+    f'<tr><th></th><th>ours</th><th>chance</th></tr>{rows}</table></div>{notes}</details>'
   )
 
 

@@ -1,9 +1,9 @@
 """What an evaluation leaves behind: `results.json`, a table for the terminal, and one page with
 pictures.
 
-An outcome (evals/suite.py) has `dataset`, `task`, `metrics` and `naive` (name -> number: shares in
+An outcome (evals/suite.py) has `dataset`, `task`, `metrics` and `chance` (name -> number: shares in
 [0, 1], meters, degrees), `published` (metric -> published.Figures), `seconds`, `examples`, and
-perhaps `kind`, `options`, `classes` and `confusion`, `data` and `chosen`. All numbers are written
+perhaps `spec`, `options`, `classes` and `confusion`, `data` and `chosen`. All numbers are written
 as papers print them: percent, meters, degrees.
 
 Of several evaluations side by side a number counts against the first of its row only where both
@@ -26,10 +26,9 @@ from tips_jax.evals.report import html as html_page
 from tips_jax.evals.report import page as sheet_page
 from tips_jax.evals.report.page import ARROWS, KINDS, OTHER, UNITS
 
-SCHEMA = 1
+SCHEMA = 2
 FILE, PAGE, PICTURES = 'results.json', 'index.html', 'pictures'
-_ALIASES = {'instance_retrieval': 'instance', 'normals': 'dpt_normals'}
-_BARS = ('knn', 'linear', 'zeroshot', 'instance')
+_BARS = ('knn', 'linear', 'zeroshot', 'instance_retrieval')
 _SIZE = re.compile(
   r'so400m|(?<![a-z])[sblg](?=[-_/ ]?1[46])|(?<=vit)[-_ ]?[sblg]|small|base|large|giant'
 )
@@ -122,9 +121,9 @@ def kind_of(task: str) -> str:
   """'zeroshot_segmentation_voc21' -> 'zeroshot_segmentation'; InputError for a task that there is
   not.
   """
-  for kind in sorted([*KINDS, *_ALIASES], key=len, reverse=True):
+  for kind in sorted(KINDS, key=len, reverse=True):
     if task == kind or task.startswith(kind + '_'):
-      return _ALIASES.get(kind, kind)
+      return kind
   raise InputError(f'task: got {task!r}; expected one of {", ".join(KINDS)}')
 
 
@@ -136,7 +135,7 @@ def _entry(outcome):
       'value': _number(value, unit),
       'unit': unit,
       'better': better,
-      'naive': _number(outcome.naive.get(name, math.nan), unit),
+      'chance': _number(outcome.chance.get(name, math.nan), unit),
     }
   figures = [
     {
@@ -162,11 +161,7 @@ def _entry(outcome):
 
 
 def _kind(outcome):
-  return (
-    _ALIASES.get(outcome.kind, outcome.kind)
-    if getattr(outcome, 'kind', '')
-    else kind_of(outcome.task)
-  )
+  return outcome.spec.name if getattr(outcome, 'spec', None) else kind_of(outcome.task)
 
 
 def _averaged(entries):
@@ -188,7 +183,7 @@ def _averaged(entries):
         name: first
         | {
           key: _mean([m['metrics'].get(name, {}).get(key) for m in members])
-          for key in ('value', 'naive')
+          for key in ('value', 'chance')
         }
         for name, first in members[0]['metrics'].items()
       }
@@ -279,7 +274,7 @@ def table(contents) -> str:
   has a star.
   """
   rows, several = _rows(contents), len(contents) > 1
-  lines = [['data set', 'task', 'metric', '', *_heads(contents), 'naive', 'published', '']]
+  lines = [['data set', 'task', 'metric', '', *_heads(contents), 'chance', 'published', '']]
   before = None
   for row in rows:
     unit = row['unit']
@@ -292,7 +287,7 @@ def table(contents) -> str:
         sheet_page.metric(row['metric']),
         f'{UNITS[unit][2]} {ARROWS[row["better"]]}',
         *values,
-        sheet_page.number(row['naive'], unit),
+        sheet_page.number(row['chance'], unit),
       ]
     )
     before = row['dataset']
@@ -337,14 +332,14 @@ def _rows(contents):
             'unit': metric['unit'],
             'better': metric['better'],
             'values': [None] * len(contents),
-            'naive': None,
+            'chance': None,
             'published': [],
             'other': [''] * len(contents),
           },
         )
         row['values'][number] = metric['value']
         row['other'][number] = _otherwise(entry, first.setdefault(key, entry))
-        row['naive'] = metric['naive'] if row['naive'] is None else row['naive']
+        row['chance'] = metric['chance'] if row['chance'] is None else row['chance']
         row['published'] = row['published'] or nearest(
           [f for f in entry['published'] if f['metric'] == name], contents[0]['checkpoint']['name']
         )
@@ -420,7 +415,7 @@ def _drawn(outcomes, rows):
     (
       f'{row["dataset"]}, {KINDS[row["kind"]][0]}',
       row['values'][0],
-      row['naive'],
+      row['chance'],
       [(f['model'].replace(' (released)', ''), f['value']) for f in row['published']],
     )
     for row in rows

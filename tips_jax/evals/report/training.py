@@ -26,7 +26,7 @@ _LABELS = {
   'dpt_depth/rmse': 'DPT depth, RMSE',
   'dpt_normals/angular_rmse': 'DPT normals, RMSE',
   'linear/accuracy': 'linear classification, accuracy',
-  'instance/r1': 'instance retrieval, R@1',
+  'instance_retrieval/r1': 'instance retrieval, R@1',
   'zeroshot/accuracy': 'zero-shot classification, accuracy',
   'zeroshot_segmentation/miou': 'zero-shot segmentation, mIoU',
 }

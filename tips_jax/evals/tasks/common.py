@@ -68,8 +68,8 @@ def named_classes(work):
     scores = zeroshot.evaluate(tokens, test.label, classes, cls=name)
     metrics |= {prefix + _ACCURACY.get(k, k): v for k, v in scores.items()}
     first = zeroshot.nearest(tokens[name], classes, k=1)[:, 0] if first is None else first
-  naive = {_ACCURACY.get(k, k): v for k, v in zeroshot.chance(len(names)).items()}
-  return _classified(work, test, metrics, naive, first)
+  chance = {_ACCURACY.get(k, k): v for k, v in zeroshot.chance(len(names)).items()}
+  return _classified(work, test, metrics, chance, first)
 
 
 class Pool:
@@ -124,7 +124,7 @@ def instances(work):
   """
   pool, wanted = work.pool or Pool(), work.job.options.get('merged', 1)
   merged = pool.whole(wanted)
-  metrics, naive, examples = {}, {}, []
+  metrics, chance, examples = {}, {}, []
   for name, prefix in _tokens(work.encoder.cls_names):
     domain = pool.domains(name, [work])
     metrics[f'{prefix}r1'] = own = instance.evaluate(domain)['r1']
@@ -132,15 +132,15 @@ def instances(work):
       found = pool.search(name)[work.job.dataset]
       metrics |= {f'{prefix}r1': float(found.right[found.asked].mean()), f'{prefix}r1_own': own}
     if not examples:
-      naive['r1'] = naive['r1_own'] = instance.chance(domain)['r1']
+      chance['r1'] = chance['r1_own'] = instance.chance(domain)['r1']
       if merged:
-        naive['r1'] = instance.chance(pool.domains(name), merged=True)[f'r1/{work.job.dataset}']
+        chance['r1'] = instance.chance(pool.domains(name), merged=True)[f'r1/{work.job.dataset}']
       examples = _found_instances(
         work, pool.works if merged else [work], name, pool.domains(name, [work])
       )
   return {
     'metrics': metrics,
-    'naive': _for_all(naive, metrics),
+    'chance': _for_all(chance, metrics),
     'examples': examples,
     'options': {'merged': wanted if merged else 1},
   }
@@ -165,7 +165,7 @@ def texts_and_images(work):
     examples = examples or _found_images(test, tokens[name], text, texts, owner)
   return {
     'metrics': metrics,
-    'naive': _for_all(retrieval.chance(owner, len(test)), metrics),
+    'chance': _for_all(retrieval.chance(owner, len(test)), metrics),
     'examples': examples,
   }
 
@@ -209,14 +209,14 @@ def _share(found, truth):
   return float((found == truth)[asked].mean()) if asked.any() else float('nan')
 
 
-def _for_all(naive, metrics):
-  """The naive numbers under the names of all tokens."""
+def _for_all(chance, metrics):
+  """The chance numbers under the names of all tokens."""
   return {
-    name: naive[name.rsplit('/', 1)[-1]] for name in metrics if name.rsplit('/', 1)[-1] in naive
+    name: chance[name.rsplit('/', 1)[-1]] for name in metrics if name.rsplit('/', 1)[-1] in chance
   }
 
 
-def _classified(work, test, metrics, naive, found):
+def _classified(work, test, metrics, chance, found):
   """Fields of an Result of a classifier whose answers for the first token are `found` [R]."""
   asked = test.label >= 0
   size = int(max(test.label.max(initial=0), found.max(initial=0))) + 1
@@ -224,7 +224,7 @@ def _classified(work, test, metrics, naive, found):
   names = tuple(one if isinstance(one, str) else one[0] for one in names)
   return {
     'metrics': metrics,
-    'naive': _for_all(naive, metrics),
+    'chance': _for_all(chance, metrics),
     'classes': names,
     'confusion': masks.confusion(test.label[asked], found[asked], size=max(size, len(names))),
     'examples': [

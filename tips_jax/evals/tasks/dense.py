@@ -25,7 +25,7 @@ from tips_jax.evals.tasks import zeroshot_segmentation as zs
 from tips_jax.evals.tasks.common import class_names
 
 _BATCH = 32  # images whose predictions are held at once
-_NAIVE = 2000  # training images that naive answers learn from
+_BASELINE_IMAGES = 2000  # training images that the baselines without features learn from
 _IDS = 256  # a mask is uint8
 _DEPTH = ('bins', 'min_depth', 'max_depth', 'steps', 'batch', 'learning_rates', 'upsample')
 _DPT = {'hidden': 'channels', 'sigloss': 'sig_weight', 'gradient': 'gradient_weight'} | {
@@ -75,7 +75,7 @@ def segments(work):
   names = tuple(work.job.task.classes or work.job.data.mask_classes)
   return {
     'metrics': {'miou': segmentation.mean_iou(counts), 'pixel_accuracy': _right(counts)},
-    'naive': {'miou': segmentation.majority(pixels, counts.sum(1))},
+    'chance': {'miou': segmentation.majority(pixels, counts.sum(1))},
     'classes': names,
     'examples': examples,
     'options': {'patches': used},
@@ -198,7 +198,7 @@ def linear_depth(work):
   )
   return {
     'metrics': scorer.result(),
-    'naive': baselines['constant'],
+    'chance': baselines['constant'],
     'examples': examples,
     'chosen': {'learning_rate': probe.learning_rate, 'mean_image': baselines['mean_image']},
   }
@@ -242,7 +242,7 @@ def decoder(work):
   named = lambda values: {rename.get(name, name): value for name, value in values.items()}
   return {
     'metrics': named(scorer.result()),
-    'naive': named(baselines['constant']),
+    'chance': named(baselines['constant']),
     'examples': examples,
     'chosen': {
       'intermediate_layers': dpt.intermediate_layers_of(work.encoder.depth),
@@ -312,7 +312,7 @@ def named_segments(work):
         examples.append({'image': part.image(i), 'truth': truth, 'predicted': found})
   return {
     'metrics': scorer.result(),
-    'naive': scorer.chance(),
+    'chance': scorer.chance(),
     'examples': examples,
     'confusion': scorer.counts,
     'classes': tuple(one if isinstance(one, str) else one[0] for one in names),
@@ -388,8 +388,8 @@ def _floats(array):
 
 
 def _some(part):
-  """Numbers of the images that naive answers learn from."""
-  return features.records(part, _NAIVE)
+  """Numbers of the images that the baselines learn from."""
+  return features.records(part, _BASELINE_IMAGES)
 
 
 def _right(counts):

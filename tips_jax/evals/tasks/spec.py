@@ -14,10 +14,10 @@ from tips_jax.evals.datasets import protocols
 class TaskSpec:
   """What a task needs, and how it is measured; tasks/table.py lists all of them."""
 
+  # In flags, protocols and results.
+  name: str
   # TaskInputs -> fields of a Result.
   measure: Callable[[Any], dict[str, Any]]
-  # As a flag and in results, where it differs from the name in the protocols.
-  name: str = ''
   # Splits it needs: 'train', 'test'.
   roles: tuple[str, ...] = ('train', 'test')
   # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'intermediate_layers'.
@@ -51,6 +51,8 @@ class Evaluation:
   pool: str = ''
   # Metric -> published figures.
   published: dict[str, tuple] = dataclasses.field(default_factory=dict)
+  # Before the names of its metrics: 'knn' of a user's store, 'voc/segmentation' of a public one.
+  prefix: str = ''
 
   @property
   def shape(self) -> str:
@@ -68,7 +70,7 @@ class Result:
   """What an evaluation found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of another
   CLS token.
 
-  naive: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
+  chance: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
   unit. examples: at most six of the measured split, evenly spaced; evals/report/figures.py says
   what they hold. seconds: 'encoder' and 'reading' (its share of what it has in common with other
   jobs), 'task'. confusion [K, K]: counts of (truth, prediction). options: the constants of the
@@ -79,9 +81,10 @@ class Result:
 
   dataset: str
   task: str
-  kind: str
+  spec: TaskSpec
+  prefix: str
   metrics: dict
-  naive: dict
+  chance: dict
   published: dict
   examples: list
   seconds: dict

@@ -1,33 +1,31 @@
-"""All tasks that can be measured, by their names in evals/datasets/protocols.py."""
+"""All tasks that can be measured."""
 
 from tips_jax.evals.tasks import common, dense
 from tips_jax.evals.tasks.spec import TaskSpec
 
-KINDS = {  # by their names in protocols.py
-  'segmentation': TaskSpec(
+_SPECS = (
+  TaskSpec(
+    'segmentation',
     dense.segments,
     outputs=('patch',),
     needs='mask',
     shape='own',
     cells=dense.window_cells,
   ),
-  'depth': TaskSpec(dense.linear_depth, outputs=('patch',), needs='depth', shape='native'),
-  'dpt_depth': TaskSpec(
-    dense.decoder, outputs=('intermediate_layers',), needs='depth', shape='cut'
+  TaskSpec('depth', dense.linear_depth, outputs=('patch',), needs='depth', shape='native'),
+  TaskSpec(
+    'dpt_depth', dense.decoder, outputs=('intermediate_layers',), needs='depth', shape='cut'
   ),
-  'normals': TaskSpec(
-    dense.decoder,
-    name='dpt_normals',
-    outputs=('intermediate_layers',),
-    needs='normals',
-    shape='cut',
+  TaskSpec(
+    'dpt_normals', dense.decoder, outputs=('intermediate_layers',), needs='normals', shape='cut'
   ),
-  'knn': TaskSpec(common.neighbors, needs='label'),
-  'linear': TaskSpec(common.logistic, needs='label'),
-  'instance_retrieval': TaskSpec(common.instances, name='instance', roles=('test',), needs='label'),
-  'retrieval': TaskSpec(common.texts_and_images, roles=('test',), needs='captions', text=True),
-  'zeroshot': TaskSpec(common.named_classes, roles=('test',), needs='label', text=True),
-  'zeroshot_segmentation': TaskSpec(
+  TaskSpec('knn', common.neighbors, needs='label'),
+  TaskSpec('linear', common.logistic, needs='label'),
+  TaskSpec('instance_retrieval', common.instances, roles=('test',), needs='label'),
+  TaskSpec('retrieval', common.texts_and_images, roles=('test',), needs='captions', text=True),
+  TaskSpec('zeroshot', common.named_classes, roles=('test',), needs='label', text=True),
+  TaskSpec(
+    'zeroshot_segmentation',
     dense.named_segments,
     roles=('test',),
     outputs=('value_patch',),
@@ -36,7 +34,5 @@ KINDS = {  # by their names in protocols.py
     shape='own',
     cells=dense.view_cells,
   ),
-}
-KIND_OF = {kind.name: name for name, kind in KINDS.items() if kind.name} | {
-  name: name for name in KINDS
-}
+)
+TASKS = {spec.name: spec for spec in _SPECS}
