@@ -1,8 +1,8 @@
-"""ONNX: the towers as a plain torch model, handed to torch's own exporter.
+"""ONNX: the towers as a plain torch model, exported by torch.
 
 The torch model here reads our parameters as they are (kernels [in, out], stacked layers), pads
-images as the JAX tower does, and resizes the position table by two small products, in the graph,
-for any height and width.
+images as the JAX tower does, and resizes the position table in the graph by two small matrix
+products, for any height and width.
 """
 
 import contextlib
@@ -10,25 +10,31 @@ import importlib
 import json
 import logging
 import math
+import os
 import pathlib
 import re
+import types
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tips_jax.core import schema
 from tips_jax.core.errors import InputError
-from tips_jax.interop.weights import PREPROCESSING, flat
+from tips_jax.interop.weights import PREPROCESSING, Weights, flat
 
 FILES = {'image': 'image.onnx', 'text': 'text.onnx'}
-OPSET = 20  # the first with GELU in one piece; read since onnxruntime 1.17
-LARGE = 2**30  # bytes above which weights go beside the graph; protobuf ends at 2**31
+OPSET = 20  # the first with a GELU operator; supported since onnxruntime 1.17
+LARGE = 2**30  # bytes above which weights go to a separate file; protobuf is limited to 2**31
 EPS = 1e-6
 AXES = ('batch', 'rows', 'columns')
 
 
-def write(weights, folder, *, resolution='dynamic'):
-  """Writes `image.onnx` and, of a model with one, `text.onnx` (and `*.onnx.data` where large);
-  returns their names.
+def write(
+  weights: Weights, folder: str | os.PathLike, *, resolution: str | int = 'dynamic'
+) -> list[str]:
+  """Writes `image.onnx` and `text.onnx` (with `*.onnx.data` where large); returns their names.
 
   image.onnx: `pixel_values` [B, 3, H, W] float32 in [0, 1] -> `cls` [B, N, D] and `patch` [B, h, w,
   D]; images are padded with zeros around their center to multiples of the patch. text.onnx:
@@ -48,9 +54,10 @@ def write(weights, folder, *, resolution='dynamic'):
   return names
 
 
-def packages(*names):
-  """The optional modules, or one InputError that says how to get them."""
-  missing, modules = [], []
+def packages(*names: str) -> list[types.ModuleType]:
+  """The optional modules, or one InputError that says how to install them."""
+  missing = []
+  modules = []
   for name in names:
     try:
       modules.append(importlib.import_module(name))
@@ -63,23 +70,23 @@ def packages(*names):
   return modules
 
 
-def fixed_size(tower, resolution):
-  """(height, width) in pixels that a resolution, as `write` takes it, stands for; None: any."""
+def fixed_size(tower: schema.ViT, resolution: str | int) -> tuple[int, int] | None:
+  """(height, width) in pixels of a resolution as `write` takes it; None for any size."""
   if resolution == 'dynamic':
     return None
   if resolution == 'native':
     return (tower.patch * tower.grid,) * 2
-  found = re.fullmatch(r'([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?', str(resolution))
-  if not found:
+  match = re.fullmatch(r'([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?', str(resolution))
+  if not match:
     raise InputError(
-      f"--resolution: got {resolution!r}; expected 'dynamic', 'native', pixels as in 224, or height and "
-      'width as in 336x448'
+      f"--resolution: got {resolution!r}; expected 'dynamic', 'native', pixels as in 224, or height "
+      'and width as in 336x448'
     )
-  return int(found[1]), int(found[2] or found[1])
+  return int(match[1]), int(match[2] or match[1])
 
 
-def _about(weights):
-  """{key: text}, written into each file."""
+def _about(weights: Weights) -> dict[str, str]:
+  """Metadata of each file."""
   about = {
     'name': weights.name,
     'preprocessing': PREPROCESSING,
@@ -92,19 +99,39 @@ def _about(weights):
   if 'logit' in weights.params:
     logit = weights.params['logit']
     about['log_temperature'] = float(logit['log_temperature'])
-    about |= {'bias': float(logit['bias'])} if 'bias' in logit else {}
+    if 'bias' in logit:
+      about['bias'] = float(logit['bias'])
+  # ONNX metadata are texts.
   return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
 
 
 # --- the torch model ----------------------------------------------------------------------------
 
 
-def _image(torch, weights, size):
-  """A module, an example of its inputs, and the names of inputs, outputs and dynamic axes."""
-  tower, p = weights.image, _tensors(torch, weights, 'image')
-  height, width = size or (tower.patch * tower.grid + 1, tower.patch * (tower.grid + 1) + 1)
-  if size:  # nothing is left to compute
-    p['posembed'] = _positions(torch, p['posembed'], *(-(-n // tower.patch) for n in size))[None]
+class _Program(NamedTuple):
+  """A torch module and what its export takes."""
+
+  module: Any  # torch.nn.Module
+  example: Any  # torch.Tensor, an input
+  input: str
+  outputs: list[str]
+  axes: dict[int, str]  # dynamic axes of the input
+
+
+def _image(torch: types.ModuleType, weights: Weights, size: tuple[int, int] | None) -> _Program:
+  tower = weights.image
+  p = _tensors(torch, weights, 'image')
+  if size:
+    height, width = size
+    # The table is resized now: a fixed size leaves nothing to compute in the graph.
+    h, w = (-(-n // tower.patch) for n in size)
+    p['posembed'] = _positions(torch, p['posembed'], h, w)[None]
+    axes = {0: 'batch'}
+  else:
+    # Of no multiple of the patch and not square, so that the exporter specializes on neither.
+    height = tower.patch * tower.grid + 1
+    width = tower.patch * (tower.grid + 1) + 1
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
 
   def forward(p, images_BCHW):
     x = _pad(torch, images_BCHW, tower.patch)
@@ -112,69 +139,68 @@ def _image(torch, weights, size):
       x, p['embedding/kernel'].permute(3, 2, 0, 1), p['embedding/bias'], tower.patch
     )
     b, d, h, w = x.shape
-    x = x.permute(0, 2, 3, 1) + (
-      p['posembed'][0] if size else _positions(torch, p['posembed'], h, w)
-    )
+    positions = p['posembed'][0] if size else _positions(torch, p['posembed'], h, w)
+    x = x.permute(0, 2, 3, 1) + positions
     x = torch.cat([p['cls'].expand(b, -1, -1), x.reshape(b, h * w, d)], dim=1)
     x = _norm(torch, _blocks(torch, x, p, tower, tower.ffn), p, 'norm')
-    cls, patch = x[:, : len(tower.cls)], x[:, len(tower.cls) :].reshape(b, h, w, d)
+    cls = x[:, : len(tower.cls)]
+    patch = x[:, len(tower.cls) :].reshape(b, h, w, d)
     return (cls, patch, cls @ p['head']) if 'head' in p else (cls, patch)
 
-  axes = {0: 'batch'} if size else {0: 'batch', 2: 'height', 3: 'width'}
-  outputs = ['cls', 'patch'] + ['embedding'] * ('head' in p)
-  return _module(torch, p, forward), torch.zeros(2, 3, height, width), 'pixel_values', outputs, axes
+  outputs = ['cls', 'patch']
+  if 'head' in p:
+    outputs.append('embedding')
+  example = torch.zeros(2, 3, height, width)
+  return _Program(_module(torch, p, forward), example, 'pixel_values', outputs, axes)
 
 
-def _text(torch, weights):
-  """As _image."""
-  tower, p = weights.text, _tensors(torch, weights, 'text')
+def _text(torch: types.ModuleType, weights: Weights) -> _Program:
+  tower = weights.text
+  p = _tensors(torch, weights, 'text')
   scales = tower.width // 2
   rate = torch.exp(-torch.arange(scales) * (math.log(1e4) / max(scales - 1, 1)))
 
   def forward(p, ids_BT):
     keep = ids_BT != 0
     angle = torch.arange(ids_BT.shape[1], dtype=torch.float32)[:, None] * rate
-    x = p['embedding'].index_select(0, ids_BT.flatten()).reshape(
-      *ids_BT.shape, tower.width
-    ) * math.sqrt(tower.width)
+    x = p['embedding'].index_select(0, ids_BT.flatten())
+    x = x.reshape(*ids_BT.shape, tower.width) * math.sqrt(tower.width)
     x = x + torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
     read = keep | ~keep.any(dim=1, keepdim=True)  # attention over no key at all would be NaN
     x = _norm(torch, _blocks(torch, x, p, tower, 'relu', read[:, None, None]), p, 'norm')
     text = (x * keep[..., None]).sum(dim=1) / keep.sum(dim=1, keepdim=True).clamp(min=1)
     return (text, text @ p['head']) if 'head' in p else (text,)
 
+  outputs = ['text']
+  if 'head' in p:
+    outputs.append('embedding')
+  # An axis of length 1 would be taken for a constant.
   example = torch.ones(2, max(2, weights.text_length), dtype=torch.int64)
-  return (
-    _module(torch, p, forward),
-    example,
-    'input_ids',
-    ['text'] + ['embedding'] * ('head' in p),
-    {0: 'batch', 1: 'length'},
-  )
+  axes = {0: 'batch', 1: 'length'}
+  return _Program(_module(torch, p, forward), example, 'input_ids', outputs, axes)
 
 
-def _tensors(torch, weights, tower):
-  """{name: tensor} of a tower, its layers apart, and of its head."""
-  p = flat(weights.params[tower])
-  p.pop('mask_token', None)
-  stacked = [n for n in p if n.startswith('encoder/blocks/')]
-  for name in stacked:
-    p |= {name.replace('blocks', str(i)): x for i, x in enumerate(p[name])}
-  p = {n: x for n, x in p.items() if n not in stacked}
+def _tensors(torch: types.ModuleType, weights: Weights, tower: str) -> dict[str, Any]:
+  """{name: tensor} of a tower and of its head; 'encoder/0/norm1/scale' of layer 0."""
+  arrays = {}
+  for name, x in flat(weights.params[tower]).items():
+    if name.startswith('encoder/blocks/'):
+      for i, layer in enumerate(x):
+        arrays[name.replace('blocks', str(i))] = layer
+    elif name != 'mask_token':
+      arrays[name] = x
   if f'{tower}_head' in weights.params:
-    p['head'] = weights.params[f'{tower}_head']['kernel']
-  return {
-    n: torch.from_numpy(np.ascontiguousarray(x, np.float32)) for n, x in p.items()
-  }  # memory is shared
+    arrays['head'] = weights.params[f'{tower}_head']['kernel']
+  # from_numpy shares memory: a large model is not copied.
+  return {n: torch.from_numpy(np.ascontiguousarray(x, np.float32)) for n, x in arrays.items()}
 
 
-def _module(torch, tensors, forward):
+def _module(torch: types.ModuleType, tensors: dict[str, Any], forward: Callable) -> Any:
   class Tower(torch.nn.Module):
     def __init__(self):
       super().__init__()
-      self.weights = (
-        torch.nn.Module()
-      )  # in the file 'weights.encoder_0_norm1_scale': no name of an output
+      # In the file 'weights.encoder_0_norm1_scale', which cannot be the name of an output.
+      self.weights = torch.nn.Module()
       for name, x in tensors.items():
         self.weights.register_buffer(name.replace('/', '_'), x)
 
@@ -185,7 +211,10 @@ def _module(torch, tensors, forward):
 
 
 def _pad(torch, x, patch):
-  (top, height), (left, width) = ((-n % patch // 2, -n % patch) for n in x.shape[2:])
+  height = -x.shape[2] % patch
+  width = -x.shape[3] % patch
+  top = height // 2
+  left = width // 2
   return torch.nn.functional.pad(x, (left, width - left, top, height - top))
 
 
@@ -205,14 +234,22 @@ def _positions(torch, table_1GGD, h, w):
 
 def _blocks(torch, x, p, tower, ffn, mask=None):
   """Pre-norm blocks on x [B, T, D]. mask: [B, 1, 1, T] bool, True where a key may be read."""
-  f, (b, t, d), heads = torch.nn.functional, x.shape, tower.heads
-  dense = lambda y, name: y @ p[f'{name}/kernel'] + p[f'{name}/bias']
-  for layer in (f'encoder/{i}' for i in range(tower.depth)):
+  f = torch.nn.functional
+  b, t, d = x.shape
+  heads = tower.heads
+
+  def dense(y, name):
+    return y @ p[f'{name}/kernel'] + p[f'{name}/bias']
+
+  def by_head(y):
+    return y.reshape(b, t, heads, d // heads).transpose(1, 2)
+
+  for i in range(tower.depth):
+    layer = f'encoder/{i}'
     y = _norm(torch, x, p, f'{layer}/norm1')
-    q, k, v = (
-      dense(y, f'{layer}/attention/{n}').reshape(b, t, heads, d // heads).transpose(1, 2)
-      for n in ('query', 'key', 'value')
-    )
+    q = by_head(dense(y, f'{layer}/attention/query'))
+    k = by_head(dense(y, f'{layer}/attention/key'))
+    v = by_head(dense(y, f'{layer}/attention/value'))
     y = f.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, d)
     x = x + dense(y, f'{layer}/attention/out')
     y = _norm(torch, x, p, f'{layer}/norm2')
@@ -235,36 +272,40 @@ def _norm(torch, x, p, name):
 # --- the file -----------------------------------------------------------------------------------
 
 
-def _save(torch, tower, path, about):
+def _save(
+  torch: types.ModuleType, program: _Program, path: pathlib.Path, about: dict[str, str]
+) -> list[str]:
   """Exports one module; the names of its files."""
-  module, example, name, outputs, axes = tower
-  program = torch.onnx.export(
-    module,
-    (example,),
+  exported = torch.onnx.export(
+    program.module,
+    (program.example,),
     dynamo=True,
     opset_version=OPSET,
     verbose=False,
-    input_names=[name],
-    output_names=outputs,
-    dynamic_shapes=(axes,),
+    input_names=[program.input],
+    output_names=program.outputs,
+    dynamic_shapes=(program.axes,),
   )
-  program.model.metadata_props.update(about)
-  for node in program.model.graph:  # paths of this machine
-    node.metadata_props.clear()
-  for x in program.model.graph.outputs:  # axes that are computed are named by their formula
-    x.shape = type(x.shape)(
-      [n if isinstance(n, int) or i == 0 else AXES[i] for i, n in enumerate(x.shape)]
-    )
-  large = sum(x.nbytes for x in module.state_dict().values()) > LARGE
-  program.save(path, external_data=large)
-  return [path.name] + [f'{path.name}.data'] * large
+  exported.model.metadata_props.update(about)
+  for node in exported.model.graph:
+    node.metadata_props.clear()  # they hold stack traces with paths of this machine
+  for x in exported.model.graph.outputs:
+    # The exporter names computed axes by their formula, such as '((height + 13) // 14)'.
+    axes = list(x.shape)
+    for i, n in enumerate(axes):
+      if i > 0 and not isinstance(n, int):
+        axes[i] = AXES[i]
+    x.shape = type(x.shape)(axes)
+  large = sum(x.nbytes for x in program.module.state_dict().values()) > LARGE
+  exported.save(path, external_data=large)
+  if large:
+    return [path.name, f'{path.name}.data']
+  return [path.name]
 
 
 @contextlib.contextmanager
-def _quiet():
-  """No word of the exporter on packages that it lacks, calls that are deprecated, arrays that it
-  must not write.
-  """
+def _quiet() -> Iterator[None]:
+  """Silences the exporter's warnings on missing packages, deprecated calls and read-only arrays."""
   before = logging.root.manager.disable
   logging.disable(logging.WARNING)
   try:

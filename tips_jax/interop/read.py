@@ -1,50 +1,63 @@
-"""Any checkpoint -> Weights: which format it is, and whether its contract is one that we keep."""
+"""Any checkpoint -> Weights: recognizes the format and enforces the contract of an export."""
 
 import dataclasses
+import functools
 import json
+import os
 import pathlib
+from typing import Any
 
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays, run
 from tips_jax.interop.huggingface import folder as huggingface
-from tips_jax.interop.official import npz as official
+from tips_jax.interop.official import npz
 from tips_jax.interop.weights import PREPROCESSING, Weights, flat
 from tips_jax.interop.write import CONTRACT, VERSION
 from tips_jax.runs import folder as runs
 
 _EXPECTED = (
-  'a work folder (FOLDER or FOLDER@step), a Hugging Face folder, an export of tips_jax, or official '
-  'NAME_vision.npz and NAME_text.npz'
+  'a work folder (FOLDER or FOLDER@step), a Hugging Face folder, an export of tips_jax, or '
+  'official NAME_vision.npz and NAME_text.npz'
 )
 _PICKLES = ('.pt', '.pth', '.bin', '.ckpt', '.pkl')
 
 
-def read(path, *, weights='', tokenizer=None, what='checkpoint'):
-  """The model at a path, whatever wrote it; InputError when it cannot be read whole.
+def read(
+  path: str | os.PathLike,
+  *,
+  weights: str = '',
+  tokenizer: str | os.PathLike | None = None,
+  what: str = 'checkpoint',
+) -> Weights:
+  """The model at a path, in any supported format; InputError when it cannot be read completely.
 
   weights: of a run of ours, 'student', 'teacher' or a teacher's name; '': those that its
   evaluations used.
-  tokenizer: file of a SentencePiece model, where none lies beside the weights.
+  tokenizer: a SentencePiece file, for weights without a tokenizer beside them.
+  what: names the checkpoint in errors.
   """
-  found = _read(path, weights, what)
+  model = _read(path, weights, what)
   if tokenizer:
-    found = found.replace(tokenizer=_bytes(tokenizer))
-  elif found.text and not found.tokenizer and not runs.is_run(path):
-    beside = (
-      pathlib.Path(path) if pathlib.Path(path).is_dir() else pathlib.Path(path).parent
-    ) / runs.TOKENIZER
-    found = found.replace(tokenizer=_bytes(beside) if beside.is_file() else None)
-  return found
+    return model.replace(tokenizer=_tokenizer_bytes(tokenizer))
+  # A run has its tokenizer in its own folder or none: a file beside the run is another one's.
+  if model.text and not model.tokenizer and not runs.is_run(path):
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+      folder = folder.parent
+    if (folder / runs.TOKENIZER).is_file():
+      return model.replace(tokenizer=_tokenizer_bytes(folder / runs.TOKENIZER))
+  return model
 
 
-def _read(path, weights, what):
+def _read(path: str | os.PathLike, weights: str, what: str) -> Weights:
   if runs.is_run(path):
     return run.read(path, weights=weights, what=what)
   if weights:
     raise InputError(
-      f'{what}: got weights {weights!r} of {str(path)!r}; expected a work folder, which has a choice'
+      f'{what}: got weights {weights!r} of {str(path)!r}; expected a work folder, which has a '
+      'choice'
     )
   path = pathlib.Path(path)
   if path.suffix in _PICKLES:
@@ -55,57 +68,53 @@ def _read(path, weights, what):
     return _export(path, what)
   if (path / 'config.json').is_file():
     return huggingface.read(path)
-  if path.suffix == '.npz' or path.is_dir() and any(path.glob('*.npz')):
-    if not path.exists():
-      raise InputError(f'{what}: got {str(path)!r}, which does not exist; expected {_EXPECTED}')
-    return official.read(path)
-  hub = (
-    f'; to fetch it: hf download {path} --local-dir FOLDER'
-    if len(path.parts) == 2 and not path.exists()
-    else ''
-  )
-  raise InputError(
-    f'{what}: got {str(path)!r}{"" if path.exists() else ", which does not exist"}; expected '
-    f'{_EXPECTED}{hub}'
-  )
+  got = repr(str(path))
+  if not path.exists():
+    got += ', which does not exist'
+  elif path.suffix == '.npz' or path.is_dir() and any(path.glob('*.npz')):
+    return npz.read(path)
+  hint = ''
+  if not path.exists() and path.suffix != '.npz' and len(path.parts) == 2:
+    # It may be the name of a repository on the Hugging Face hub.
+    hint = f'; to fetch it: hf download {path} --local-dir FOLDER'
+  raise InputError(f'{what}: got {got}; expected {_EXPECTED}{hint}')
 
 
-def _export(path, what):
+def _export(path: pathlib.Path, what: str) -> Weights:
   """A folder that write.write wrote."""
   try:
     contract = json.loads((path / CONTRACT).read_text())
     format = contract['format']
     towers = strict.value(dict[str, schema.Tower], contract['towers'], f'{path / CONTRACT}: towers')
+  except InputError:
+    raise
   except (ValueError, KeyError) as error:
-    if isinstance(error, InputError):
-      raise
     raise InputError(f'{str(path / CONTRACT)!r}: cannot be read ({error})') from None
   _check_contract(path, contract)
   if format == 'hf':
-    found = huggingface.read(path, towers=towers)
-  elif format in official.LAYOUTS:
-    found = official.read(path, towers=towers)
+    model = huggingface.read(path, towers=towers)
+  elif format in npz.LAYOUTS:
+    model = npz.read(path, towers=towers)
   elif format == 'safetensors':
     params = tree.nested(arrays.read_safetensors(path))
-    found = Weights(
+    model = Weights(
       name=contract['name'],
-      towers={k: _arrays_of(t) for k, t in towers.items()},
-      params={k: params.get(k, {}) for k in towers},
+      towers={name: _without_dropout(tower) for name, tower in towers.items()},
+      params={name: params.get(name, {}) for name in towers},
     )
-    _check_shapes(found, path)
+    _check_shapes(model, path)
   else:
     raise InputError(
       f'{what}: got {str(path)!r}, an export to {format}, which is a program; expected {_EXPECTED}'
     )
   for name, tower in towers.items():
-    if name != 'logit' and _arrays_of(tower) != found.towers.get(
-      name
-    ):  # which tells no more than its bias
+    # The arrays of a logit only show whether it has a bias, not its initial values.
+    if name != 'logit' and _without_dropout(tower) != model.towers.get(name):
       raise InputError(
-        f'{what} {str(path)!r}: {name}: got arrays of {found.towers.get(name)}; expected {tower}, as '
-        f'{CONTRACT} says'
+        f'{what} {str(path)!r}: {name}: got arrays of {model.towers.get(name)}; expected {tower}, '
+        f'as {CONTRACT} says'
       )
-  return found.replace(
+  return model.replace(
     name=contract['name'],
     towers=towers,
     size=contract['size'],
@@ -115,61 +124,67 @@ def _export(path, what):
   )
 
 
-def _arrays_of(tower):
-  """The tower as its arrays tell it: they know of no dropout."""
-  return dataclasses.replace(tower, dropout=0.0) if hasattr(tower, 'dropout') else tower
+def _without_dropout(tower: schema.Tower) -> schema.Tower:
+  """The tower as it can be told from its arrays."""
+  if hasattr(tower, 'dropout'):
+    return dataclasses.replace(tower, dropout=0.0)
+  return tower
 
 
-def _check_contract(path, contract):
+def _check_contract(path: pathlib.Path, contract: dict[str, Any]) -> None:
+  where = repr(str(path / CONTRACT))
   if contract.get('version') != VERSION:
-    raise InputError(
-      f'{str(path / CONTRACT)!r}: got version {contract.get("version")}; expected {VERSION}'
-    )
+    raise InputError(f'{where}: got version {contract.get("version")}; expected {VERSION}')
   if contract.get('preprocessing') != PREPROCESSING:
     raise InputError(
-      f'{str(path / CONTRACT)!r}: got the preprocessing {contract.get("preprocessing")}; expected '
-      f'{PREPROCESSING}'
+      f'{where}: got the preprocessing {contract.get("preprocessing")}; expected {PREPROCESSING}'
     )
   for name, size in contract.get('files', {}).items():
-    there = (path / name).stat().st_size if (path / name).is_file() else None
-    if there is None or there != size and name.endswith(('.npz', '.safetensors')):
-      raise InputError(
-        f'{str(path / name)!r}: got {"no file" if there is None else f"{there} bytes"}; expected {size} '
-        'bytes: a half-written or half-copied folder'
-      )
-
-
-def _checked_tokenizer(path, contract):
-  if not contract['tokenizer_sha256']:
-    return None
-  tokenizer = Tokenizer(path / runs.TOKENIZER)
-  if tokenizer.sha256 != contract['tokenizer_sha256']:
+    file = path / name
+    if not file.is_file():
+      got = 'no file'
+    elif file.stat().st_size != size and name.endswith(('.npz', '.safetensors')):
+      # A person may edit a README or a config; the size of arrays never changes.
+      got = f'{file.stat().st_size} bytes'
+    else:
+      continue
     raise InputError(
-      f'{str(path / runs.TOKENIZER)!r}: got another tokenizer than the weights were trained with; '
-      f'expected SHA-256 {contract["tokenizer_sha256"]}'
+      f'{str(file)!r}: got {got}; expected {size} bytes: a half-written or half-copied folder'
     )
-  return (path / runs.TOKENIZER).read_bytes()
 
 
-def _check_shapes(weights, path):
+def _checked_tokenizer(path: pathlib.Path, contract: dict[str, Any]) -> bytes | None:
+  expected = contract['tokenizer_sha256']
+  if not expected:
+    return None
+  file = path / runs.TOKENIZER
+  if Tokenizer(file).sha256 != expected:
+    raise InputError(
+      f'{str(file)!r}: got another tokenizer than the weights were trained with; expected SHA-256 '
+      f'{expected}'
+    )
+  return file.read_bytes()
+
+
+def _check_shapes(model: Weights, path: pathlib.Path) -> None:
   """InputError unless the parameters are exactly those of the towers."""
-  import functools
-
   import jax
 
   from tips_jax.models import towers
 
-  for name, tower in weights.towers.items():
-    wanted = flat(jax.eval_shape(functools.partial(towers.init, name, tower, seed=0)))
-    found = flat(weights.params[name])
-    for leaf in sorted({*wanted, *found}):
-      got, expected = (x[leaf].shape if leaf in x else None for x in (found, wanted))
-      if got != expected:
+  for name, tower in model.towers.items():
+    expected = flat(jax.eval_shape(functools.partial(towers.init, name, tower, seed=0)))
+    params = flat(model.params[name])
+    for leaf in sorted({*expected, *params}):
+      got_shape = getattr(params.get(leaf), 'shape', None)
+      expected_shape = getattr(expected.get(leaf), 'shape', None)
+      if got_shape != expected_shape:
         raise InputError(
-          f'{str(path)!r}: {name}/{leaf}: got {got or "nothing"}; expected {expected or "nothing"}'
+          f'{str(path)!r}: {name}/{leaf}: got {got_shape or "nothing"}; '
+          f'expected {expected_shape or "nothing"}'
         )
 
 
-def _bytes(path):
-  """A tokenizer's bytes, once it is known to be one."""
+def _tokenizer_bytes(path: str | os.PathLike) -> bytes:
+  """The bytes of a file, after a check that it is a tokenizer."""
   return pathlib.Path(Tokenizer(path).path).read_bytes()

@@ -1,20 +1,17 @@
-"""A model on its way in or out: NumPy parameters by tower, and all that it takes to feed them."""
+"""Framework-independent model weights: NumPy parameters by tower, tokenizer, preprocessing."""
 
 import dataclasses
 import hashlib
+from typing import Any, Self
 
 import numpy as np
 
 from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
+from tips_jax.interop import arrays
 
-TOWERS = (
-  'image',
-  'text',
-  'logit',
-  'image_head',
-  'text_head',
-)  # names here, whatever a run calls them
+# Names of the towers here, whatever the config of a run calls them.
+TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head')
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
 PREPROCESSING = {
@@ -30,24 +27,17 @@ PREPROCESSING = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """An image tower and, where there are any, a text tower, the temperature, and projections to the
-  joint space.
-
-  towers: name -> schema, names from TOWERS; `params`: the same names -> nested dicts of float32
-  NumPy arrays, as
-  `models.towers` reads them. tokenizer: bytes of a SentencePiece model. size: pixels of the square
-  images that the
-  model is best at. about: what is known of the training (config, data_fingerprint, evaluation), for
-  people.
-  """
+  """An image tower; optionally a text tower, a temperature and projections to the joint space."""
 
   name: str
-  towers: dict[str, schema.Tower]
-  params: dict
-  tokenizer: bytes | None = None
-  text_length: int = 64
-  size: int = 224
-  about: dict = dataclasses.field(default_factory=dict)
+  towers: dict[str, schema.Tower]  # keys from TOWERS
+  # The same keys -> nested dicts of float32 arrays, as `models.towers` reads them.
+  params: dict[str, Any]
+  tokenizer: bytes | None = None  # a SentencePiece model
+  text_length: int = 64  # tokens
+  size: int = 224  # pixels of the square images that suit the model best
+  # For people: config, data_fingerprint and evaluation of the training run, notes of a conversion.
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def image(self) -> schema.ViT:
@@ -57,27 +47,24 @@ class Weights:
   def text(self) -> schema.TextTower | None:
     return self.towers.get('text')
 
-  def replace(self, **fields):
+  def replace(self, **fields: Any) -> Self:
     return dataclasses.replace(self, **fields)
 
-  def cast(self, dtype):
-    """The same with parameters rounded as in a file of a dtype ('float32', 'bfloat16', 'float16')."""
-    from tips_jax.interop import arrays
-
-    whole = {
-      n: np.asarray(x, np.float32) for n, x in arrays.rounded(flat(self.params), dtype).items()
-    }
-    return self.replace(params=tree.nested(whole))
+  def cast(self, dtype: str) -> Self:
+    """Parameters rounded as in a file of a dtype ('float32', 'bfloat16', 'float16')."""
+    rounded = arrays.rounded(flat(self.params), dtype)
+    params = {name: np.asarray(x, np.float32) for name, x in rounded.items()}
+    return self.replace(params=tree.nested(params))
 
 
-def flat(params):
+def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
   """{'encoder/blocks/mlp/up/kernel': array} of nested dicts."""
   return dict(tree.named_leaves(params))
 
 
-def only_official(weights, format):
-  """InputError where an official layout cannot hold the model: it has no place for projections."""
-  heads = [n for n in ('image_head', 'text_head') if n in weights.towers]
+def only_official(weights: Weights, format: str) -> None:
+  """InputError for a model with projections, which the official layouts cannot hold."""
+  heads = [name for name in ('image_head', 'text_head') if name in weights.towers]
   if heads:
     raise InputError(
       f'--to={format}: got a model with {" and ".join(heads)}, projections to the joint space; '
@@ -85,34 +72,40 @@ def only_official(weights, format):
     )
 
 
-def sha256(data):
+def sha256(data: bytes | None) -> str | None:
   """Hex digest of bytes; None of None."""
-  return None if data is None else hashlib.sha256(data).hexdigest()
+  if data is None:
+    return None
+  return hashlib.sha256(data).hexdigest()
 
 
-def fit_positions(table_1GGD, grid, where):
+def fit_positions(table_1GGD: np.ndarray, grid: int, where: str) -> np.ndarray:
   """A position table for another grid: [1, grid, grid, D].
 
-  A larger grid is interpolated as the tower does it. A smaller one is what the table was
-  interpolated from, by least
-  squares, where it was: v1 of the official PyTorch weights holds its 16 x 16 table at 32 x 32.
-  Antialiased resampling would lose what it knows; InputError where the table is no interpolation.
+  A larger grid is interpolated as the tower does it. A smaller grid is the least-squares preimage
+  of that interpolation: the official PyTorch weights of v1 hold a 16 x 16 table at 32 x 32, and
+  antialiased resampling would lose information. InputError where the table is no interpolation of
+  a smaller one.
   """
   import jax
 
   old = table_1GGD.shape[1]
   small, large = sorted((old, grid))
-  up = np.asarray(
-    jax.image.resize(np.eye(small, dtype=np.float32), (large, small), 'bilinear'), np.float64
-  )
-  along = lambda matrix, x: np.einsum('ag,bh,nghd->nabd', matrix, matrix, x)
+  identity = np.eye(small, dtype=np.float32)
+  # Resizing is linear and separable: one matrix for both axes.
+  upsample = np.asarray(jax.image.resize(identity, (large, small), 'bilinear'), np.float64)
+
+  def apply(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.einsum('ag,bh,nghd->nabd', matrix, matrix, x)
+
   if grid >= old:
-    return along(up, table_1GGD).astype(np.float32)
-  result = along(np.linalg.pinv(up), table_1GGD)
-  error = np.linalg.norm(along(up, result) - table_1GGD) / max(np.linalg.norm(table_1GGD), 1e-30)
+    return apply(upsample, table_1GGD).astype(np.float32)
+  result = apply(np.linalg.pinv(upsample), table_1GGD)
+  residual = np.linalg.norm(apply(upsample, result) - table_1GGD)
+  error = residual / max(np.linalg.norm(table_1GGD), 1e-30)
   if error > 1e-3:
     raise InputError(
-      f'{where}: got a table of {old} x {old} positions that no {grid} x {grid} one gives (relative '
-      f'error {error:.2g}); expected towers.IMAGE.grid={old}'
+      f'{where}: got a table of {old} x {old} positions that no {grid} x {grid} one gives '
+      f'(relative error {error:.2g}); expected towers.IMAGE.grid={old}'
     )
   return result.astype(np.float32)

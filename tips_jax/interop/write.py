@@ -6,13 +6,15 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, onnx
 from tips_jax.interop.huggingface import folder as huggingface
-from tips_jax.interop.official import npz as official
-from tips_jax.interop.weights import PREPROCESSING, flat, sha256
+from tips_jax.interop.official import npz
+from tips_jax.interop.weights import PREPROCESSING, Weights, flat, sha256
 from tips_jax.runs.folder import TOKENIZER
 
 CONTRACT = 'tips_jax.json'
@@ -21,24 +23,25 @@ FORMATS = ('hf', 'official_torch', 'official_jax', 'safetensors', 'onnx')
 
 
 @contextlib.contextmanager
-def new_folder(path):
-  """A temporary folder that becomes `path` when all went well, and vanishes when not."""
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A temporary folder that is renamed to `path` on success and removed on failure."""
   path = pathlib.Path(path).absolute()
   refuse_existing(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  # On the same file system as `path`, so that the rename is atomic.
   building = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
   try:
     yield building
-    os.chmod(building, 0o755)
+    os.chmod(building, 0o755)  # mkdtemp makes folders that only their owner can read
     if path.is_dir():
       path.rmdir()
     os.replace(building, path)
-  except BaseException:
+  except BaseException:  # an interrupt must not leave a half-written folder either
     shutil.rmtree(building, ignore_errors=True)
     raise
 
 
-def refuse_existing(path):
+def refuse_existing(path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   if path.is_file() or path.is_dir() and any(path.iterdir()):
     raise InputError(
@@ -46,38 +49,43 @@ def refuse_existing(path):
     )
 
 
-def write(weights, format, folder, *, dtype='float32', **options):
+def write(
+  weights: Weights,
+  format: str,
+  folder: str | os.PathLike,
+  *,
+  dtype: str = 'float32',
+  **options: Any,
+) -> None:
   """Writes a model into an empty folder. options: of the format (ONNX: resolution)."""
   folder = pathlib.Path(folder)
   if format == 'hf':
     huggingface.write(weights, folder, dtype=dtype)
-  elif format in official.LAYOUTS:
-    official.write(weights, folder, format=format, dtype=dtype)
+  elif format in npz.LAYOUTS:
+    npz.write(weights, folder, format=format, dtype=dtype)
   elif format == 'onnx':
     onnx.write(weights, folder, **options)
   elif format == 'safetensors':
-    arrays.write_safetensors(
-      folder / 'model.safetensors',
-      arrays.rounded(flat(weights.params), dtype),
-      {'format': 'tips_jax'},
-    )
+    tensors = arrays.rounded(flat(weights.params), dtype)
+    arrays.write_safetensors(folder / 'model.safetensors', tensors, {'format': 'tips_jax'})
   else:
     raise strict.unknown('--to', format, FORMATS)
   if weights.tokenizer:
     (folder / TOKENIZER).write_bytes(weights.tokenizer)
-  sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
-  (folder / CONTRACT).write_text(
-    json.dumps(contract(weights, format) | {'files': sizes}, indent=1) + '\n'
-  )
+  # Sizes let a reader recognize a folder that was copied in part. The contract comes last, as it
+  # does not list itself.
+  sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+  content = contract(weights, format) | {'files': sizes}
+  (folder / CONTRACT).write_text(json.dumps(content, indent=1) + '\n')
 
 
-def contract(weights, format):
-  """What the weights are and what they must be fed: enforced when they are read."""
+def contract(weights: Weights, format: str) -> dict[str, Any]:
+  """Towers, preprocessing and tokenizer of the weights: enforced when they are read."""
   return {
     'version': VERSION,
     'format': format,
     'name': weights.name,
-    'towers': {k: strict.plain(t) for k, t in weights.towers.items()},
+    'towers': {name: strict.plain(tower) for name, tower in weights.towers.items()},
     'preprocessing': PREPROCESSING,
     'size': weights.size,
     'text_length': weights.text_length,

@@ -1,8 +1,8 @@
-"""The model card of a Hugging Face repository: what the model is, how to load it, where it comes
-from.
-"""
+"""The model card of a Hugging Face repository: the model, how to load it, how it was trained."""
 
 import json
+
+from tips_jax.interop.weights import Weights
 
 _LOAD = """```python
 import torch
@@ -38,13 +38,25 @@ cls, patch = encoder.encode_image(images)
 """
 
 
-def card(weights):
+def card(weights: Weights) -> str:
   """README.md of the repository. What is not known is left out; no license is claimed."""
-  image, text, about, name = weights.image, weights.text, weights.about, weights.name
+  # The license is the owner's decision: an export must not make it.
+  sections = [_head(weights), _use(weights), _evaluation(weights), _training(weights)]
+  lines = []
+  for section in sections:
+    lines += section
+  lines += [f'- {note}' for note in weights.about.get('notes', [])]
+  return '\n'.join(lines).rstrip() + '\n'
+
+
+def _head(weights: Weights) -> list[str]:
+  image = weights.image
+  text = weights.text
+  task = 'zero-shot-image-classification' if text else 'image-feature-extraction'
   out = [
     '---',
     'library_name: transformers',
-    f'pipeline_tag: {"zero-shot-image-classification" if text else "image-feature-extraction"}',
+    f'pipeline_tag: {task}',
     'tags:',
     '- tips',
     '- tipsv2',
@@ -52,66 +64,74 @@ def card(weights):
     '- tips_jax',
     '---',
     '',
-    f'# {name}',
+    f'# {weights.name}',
     '',
+    f'Image tower of TIPS: ViT, width {image.width}, {image.depth} layers, patches of '
+    f'{image.patch} pixels, position table {image.grid} x {image.grid}, CLS tokens: {", ".join(image.cls)}.',
   ]
-  cls = ', '.join(image.cls)
-  out += [
-    f'Image tower of TIPS: ViT, width {image.width}, {image.depth} layers, patches of {image.patch} pixels, '
-    f'position table {image.grid} x {image.grid}, CLS tokens: {cls}.'
-  ]
+  preprocessing = (
+    f'Images are RGB in [0, 1], resized to {weights.size} x {weights.size} (bilinear, antialiased) '
+    'and not normalized further.'
+  )
   if text:
-    out += [
-      f'Text tower: width {text.width}, {text.depth} layers, {text.vocab} pieces, {weights.text_length} tokens.'
-    ]
-  out += [
-    '',
-    f'Images are RGB in [0, 1], resized to {weights.size} x {weights.size} (bilinear, antialiased) and not '
-    'normalized further.'
-    + (
+    out.append(
+      f'Text tower: width {text.width}, {text.depth} layers, {text.vocab} pieces, '
+      f'{weights.text_length} tokens.'
+    )
+    preprocessing += (
       ' Texts are lower-cased, A-Z alone; load the tokenizer with AutoTokenizer or '
       'AutoProcessor, which take `tokenizer.json` as it is.'
-      if text
-      else ''
-    ),
-    '',
-  ]
-  parts = {k: v.format(name=name) for k, v in (_JOINT if text else _IMAGE).items()}
-  out += [
+    )
+  return [*out, '', preprocessing, '']
+
+
+def _use(weights: Weights) -> list[str]:
+  name = weights.name
+  snippets = _JOINT if weights.text else _IMAGE
+  parts = {key: snippet.format(name=name) for key, snippet in snippets.items()}
+  encode_text = ''
+  if weights.text:
+    encode_text = "texts = encoder.encode_text(['a photo of a cat'])\n"
+  return [
     '## Use',
     '',
     'With transformers 5.14 or later, without remote code:',
     '',
-    _LOAD.format(name=name, cls=cls, **parts),
+    _LOAD.format(name=name, cls=', '.join(weights.image.cls), **parts),
     'With tips_jax:',
     '',
-    _OURS.format(
-      name=name, text="texts = encoder.encode_text(['a photo of a cat'])\n" if text else ''
-    ),
+    _OURS.format(name=name, text=encode_text),
   ]
-  if about.get('evaluation'):
-    out += ['## Evaluation', '', '| metric | value |', '|---|---|']
-    out += [
-      f'| {metric} | {_number(value)} |' for metric, value in sorted(about['evaluation'].items())
-    ] + ['']
-  if about.get('config') or about.get('data_fingerprint'):
-    out += ['## Training', '']
-  if about.get('data_fingerprint'):
-    out += [f'Fingerprint of the data: `{about["data_fingerprint"]}`.', '']
-  if about.get('config'):
+
+
+def _evaluation(weights: Weights) -> list[str]:
+  metrics = weights.about.get('evaluation')
+  if not metrics:
+    return []
+  out = ['## Evaluation', '', '| metric | value |', '|---|---|']
+  for metric, value in sorted(metrics.items()):
+    number = f'{value:.4g}' if isinstance(value, float) else value
+    out.append(f'| {metric} | {number} |')
+  return [*out, '']
+
+
+def _training(weights: Weights) -> list[str]:
+  config = weights.about.get('config')
+  fingerprint = weights.about.get('data_fingerprint')
+  if not config and not fingerprint:
+    return []
+  out = ['## Training', '']
+  if fingerprint:
+    out += [f'Fingerprint of the data: `{fingerprint}`.', '']
+  if config:
     out += [
       '<details><summary>Config of the run</summary>',
       '',
       '```json',
-      json.dumps(about['config'], indent=1),
+      json.dumps(config, indent=1),
       '```',
       '',
       '</details>',
       '',
     ]
-  out += [f'- {note}' for note in about.get('notes', [])]
-  return '\n'.join(out).rstrip() + '\n'
-
-
-def _number(value):
-  return f'{value:.4g}' if isinstance(value, float) else str(value)
+  return out

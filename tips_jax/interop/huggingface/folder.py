@@ -1,14 +1,15 @@
-"""Hugging Face folders: transformers' own TIPSv2 (5.14 and later), and the flat config of
-google/tipsv2-*, to read.
+"""Hugging Face folders: writes transformers' TIPSv2 (5.14 and later), also reads google/tipsv2-*.
 
 The tensors have the names of the official PyTorch code, after `vision_encoder.` and
-`text_encoder.`; a folder with an image tower alone has the bare names. `config.json` asks for tanh
-GELU and epsilon 1e-6: the numbers of the JAX towers.
+`text_encoder.`; without prefixes where there is only an image tower. `config.json` asks for tanh
+GELU and epsilon 1e-6, as the JAX towers compute.
 """
 
 import json
 import math
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays
-from tips_jax.interop.huggingface import tokenizer as huggingface_tokenizer
+from tips_jax.interop.huggingface import tokenizer
 from tips_jax.interop.huggingface.card import card
-from tips_jax.interop.official import npz as official
-from tips_jax.interop.official import pytorch
+from tips_jax.interop.official import npz, pytorch
 from tips_jax.interop.weights import Weights, only_official
 
-JOINT, IMAGE_ONLY = 'tipsv2', 'tipsv2_vision_model'
+Json = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+JOINT = 'tipsv2'
+IMAGE_ONLY = 'tipsv2_vision_model'
 _PREFIXES = {'image': 'vision_encoder.', 'text': 'text_encoder.'}
 _GELUS = ('gelu_pytorch_tanh', 'gelu_new')  # both the tanh form
 _TEXT_EPS = (1e-6, 1e-5)
@@ -45,23 +48,26 @@ _FLAT = {
 }
 
 
-def write(weights, folder, *, dtype='float32'):
+def write(weights: Weights, folder: str | os.PathLike, *, dtype: str = 'float32') -> None:
   """The files of a Hugging Face repository into an existing folder; plain transformers loads it.
 
-  InputError where that layout cannot hold the model, or its tokenizer would be read as another one.
+  InputError where that layout cannot hold the model, or transformers would tokenize differently.
   """
   only_official(weights, 'hf')
   _check(weights)
-  folder, image = pathlib.Path(folder), weights.image
+  folder = pathlib.Path(folder)
+  image = weights.image
   tensors = pytorch.image_out(weights.params['image'], image)
   if len(image.cls) == 1:
+    # transformers has this parameter even where it is empty.
     tensors['register_tokens'] = np.zeros((1, 0, image.width), np.float32)
   config = _image_config(image)
   if weights.text:
     text = pytorch.text_out(weights.params['text'], weights.text)
-    temperature = official.temperature(weights)
-    tensors = {_PREFIXES['image'] + k: x for k, x in tensors.items()}
-    tensors |= {_PREFIXES['text'] + k: x for k, x in text.items()}
+    temperature = npz.temperature(weights)
+    tensors = {_PREFIXES['image'] + name: x for name, x in tensors.items()}
+    tensors |= {_PREFIXES['text'] + name: x for name, x in text.items()}
+    tensors = arrays.rounded(tensors, dtype) | {'temperature': temperature}
     config = {
       'model_type': JOINT,
       'architectures': ['Tipsv2Model'],
@@ -70,8 +76,8 @@ def write(weights, folder, *, dtype='float32'):
       'text_config': _text_config(weights.text, weights.text_length),
     }
   else:
+    tensors = arrays.rounded(tensors, dtype)
     config = {'architectures': ['Tipsv2VisionModel']} | config
-  tensors = arrays.rounded(tensors, dtype) | ({'temperature': temperature} if weights.text else {})
   _dump(folder / 'config.json', config | {'dtype': dtype})
   _dump(folder / 'preprocessor_config.json', _preprocessor(weights))
   if weights.tokenizer:
@@ -80,87 +86,87 @@ def write(weights, folder, *, dtype='float32'):
   arrays.write_safetensors(folder / 'model.safetensors', tensors, {'format': 'pt'})
 
 
-def read(folder, *, towers=None):
-  """Weights of a Hugging Face folder. towers: what a tips_jax.json in it says of them.
+def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = None) -> Weights:
+  """Weights of a Hugging Face folder. towers: of a tips_jax.json in it.
 
-  What our towers compute a little differently than the config asks for stands in `about['notes']`;
-  InputError for what they cannot compute, and for a folder that is not whole.
+  Where our towers compute slightly differently than the config asks for, `about['notes']` says so.
+  InputError for what they cannot compute, and for an incomplete folder.
   """
-  folder, towers = pathlib.Path(folder), towers or {}
-  config = _load(folder / 'config.json')
-  image_config, text_config, temperature = _native(config, folder)
-  tensors, notes = arrays.read_safetensors(folder), []
-  parts = _split(tensors, folder) if text_config else {'image': tensors, 'text': {}, '': {}}
-  parts['image'] = {_official(k): x for k, x in parts['image'].items()}
-  found, params = {}, {}
-  for name, part in (('image', image_config), ('text', text_config)):
-    if part is None:
+  folder = pathlib.Path(folder)
+  declared = towers or {}
+  image_config, text_config, temperature = _native(_load(folder / 'config.json'), folder)
+  parts = {'image': arrays.read_safetensors(folder), 'text': {}, '': {}}
+  if text_config:
+    parts = _split(parts['image'], folder)
+  parts['image'] = {_official(name): x for name, x in parts['image'].items()}
+  towers = {}
+  params = {}
+  notes = []
+  for name, config in (('image', image_config), ('text', text_config)):
+    if config is None:
       continue
-    where, there, heads = (
-      f'{str(folder)!r}: {name} tower',
-      towers.get(name),
-      part.get('num_attention_heads'),
+    where = f'{str(folder)!r}: {name} tower'
+    heads = config.get('num_attention_heads')
+    tower, params[name] = npz.read_tower(
+      pytorch, name, parts[name], declared=declared.get(name), heads=heads, where=where
     )
     if name == 'image':
-      found[name] = pytorch.image_tower(
-        parts[name],
-        heads=heads,
-        cls=there and there.cls,
-        mask_token=there and there.mask_token,
-        where=where,
-      )
-      params[name] = pytorch.image_in(parts[name], found[name], where)
-      _check_image_config(part, found[name], where, notes)
+      _check_image_config(config, tower, where, notes)
     else:
-      found[name] = pytorch.text_tower(parts[name], heads=heads, where=where)
-      params[name] = pytorch.text_in(parts[name], found[name], where)
-      _check_text_config(part, found[name], where, notes)
-    if found[name].width % found[name].heads:
+      _check_text_config(config, tower, where, notes)
+    if tower.width % tower.heads:
       raise InputError(
-        f'{where}: num_attention_heads: got {found[name].heads}; expected a divisor of the width, '
-        f'{found[name].width}'
+        f'{where}: num_attention_heads: got {tower.heads}; expected a divisor of the width, '
+        f'{tower.width}'
       )
+    towers[name] = tower
+  text_length = 64
+  tokenizer_model = None
   if text_config:
-    found['logit'] = towers.get('logit') or schema.Logit(kind='logit')
+    towers['logit'] = declared.get('logit') or schema.Logit(kind='logit')
     params['logit'] = _temperature(parts[''], temperature, folder, notes)
-    if found['text'].width != found['image'].width:
+    if towers['text'].width != towers['image'].width:
       raise InputError(
-        f'{str(folder)!r}: got an image tower of width {found["image"].width} and a text tower of width '
-        f'{found["text"].width}; expected one width'
+        f'{str(folder)!r}: got an image tower of width {towers["image"].width} and a text tower of '
+        f'width {towers["text"].width}; expected one width'
       )
-  tokenizer = folder / 'tokenizer.model'
-  if text_config and not tokenizer.is_file():
-    notes.append('There is no tokenizer.model: texts need one from elsewhere.')
+    text_length = _text_length(folder, text_config)
+    file = folder / 'tokenizer.model'
+    if file.is_file():
+      tokenizer_model = file.read_bytes()
+    else:
+      notes.append('There is no tokenizer.model: texts need one from elsewhere.')
   return Weights(
     name=folder.resolve().name,
-    towers=found,
+    towers=towers,
     params=params,
-    size=_size(folder, found['image']),
-    tokenizer=tokenizer.read_bytes() if text_config and tokenizer.is_file() else None,
-    text_length=_text_length(folder, text_config or {}),
+    size=_size(folder, towers['image']),
+    tokenizer=tokenizer_model,
+    text_length=text_length,
     about={'notes': notes} if notes else {},
   )
 
 
-def mlp_ratio(tower):
+def mlp_ratio(tower: schema.ViT) -> int | float:
   """The `mlp_ratio` from which transformers computes exactly the hidden width of an image tower."""
-  wanted = tower.mlp
+  hidden = tower.mlp
   if tower.ffn == 'swiglu':
     if tower.mlp % 8:
       raise InputError(
         f'--to=hf: got a SwiGLU of hidden width {tower.mlp}; expected a multiple of 8'
       )
-    wanted = tower.mlp * 3 // 2  # of which transformers keeps two thirds
-  if wanted % tower.width == 0:
-    return wanted // tower.width
-  ratio = wanted / tower.width
-  while int(tower.width * ratio) < wanted:  # the product is rounded
+    hidden = tower.mlp * 3 // 2  # of which transformers keeps two thirds
+  if hidden % tower.width == 0:
+    return hidden // tower.width
+  ratio = hidden / tower.width
+  while int(tower.width * ratio) < hidden:  # transformers rounds the product down
     ratio = math.nextafter(ratio, math.inf)
   return ratio
 
 
-def _check(weights):
-  image, text = weights.image, weights.text
+def _check(weights: Weights) -> None:
+  image = weights.image
+  text = weights.text
   if not text:
     return
   if text.width != image.width:
@@ -172,12 +178,12 @@ def _check(weights):
     raise InputError('--to=hf: got a text tower and no temperature; expected a model with a logit')
   if 'bias' in weights.params['logit']:
     raise InputError(
-      '--to=hf: got a logit with a bias (SigLIP); expected a temperature alone; --to=safetensors holds '
-      'it'
+      '--to=hf: got a logit with a bias (SigLIP); expected a temperature alone; --to=safetensors '
+      'holds it'
     )
 
 
-def _image_config(tower):
+def _image_config(tower: schema.ViT) -> Json:
   return {
     'model_type': IMAGE_ONLY,
     'hidden_size': tower.width,
@@ -193,7 +199,7 @@ def _image_config(tower):
   }
 
 
-def _text_config(tower, length):
+def _text_config(tower: schema.TextTower, length: int) -> Json:
   return {
     'model_type': 'tipsv2_text_model',
     'vocab_size': tower.vocab,
@@ -208,11 +214,11 @@ def _text_config(tower, length):
   }
 
 
-def _preprocessor(weights):
-  size = (
-    -(-weights.size // weights.image.patch) * weights.image.patch
-  )  # transformers cuts off what is over
-  return {
+def _preprocessor(weights: Weights) -> Json:
+  # Rounded up to whole patches: transformers cuts off the remainder.
+  patch = weights.image.patch
+  size = -(-weights.size // patch) * patch
+  config = {
     'image_processor_type': 'Tipsv2ImageProcessor',
     'do_convert_rgb': True,
     'do_resize': True,
@@ -221,10 +227,13 @@ def _preprocessor(weights):
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': False,
-  } | ({'processor_class': 'Tipsv2Processor'} if weights.text else {})
+  }
+  if weights.text:
+    config['processor_class'] = 'Tipsv2Processor'
+  return config
 
 
-def _write_tokenizer(weights, folder):
+def _write_tokenizer(weights: Weights, folder: pathlib.Path) -> None:
   (folder / 'tokenizer.model').write_bytes(weights.tokenizer)
   vocab = Tokenizer(folder / 'tokenizer.model').vocab_size
   if vocab > weights.text.vocab:
@@ -232,9 +241,9 @@ def _write_tokenizer(weights, folder):
       f'--to=hf: got a tokenizer of {vocab} pieces; expected at most {weights.text.vocab}, the '
       'vocabulary of the text tower'
     )
-  content = huggingface_tokenizer.tokenizer_json(weights.tokenizer)
+  content = tokenizer.tokenizer_json(weights.tokenizer)
   (folder / 'tokenizer.json').write_text(json.dumps(content, ensure_ascii=False))
-  pad, unknown = huggingface_tokenizer.special_tokens(weights.tokenizer)
+  pad, unknown = tokenizer.special_tokens(weights.tokenizer)
   # Tipsv2Tokenizer would build its own from the vocabulary; the generic class takes tokenizer.json
   # as it is.
   _dump(
@@ -255,9 +264,10 @@ def _write_tokenizer(weights, folder):
   )
 
 
-def _native(config, folder):
+def _native(config: Json, folder: pathlib.Path) -> tuple[Json, Json | None, float | None]:
   """(vision config, text config or None, temperature or None) by the names of the nested form."""
-  kind, where = config.get('model_type'), f'{str(folder / "config.json")!r}'
+  kind = config.get('model_type')
+  where = repr(str(folder / 'config.json'))
   if kind == IMAGE_ONLY:
     return config, None, None
   if kind != JOINT:
@@ -273,51 +283,58 @@ def _native(config, folder):
       f'{where}: got neither vision_config and text_config nor embed_dim; expected the config of a '
       'TIPSv2 model'
     )
-  vision, text = (
-    {ours: config[theirs] for theirs, ours in table.items() if theirs in config}
-    for table in _FLAT.values()
+  vision = _renamed(config, _FLAT['vision_config'])
+  text = _renamed(config, _FLAT['text_config'])
+  vision['use_swiglu_ffn'] = str(config.get('ffn_layer', 'mlp')).startswith('swiglu')
+  # The flat config lacks the heads of the image tower.
+  vision['num_attention_heads'] = pytorch.HEADS.get(
+    config['embed_dim'], text.get('num_attention_heads')
   )
-  swiglu = str(config.get('ffn_layer', 'mlp')).startswith('swiglu')
-  heads = pytorch.HEADS.get(config['embed_dim'], text.get('num_attention_heads'))
-  return (
-    vision | {'use_swiglu_ffn': swiglu, 'num_attention_heads': heads},
-    text,
-    config.get('temperature'),
-  )
+  return vision, text, config.get('temperature')
 
 
-def _split(tensors, folder):
+def _renamed(config: Json, names: dict[str, str]) -> Json:
+  return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+
+
+def _split(tensors: Tensors, folder: pathlib.Path) -> dict[str, Tensors]:
   """{'image', 'text', '': the rest} of prefixed names."""
   parts = {'image': {}, 'text': {}, '': {}}
-  for key, x in tensors.items():
-    part = next((p for p, prefix in _PREFIXES.items() if key.startswith(prefix)), '')
-    parts[part][key.removeprefix(_PREFIXES.get(part, ''))] = x
-  strange = [k for k in parts[''] if k != 'temperature']
-  if strange:
+  for name, x in tensors.items():
+    for part, prefix in _PREFIXES.items():
+      if name.startswith(prefix):
+        parts[part][name.removeprefix(prefix)] = x
+        break
+    else:
+      parts[''][name] = x
+  unknown = parts[''].keys() - {'temperature'}
+  if unknown:
     raise InputError(
-      f'{str(folder)!r}: got {len(strange)} arrays that no part of TIPSv2 is, such as {min(strange)!r}; '
-      f'expected names that start with {" or ".join(_PREFIXES.values())}'
+      f'{str(folder)!r}: got {len(unknown)} arrays that no part of TIPSv2 is, such as '
+      f'{min(unknown)!r}; expected names that start with {" or ".join(_PREFIXES.values())}'
     )
   return parts
 
 
-def _official(name):
-  """transformers writes the text tower's names of the feed-forward layer into the image tower, too."""
+def _official(name: str) -> str:
+  """The official name: transformers names the image tower's MLP as that of the text tower."""
   return name.replace('.mlp.c_fc.', '.mlp.fc1.').replace('.mlp.c_proj.', '.mlp.fc2.')
 
 
-def _temperature(rest, fallback, folder, notes):
+def _temperature(
+  rest: Tensors, fallback: float | None, folder: pathlib.Path, notes: list[str]
+) -> Tensors:
   if 'temperature' in rest:
-    return official.log_temperature(rest['temperature'], str(folder))
+    return npz.log_temperature(rest['temperature'], str(folder))
   if fallback is None:
     raise InputError(
       f'{str(folder)!r}: got no temperature; expected it among the arrays or in config.json'
     )
   notes.append('The temperature is that of config.json: there is none among the arrays.')
-  return official.log_temperature(fallback, str(folder))
+  return npz.log_temperature(fallback, str(folder))
 
 
-def _check_image_config(config, tower, where, notes):
+def _check_image_config(config: Json, tower: schema.ViT, where: str, notes: list[str]) -> None:
   _compare(
     config,
     dict(
@@ -330,18 +347,19 @@ def _check_image_config(config, tower, where, notes):
     ),
     where,
   )
+  # The default of transformers is erf GELU, and SwiGLU ignores the field.
   activation = config.get('hidden_act', 'gelu')
   if tower.ffn == 'gelu' and activation not in _GELUS:
     if activation != 'gelu':
       raise InputError(f'{where}: hidden_act: got {activation!r}; expected {_GELUS[0]!r}')
     notes.append(
-      'The config asks for erf GELU; the towers here compute tanh GELU, with which TIPS was trained: '
-      'features differ by about 1e-3.'
+      'The config asks for erf GELU; the towers here compute tanh GELU, with which TIPS was '
+      'trained: features differ by about 1e-3.'
     )
   _check_eps(config.get('layer_norm_eps', 1e-6), (1e-6,), where)
 
 
-def _check_text_config(config, tower, where, notes):
+def _check_text_config(config: Json, tower: schema.TextTower, where: str, notes: list[str]) -> None:
   _compare(
     config,
     dict(
@@ -359,58 +377,63 @@ def _check_text_config(config, tower, where, notes):
   _check_eps(eps, _TEXT_EPS, where)
   if eps != _TEXT_EPS[0]:
     notes.append(
-      f'The config asks for epsilon {eps:g} in the text tower; the tower here has 1e-6: embeddings differ '
-      'by about 1e-5.'
+      f'The config asks for epsilon {eps:g} in the text tower; the tower here has 1e-6: embeddings '
+      'differ by about 1e-5.'
     )
 
 
-def _compare(config, wanted, where):
-  for key, value in wanted.items():
+def _compare(config: Json, expected: Json, where: str) -> None:
+  for key, value in expected.items():
     got = config.get(key, value)
-    got = got[0] if isinstance(got, list) and len(set(got)) == 1 else got
+    if isinstance(got, list) and len(set(got)) == 1:
+      got = got[0]  # a size as [height, width]
     if got is not None and got != value:
       raise InputError(
         f'{where}: {key}: got {got!r} in config.json; expected {value!r}, as the arrays have'
       )
 
 
-def _check_eps(eps, known, where):
+def _check_eps(eps: float, known: tuple[float, ...], where: str) -> None:
   if not any(math.isclose(eps, k, rel_tol=1e-3) for k in known):
     raise InputError(
       f'{where}: layer_norm_eps: got {eps!r}; expected {" or ".join(f"{k:g}" for k in known)}'
     )
 
 
-def _size(folder, tower):
-  """Pixels to which the folder's preprocessing resizes images; InputError where it does what TIPS
-  does not.
+def _size(folder: pathlib.Path, tower: schema.ViT) -> int:
+  """Pixels to which the folder's preprocessing resizes images.
+
+  InputError for preprocessing that differs from that of TIPS.
   """
   for name in ('processor_config.json', 'preprocessor_config.json'):
-    config = _load(folder / name) if (folder / name).is_file() else {}
+    if not (folder / name).is_file():
+      continue
+    config = _load(folder / name)
     config = config.get('image_processor', config)
-    if config.get('do_normalize') or not math.isclose(
-      config.get('rescale_factor', 1 / 255), 1 / 255, rel_tol=1e-6
-    ):
+    scale = config.get('rescale_factor', 1 / 255)
+    if config.get('do_normalize') or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
       raise InputError(
         f'{str(folder / name)!r}: got do_normalize={config.get("do_normalize")}, '
         f'rescale_factor={config.get("rescale_factor")}; expected false and 1/255: pixels in [0, 1]'
       )
     size = config.get('size')
-    size = size.get('height', size.get('shortest_edge')) if isinstance(size, dict) else size
+    if isinstance(size, dict):
+      size = size.get('height', size.get('shortest_edge'))
     if isinstance(size, int):
       return size
   return tower.patch * tower.grid
 
 
-def _text_length(folder, config):
+def _text_length(folder: pathlib.Path, config: Json) -> int:
   longest = config.get('max_position_embeddings', 64)
   file = folder / 'tokenizer_config.json'
-  return (
-    int(min(longest, _load(file).get('model_max_length', longest))) if file.is_file() else longest
-  )
+  if not file.is_file():
+    return longest
+  # transformers writes 1e30 for a tokenizer without a limit.
+  return int(min(longest, _load(file).get('model_max_length', longest)))
 
 
-def _load(path):
+def _load(path: pathlib.Path) -> Json:
   try:
     content = json.loads(path.read_text())
   except OSError as error:
@@ -424,5 +447,5 @@ def _load(path):
   return content
 
 
-def _dump(path, content):
+def _dump(path: pathlib.Path, content: Json) -> None:
   path.write_text(json.dumps(content, indent=2) + '\n')

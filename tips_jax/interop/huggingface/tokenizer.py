@@ -1,35 +1,39 @@
-"""A SentencePiece model as the `tokenizer.json` that transformers reads without SentencePiece: the
-same ids.
+"""A SentencePiece model as a `tokenizer.json` with the same ids, which transformers reads alone.
 
 transformers' own conversion (Tipsv2Tokenizer) lower-cases all of Unicode where TIPS lower-cases
-ASCII, takes its piece ends from white space, and reads a unigram model as if it were BPE. So the
-file states every step itself.
+ASCII, splits pieces at white space, and reads a unigram model as if it were BPE. So this file
+spells out every step.
 """
 
 import functools
+import string
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from tips_jax.core.errors import InputError
 
+Json = dict[str, Any]
 _SPACE = '▁'
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-_GUARD = '\ufdd0'  # noncharacters, which no text holds: a barrier, and stand-ins
+# Noncharacters, which no text holds: a barrier that is removed again, and the first of those that
+# stand in for characters which NFKC must not touch.
+_GUARD = '\ufdd0'
 _STAND_INS = 0xFDD1
-_LATER = '\u061c\u32ff'  # newer than Unicode 3.2, yet of every SentencePiece rule set
-_MOST_ODD = 200
+_LATER = '\u061c\u32ff'  # newer than Unicode 3.2, yet in every rule set of SentencePiece
+_MOST_EXCEPTIONS = 200  # of nmt_nfkc from NFKC; more is another rule
 
 
-def tokenizer_json(model):
+def tokenizer_json(model: bytes) -> Json:
   """The content of tokenizer.json for a serialized SentencePiece BPE model.
 
-  InputError where the same ids are not to be had: unigram, word and character models, symbols that
-  a user defined, and normalization rules other than none and (nmt_)nfkc. Text whose accents are not
-  letters of their own may still differ where several follow each other in an order that no word of
-  a language has, and so may letter-like symbols newer than Unicode 12, and a final jamo that
-  follows a whole Hangul syllable.
+  InputError where the same ids are impossible: unigram, word and character models, user-defined
+  symbols, and normalization rules other than none and (nmt_)nfkc. Known differences: several
+  combining accents in an order that no language uses, letter-like symbols newer than Unicode 12,
+  and a final jamo after a complete Hangul syllable.
   """
   parsed = proto.ModelProto.FromString(model)
   _check(parsed)
@@ -82,25 +86,27 @@ def tokenizer_json(model):
   }
 
 
-def special_tokens(model):
-  """(piece that pads, piece for the unknown)."""
+def special_tokens(model: bytes) -> tuple[str, str]:
+  """(padding piece, unknown piece)."""
   parsed = proto.ModelProto.FromString(model)
   return parsed.pieces[0].piece, parsed.pieces[parsed.trainer_spec.unk_id].piece
 
 
-def _check(parsed):
-  trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
+def _check(parsed: proto.ModelProto) -> None:
+  trainer = parsed.trainer_spec
+  normalizer = parsed.normalizer_spec
   if trainer.model_type != trainer.BPE:
     kind = trainer.ModelType.Name(trainer.model_type).lower()
     raise InputError(
-      f'tokenizer: got a SentencePiece {kind} model; expected BPE for --to=hf: transformers (Tipsv2) '
-      f'would silently cut texts into other pieces'
+      f'tokenizer: got a SentencePiece {kind} model; expected BPE for --to=hf: transformers '
+      f'(Tipsv2) would silently cut texts into other pieces'
     )
   kinds = {p.type for p in parsed.pieces} & {_USER_DEFINED, _UNUSED}
   if kinds:
+    kind = 'user-defined' if _USER_DEFINED in kinds else 'unused'
     raise InputError(
-      f'tokenizer: got pieces that are {"user-defined" if _USER_DEFINED in kinds else "unused"}; '
-      'expected none for --to=hf: transformers would give other ids'
+      f'tokenizer: got pieces that are {kind}; expected none for --to=hf: transformers would give '
+      'other ids'
     )
   if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
     raise InputError(
@@ -109,119 +115,129 @@ def _check(parsed):
     )
 
 
-def _merges(pieces):
-  """All pairs of pieces that make a piece, the best first."""
+def _merges(pieces: Iterable[Any]) -> list[list[str]]:
+  """All pairs of pieces that form a piece, the best first."""
   score = {p.piece: (-p.score, i) for i, p in enumerate(pieces) if p.type == _NORMAL}
-  return [
-    [p[:k], p[k:]]
-    for p in sorted(score, key=score.get)
-    for k in range(1, len(p))
-    if p[:k] in score and p[k:] in score
-  ]
+  merges = []
+  for piece in sorted(score, key=score.get):
+    for k in range(1, len(piece)):
+      if piece[:k] in score and piece[k:] in score:
+        merges.append([piece[:k], piece[k:]])
+  return merges
 
 
-def _normalizers(spec, processor):
-  steps = [_replace(chr(c), chr(c).lower()) for c in range(ord('A'), ord('Z') + 1)]
+def _normalizers(spec: Any, processor: spm.SentencePieceProcessor) -> list[Json]:
+  # TIPS lower-cases A-Z alone, before SentencePiece sees the text.
+  steps = [_replace(letter, letter.lower()) for letter in string.ascii_uppercase]
   if spec.precompiled_charsmap:
     steps += _nfkc(spec, processor)
   if spec.remove_extra_whitespaces:
     steps += [_regex(r'\A +', ''), _regex(f'[ {_SPACE}]+\\z', ''), _regex(' +', ' ')]
   steps.append(_replace(' ', _SPACE))
-  return steps + ([{'type': 'Prepend', 'prepend': _SPACE}] if spec.add_dummy_prefix else [])
+  if spec.add_dummy_prefix:
+    steps.append({'type': 'Prepend', 'prepend': _SPACE})
+  return steps
 
 
-def _nfkc(spec, processor):
-  """NFKC as SentencePiece has it: its own rule for some characters, and marks stay in the order
-  they came in.
-  """
-  odd, kept = {}, []
+def _nfkc(spec: Any, processor: spm.SentencePieceProcessor) -> list[Json]:
+  """NFKC with SentencePiece's exceptions: rules for some characters, and marks keep their order."""
+  exceptions = {}  # result -> characters
+  unchanged = []
   for c in _characters():
-    into = (
-      processor.normalize(f'|{c}|').removeprefix(_SPACE)[1:-1].replace(_SPACE, ' ')
-    )  # no mark joins a bar
-    if into == unicodedata.normalize('NFKC', c) and c not in _LATER:
+    # Between bars: no mark combines with a bar, and white space at the ends would be removed.
+    result = processor.normalize(f'|{c}|').removeprefix(_SPACE)[1:-1].replace(_SPACE, ' ')
+    if result == unicodedata.normalize('NFKC', c) and c not in _LATER:
       continue
-    if into == c:
-      kept.append(c)
+    if result == c:
+      unchanged.append(c)
     else:
-      odd.setdefault(into, []).append(c)
-  if len(kept) + sum(map(len, odd.values())) > _MOST_ODD:
+      exceptions.setdefault(result, []).append(c)
+  if len(unchanged) + sum(map(len, exceptions.values())) > _MOST_EXCEPTIONS:
     raise InputError(
-      f'tokenizer: got the normalization rule {spec.name!r}; expected nmt_nfkc, nfkc or identity for '
-      '--to=hf'
+      f'tokenizer: got the normalization rule {spec.name!r}; expected nmt_nfkc, nfkc or identity '
+      'for --to=hf'
     )
+  # Whether a ▁ in the text itself is white space, of which several become one.
   if processor.normalize(f'x{_SPACE}{_SPACE}x').count(_SPACE) == 1 + spec.add_dummy_prefix:
-    odd.setdefault(' ', []).append(_SPACE)
-  stand_ins = {c: chr(_STAND_INS + i) for i, c in enumerate(kept)}
-  return [
-    *(_regex(_class(cs), into) for into, cs in odd.items()),
-    *(_replace(*pair) for pair in stand_ins.items()),
-    _regex(_barriers(), _GUARD),
-    {'type': 'NFKC'},
-    _replace(_GUARD, ''),
-    *(_replace(there, c) for c, there in stand_ins.items()),
-  ]
+    exceptions.setdefault(' ', []).append(_SPACE)
+  steps = [_regex(_class(characters), result) for result, characters in exceptions.items()]
+  restore = []
+  for i, c in enumerate(unchanged):
+    stand_in = chr(_STAND_INS + i)
+    steps.append(_replace(c, stand_in))
+    restore.append(_replace(stand_in, c))
+  return [*steps, _regex(_barriers(), _GUARD), {'type': 'NFKC'}, _replace(_GUARD, ''), *restore]
 
 
 @functools.cache
-def _characters():
-  """Those of Unicode 3.2, which every version of NFKC knows; the space is the pattern's own."""
-  old = unicodedata.ucd_3_2_0
-  return [
-    c
-    for c in map(chr, range(1, 0x30000))
-    if old.category(c) not in ('Cn', 'Co', 'Cs') and c not in (' ', _SPACE)
-  ] + list(_LATER)
+def _characters() -> list[str]:
+  """Those of Unicode 3.2, which every version of NFKC knows, without the spaces."""
+  result = []
+  for c in map(chr, range(1, 0x30000)):
+    # Not unassigned, for private use, or a surrogate.
+    if unicodedata.ucd_3_2_0.category(c) not in ('Cn', 'Co', 'Cs') and c not in (' ', _SPACE):
+      result.append(c)
+  return [*result, *_LATER]
 
 
 @functools.cache
-def _barriers():
-  """A pattern for the places between two marks that NFKC would swap, or where it would reach over
-  the first.
+def _barriers() -> str:
+  """A pattern for the places where NFKC would swap two marks, or compose across the first of them.
 
-  SentencePiece does neither. A mark's class tells its place in the canonical order.
+  SentencePiece does neither. A mark's combining class is its place in the canonical order.
   """
-  first, last, ends, bases = {}, {}, {}, {}
-  for c in map(
-    chr, [*range(ord('a'), 0xAC00), *range(0xF900, 0x30000)]
-  ):  # no surrogates; Hangul has no marks
-    whole, parts, composed = (unicodedata.normalize(form, c) for form in ('NFKD', 'NFD', 'NFKC'))
-    for table, mark in ((first, whole[0]), (last, whole[-1])):
+  first = {}  # combining class -> characters whose decomposition starts with such a mark
+  last = {}  # combining class -> characters whose decomposition ends with such a mark
+  ends = {}  # character -> characters whose normal form ends with it
+  bases = {}  # mark -> characters that compose with it
+  # Without Hangul, which has no marks, and surrogates.
+  for c in map(chr, [*range(ord('a'), 0xAC00), *range(0xF900, 0x30000)]):
+    compatible = unicodedata.normalize('NFKD', c)
+    canonical = unicodedata.normalize('NFD', c)
+    composed = unicodedata.normalize('NFKC', c)
+    for table, mark in ((first, compatible[0]), (last, compatible[-1])):
       if unicodedata.combining(mark):
-        table.setdefault(unicodedata.combining(mark), []).append(c)
+        table.setdefault(unicodedata.combining(mark), set()).add(c)
     ends.setdefault(composed[-1], set()).add(c)
-    if len(parts) > 1 and composed == c and unicodedata.combining(parts[-1]):
-      bases.setdefault(parts[-1], set()).add(unicodedata.normalize('NFC', parts[:-1]))
-  swapped = [
-    f'(?<={_class(c for k in last if k > rank for c in last[k])})(?={_class(first[rank])})'
-    for rank in sorted(first)
-    if rank < max(last)
-  ]
-  marks, joining = {c for cs in first.values() for c in cs}, _class(bases)
+    if len(canonical) > 1 and composed == c and unicodedata.combining(canonical[-1]):
+      base = unicodedata.normalize('NFC', canonical[:-1])
+      bases.setdefault(canonical[-1], set()).add(base)
+  patterns = []
+  # A mark after one of a higher class: NFKC would sort them.
+  for rank in sorted(first):
+    higher = set().union(*(characters for k, characters in last.items() if k > rank))
+    if higher:
+      patterns.append(f'(?<={_class(higher)})(?={_class(first[rank])})')
+  # A mark that composes with nothing, or with something else than what precedes it: NFKC would
+  # compose the next mark with the base before both.
+  marks = set().union(*first.values())
   lone = {c for c in marks if unicodedata.normalize('NFKD', c)[0] not in bases}
-  over = [f'(?<={_class(lone)})(?={joining})']
-  for mark, joins in sorted(bases.items()):
-    under = {c for base in joins for c in ends.get(base, base)} | bases.keys()
-    over.append(f'(?<={_class(mark)})(?<!{_class(under)}{_class(mark)})(?={joining})')
-  return f'(?={_class(marks)})(?:{"|".join(swapped + over)})'
+  patterns.append(f'(?<={_class(lone)})(?={_class(bases)})')
+  for mark, composing in sorted(bases.items()):
+    before = set(bases).union(*(ends.get(base, base) for base in composing))
+    patterns.append(f'(?<={_class(mark)})(?<!{_class(before)}{_class(mark)})(?={_class(bases)})')
+  return f'(?={_class(marks)})(?:{"|".join(patterns)})'
 
 
-def _class(characters):
+def _class(characters: Iterable[str]) -> str:
   """A character class of a regular expression, ranges folded."""
-  codes, ranges = sorted(map(ord, characters)), []
-  for code in codes:
+  ranges = []
+  for code in sorted(map(ord, characters)):
     if ranges and code == ranges[-1][1] + 1:
       ranges[-1][1] = code
     else:
       ranges.append([code, code])
-  return (
-    '[' + ''.join(f'\\x{{{a:x}}}' + (f'-\\x{{{b:x}}}' if b > a else '') for a, b in ranges) + ']'
-  )
+  parts = []
+  for begin, end in ranges:
+    parts.append(f'\\x{{{begin:x}}}')
+    if end > begin:
+      parts.append(f'-\\x{{{end:x}}}')
+  return f'[{"".join(parts)}]'
 
 
-def _replace(old, new):
+def _replace(old: str, new: str) -> Json:
   return {'type': 'Replace', 'pattern': {'String': old}, 'content': new}
 
 
-def _regex(pattern, new):
+def _regex(pattern: str, new: str) -> Json:
   return {'type': 'Replace', 'pattern': {'Regex': pattern}, 'content': new}

@@ -1,7 +1,10 @@
-"""The npz files that google-deepmind/tips reads and releases: two a model, for PyTorch or for JAX."""
+"""The npz files that google-deepmind/tips reads and releases: two per model, for PyTorch or JAX."""
 
+import os
 import pathlib
 import re
+import types
+from typing import Any
 
 import numpy as np
 
@@ -12,110 +15,155 @@ from tips_jax.interop.official import pytorch, scenic
 from tips_jax.interop.weights import Weights, only_official
 
 LAYOUTS = {'official_torch': pytorch, 'official_jax': scenic}
-TEMPERATURES = ('temperature', scenic.TEMPERATURE)  # the official programs write and read both
-# Released names disagree with each other: so14 and so400m14, with and without 'oss'; all that is
-# told is kept here.
+# The official programs write one each, and read both.
+TEMPERATURES = {'official_torch': 'temperature', 'official_jax': scenic.TEMPERATURE}
+# Released names vary: so14 and so400m14, with and without 'oss'.
 _NAME = re.compile(
   r'tips(?:_(?P<version>v1|v2))?(?:_oss)?_(?P<scale>s|b|l|so|so400m|g)14(?P<rest>(?:_[a-z0-9]+)*?)'
   r'_(?P<tower>vision|text)\.npz'
 )
+_SCALES = {'so': 'so400m'}
 _WIDTHS = {'s': 384, 'b': 768, 'l': 1024, 'so400m': 1152, 'g': 1536}
-TOWERS = ('vision', 'text')
+_OTHER_TOWER = {'vision': 'text', 'text': 'vision'}
+# An array that only this layout and tower has.
+_MARKS = {
+  'pos_embed': (pytorch, 'image'),
+  'token_embedding.weight': (pytorch, 'text'),
+  'encoder/ToTokenSequence_0/posembed_input': (scenic, 'image'),
+  'token_emb/emb_var': (scenic, 'text'),
+}
 
 
-def released(name):
+def released(name: str | os.PathLike) -> dict[str, Any] | None:
   """{version, scale, low: low resolution, tower} of a released file's name, or None."""
-  found = _NAME.fullmatch(pathlib.Path(name).name)
-  if not found:
+  match = _NAME.fullmatch(pathlib.Path(name).name)
+  if not match:
     return None
-  return dict(
-    version=found['version'] or 'v1',
-    scale=found['scale'].replace('so400m', 'so').replace('so', 'so400m'),
-    low='lowres' in found['rest'],
-    tower=found['tower'],
-  )
+  return {
+    'version': match['version'] or 'v1',
+    'scale': _SCALES.get(match['scale'], match['scale']),
+    'low': 'lowres' in match['rest'],
+    'tower': match['tower'],
+  }
 
 
-def pair(path):
-  """(vision file or None, text file or None) of either file, or of a folder that holds one model."""
+def pair(path: str | os.PathLike) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+  """(vision file, text file), one of them perhaps None.
+
+  path: either file, or a folder that holds one model.
+  """
   path = pathlib.Path(path)
   if path.is_dir():
-    models = {f for f in path.glob('*_vision.npz')} or {f for f in path.glob('*_text.npz')}
+    models = list(path.glob('*_vision.npz')) or list(path.glob('*_text.npz'))
     if len(models) != 1:
-      names = ', '.join(sorted(f.name for f in models))
+      names = ', '.join(sorted(file.name for file in models))
       raise InputError(
-        f'{str(path)!r}: got {len(models)} models ({names}); expected a folder with one NAME_vision.npz '
-        'and NAME_text.npz, or one of the files'
+        f'{str(path)!r}: got {len(models)} models ({names}); expected a folder with one '
+        'NAME_vision.npz and NAME_text.npz, or one of the files'
       )
-    path = models.pop()
-  tower = next((t for t in TOWERS if path.stem.endswith(f'_{t}')), None)
-  if tower is None:
-    return path, None  # what it is, its arrays tell
-  other = TOWERS[tower == 'vision']
+    path = models[0]
+  name, _, tower = path.stem.rpartition('_')
+  if not name or tower not in _OTHER_TOWER:
+    return path, None  # of any other name: the arrays show which tower it is
+  partner = _partner(path, tower, _OTHER_TOWER[tower])
+  if tower == 'vision':
+    return path, partner
+  return partner, path
+
+
+def _partner(path: pathlib.Path, tower: str, other: str) -> pathlib.Path | None:
+  """The file of the other tower beside a file."""
   partner = path.with_name(path.name.removesuffix(f'{tower}.npz') + f'{other}.npz')
-  if not partner.is_file() and released(path):
-    alike = [
-      f
-      for f in path.parent.glob(f'*_{other}.npz')
-      if released(f) == released(path) | {'tower': other}
-    ]
-    partner = alike[0] if len(alike) == 1 else partner
-  partner = partner if partner.is_file() else None
-  return (path, partner) if tower == 'vision' else (partner, path)
+  if partner.is_file():
+    return partner
+  release = released(path)
+  if not release:
+    return None
+  # The two files of a release may spell its scale in different ways.
+  alike = []
+  for file in path.parent.glob(f'*_{other}.npz'):
+    if released(file) == release | {'tower': other}:
+      alike.append(file)
+  if len(alike) == 1:
+    return alike[0]
+  return None
 
 
-def read(path, *, towers=None):
-  """Weights of a model's npz files, of either layout. towers: what a tips_jax.json beside them says
-  of them.
+def read(path: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = None) -> Weights:
+  """Weights of a model's npz files, of either layout. towers: of a tips_jax.json beside them.
 
-  InputError where the name of a released file and its arrays disagree, and where the temperature is
-  missing.
+  InputError where the name of a released file disagrees with its arrays, and where the temperature
+  is missing.
   """
+  path = pathlib.Path(path)
+  declared = towers or {}
+  towers = {}
+  params = {}
   vision, text = pair(path)
-  towers, known, params = dict(towers or {}), {}, {}
-  for file in filter(None, (vision, text)):
-    found = arrays.read_npz(file)
-    layout, tower = _recognize(found, file)
-    there = towers.get(tower)
-    if tower == 'text':
-      params['logit'] = _take_temperature(found, file)
-    heads = there.heads if there else None
-    if tower == 'image':
-      there = layout.image_tower(
-        found,
-        heads=heads,
-        cls=there and there.cls,
-        mask_token=there and there.mask_token,
-        where=str(file),
-      )
-      params[tower] = layout.image_in(found, there, str(file))
-    else:
-      there = layout.text_tower(found, heads=heads, where=str(file))
-      params[tower] = layout.text_in(found, there, str(file))
-    known[tower] = there
-    _check_name(file, tower, there)
-  if 'image' not in known:
-    raise InputError(
-      f'{str(path)!r}: got a text tower and no {path.stem.removesuffix("_text")}_vision.npz beside it; '
-      'expected both files in one folder'
+  for file in (vision, text):
+    if file is None:
+      continue
+    tensors = arrays.read_npz(file)
+    layout, name = _recognize(tensors, file)
+    if name == 'text':
+      params['logit'] = _take_temperature(tensors, file)
+    towers[name], params[name] = read_tower(
+      layout, name, tensors, declared=declared.get(name), where=str(file)
     )
-  if 'text' in known:
-    known['logit'] = towers.get('logit') or schema.Logit(kind='logit')
-    if known['text'].width != known['image'].width:
+    _check_name(file, name, towers[name])
+  if 'image' not in towers:
+    raise InputError(
+      f'{str(path)!r}: got a text tower and no {path.stem.removesuffix("_text")}_vision.npz beside '
+      'it; expected both files in one folder'
+    )
+  image = towers['image']
+  if 'text' in towers:
+    towers['logit'] = declared.get('logit') or schema.Logit(kind='logit')
+    if towers['text'].width != image.width:
       raise InputError(
-        f'{str(path)!r}: got an image tower of width {known["image"].width} and a text tower of width '
-        f'{known["text"].width}; expected files of one model'
+        f'{str(path)!r}: got an image tower of width {image.width} and a text tower of width '
+        f'{towers["text"].width}; expected files of one model'
       )
-  name = released(vision)
-  size = (
-    224
-    if name and name['low']
-    else max(known['image'].grid * known['image'].patch, 448 if name else 0)
+  size = image.grid * image.patch
+  release = released(vision)
+  if release:
+    # The files do not say at which resolution a released model was trained last.
+    size = 224 if release['low'] else max(size, 448)
+  return Weights(name=vision.stem.removesuffix('_vision'), towers=towers, params=params, size=size)
+
+
+def read_tower(
+  layout: types.ModuleType,
+  name: str,
+  tensors: dict[str, np.ndarray],
+  *,
+  declared: schema.Tower | None,
+  heads: int | None = None,
+  where: str,
+) -> tuple[schema.Tower, dict[str, Any]]:
+  """(tower, parameters) of the arrays of an 'image' or 'text' tower.
+
+  declared: the tower in a tips_jax.json, which has what arrays do not show: heads, names of CLS
+  tokens. heads: from another config.
+  """
+  if heads is None and declared:
+    heads = declared.heads
+  if name == 'text':
+    tower = layout.text_tower(tensors, heads=heads, where=where)
+    return tower, layout.text_in(tensors, tower, where)
+  tower = layout.image_tower(
+    tensors,
+    heads=heads,
+    cls=declared and declared.cls,
+    mask_token=declared and declared.mask_token,
+    where=where,
   )
-  return Weights(name=vision.stem.removesuffix('_vision'), towers=known, params=params, size=size)
+  return tower, layout.image_in(tensors, tower, where)
 
 
-def write(weights, folder, *, format, dtype='float32'):
+def write(
+  weights: Weights, folder: str | os.PathLike, *, format: str, dtype: str = 'float32'
+) -> None:
   """NAME_vision.npz and NAME_text.npz in the layout of the official PyTorch or JAX code."""
   only_official(weights, format)
   if dtype == 'bfloat16':
@@ -123,22 +171,22 @@ def write(weights, folder, *, format, dtype='float32'):
       f"--dtype: got 'bfloat16'; expected float32 or float16 for --to={format}: npz files have no "
       'bfloat16'
     )
-  layout, folder = LAYOUTS[format], pathlib.Path(folder)
+  layout = LAYOUTS[format]
+  folder = pathlib.Path(folder)
   image = layout.image_out(weights.params['image'], weights.image)
   arrays.write_npz(folder / f'{weights.name}_vision.npz', arrays.rounded(image, dtype))
   if weights.text:
     text = layout.text_out(weights.params['text'], weights.text)
-    name = TEMPERATURES[layout is scenic]
-    text = arrays.rounded(text, dtype) | {name: temperature(weights)}
+    text = arrays.rounded(text, dtype) | {TEMPERATURES[format]: temperature(weights)}
     arrays.write_npz(folder / f'{weights.name}_text.npz', text)
 
 
-def temperature(weights):
+def temperature(weights: Weights) -> np.ndarray:
   """The divisor of the cosines, float32 []."""
   return np.exp(weights.params['logit']['log_temperature'].astype(np.float64)).astype(np.float32)
 
 
-def log_temperature(value, where):
+def log_temperature(value: np.ndarray | float, where: str) -> dict[str, np.ndarray]:
   """Parameters of a logit tower for a temperature."""
   value = np.asarray(value, np.float64)
   if value.size != 1 or not value.min() > 0:
@@ -146,36 +194,31 @@ def log_temperature(value, where):
   return {'log_temperature': np.log(value.reshape(())).astype(np.float32)}
 
 
-def _take_temperature(found, file):
-  names = [n for n in TEMPERATURES if n in found]
-  if not names:
-    raise InputError(
-      f'{str(file)!r}: got no temperature; expected one of {list(TEMPERATURES)} beside the text tower'
-    )
-  return log_temperature(found.pop(names[0]), str(file))
+def _take_temperature(tensors: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, np.ndarray]:
+  for name in TEMPERATURES.values():
+    if name in tensors:
+      return log_temperature(tensors.pop(name), str(file))
+  raise InputError(
+    f'{str(file)!r}: got no temperature; expected one of {list(TEMPERATURES.values())} beside the '
+    'text tower'
+  )
 
 
-def _recognize(found, file):
+def _recognize(tensors: dict[str, np.ndarray], file: pathlib.Path) -> tuple[types.ModuleType, str]:
   """(layout, 'image' or 'text') of named arrays."""
-  marks = {
-    'pos_embed': (pytorch, 'image'),
-    'token_embedding.weight': (pytorch, 'text'),
-    'encoder/ToTokenSequence_0/posembed_input': (scenic, 'image'),
-    'token_emb/emb_var': (scenic, 'text'),
-  }
-  kinds = [kind for mark, kind in marks.items() if mark in found]
-  if len(kinds) != 1:
+  marks = _MARKS.keys() & tensors.keys()
+  if len(marks) != 1:
     raise InputError(
-      f'{str(file)!r}: got {len(found)} arrays such as {min(found, default="none")!r}; expected those '
-      f'of one tower of TIPS, with one of {list(marks)}'
+      f'{str(file)!r}: got {len(tensors)} arrays such as {min(tensors, default="none")!r}; '
+      f'expected those of one tower of TIPS, with one of {list(_MARKS)}'
     )
-  return kinds[0]
+  return _MARKS[marks.pop()]
 
 
-def _check_name(file, tower, found):
-  name = released(file)
-  if name and _WIDTHS[name['scale']] != found.width:
+def _check_name(file: pathlib.Path, name: str, tower: schema.Tower) -> None:
+  release = released(file)
+  if release and _WIDTHS[release['scale']] != tower.width:
     raise InputError(
-      f'{str(file)!r}: {tower} tower: got width {found.width}; expected {_WIDTHS[name["scale"]]}, as '
-      f'the name says {name["scale"]}'
+      f'{str(file)!r}: {name} tower: got width {tower.width}; expected '
+      f'{_WIDTHS[release["scale"]]}, as the name says {release["scale"]}'
     )

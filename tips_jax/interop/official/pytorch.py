@@ -1,13 +1,13 @@
-"""The layout of the official PyTorch code, which transformers (Tipsv2) and timm read too: names <->
-parameters.
+"""The layout of the official PyTorch code, also of transformers (Tipsv2) and timm.
 
-Tensor tables and gauges: google-deepmind/tips, pytorch/{image,text}_encoder.py. Ours has no
-LayerScale and no position
-of the CLS token: they are written as ones and zeros, and folded into what they multiply or add to
-when they are read.
+Names of tensors: google-deepmind/tips, pytorch/{image,text}_encoder.py. Our towers have no
+LayerScale and no position of the CLS token: they are written as ones and zeros, and on reading
+folded into the weights that they multiply or are added to.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,10 @@ from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays as files
 from tips_jax.interop.weights import OFFICIAL_CLS, flat
 
-HEADS = {
-  384: 6,
-  768: 12,
-  1024: 16,
-  1152: 16,
-  1536: 24,
-}  # by width, of the released models; the files do not say
-# Their layer -> ours, several of which lie side by side; '{}' is weight or bias.
+Table = dict[str, tuple[str, ...]]
+# Attention heads of the released models by width: the files do not say.
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24}
+# Their layer -> ours, concatenated where there are several; '{}' is weight or bias.
 _ATTENTION = ('attention/query', 'attention/key', 'attention/value')
 _IMAGE = {
   'norm1.{}': ('norm1',),
@@ -45,75 +41,103 @@ _TEXT = {
 }
 
 
-def image_out(params, tower):
+def image_out(params: dict[str, Any], tower: schema.ViT) -> dict[str, np.ndarray]:
   """{name: array} of an image tower."""
-  p, d = flat(params), tower.width
+  p = flat(params)
+  d = tower.width
+  # The CLS token's position comes first in their table, and the first CLS token is separate.
+  cls_position = np.zeros((1, 1, d), np.float32)
+  patch_positions = p['posembed'].reshape(1, -1, d)
   out = {
     'cls_token': p['cls'][:, :1],
-    'pos_embed': np.concatenate(
-      [np.zeros((1, 1, d), np.float32), p['posembed'].reshape(1, -1, d)], axis=1
-    ),
+    'pos_embed': np.concatenate([cls_position, patch_positions], axis=1),
   }
   if len(tower.cls) > 1:
     out['register_tokens'] = p['cls'][:, 1:]
-  out['mask_token'] = p['mask_token'] if tower.mask_token else np.zeros((1, d), np.float32)
-  out |= {
-    'patch_embed.proj.weight': p['embedding/kernel'].transpose(3, 2, 0, 1),
-    'patch_embed.proj.bias': p['embedding/bias'],
-  }
+  out['mask_token'] = np.zeros((1, d), np.float32)
+  if tower.mask_token:
+    out['mask_token'] = p['mask_token']
+  out['patch_embed.proj.weight'] = p['embedding/kernel'].transpose(3, 2, 0, 1)
+  out['patch_embed.proj.bias'] = p['embedding/bias']
   for i in range(tower.depth):
     out |= _block_out(p, i, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn])
-    out |= {f'blocks.{i}.ls{n}.gamma': np.ones(d, np.float32) for n in (1, 2)}
+    out[f'blocks.{i}.ls1.gamma'] = np.ones(d, np.float32)
+    out[f'blocks.{i}.ls2.gamma'] = np.ones(d, np.float32)
   return out | {'norm.weight': p['norm/scale'], 'norm.bias': p['norm/bias']}
 
 
-def image_in(arrays, tower, where='image tower'):
+def image_in(
+  arrays: Mapping[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
+) -> dict[str, Any]:
   """Parameters of an image tower; InputError for a name or a shape that does not fit."""
-  r, d, g = files.Reader(arrays, where), tower.width, tower.grid
-  position = r.take('pos_embed', 1, g * g + 1, d)
+  r = files.Reader(arrays, where)
+  d = tower.width
+  grid = tower.grid
+  position = r.take('pos_embed', 1, grid * grid + 1, d)
+  # Their model adds the first position to the first CLS token alone, registers get none.
   cls = [r.take('cls_token', 1, 1, d) + position[:, :1]]
   if 'register_tokens' in r:
     cls.append(r.take('register_tokens', 1, len(tower.cls) - 1, d))
-  mask_token = r.take('mask_token', 1, d) if 'mask_token' in r else np.zeros((1, d), np.float32)
+  kernel = r.take('patch_embed.proj.weight', d, 3, tower.patch, tower.patch)
   out = {
-    'embedding/kernel': r.take('patch_embed.proj.weight', d, 3, tower.patch, tower.patch).transpose(
-      2, 3, 1, 0
-    ),
+    'embedding/kernel': kernel.transpose(2, 3, 1, 0),
     'embedding/bias': r.take('patch_embed.proj.bias', d),
-    'posembed': position[:, 1:].reshape(1, g, g, d),
+    'posembed': position[:, 1:].reshape(1, grid, grid, d),
     'cls': np.concatenate(cls, axis=1),
-  } | ({'mask_token': mask_token} if tower.mask_token else {})
-  blocks = [
-    _block_in(r, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn], tower) for i in range(tower.depth)
-  ]
-  for i, block in enumerate(blocks):
-    for n, layer in ((1, 'attention/out'), (2, 'mlp/down')):
-      if f'blocks.{i}.ls{n}.gamma' in r:
-        gamma = r.take(f'blocks.{i}.ls{n}.gamma', d)
-        for leaf in ('kernel', 'bias'):
-          block[f'{layer}/{leaf}'] = block[f'{layer}/{leaf}'] * gamma
-  out |= _stack(blocks) | {
-    'norm/scale': r.take('norm.weight', d),
-    'norm/bias': r.take('norm.bias', d),
   }
+  mask_token = np.zeros((1, d), np.float32)
+  if 'mask_token' in r:  # taken even if the tower has no use for it: no array may be left
+    mask_token = r.take('mask_token', 1, d)
+  if tower.mask_token:
+    out['mask_token'] = mask_token
+  blocks = []
+  for i in range(tower.depth):
+    block = _block_in(r, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn], tower)
+    _fold_layer_scale(r, f'blocks.{i}.ls1.gamma', block, 'attention/out', d)
+    _fold_layer_scale(r, f'blocks.{i}.ls2.gamma', block, 'mlp/down', d)
+    blocks.append(block)
+  out |= _stack(blocks)
+  out['norm/scale'] = r.take('norm.weight', d)
+  out['norm/bias'] = r.take('norm.bias', d)
   r.done()
   return tree.nested(out)
 
 
-def image_tower(arrays, *, heads=None, cls=None, mask_token=None, where='image tower'):
-  """What image tower the arrays are of. heads: where the width does not tell; cls: names of the CLS
-  tokens.
+def _fold_layer_scale(
+  r: files.Reader, name: str, block: dict[str, np.ndarray], layer: str, width: int
+) -> None:
+  if name not in r:
+    return
+  gamma = r.take(name, width)
+  for leaf in ('kernel', 'bias'):
+    block[f'{layer}/{leaf}'] = block[f'{layer}/{leaf}'] * gamma
+
+
+def image_tower(
+  arrays: Mapping[str, np.ndarray],
+  *,
+  heads: int | None = None,
+  cls: Sequence[str] | None = None,
+  mask_token: bool | None = None,
+  where: str = 'image tower',
+) -> schema.ViT:
+  """The config of an image tower, from its arrays.
+
+  What the arrays do not show is given: the number of heads (else that of the released model of this
+  width), names of the CLS tokens, and whether a mask token of zeros is one.
   """
   r = files.Reader(arrays, where)
   width, _, patch, _ = _dims(r, 'patch_embed.proj.weight', 4)
   grid = math.isqrt(max(_dims(r, 'pos_embed', 3)[1] - 1, 0))
-  ffn = 'swiglu' if 'blocks.0.mlp.w12.weight' in r else 'gelu'
-  mlp = (
-    r.shape('blocks.0.mlp.w3.weight')[1]
-    if ffn == 'swiglu'
-    else r.shape('blocks.0.mlp.fc1.weight')[0]
-  )
-  count = 1 + (_dims(r, 'register_tokens', 3)[1] if 'register_tokens' in r else 0)
+  if 'blocks.0.mlp.w12.weight' in r:
+    ffn = 'swiglu'
+    mlp = r.shape('blocks.0.mlp.w3.weight')[1]
+  else:
+    ffn = 'gelu'
+    mlp = r.shape('blocks.0.mlp.fc1.weight')[0]
+  count = 1
+  if 'register_tokens' in r:
+    count += _dims(r, 'register_tokens', 3)[1]
   if mask_token is None:
     mask_token = bool('mask_token' in r and np.any(r.peek('mask_token')))
   return schema.ViT(
@@ -130,7 +154,7 @@ def image_tower(arrays, *, heads=None, cls=None, mask_token=None, where='image t
   )
 
 
-def text_out(params, tower):
+def text_out(params: dict[str, Any], tower: schema.TextTower) -> dict[str, np.ndarray]:
   """{name: array} of a text tower."""
   p = flat(params)
   out = {'token_embedding.weight': p['embedding']}
@@ -139,23 +163,26 @@ def text_out(params, tower):
   return out | {'ln_final.weight': p['norm/scale'], 'ln_final.bias': p['norm/bias']}
 
 
-def text_in(arrays, tower, where='text tower'):
+def text_in(
+  arrays: Mapping[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
+) -> dict[str, Any]:
   """Parameters of a text tower; InputError for a name or a shape that does not fit."""
   r = files.Reader(arrays, where)
   out = {'embedding': r.take('token_embedding.weight', tower.vocab, tower.width)}
-  out |= _stack(
-    [_block_in(r, f'transformer.resblocks.{i}.', _TEXT, tower) for i in range(tower.depth)]
-  )
-  out |= {
-    'norm/scale': r.take('ln_final.weight', tower.width),
-    'norm/bias': r.take('ln_final.bias', tower.width),
-  }
+  blocks = []
+  for i in range(tower.depth):
+    blocks.append(_block_in(r, f'transformer.resblocks.{i}.', _TEXT, tower))
+  out |= _stack(blocks)
+  out['norm/scale'] = r.take('ln_final.weight', tower.width)
+  out['norm/bias'] = r.take('ln_final.bias', tower.width)
   r.done()
   return tree.nested(out)
 
 
-def text_tower(arrays, *, heads=None, where='text tower'):
-  """What text tower the arrays are of."""
+def text_tower(
+  arrays: Mapping[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
+) -> schema.TextTower:
+  """The config of a text tower, from its arrays."""
   r = files.Reader(arrays, where)
   vocab, width = _dims(r, 'token_embedding.weight', 2)
   return schema.TextTower(
@@ -168,56 +195,79 @@ def text_tower(arrays, *, heads=None, where='text tower'):
   )
 
 
-def heads_of(width, heads, where):
-  """The number of attention heads, from elsewhere or as in the released model of this width."""
-  if not heads and width not in HEADS:
+def heads_of(width: int, heads: int | None, where: str) -> int:
+  """The number of attention heads: as given, or as in the released model of this width."""
+  if heads:
+    return heads
+  if width not in HEADS:
     raise InputError(
-      f'{where}: got width {width}, of which no released model is; expected one of {sorted(HEADS)}, or '
-      'a folder with a config.json or tips_jax.json that tells the number of heads'
+      f'{where}: got width {width}, of which no released model is; expected one of '
+      f'{sorted(HEADS)}, or a folder with a config.json or tips_jax.json that tells the number of '
+      'heads'
     )
-  return heads or HEADS[width]
+  return HEADS[width]
 
 
-def cls_names(count, names, where):
-  """Names of the CLS tokens: given, or those of TIPS; a lone one is 'cls'."""
-  names = tuple(names or (OFFICIAL_CLS if count == 2 else ('cls',)))
+def cls_names(count: int, names: Sequence[str] | None, where: str) -> tuple[str, ...]:
+  """Names of the CLS tokens: as given, or those of TIPS; a single one is 'cls'."""
+  if not names:
+    names = OFFICIAL_CLS if count == 2 else ('cls',)
+  names = tuple(names)
   if len(names) != count:
     raise InputError(f'{where}: got {count} CLS tokens; expected {len(names)}: {", ".join(names)}')
   return names
 
 
-def _dims(r, name, rank):
+def _dims(r: files.Reader, name: str, rank: int) -> tuple[int, ...]:
   shape = r.shape(name)
   if len(shape) != rank:
     raise InputError(f'{r.where}: {name}: got shape {shape}; expected {rank} dimensions')
   return shape
 
 
-def _leaves(layer):
-  return ('scale', 'bias') if layer.startswith('norm') else ('kernel', 'bias')
+def _leaves(layer: str) -> dict[str, str]:
+  """Their leaf of a layer -> ours."""
+  if layer.startswith('norm'):
+    return {'weight': 'scale', 'bias': 'bias'}
+  return {'weight': 'kernel', 'bias': 'bias'}
 
 
-def _block_out(p, i, prefix, table):
+def _block_out(
+  p: dict[str, np.ndarray], i: int, prefix: str, table: Table
+) -> dict[str, np.ndarray]:
+  """Arrays of layer i. Kernels are [in, out] here and [out, in] in torch."""
   out = {}
   for theirs, ours in table.items():
-    for word, leaf in zip(('weight', 'bias'), _leaves(ours[0])):
+    for their_leaf, leaf in _leaves(ours[0]).items():
       parts = [p[f'encoder/blocks/{layer}/{leaf}'][i].T for layer in ours]
-      out[prefix + theirs.format(word)] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+      # A single layer stays a view: no copy of a large model.
+      out[prefix + theirs.format(their_leaf)] = (
+        parts[0] if len(parts) == 1 else np.concatenate(parts)
+      )
   return out
 
 
-def _block_in(r, prefix, table, tower):
-  d, hidden, block = tower.width, tower.mlp, {}
+def _block_in(
+  r: files.Reader, prefix: str, table: Table, tower: schema.ViT | schema.TextTower
+) -> dict[str, np.ndarray]:
+  block = {}
   for theirs, ours in table.items():
-    there = d if not ours[0].startswith('mlp') or ours == ('mlp/down',) else hidden
-    here = hidden if ours == ('mlp/down',) else d
-    norm, n = ours[0].startswith('norm'), len(ours)
-    for word, leaf in zip(('weight', 'bias'), _leaves(ours[0])):
-      shape = (n * there,) if norm or word == 'bias' else (n * there, here)
-      parts = np.split(r.take(prefix + theirs.format(word), *shape), n)
-      block |= {f'{layer}/{leaf}': part.T for layer, part in zip(ours, parts)}
+    in_width = tower.width
+    out_width = tower.width
+    if ours == ('mlp/down',):
+      in_width = tower.mlp
+    elif ours[0].startswith('mlp'):
+      out_width = tower.mlp
+    for their_leaf, leaf in _leaves(ours[0]).items():
+      shape = (len(ours) * out_width,)
+      if leaf == 'kernel':
+        shape += (in_width,)
+      stacked = r.take(prefix + theirs.format(their_leaf), *shape)
+      for layer, part in zip(ours, np.split(stacked, len(ours))):
+        block[f'{layer}/{leaf}'] = part.T
   return block
 
 
-def _stack(blocks):
+def _stack(blocks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Layers on a leading axis, as nn.scan holds them."""
   return {f'encoder/blocks/{name}': np.stack([b[name] for b in blocks]) for name in blocks[0]}

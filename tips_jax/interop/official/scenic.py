@@ -1,8 +1,11 @@
 """The layout of the official JAX code (Scenic): names <-> parameters.
 
-Tensor tables: google-deepmind/tips, scenic/models/{vit,text}.py. So400m's text tower has the 27
-layers of the paper and of the PyTorch weights; the official JAX code builds 12, a fault of its own.
+Names of tensors: google-deepmind/tips, scenic/models/{vit,text}.py. So400m's text tower has the 27
+layers of the paper and of the PyTorch weights; the official JAX code builds 12, a bug.
 """
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +19,10 @@ _ATTENTION = 'MultiHeadDotProductAttention_0/'
 _BLOCK = {
   'LayerNorm_0': 'norm1',
   'LayerNorm_1': 'norm2',
-  **{_ATTENTION + n: f'attention/{n}' for n in ('query', 'key', 'value', 'out')},
+  _ATTENTION + 'query': 'attention/query',
+  _ATTENTION + 'key': 'attention/key',
+  _ATTENTION + 'value': 'attention/value',
+  _ATTENTION + 'out': 'attention/out',
 }
 _MLP = {'MlpBlock_0/Dense_0': 'mlp/up', 'MlpBlock_0/Dense_1': 'mlp/down'}
 _SWIGLU = {
@@ -38,54 +44,67 @@ _TEXT = {
   'text_encoder_norm/scale': 'norm/scale',
   'text_encoder_norm/bias': 'norm/bias',
 }
-_IMAGE_BLOCK, _TEXT_BLOCK = 'encoder/transformer/encoderblock_{}/', 'transformer/encoderblock_{}/'
+_IMAGE_BLOCK = 'encoder/transformer/encoderblock_{}/'
+_TEXT_BLOCK = 'transformer/encoderblock_{}/'
 
 
-def image_out(params, tower):
+def image_out(params: dict[str, Any], tower: schema.ViT) -> dict[str, np.ndarray]:
   """{name: array} of an image tower. The layout has no mask token."""
   p = flat(params)
   return {theirs: p[ours] for theirs, ours in _IMAGE.items()} | _blocks_out(p, tower, _IMAGE_BLOCK)
 
 
-def text_out(params, tower):
+def text_out(params: dict[str, Any], tower: schema.TextTower) -> dict[str, np.ndarray]:
   """{name: array} of a text tower."""
   p = flat(params)
   return {theirs: p[ours] for theirs, ours in _TEXT.items()} | _blocks_out(p, tower, _TEXT_BLOCK)
 
 
-def image_in(arrays, tower, where='image tower'):
+def image_in(
+  arrays: Mapping[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
+) -> dict[str, Any]:
   """Parameters of an image tower; InputError for a name or a shape that does not fit."""
-  r, d = files.Reader(arrays, where), tower.width
+  r = files.Reader(arrays, where)
+  d = tower.width
   shapes = {
     'embedding/kernel': (tower.patch, tower.patch, 3, d),
     'posembed': (1, tower.grid, tower.grid, d),
     'cls': (1, len(tower.cls), d),
   }
   out = {ours: r.take(theirs, *shapes.get(ours, (d,))) for theirs, ours in _IMAGE.items()}
-  if tower.mask_token:
+  if tower.mask_token:  # which this layout cannot hold
     out['mask_token'] = np.zeros((1, d), np.float32)
   out |= _blocks_in(r, tower, _IMAGE_BLOCK)
   r.done()
   return tree.nested(out)
 
 
-def text_in(arrays, tower, where='text tower'):
+def text_in(
+  arrays: Mapping[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
+) -> dict[str, Any]:
   """Parameters of a text tower; InputError for a name or a shape that does not fit."""
-  r, d = files.Reader(arrays, where), tower.width
-  out = {
-    ours: r.take(theirs, *({'embedding': (tower.vocab, d)}.get(ours, (d,))))
-    for theirs, ours in _TEXT.items()
-  }
+  r = files.Reader(arrays, where)
+  d = tower.width
+  shapes = {'embedding': (tower.vocab, d)}
+  out = {ours: r.take(theirs, *shapes.get(ours, (d,))) for theirs, ours in _TEXT.items()}
   out |= _blocks_in(r, tower, _TEXT_BLOCK)
   r.done()
   return tree.nested(out)
 
 
-def image_tower(arrays, *, heads=None, cls=None, mask_token=None, where='image tower'):
-  """What image tower the arrays are of; `heads` is not needed, the arrays tell."""
+def image_tower(
+  arrays: Mapping[str, np.ndarray],
+  *,
+  heads: int | None = None,
+  cls: Sequence[str] | None = None,
+  mask_token: bool | None = None,
+  where: str = 'image tower',
+) -> schema.ViT:
+  """The config of an image tower, from its arrays, which show `heads` too."""
   r = files.Reader(arrays, where)
   patch, _, _, width = r.shape(_TOKENS + 'embedding/kernel')
-  first, ffn = _IMAGE_BLOCK.format(0), 'gelu'
+  first = _IMAGE_BLOCK.format(0)
+  ffn = 'gelu'
   if first + 'FFNSwiGluFused_0/Dense_0/kernel' in r:
     ffn = 'swiglu'
   return schema.ViT(
@@ -102,8 +121,10 @@ def image_tower(arrays, *, heads=None, cls=None, mask_token=None, where='image t
   )
 
 
-def text_tower(arrays, *, heads=None, where='text tower'):
-  """What text tower the arrays are of."""
+def text_tower(
+  arrays: Mapping[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
+) -> schema.TextTower:
+  """The config of a text tower, from its arrays, which show `heads` too."""
   r = files.Reader(arrays, where)
   vocab, width = r.shape('token_emb/emb_var')
   first = _TEXT_BLOCK.format(0)
@@ -117,38 +138,62 @@ def text_tower(arrays, *, heads=None, where='text tower'):
   )
 
 
-def _ffn(kind):
+def _ffn(kind: str) -> dict[str, str]:
   return _SWIGLU if kind == 'swiglu' else _MLP
 
 
-def _entries(tower):
-  """(their name, ours, shape there, shape here) of every array of a block."""
-  d, h, f = tower.width, tower.heads, tower.mlp
+class _Entry(NamedTuple):
+  """An array of a block."""
+
+  theirs: str  # name
+  ours: str
+  their_shape: tuple[int, ...]  # attention has the axis of heads apart
+  our_shape: tuple[int, ...]
+
+
+def _entries(tower: schema.ViT | schema.TextTower) -> Iterator[_Entry]:
+  """Every array of a block."""
+  d = tower.width
+  heads = (tower.heads, d // tower.heads)
+  # Of each layer: the shape of their kernel and of their bias, and of our kernel.
+  shapes = {
+    'attention/query': ((d, *heads), heads, (d, d)),
+    'attention/key': ((d, *heads), heads, (d, d)),
+    'attention/value': ((d, *heads), heads, (d, d)),
+    'attention/out': ((*heads, d), (d,), (d, d)),
+    'mlp/gate': ((d, tower.mlp), (tower.mlp,), (d, tower.mlp)),
+    'mlp/up': ((d, tower.mlp), (tower.mlp,), (d, tower.mlp)),
+    'mlp/down': ((tower.mlp, d), (d,), (tower.mlp, d)),
+  }
   for theirs, ours in (_BLOCK | _ffn(getattr(tower, 'ffn', 'relu'))).items():
     if ours.startswith('norm'):
-      yield from ((f'{theirs}/{leaf}', f'{ours}/{leaf}', (d,), (d,)) for leaf in ('scale', 'bias'))
-      continue
-    kernel = {'attention/out': (h, d // h, d), 'mlp/down': (f, d)}.get(
-      ours, (d, h, d // h) if ours.startswith('attention') else (d, f)
-    )
-    bias = (h, d // h) if kernel[1:] == (h, d // h) else kernel[-1:]
-    flat_kernel = (d, d) if ours.startswith('attention') else kernel
-    yield f'{theirs}/kernel', f'{ours}/kernel', kernel, flat_kernel
-    yield f'{theirs}/bias', f'{ours}/bias', bias, flat_kernel[1:]
+      yield _Entry(f'{theirs}/scale', f'{ours}/scale', (d,), (d,))
+      yield _Entry(f'{theirs}/bias', f'{ours}/bias', (d,), (d,))
+    else:
+      kernel, bias, our_kernel = shapes[ours]
+      yield _Entry(f'{theirs}/kernel', f'{ours}/kernel', kernel, our_kernel)
+      yield _Entry(f'{theirs}/bias', f'{ours}/bias', bias, our_kernel[1:])
 
 
-def _blocks_out(p, tower, block):
-  return {
-    block.format(i) + theirs: p[f'encoder/blocks/{ours}'][i].reshape(there)
-    for i in range(tower.depth)
-    for theirs, ours, there, _ in _entries(tower)
-  }
+def _blocks_out(
+  p: dict[str, np.ndarray], tower: schema.ViT | schema.TextTower, block: str
+) -> dict[str, np.ndarray]:
+  out = {}
+  for i in range(tower.depth):
+    for entry in _entries(tower):
+      x = p[f'encoder/blocks/{entry.ours}'][i]
+      out[block.format(i) + entry.theirs] = x.reshape(entry.their_shape)
+  return out
 
 
-def _blocks_in(r, tower, block):
-  return {
-    f'encoder/blocks/{ours}': np.stack(
-      [r.take(block.format(i) + theirs, *there).reshape(here) for i in range(tower.depth)]
-    )
-    for theirs, ours, there, here in _entries(tower)
-  }
+def _blocks_in(
+  r: files.Reader, tower: schema.ViT | schema.TextTower, block: str
+) -> dict[str, np.ndarray]:
+  out = {}
+  for entry in _entries(tower):
+    layers = []
+    for i in range(tower.depth):
+      x = r.take(block.format(i) + entry.theirs, *entry.their_shape)
+      layers.append(x.reshape(entry.our_shape))
+    out[f'encoder/blocks/{entry.ours}'] = np.stack(layers)
+  return out
