@@ -1,14 +1,18 @@
-"""What an instruction costs: FLOPs, HBM bytes, and seconds by the compiler's cycles or by a
-roofline.
-"""
+"""Cost of an instruction: FLOPs, HBM bytes, and seconds by the compiler's cycles or a roofline."""
 
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tips_jax.core.chips import Chip
+from tips_jax.planning.hlo import Array, Instruction, Module, Run
+
+Computation = dict[str, Instruction]
+# Opcodes that neither compute nor move anything themselves.
 FREE = {
   'parameter',
   'constant',
@@ -36,19 +40,21 @@ COLLECTIVES = (
   'collective-broadcast',
   'ragged-all-to-all',
 )
-_NOTHING = (
+# Custom calls that are only annotations.
+_NO_WORK = (
   'AllocateBuffer',
   'AssumeGatherIndicesInBound',
   'Sharding',
   'SPMDFullToShardShape',
   'SPMDShardToFullShape',
 )
+_SLICES = ('dynamic-slice', 'gather', 'slice')
 KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton', 'triton_kernel_call', 'mosaic_gpu')
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one instruction over the whole step."""
+  """Of all runs of an instruction in a step."""
 
   flops: float = 0.0
   bytes: float = 0.0  # to and from HBM
@@ -56,173 +62,195 @@ class Cost:
   source: str = ''  # 'compiler', 'schedule' (of a kernel) or 'roofline'
 
 
-def collective(opcode):
+def collective(opcode: str) -> str:
   """'all-gather' for 'all-gather-start' and the like; '' for anything else and for -done."""
   kind = opcode.removesuffix('-start')
   return kind if kind in COLLECTIVES else ''
 
 
-def flops(instruction, computation):
-  """Multiplications and additions of one run of a dot, a convolution or a custom call; 0 for
-  everything else.
-  """
-  shape = lambda k: computation[instruction.operands[k]].arrays[0].dims
+def flops(instruction: Instruction, computation: Computation) -> int:
+  """FLOPs of one run of a dot, a convolution or a custom call; 0 for everything else."""
   if instruction.opcode == 'dot':
-    contracted = [int(d) for d in re.findall(r'\d+', instruction.attribute('lhs_contracting_dims'))]
-    return 2 * instruction.arrays[0].size * math.prod(shape(0)[d] for d in contracted)
+    return _dot(instruction, computation, instruction.attribute('lhs_contracting_dims'))
   if instruction.opcode == 'convolution':
-    return _convolution(instruction, shape(0), shape(1), instruction.arrays[0].dims)
-  if instruction.opcode == 'custom-call':
-    told = re.search(r'"cost_estimate":\{[^}]*"flops":"(\d+)"', instruction.rest)
-    if told:
-      return int(told[1])
-    if re.search('gemm|matmul', instruction.target):
-      contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)
-      dims = (
-        [int(d) for d in re.findall(r'\d+', contracted[1])] if contracted else [len(shape(0)) - 1]
-      )
-      return 2 * instruction.arrays[0].size * math.prod(shape(0)[d] for d in dims)
-    if 'fmha' in instruction.target:
-      products = (
-        5 if 'Backward' in instruction.target else 2
-      )  # of [T, d] with [T, d], as in the fused TPU kernel
-      scores = re.search(
-        r'"intermediate_tensor_shape":\{"element_type":"\w+","dimensions":\[([^\]]*)\]',
-        instruction.rest,
-      )
-      if scores:
-        width = min(d for d in shape(0)[-1:])
-        return products * 2 * math.prod(int(d) for d in re.findall(r'\d+', scores[1])) * width
+    return _convolution(instruction, computation)
+  if instruction.opcode != 'custom-call':
+    return 0
+  estimate = instruction.search(r'"cost_estimate":\{[^}]*"flops":"(\d+)"')
+  if estimate:
+    return int(estimate)
+  if re.search('gemm|matmul', instruction.target):
+    dims = instruction.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    return _dot(instruction, computation, dims or str(len(_dims(instruction, computation, 0)) - 1))
+  if 'fmha' in instruction.target:
+    # Products of [T, d] with [T, d], as in the fused TPU kernel: scores and values; backward again
+    # the scores, and the gradients of query, key, value and scores.
+    products = 5 if 'Backward' in instruction.target else 2
+    scores = instruction.search(
+      r'"intermediate_tensor_shape":\{"element_type":"\w+","dimensions":\[([^\]]*)\]'
+    )
+    if scores:
+      width = _dims(instruction, computation, 0)[-1]
+      return products * 2 * math.prod(_numbers(scores)) * width
   return 0
 
 
-def _convolution(instruction, lhs, rhs, out):
-  left, right, result = re.match(
-    r'(\w+)_(\w+)->(\w+)', instruction.attribute('dim_labels')
-  ).groups()
-  window = dict(
-    re.findall(
-      r'(\w+)=([\w\-]+)', re.search(r'window=\{([^}]*)\}', instruction.rest + 'window={}')[1]
-    )
-  )
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in re.findall(r'\d+', text)]
+
+
+def _dims(instruction: Instruction, computation: Computation, k: int) -> tuple[int, ...]:
+  """Shape of an operand."""
+  return computation[instruction.operands[k]].arrays[0].dims
+
+
+def _dot(instruction: Instruction, computation: Computation, contracted: str) -> int:
+  lhs = _dims(instruction, computation, 0)
+  return 2 * instruction.arrays[0].size * math.prod(lhs[d] for d in _numbers(contracted))
+
+
+def _convolution(instruction: Instruction, computation: Computation) -> int:
+  """Without products with padding and with the holes of a dilated input.
+
+  The compiler writes attention and matrix products as convolutions with such windows, where the
+  size of the window would count far too much.
+  """
+  lhs = _dims(instruction, computation, 0)
+  rhs = _dims(instruction, computation, 1)
+  out = instruction.arrays[0].dims
+  labels = re.match(r'(\w+)_(\w+)->(\w+)', instruction.attribute('dim_labels'))
+  left, right, result = labels.groups()
+  window = dict(re.findall(r'(\w+)=([\w\-]+)', instruction.search(r'window=\{([^}]*)\}')))
   spatial = sorted(c for c in left if c.isdigit())
-  field = lambda key, default: window[key].split('x') if key in window else [default] * len(spatial)
+
+  def field(key: str, default: str) -> list[str]:
+    if key in window:
+      return window[key].split('x')
+    return [default] * len(spatial)
+
+  strides = field('stride', '1')
+  pads = field('pad', '0_0')
+  input_dilations = field('lhs_dilate', '1')
+  kernel_dilations = field('rhs_dilate', '1')
   valid = 1
-  for c, stride, pad, dilate, kernel in zip(
-    spatial,
-    field('stride', '1'),
-    field('pad', '0_0'),
-    field('lhs_dilate', '1'),
-    field('rhs_dilate', '1'),
-  ):
+  for k, c in enumerate(spatial):
     valid *= _valid(
       lhs[left.index(c)],
       rhs[right.index(c)],
       out[result.index(c)],
-      int(stride),
-      int(pad.split('_')[0]),
-      int(dilate),
-      int(kernel),
+      int(strides[k]),
+      int(pads[k].split('_')[0]),
+      int(input_dilations[k]),
+      int(kernel_dilations[k]),
     )
-  groups = int(instruction.attribute('feature_group_count') or 1)
-  parts = int(instruction.attribute('batch_group_count') or 1)
-  features = lhs[left.index('f')] // groups * rhs[right.index('o')]
-  return 2 * features * (lhs[left.index('b')] // parts) * valid
+  feature_groups = int(instruction.attribute('feature_group_count') or 1)
+  batch_groups = int(instruction.attribute('batch_group_count') or 1)
+  features = lhs[left.index('f')] // feature_groups * rhs[right.index('o')]
+  return 2 * features * (lhs[left.index('b')] // batch_groups) * valid
 
 
 @functools.lru_cache(None)
-def _valid(size, kernel, out, stride, pad, dilate_in, dilate_kernel):
-  """Pairs of (output, kernel) positions that meet an element of the input: neither padding nor a
-  hole.
-  """
+def _valid(
+  size: int, kernel: int, out: int, stride: int, pad: int, dilate_in: int, dilate_kernel: int
+) -> int:
+  """Pairs of (output, kernel) positions that meet an element of the input, no padding or hole."""
   at = np.arange(out)[:, None] * stride - pad + np.arange(kernel)[None] * dilate_kernel
   return int(((at >= 0) & (at <= (size - 1) * dilate_in) & (at % dilate_in == 0)).sum())
 
 
-def traffic(module, instruction, computation):
-  """HBM bytes of one run: operands and results, each once; slices count as what is read or written
-  of them.
-  """
+def traffic(module: Module, instruction: Instruction, computation: Computation) -> int:
+  """HBM bytes of one run: operands and results, each once; of slices what is read or written."""
   if instruction.opcode in FREE or instruction.opcode.endswith('-done'):
     return 0
   reads = [computation.get(o) for o in instruction.operands]
-  if instruction.opcode in ('dynamic-slice', 'gather', 'slice'):
+  if instruction.opcode in _SLICES:
     return 2 * _hbm(instruction.arrays)
   if instruction.opcode == 'dynamic-update-slice':
     return 2 * _hbm(reads[1].arrays)
   if instruction.opcode == 'fusion' and instruction.called:
     return _fusion(module.computations[instruction.called[0]], instruction, reads)
-  written = instruction.arrays[:1] if instruction.opcode.endswith('-start') else instruction.arrays
+  written = instruction.arrays
+  if instruction.opcode.endswith('-start'):
+    written = written[:1]  # the others are the operands again, and a context
   return _hbm(written) + sum(_hbm(r.arrays) for r in reads if r is not None)
 
 
-def _hbm(arrays):
+def _hbm(arrays: Sequence[Array]) -> int:
   return sum(a.nbytes for a in arrays if not a.on_chip)
 
 
-def _fusion(inner, instruction, reads):
-  total, used = 0, {}
+def _fusion(
+  inner: Computation, instruction: Instruction, reads: Sequence[Instruction | None]
+) -> int:
+  """HBM bytes of a fusion, of which only the operands and results are in HBM."""
+  users = {}  # value -> (instruction that reads it, as which operand)
   for i in inner.values():
-    for k, o in enumerate(i.operands):
-      used.setdefault(o, []).append((i, k))
-  updated = set()
+    for k, operand in enumerate(i.operands):
+      users.setdefault(operand, []).append((i, k))
+  total = 0
+  updated = set()  # arrays that are written in place, a slice at a time
   for i in inner.values():
-    if (
-      i.opcode == 'parameter' and int(i.literal) < len(reads) and reads[int(i.literal)] is not None
-    ):
-      arrays, users = reads[int(i.literal)].arrays, used.get(i.name, [])
-      if arrays and arrays[0].on_chip:
-        continue
-      if users and all(
-        u.opcode in ('dynamic-slice', 'gather', 'slice') and k == 0 for u, k in users
-      ):
-        total += sum(a.nbytes for u, _ in users for a in u.arrays)
-      elif users and all(u.opcode == 'dynamic-update-slice' and k == 0 for u, k in users):
-        updated |= {u.arrays for u, _ in users}
-        total += sum(inner[u.operands[1]].arrays[0].nbytes for u, _ in users)
-      else:
-        total += _hbm(arrays)
-  whole = {(a.dtype, a.dims) for arrays in updated for a in arrays}
-  return total + sum(
-    a.nbytes for a in instruction.arrays if not a.on_chip and (a.dtype, a.dims) not in whole
-  )
+    if i.opcode != 'parameter' or int(i.literal) >= len(reads) or reads[int(i.literal)] is None:
+      continue
+    arrays = reads[int(i.literal)].arrays
+    if arrays and arrays[0].on_chip:
+      continue
+    readers = [reader for reader, k in users.get(i.name, []) if k == 0]
+    only_first = bool(readers) and len(readers) == len(users[i.name])
+    if only_first and all(r.opcode in _SLICES for r in readers):
+      for reader in readers:
+        total += sum(a.nbytes for a in reader.arrays)
+    elif only_first and all(r.opcode == 'dynamic-update-slice' for r in readers):
+      for reader in readers:
+        updated |= {(a.dtype, a.dims) for a in reader.arrays}
+        total += inner[reader.operands[1]].arrays[0].nbytes
+    else:
+      total += _hbm(arrays)
+  written = [a for a in instruction.arrays if (a.dtype, a.dims) not in updated]
+  return total + _hbm(written)
 
 
-def costs(module, chip, schedules=None):
-  """[(Run, Cost)] of the step; only instructions that stand for themselves carry seconds and bytes.
+def costs(
+  module: Module, chip: Chip, schedules: Mapping[str, int] | None = None
+) -> list[tuple[Run, Cost]]:
+  """The cost of every run; instructions inside of a fusion carry only FLOPs.
 
   Seconds are the compiler's estimated cycles over the clock. Where it gives none: a kernel takes
   what its schedule (`schedules`: instruction name -> cycles) or its memory traffic takes, whichever
   is more; anything else takes max(FLOPs / peak, bytes / bandwidth). Collectives are not counted
   here, and neither are copies in the background.
   """
-  result, inner = [], {}
+  work = []
+  inner = {}  # name of a fusion -> FLOPs inside of it
   for run in module.runs:
-    i, work = run.instruction, 0
-    if i.opcode in ('dot', 'convolution', 'custom-call'):
-      work = flops(i, run.computation)
+    n = 0
+    if run.instruction.opcode in ('dot', 'convolution', 'custom-call'):
+      n = flops(run.instruction, run.computation)
       if run.inside is not None:
-        inner[run.inside.name] = inner.get(run.inside.name, 0) + work
-    result.append((run, work))
-  return [
-    (run, _cost(module, run, work, inner.get(run.instruction.name, 0), chip, schedules or {}))
-    for run, work in result
-  ]
+        inner[run.inside.name] = inner.get(run.inside.name, 0) + n
+    work.append(n)
+  result = []
+  for run, n in zip(module.runs, work):
+    inside = inner.get(run.instruction.name, 0)
+    result.append((run, _cost(module, run, n, inside, chip, schedules or {})))
+  return result
 
 
-def _cost(module, run, work, inside, chip, schedules):
+def _cost(
+  module: Module, run: Run, work: int, inside: int, chip: Chip, schedules: Mapping[str, int]
+) -> Cost:
+  """work: FLOPs of the instruction; inside: of what it calls."""
   i = run.instruction
-  if run.inside is not None or i.opcode in FREE or collective(i.opcode) or i.target in _NOTHING:
+  if run.inside is not None or i.opcode in FREE or collective(i.opcode) or i.target in _NO_WORK:
     return Cost(flops=work * run.times)
   moved = traffic(module, i, run.computation)
-  told = re.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"', i.rest)
-  moved = int(told[1]) if told else moved
+  estimate = i.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
+  if estimate:
+    moved = int(estimate)
   roofline = max((work + inside) / chip.flops, moved / chip.bandwidth)
   if i.opcode in ('copy-start', 'async-start') or 'collective' in i.name and i.opcode == 'fusion':
-    seconds, source = (
-      (i.cycles or 0) / (chip.clock or 1),
-      'compiler',
-    )  # in the background; network counted apart
+    # Runs in the background, and the network is counted elsewhere: only the cycles to start it.
+    seconds, source = (i.cycles or 0) / (chip.clock or 1), 'compiler'
   elif i.cycles and chip.clock:
     seconds, source = i.cycles / chip.clock, 'compiler'
   elif i.name in schedules:
@@ -239,35 +267,30 @@ _EXIT = re.compile(r'(%p\w+) = scmp\.\w+\.\w+\.totalorder [^;]*?, (\w+) /\* loop
 _BACK = re.compile(r'sbr\.rel \(!(%p\w+)\)')
 
 
-def schedule(text):
-  """Cycles of a kernel from its final schedule ('final_bundles' of libtpu's dump): bundles times
-  turns of their loops.
+def schedule(text: str) -> int:
+  """Cycles of a kernel by its final schedule ('final_bundles' of libtpu): bundles times trip counts.
 
-  A loop reaches from its header to the branch that its exit test decides. Stalls (waiting for
-  memory) are not in it, and a loop whose end is not a constant counts once.
+  A loop extends from its header to the branch that its exit test decides. Stalls (waiting for
+  memory) are not counted, and a loop whose end is not a constant counts once.
   """
-  grid = max(
-    (
-      math.prod(int(n) for n in re.findall(r'\d+', b))
-      for b in re.findall(r'iteration_bounds: \(([^)]*)\)', text)
-    ),
-    default=1,
-  )
-  tests, open_, total = {}, [], [0.0]  # total: cycles inside of each open loop, outermost first
+  bounds = re.findall(r'iteration_bounds: \(([^)]*)\)', text)
+  grid = max((math.prod(_numbers(b)) for b in bounds), default=1)
+  ends = {}  # predicate of an exit test -> trip count
+  total = [0.0]  # cycles outside of loops, then inside of each open loop, outermost first
   for line in text.splitlines():
-    at = _BUNDLE.match(line)
-    if not at:
+    bundle = _BUNDLE.match(line)
+    if not bundle:
       continue
-    if at[1] == 'LB':
-      open_.append(len(total))
+    if bundle[1] == 'LB':
       total.append(0.0)
     total[-1] += 1
-    tests |= {name: int(end) if end.isdigit() else 1 for name, end in _EXIT.findall(line)}
-    back = next((p for p in _BACK.findall(line) if p in tests), None)
-    if back and open_:
-      turns, inside = tests[back], total.pop()
-      open_.pop()
-      if not open_ and 1 < grid < turns:
-        turns = grid  # the pipeline over the grid turns once or twice more, with nothing in it
+    for predicate, end in _EXIT.findall(line):
+      ends[predicate] = int(end) if end.isdigit() else 1
+    back = next((p for p in _BACK.findall(line) if p in ends), None)
+    if back and len(total) > 1:
+      turns = ends[back]
+      inside = total.pop()
+      if len(total) == 1 and 1 < grid < turns:
+        turns = grid  # the pipeline over the grid has one or two more iterations, without work
       total[-1] += inside * max(turns, 1)
   return round(sum(total))

@@ -1,9 +1,11 @@
-"""Reads optimized HLO text: computations, instructions, and how often each of them runs in a step."""
+"""Parses optimized HLO text: computations, instructions, how often each runs in a step."""
 
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
+from typing import Any
 
 BYTES = {
   'pred': 1,
@@ -27,6 +29,7 @@ BYTES = {
   'f8e5m2': 1,
   'token': 0,
 }
+_SAME_VALUE = ('copy', 'bitcast', 'convert', 'reshape', 'copy-done', 'copy-start')
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,<= ]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'^(ENTRY )?%?(\S+) \(.*\) -> .*\{$')
 _NAME = re.compile(r'^\s*(?:ROOT )?%?(\S+) = ')
@@ -38,21 +41,25 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Array:
+  """An array of an instruction's result."""
+
   dtype: str
   dims: tuple[int, ...]
   on_chip: bool = False  # memory space other than HBM: S(n) in the layout
 
   @property
-  def size(self):
+  def size(self) -> int:
     return math.prod(self.dims)
 
   @property
-  def nbytes(self):
+  def nbytes(self) -> int:
     return math.ceil(self.size * BYTES.get(self.dtype, 4))
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+  """A line of a computation."""
+
   name: str
   opcode: str
   arrays: tuple[Array, ...]  # of the result; several for a tuple
@@ -61,98 +68,106 @@ class Instruction:
   literal: str  # the operands' text
   root: bool
 
-  def attribute(self, key):
-    found = re.search(rf'\b{key}=(\{{[^}}]*\}}|[^,\s]+)', self.rest)
-    return found[1] if found else ''
+  def search(self, pattern: str) -> str:
+    """The first group of a pattern in the attributes, or ''."""
+    match = re.search(pattern, self.rest)
+    if not match:
+      return ''
+    return match[1]
+
+  def attribute(self, key: str) -> str:
+    return self.search(rf'\b{key}=(\{{[^}}]*\}}|[^,\s]+)')
 
   @property
-  def op_name(self):
-    found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
-    return found[1] if found else ''
+  def op_name(self) -> str:
+    return self.search(r'op_name="((?:[^"\\]|\\.)*)"')
 
   @property
-  def called(self):
+  def called(self) -> tuple[str, ...]:
     """Names of the computations that it calls."""
-    names = _CALLED.findall(self.rest)
-    branches = re.search(r'branch_computations=\{([^}]*)\}', self.rest)
-    return tuple(names + (re.findall(r'%?([\w.\-<>]+)', branches[1]) if branches else []))
+    branches = self.search(r'branch_computations=\{([^}]*)\}')
+    return (*_CALLED.findall(self.rest), *re.findall(r'%?([\w.\-<>]+)', branches))
 
   @property
-  def cycles(self):
-    """The TPU compiler's estimate, or None."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-    return int(found[1]) if found and 0 < int(found[1]) < 1 << 60 else None
+  def cycles(self) -> int | None:
+    """The TPU compiler's estimate."""
+    cycles = int(self.search(r'"estimated_cycles":"(\d+)"') or 0)
+    # Zero and huge values mean that there is no estimate.
+    if 0 < cycles < 1 << 60:
+      return cycles
+    return None
 
   @property
-  def target(self):
-    found = re.search(r'custom_call_target="([^"]*)"', self.rest)
-    return found[1] if found else ''
+  def target(self) -> str:
+    return self.search(r'custom_call_target="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """An instruction as it runs: how often in a step, and inside of which fusion or asynchronous
-  call.
-  """
+  """An executed instruction: how often it runs in a step, and inside of what."""
 
   instruction: Instruction
-  computation: dict
-  times: int
-  inside: Instruction | None  # fusion or async-start around it; its cost is theirs
-  open_ended: bool  # in a loop whose number of turns the text does not tell
+  computation: dict[str, Instruction]  # that the instruction is in
+  times: int  # in a step
+  inside: Instruction | None  # fusion or async-start around it, which carries its cost
+  open_ended: bool  # in a loop whose trip count is not in the text
   loop: str  # op_name of the loop around it, or ''
 
   @property
-  def op_name(self):
-    """Where it comes from in the model; names inside of a loop may lack their beginning."""
-    own = self.instruction.op_name
-    return own if own.startswith('jit(') or not self.loop else f'{self.loop}/{own}'
+  def op_name(self) -> str:
+    """Its place in the model; names inside of a loop may lack their beginning."""
+    op_name = self.instruction.op_name
+    if op_name.startswith('jit(') or not self.loop:
+      return op_name
+    return f'{self.loop}/{op_name}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  computations: dict  # name -> {name: Instruction}, in order
+  computations: dict[str, dict[str, Instruction]]  # in the order of the text
   entry: str
 
   @functools.cached_property
-  def runs(self):
-    """Every instruction that is reached from the entry, `Run`s in the order of the text."""
-    result = []
-    self._walk(self.entry, 1, None, False, '', result)
-    return result
+  def runs(self) -> list[Run]:
+    """Every instruction that is reached from the entry, in the order of the text."""
+    return list(self._walk(self.entry, 1, None, False, ''))
 
-  def _walk(self, name, times, inside, open_ended, loop, result):
+  def _walk(
+    self, name: str, times: int, inside: Instruction | None, open_ended: bool, loop: str
+  ) -> Iterator[Run]:
     computation = self.computations.get(name, {})
     for instruction in computation.values():
-      result.append(Run(instruction, computation, times, inside, open_ended, loop))
+      yield Run(instruction, computation, times, inside, open_ended, loop)
+      context = (times, inside, open_ended, loop)
       if instruction.opcode == 'while':
         count = trips(self, instruction, computation)
-        for called in instruction.called:
-          self._walk(
-            called,
-            times * (count or 1),
-            inside,
-            open_ended or count is None,
-            instruction.op_name or loop,
-            result,
-          )
-      elif instruction.opcode in ('call', 'conditional'):
-        for called in instruction.called:
-          self._walk(called, times, inside, open_ended, loop, result)
+        # A loop of unknown length counts once, and says so.
+        context = (
+          times * (count or 1),
+          inside,
+          open_ended or count is None,
+          instruction.op_name or loop,
+        )
       elif instruction.opcode in ('fusion', 'async-start'):
-        for called in instruction.called:
-          self._walk(called, times, inside or instruction, open_ended, loop, result)
+        context = (times, inside or instruction, open_ended, loop)
+      elif instruction.opcode not in ('call', 'conditional'):
+        continue  # such as the addition of a reduce, which has no cost of its own
+      for called in instruction.called:
+        yield from self._walk(called, *context)
 
 
-def parse(text):
+def parse(text: str) -> Module:
   """Module of HLO text as `compiled.as_text()` or `--xla_dump_to` write it."""
-  computations, entry, current = {}, None, None
+  computations = {}
+  entry = None
+  current = None
   for line in text.splitlines():
     if current is None:
       head = _HEAD.match(line)
       if head:
         current = computations[head[2]] = {}
-        entry = head[2] if head[1] else entry
+        if head[1]:
+          entry = head[2]
     elif line.startswith('}'):
       current = None
     else:
@@ -162,20 +177,23 @@ def parse(text):
   return Module(computations, entry)
 
 
-def _instruction(line):
+def _instruction(line: str) -> Instruction | None:
   named = _NAME.match(line)
   if not named:
     return None
   text = line[named.end() :]
-  end = _closing(text, 0) if text.startswith('(') else text.index(' ')
+  # The shape, a tuple in parentheses or one array without spaces; then opcode(operands), rest.
+  if text.startswith('('):
+    end = _closing(text, 0)
+  else:
+    end = text.index(' ')
   opcode, _, rest = text[end:].strip().partition('(')
   stop = _closing('(' + rest, 0) - 1
   literal = rest[: stop - 1]
   operands = tuple(re.findall(r'%([\w.\-<>]+)', literal))
   if not operands and opcode not in ('constant', 'parameter'):  # written without %
-    operands = tuple(
-      part.split()[-1] for part in _COMMENT.sub('', literal).split(', ') if part.strip()
-    )
+    words = _COMMENT.sub('', literal).split(', ')
+    operands = tuple(word.split()[-1] for word in words if word.strip())
   return Instruction(
     named[1],
     opcode,
@@ -187,17 +205,17 @@ def _instruction(line):
   )
 
 
-def _closing(text, start):
+def _closing(text: str, start: int) -> int:
   """Index after the parenthesis that closes the one at `start`."""
   depth = 0
-  for found in re.compile('[()]').finditer(text, start):
-    depth += 1 if found[0] == '(' else -1
+  for parenthesis in re.compile('[()]').finditer(text, start):
+    depth += 1 if parenthesis[0] == '(' else -1
     if not depth:
-      return found.end()
+      return parenthesis.end()
   return len(text)
 
 
-def arrays(text):
+def arrays(text: str) -> tuple[Array, ...]:
   """The arrays of a shape; dimensions as written, without padding."""
   result = []
   for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub('', text)):
@@ -207,57 +225,63 @@ def arrays(text):
   return tuple(result)
 
 
-def trips(module, loop, computation):
-  """How often a while loop turns, or None where only the data tell."""
-  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+def trips(module: Module, loop: Instruction, computation: dict[str, Instruction]) -> int | None:
+  """The trip count of a while loop, or None where it depends on data."""
+  known = loop.search(r'"known_trip_count":\{"n":"(\d+)"')
   if known:
-    return int(known[1])
-  condition = module.computations.get(loop.attribute('condition').lstrip('%'), {})
-  compare = next((i for i in condition.values() if i.root), None)
-  scope = condition
+    return int(known)
+  # Else from the condition: a comparison of the loop's counter with a constant, maybe in a fusion.
+  scope = module.computations.get(loop.attribute('condition').lstrip('%'), {})
+  compare = _root(scope)
   parameters = {}
   while compare is not None and compare.opcode in ('fusion', 'call') and compare.called:
     inner = module.computations[compare.called[0]]
     given = [_resolve(scope, o, parameters) for o in compare.operands]
     parameters = {i.name: given[int(i.literal)] for i in inner.values() if i.opcode == 'parameter'}
-    scope, compare = inner, next((i for i in inner.values() if i.root), None)
+    scope = inner
+    compare = _root(inner)
   if compare is None or compare.opcode != 'compare':
     return None
   sides = [_resolve(scope, o, parameters) for o in compare.operands]
   if compare.attribute('direction') in ('GT', 'GE'):
     sides.reverse()
-  sides = [_initial(module, loop, computation, s) for s in sides]
+  sides = [_initial(loop, computation, s) for s in sides]
   if not all(isinstance(s, int) for s in sides):
     return None
   begin, end = sides
-  return max(0, end - begin + (compare.attribute('direction') in ('LE', 'GE')))
+  if compare.attribute('direction') in ('LE', 'GE'):
+    end += 1
+  return max(0, end - begin)
 
 
-def _resolve(scope, name, parameters):
+def _root(computation: dict[str, Instruction]) -> Instruction | None:
+  return next((i for i in computation.values() if i.root), None)
+
+
+def _resolve(
+  scope: dict[str, Instruction], name: str, parameters: dict[str, Any]
+) -> int | tuple[str, int] | None:
   """A constant's value, or ('element', index) of the loop's state, or None."""
   for _ in range(20):
     instruction = scope.get(name)
     if instruction is None or name in parameters:
       return parameters.get(name)
     if instruction.opcode == 'constant':
-      return int(instruction.literal) if re.fullmatch(r'-?\d+', instruction.literal) else None
+      if re.fullmatch(r'-?\d+', instruction.literal):
+        return int(instruction.literal)
+      return None
     if instruction.opcode == 'get-tuple-element':
       return 'element', int(instruction.attribute('index'))
-    if instruction.opcode not in (
-      'copy',
-      'bitcast',
-      'convert',
-      'reshape',
-      'copy-done',
-      'copy-start',
-    ):
+    if instruction.opcode not in _SAME_VALUE:
       return None
     name = instruction.operands[0]
   return None
 
 
-def _initial(module, loop, computation, side):
-  """The value that an element of the loop's state starts with, if the text tells."""
+def _initial(
+  loop: Instruction, computation: dict[str, Instruction], side: int | tuple[str, int] | None
+) -> int | None:
+  """The initial value of an element of the loop's state, if it is a constant."""
   if not isinstance(side, tuple):
     return side
   state = computation.get(loop.operands[0])
@@ -266,4 +290,6 @@ def _initial(module, loop, computation, side):
   if state is None or state.opcode != 'tuple':
     return None
   value = _resolve(computation, state.operands[side[1]], {})
-  return value if isinstance(value, int) else None
+  if isinstance(value, int):
+    return value
+  return None

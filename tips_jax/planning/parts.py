@@ -1,9 +1,11 @@
-"""Which part of a method an instruction serves, by its op_name: a pass or a term, the direction,
-and the layer.
-"""
+"""Attributes an instruction to a part of the method by its op_name: pass or loss, layer, direction."""
 
 import dataclasses
 import re
+from collections.abc import Container
+
+from tips_jax.planning.hlo import Array
+from tips_jax.train.method import Method
 
 _TOWERS = {'ViT', 'TextTower', 'DINOHead', 'ProjectionHead', 'PixelDecoder', 'Logit'}
 _LAYERS = (
@@ -17,12 +19,12 @@ _LAYERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  name: str  # pass or passes ('clean+masked'), term ('loss masked'), 'update', 'other'
+  name: str  # pass or passes ('clean+masked'), loss ('loss masked'), 'update', 'other'
   direction: str  # 'forward', 'backward', 'recompute'
   layer: str
 
 
-def part(op_name, passes, losses):
+def part(op_name: str, passes: Container[str], losses: Container[str]) -> Part:
   """Part of an op_name; `passes` and `losses` are the scopes that the step names."""
   direction = 'forward'
   if 'transpose(' in op_name:
@@ -30,8 +32,11 @@ def part(op_name, passes, losses):
   layer = next((name for name, pattern in _LAYERS if re.search(pattern, op_name)), 'rest')
   pieces = op_name.split('/')
   for piece, after in zip(pieces, pieces[1:] + ['']):
+    # Transformations wrap a scope: 'transpose(jvp(clean))' is 'clean'.
     scope = re.sub(r'^.*\(|\)+$', '', piece)
     plain = scope == piece
+    # A pass and a loss may share a name. Then it is the pass if a tower follows, or if the scope is
+    # not wrapped: a loss is the outermost scope that jax differentiates.
     if scope in passes and (scope not in losses or plain or after in _TOWERS):
       return Part(scope, direction, layer)
     if scope in losses and (scope not in passes or not plain):
@@ -41,26 +46,25 @@ def part(op_name, passes, losses):
   return Part('other', direction, layer)
 
 
-def scopes(method):
+def scopes(method: Method) -> tuple[set[str], set[str]]:
   """(scopes of the passes, scopes of the losses) as the step names them."""
   passes = {'+'.join(group) for group in method.order} | set(method.config.passes)
   return passes, set(method.config.losses)
 
 
-def buffer(op_name, opcode, array, weights):
-  """Group of a temporary; `weights`: the dims of the parameters' parts on one chip."""
+def buffer(
+  op_name: str, opcode: str, array: Array | None, weights: Container[tuple[int, ...]]
+) -> str:
+  """Group of a temporary; `weights`: shapes of the parameters' shards on one chip."""
   if opcode in ('all-gather', 'all-gather-start') or 'all_gather' in op_name:
     return 'gathered weights'
-  if (
-    'DINOHead' in op_name
-    or re.search(r'jvp\((?=\w)', op_name)
-    and not re.search(r'/(ViT|TextTower)\b', op_name)
-  ):
+  differentiated = re.search(r'jvp\((?=\w)', op_name)
+  in_tower = re.search(r'/(ViT|TextTower)\b', op_name)
+  if 'DINOHead' in op_name or differentiated and not in_tower:
     return 'logits and losses'
+  is_weight = array is not None and array.dims in weights
   if 'transpose(' in op_name:
-    return 'gradients' if array is not None and array.dims in weights else 'backward activations'
+    return 'gradients' if is_weight else 'backward activations'
   if 'jvp(' in op_name:
-    return (
-      'weights in bfloat16' if array is not None and array.dims in weights else 'kept activations'
-    )
+    return 'weights in bfloat16' if is_weight else 'kept activations'
   return 'update and other'
