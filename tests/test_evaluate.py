@@ -17,6 +17,7 @@ from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
 from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.evals.features import cache as cache_lib
+from tips_jax.evals.report import figures
 from tips_jax.evals.report import results as sheet
 from tips_jax.evals.tasks import table
 from tips_jax.interop import read, write
@@ -50,7 +51,7 @@ def checkpoints(tmp_path_factory, store):
 @pytest.fixture
 def plain(monkeypatch):
   """No pictures, which take their time."""
-  monkeypatch.setattr(sheet, '_drawn', lambda *_: [])
+  monkeypatch.setattr(figures, 'sections', lambda *_: [])
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_scenes_serve_every_task(everything):
     assert (
       set(outcome.seconds) == {'encoder', 'reading', 'task'} and min(outcome.seconds.values()) >= 0
     )
-    assert outcome.spec.name in sheet.KINDS
+    assert outcome.spec.name in sheet.tables.KINDS
     for metric in suite_metrics(outcome.spec.name):
       assert metric in outcome.metrics and metric in outcome.chance
 
@@ -130,7 +130,7 @@ def test_results_go_to_the_sheet(everything, tmp_path):
   assert [entry['task'] for entry in content['results']] == [outcome.task for outcome in chosen]
   assert 'instance_retrieval' in text and (tmp_path / sheet.PAGE).stat().st_size > 10_000
   assert len(list((tmp_path / sheet.PICTURES).iterdir())) >= 3
-  json.dumps(sheet.results(everything[0].values(), checkpoint='stub'), allow_nan=False)
+  json.dumps(sheet.content(everything[0].values(), checkpoint='stub'), allow_nan=False)
 
 
 def test_decoders_are_kept_and_trained_once(everything, path, monkeypatch, tmp_path):

@@ -1,5 +1,5 @@
-"""The sheet of an evaluation: numbers in printed units, tables that line up, pictures that show
-what they say.
+"""What an evaluation writes: numbers in printed units, tables that line up, pictures that show what
+they say.
 """
 
 import base64
@@ -18,10 +18,7 @@ import pytest
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.published import Figure
-from tips_jax.evals.report import charts as sheet_charts
-from tips_jax.evals.report import figures as sheet_pictures
-from tips_jax.evals.report import page as sheet_page
-from tips_jax.evals.report import results as sheet
+from tips_jax.evals.report import charts, plotting, results, tables
 
 NAMES = ('sky', 'ball', 'cube', 'cup')
 RNG = np.random.default_rng(0)
@@ -32,11 +29,18 @@ def outcome(task, metrics, **others):
     **{
       'dataset': 'toy',
       'task': task,
+      'spec': types.SimpleNamespace(name=task.removesuffix('_voc21')),
+      'prefix': f'toy/{task}',
       'metrics': metrics,
       'chance': {k: v / 2 for k, v in metrics.items()},
       'published': {},
       'examples': [],
       'seconds': {'encoder': 1.25, 'task': 0.5},
+      'classes': (),
+      'confusion': None,
+      'options': {},
+      'chosen': {},
+      'data': {},
       **others,
     }
   )
@@ -134,7 +138,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_everything(tmp_path):
-  table = sheet.write(
+  table = results.write(
     tmp_path,
     every_task(),
     title='a < b',
@@ -143,7 +147,7 @@ def test_everything(tmp_path):
     sha256='ab12',
   )
   content = json.loads((tmp_path / 'results.json').read_text())
-  assert content['schema'] == 1 and content['checkpoint'] == {'name': 'small', 'sha256': 'ab12'}
+  assert content['schema'] == 2 and content['checkpoint'] == {'name': 'small', 'sha256': 'ab12'}
   found = {entry['task']: entry for entry in content['results']}
   assert found['depth']['metrics'] == {
     'rmse': {'value': 0.5, 'unit': 'm', 'better': 'lower', 'chance': 0.25},
@@ -162,10 +166,8 @@ def test_everything(tmp_path):
 
   text = (tmp_path / 'index.html').read_text()
   page = Page(text)
-  assert page.heads == [
-    'Results',
-    *(words[0] for words in (sheet_page.MORE | sheet_page.KINDS).values()),
-  ]
+  titles = ['Classification and retrieval at a glance', 'What the patches know']
+  assert page.heads == ['Results', *titles, *(words[0] for words in tables.KINDS.values())]
   assert 'a &lt; b' in text and '5 &amp; 6' in text and '://' not in text.replace('data:', '')
   for link in page.links:
     assert (tmp_path / link).exists(), link
@@ -196,8 +198,100 @@ def test_everything(tmp_path):
   assert len({row.rindex('-') for row in rows[1:]}) == 1
 
 
+RUN = [
+  {'step': i, 'loss': 3.0 - i / 50, 'loss/a': None if i == 4 else 1.0, 'rate': 5} for i in range(30)
+] + [{'step': i, 'eval/toy/knn/accuracy': i / 30} for i in (0, 10, 20)]
+
+
+def test_a_training_run(tmp_path):
+  metrics_path = tmp_path / 'metrics.jsonl'
+  metrics_path.write_text(''.join(json.dumps(line) + '\n' for line in RUN))
+  (tmp_path / 'pictures').mkdir()
+  (tmp_path / 'pictures' / 'old.png').write_text('of an earlier report')
+  run = [
+    outcome('knn', {'accuracy': 1.0, 'b/accuracy': math.nan}, chance={'accuracy': 0.4}),
+    outcome('depth', {'rmse': 0.4567}),
+  ]
+  table = results.write(
+    tmp_path,
+    run,
+    title='a run',
+    before={'toy/knn/accuracy': 0.25, 'toy/depth/rmse': None},
+    pixel_baseline={'toy/knn/accuracy': 0.123},
+    metrics_path=metrics_path,
+    losses=('loss', 'loss/a', 'none'),
+  )
+  rows = [line.split() for line in table.splitlines()]
+  assert rows[0] == [
+    *('data', 'set', 'task', 'metric'),
+    *('before', 'after', 'chance', 'pixels', 'published'),
+  ]
+  assert rows[1] == ['toy', 'knn', 'accuracy', '%', '↑', '25.0', '100.0', '40.0', '12.3', '-']
+  assert rows[2] == ['depth', 'RMSE', 'm', '↓', '-', '0.457', '0.228', '-', '-']
+  entry = json.loads((tmp_path / 'results.json').read_text())['results'][0]
+  assert entry['metrics'] == {
+    'accuracy': {
+      'value': 100.0,
+      'unit': '%',
+      'better': 'higher',
+      'chance': 40.0,
+      'before': 25.0,
+      'pixel_baseline': pytest.approx(12.3),
+    },
+    'b/accuracy': {
+      'value': None,
+      'unit': '%',
+      'better': 'higher',
+      'chance': None,
+      'before': None,
+      'pixel_baseline': None,
+    },
+  }
+  assert json.loads((tmp_path / 'report.json').read_text()) == {
+    'before': {'toy/knn/accuracy': 0.25, 'toy/depth/rmse': None},
+    'after': {'toy/knn/accuracy': 1.0, 'toy/knn/b/accuracy': None, 'toy/depth/rmse': 0.4567},
+    'chance': {'toy/knn/accuracy': 0.4, 'toy/depth/rmse': 0.22835},
+    'pixel_baseline': {'toy/knn/accuracy': 0.123},
+  }
+  page = Page((tmp_path / 'index.html').read_text())
+  assert page.heads[:3] == ['Results', 'Losses', 'Progress'] and len(page.images) == 3
+  pictures = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
+  assert pictures == ['bars.png', 'losses.png', 'progress.png']
+  for name in pictures:
+    image = cv2.imread(str(tmp_path / 'pictures' / name), cv2.IMREAD_UNCHANGED)
+    assert min(image.shape[:2]) > 100 and image.std() > 5, name
+
+
+def test_an_evaluation_has_no_columns_of_a_run(tmp_path):
+  results.write(tmp_path, [outcome('knn', {'accuracy': 1.0})], title='t')
+  metric = json.loads((tmp_path / 'results.json').read_text())['results'][0]['metrics']['accuracy']
+  assert set(metric) == {'value', 'unit', 'better', 'chance'}
+  assert not (tmp_path / 'report.json').exists()
+
+
+def test_averages_have_the_columns_of_a_run():
+  domains = [name for name in protocols.PROTOCOLS if name.startswith('uned_')][:2]
+  run = []
+  for i, name in enumerate(domains):
+    run.append(
+      outcome(
+        'instance_retrieval', {'r1': i / 4}, dataset=name, prefix=f'{name}/instance_retrieval'
+      )
+    )
+  before = {f'{domains[0]}/instance_retrieval/r1': 0.5, f'{domains[1]}/instance_retrieval/r1': 0.25}
+  mean = results.content(run, checkpoint='c', before=before, pixel_baseline={})['results'][2]
+  assert mean['metrics']['r1'] == {
+    'value': 12.5,
+    'unit': '%',
+    'better': 'higher',
+    'chance': 6.25,
+    'before': 37.5,
+    'pixel_baseline': None,
+  }
+
+
 def test_missing_tasks_do_not_appear(tmp_path):
-  sheet.write(
+  results.write(
     tmp_path, [outcome('knn', {'accuracy': math.nan}), outcome('depth', {'rmse': 1.0})], title='t'
   )
   page = Page((tmp_path / 'index.html').read_text())
@@ -207,7 +301,7 @@ def test_missing_tasks_do_not_appear(tmp_path):
 
 
 def test_options_are_plain_json():
-  content = sheet.results(
+  content = results.content(
     [
       outcome(
         'knn',
@@ -246,7 +340,7 @@ def test_options_are_plain_json():
 )
 def test_the_nearest_published_model(name, models):
   figures = [vars(figure) for figure in protocols.get('voc').published('segmentation', 'miou')]
-  assert [figure['model'] for figure in sheet.nearest(figures, name)] == models
+  assert [figure['model'] for figure in tables.nearest(figures, name)] == models
 
 
 def test_published_rows_stand_in_the_table(tmp_path):
@@ -256,7 +350,7 @@ def test_published_rows_stand_in_the_table(tmp_path):
       Figure('TIPSv2 g/14', 51.6, 'T2', 'x'),
     )
   }
-  table = sheet.write(
+  table = results.write(
     tmp_path, [outcome('segmentation', {'miou': 0.5}, published=published)], title='t'
   ).splitlines()
   assert table[1].endswith('80.6  TIPS S/14 HR [V]') and table[2].split() == [
@@ -276,15 +370,15 @@ def test_averages_are_compared_with_averages():
     outcome('instance_retrieval', {'r1': i / 8}, dataset=name, published=published)
     for i, name in enumerate(domains)
   ]
-  whole = sheet.results([*run, outcome('knn', {'accuracy': 1.0})], checkpoint='c')['results']
+  whole = results.content([*run, outcome('knn', {'accuracy': 1.0})], checkpoint='c')['results']
   assert [e['dataset'] for e in whole] == [*domains, 'uned, mean of 8', 'toy']
   assert whole[8]['metrics']['r1']['value'] == 43.75 and len(whole[8]['published']) == len(
     published['r1']
   )
   assert not any(e['published'] for e in whole[:8])
-  part = sheet.results(run[:3], checkpoint='c')['results']
+  part = results.content(run[:3], checkpoint='c')['results']
   assert part[3]['dataset'] == 'uned, mean of 3' and not any(e['published'] for e in part)
-  assert len(sheet.results(run[:1], checkpoint='c')['results']) == 1
+  assert len(results.content(run[:1], checkpoint='c')['results']) == 1
 
 
 def test_compare(tmp_path):
@@ -294,16 +388,16 @@ def test_compare(tmp_path):
     outcome('knn', {'accuracy': 0.5}),
   ]
   second = [outcome('segmentation', {'miou': 0.25}), outcome('depth', {'rmse': 0.25})]
-  sheet.write(tmp_path / 'a', first, title='TIPS', sha256='abcdef1')
-  sheet.write(tmp_path / 'b', second, title='CLIP')
-  rows = sheet.compare([tmp_path / 'a', tmp_path / 'b' / 'results.json']).splitlines()
+  results.write(tmp_path / 'a', first, title='TIPS', sha256='abcdef1')
+  results.write(tmp_path / 'b', second, title='CLIP')
+  rows = results.compare([tmp_path / 'a', tmp_path / 'b' / 'results.json']).splitlines()
   assert rows[0].split()[4:6] == ['TIPS', 'CLIP']
   assert rows[1].split()[-4:] == ['50.0*', '25.0', '25.0', '-']
   assert rows[2].split()[-4:] == ['0.500', '0.250*', '0.250', '-']
   assert rows[3].split()[-4:] == ['50.0*', '-', '25.0', '-']
-  assert 'TIPS abcdef' in sheet.compare([tmp_path / 'a'] * 2)
-  random = sheet.results(second, checkpoint='random weights')
-  table = sheet.write(
+  assert 'TIPS abcdef' in results.compare([tmp_path / 'a'] * 2)
+  random = results.content(second, checkpoint='random weights')
+  table = results.write(
     tmp_path / 'c', first, title='t', checkpoint='TIPS', others=[random, tmp_path / 'b']
   )
   assert table.splitlines()[1].split()[-5:] == ['50.0*', '25.0', '25.0', '25.0', '-']
@@ -312,7 +406,7 @@ def test_compare(tmp_path):
 
 def test_what_was_measured_otherwise_is_marked(tmp_path):
   on = lambda images, sha256='a': {'test': {'images': images, 'sha256': sha256}}
-  one = lambda value, **about: sheet.results(
+  one = lambda value, **about: results.content(
     [outcome('knn', {'accuracy': value}, **about)], checkpoint='x'
   )
   first = one(0.5, options={'size': 224, 'k': (1, 2)}, data=on(100), chosen={'k': 1})
@@ -322,19 +416,16 @@ def test_what_was_measured_otherwise_is_marked(tmp_path):
     one(0.8, options=first['results'][0]['options'], data=on(90)),
     one(0.9, options=first['results'][0]['options'], data=on(100, 'b')),
   )
-  old = one(1.0, options=first['results'][0]['options'], data=on(100))
-  del old['results'][0]['data']
-  contents = [json.loads(json.dumps(x)) for x in (first, alike, size, count, other, old)]
-  lines = sheet.table(contents).splitlines()
-  assert lines[1].split()[5:11] == ['50.0*', '25.0', '75.0≠', '80.0≠', '90.0≠', '100.0≠']
+  contents = [json.loads(json.dumps(x)) for x in (first, alike, size, count, other)]
+  lines = tables.table(contents).splitlines()
+  assert lines[1].split()[5:10] == ['50.0*', '25.0', '75.0≠', '80.0≠', '90.0≠']
   assert lines[2].startswith('≠ measured otherwise than the first number')
   assert [line.split(': ', 1)[1] for line in lines[3:]] == [
     'size 448, not 224',
     '90 images of test, not 100',
     'other images of test',
-    'an older evaluation, which does not say on what data',
   ]
-  sheet.write(
+  results.write(
     tmp_path,
     [outcome('knn', {'accuracy': 0.5}, options={'size': 224, 'k': (1, 2)}, data=on(100))],
     title='t',
@@ -353,37 +444,29 @@ def test_what_was_measured_otherwise_is_marked(tmp_path):
     ('{"a"', 'not JSON'),
     ('[]', 'got schema None'),
     ('{"schema": 9}', 'got schema 9'),
+    ('{"schema": 1}', 'got schema 1'),
   ],
 )
 def test_results_that_are_none(tmp_path, text, words):
   if text:
     (tmp_path / 'results.json').write_text(text)
   with pytest.raises(InputError, match=words):
-    sheet.compare([tmp_path / 'results.json'])
+    results.compare([tmp_path / 'results.json'])
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write the results'):
-    sheet.write(tmp_path / 'file', [outcome('knn', {'accuracy': 1.0})], title='t')
-
-
-def test_kinds():
-  assert [
-    sheet.kind_of(t)
-    for t in ('zeroshot_segmentation_voc20', 'zeroshot', 'instance_retrieval', 'dpt_normals')
-  ] == ['zeroshot_segmentation', 'zeroshot', 'instance_retrieval', 'dpt_normals']
-  with pytest.raises(InputError, match="got 'nothing'; expected one of segmentation"):
-    sheet.kind_of('nothing')
+    results.write(tmp_path / 'file', [outcome('knn', {'accuracy': 1.0})], title='t')
 
 
 @pytest.fixture
 def strips(monkeypatch):
   """The strips of tiles of what is drawn: title -> tiles."""
-  held, draw = {}, sheet_pictures._strips
+  held, draw = {}, plotting._grid
   monkeypatch.setattr(
-    sheet_pictures,
-    '_strips',
+    plotting,
+    '_grid',
     lambda rows: held.update({title: (tiles, notes) for title, tiles, notes in rows}) or draw(rows),
   )
   return held
@@ -391,19 +474,17 @@ def strips(monkeypatch):
 
 def test_wrong_pixels_are_red_and_void_is_striped(strips):
   example = {'image': image(240, 240)} | masks((240, 240))
-  sheet_pictures.examples(
-    outcome('segmentation', {}, examples=[example], classes=NAMES), 'segmentation'
-  )
+  plotting.segmented(outcome('segmentation', {}, examples=[example], classes=NAMES))
   known, wrong = example['truth'] != 255, example['truth'] != example['predicted']
   (tile,), (note,) = strips['wrong']
-  red = (tile == matplotlib.colors.to_rgb(sheet_pictures.WRONG)).all(-1)
+  red = (tile == matplotlib.colors.to_rgb(plotting.WRONG)).all(-1)
   np.testing.assert_array_equal(red, known & wrong)
   assert note == f'{100 * (~wrong)[known].mean():.0f} % right'
-  colors = sheet_pictures.palette(NAMES)
+  colors = plotting.palette(NAMES)
   (truth,), (predicted,) = strips['truth'][0], strips['predicted'][0]
   np.testing.assert_array_equal(truth[known], colors[example['truth'][known]])
   np.testing.assert_array_equal(predicted, colors[example['predicted']])
-  assert {tuple(c) for c in truth[~known]} == {tuple(c / 255) for c in sheet_pictures._STRIPES}
+  assert {tuple(c) for c in truth[~known]} == {tuple(c / 255) for c in plotting._STRIPES}
 
 
 def test_depths_share_one_scale(strips):
@@ -413,7 +494,7 @@ def test_depths_share_one_scale(strips):
     {'image': image(240, 240), 'truth': truth, 'predicted': np.full((240, 240), depth)}
     for depth in (1, 4)
   ]
-  assert sheet_pictures.examples(outcome('depth', {}, examples=examples), 'depth')
+  assert plotting.depths(outcome('depth', {}, examples=examples))
   (first, second), shown = strips['predicted'][0], strips['truth'][0][0]
   np.testing.assert_array_equal(shown[120, 5], first[0, 0])
   np.testing.assert_array_equal(shown[200, 5], second[0, 0])
@@ -425,32 +506,50 @@ def test_depths_share_one_scale(strips):
 
 
 def test_nothing_known_is_drawn_too():
-  for kind, shape in (('depth', (8, 8)), ('dpt_normals', (8, 8, 3))):
+  for draw, shape in ((plotting.depths, (8, 8)), (plotting.normals, (8, 8, 3))):
     example = {'image': image(8, 8), 'truth': np.zeros(shape), 'predicted': np.ones(shape)}
-    assert sheet_pictures.examples(outcome(kind, {}, examples=[example]), kind).startswith(
-      b'\x89PNG'
-    )
+    assert draw(outcome('any', {}, examples=[example])).startswith(b'\x89PNG')
   example = {'image': image(8, 8), 'truth': np.full((8, 8), 255), 'predicted': np.full((8, 8), 300)}
-  assert sheet_pictures.examples(outcome('segmentation', {}, examples=[example]), 'segmentation')
-  assert sheet_pictures.examples(outcome('segmentation', {}), 'segmentation') is None
+  assert plotting.segmented(outcome('segmentation', {}, examples=[example]))
+  assert plotting.segmented(outcome('segmentation', {})) is None
 
 
 def test_the_worst_classes():
   share = np.eye(30) * 0.5
   share[3, 7], share[7, 4], share[20, 21] = 0.3, 0.2, 0.4
-  assert sheet_charts.worst(share) == [20, 21, 3, 7, 4]
-  assert sheet_charts.worst(share, most=3) == [20, 21]
+  assert charts.most_confused(share) == [20, 21, 3, 7, 4]
+  assert charts.most_confused(share, most=3) == [20, 21]
   assert (
-    sheet_charts.worst(np.eye(5)) == []
-    and len(sheet_charts.worst(RNG.uniform(size=(40, 40)))) <= 10
+    charts.most_confused(np.eye(5)) == []
+    and len(charts.most_confused(RNG.uniform(size=(40, 40)))) <= 10
   )
-  assert sheet_charts.confusion(outcome('knn', {}, confusion=np.eye(5))) is None
+  assert charts.confusion(outcome('knn', {}, confusion=np.eye(5))) is None
 
 
 def test_palettes_tell_classes_apart():
-  colors = sheet_pictures.palette(['background', *map(str, range(30))])
+  colors = plotting.palette(['background', *map(str, range(30))])
   distance = np.linalg.norm(colors[:31, None] - colors[None, :31], axis=-1)
   assert distance[~np.eye(31, dtype=bool)].min() > 0.05
+
+
+def test_components_are_the_principal_ones():
+  rng = np.random.default_rng(0)
+  basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+  scores = rng.normal(size=(6 * 25, 8)) * np.array([9, 5, 3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
+  found = plotting.components(scores @ basis)
+  assert found.min() == 0 and found.max() == 1
+  for k in range(3):
+    inside = (found[:, k] > 0) & (found[:, k] < 1)
+    assert abs(np.corrcoef(found[inside, k], scores[inside, k])[0, 1]) > 0.99
+  assert plotting.components(np.ones((18, 2))).shape == (18, 3)  # narrow and constant
+
+
+def test_smoothing_keeps_lines_straight_and_means_right():
+  y = np.random.default_rng(0).normal(size=40)
+  found = charts.smoothed(y, 5)
+  assert found[20] == pytest.approx(y[15:26].mean()) and found[0] == pytest.approx(y[0])
+  assert found[-1] == pytest.approx(y[-6:].mean())
+  np.testing.assert_allclose(charts.smoothed(np.arange(20.0), 3)[:17], np.arange(17.0))
 
 
 def test_importing_the_results_does_not_import_matplotlib():

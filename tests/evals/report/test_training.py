@@ -12,8 +12,8 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.evals import during_training as run
-from tips_jax.evals.report import plotting as pictures
 from tips_jax.evals.report import training as report
+from tips_jax.evals.report import training_plotting as pictures
 
 CHANCE = {'retrieval/t2i_r1': 0.05, 'knn/accuracy': 0.4, 'segmentation/miou': 0.1}
 AFTER = {'retrieval/t2i_r1': 0.5, 'knn/accuracy': 1.0, 'segmentation/miou': float('nan')}

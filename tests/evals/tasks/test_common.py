@@ -39,7 +39,7 @@ def test_uned_is_searched_in_one_index(tmp_path):
     assert outcome.options['merged'] == 8 and outcome.chance['r1'] < outcome.chance['r1_own']
     for example in outcome.examples:
       assert len(example['images']) == 6
-  mean = sheet.results(outcomes, checkpoint='stub')['results'][-1]
+  mean = sheet.content(outcomes, checkpoint='stub')['results'][-1]
   assert mean['dataset'] == 'uned, mean of 8' and mean['published']
   assert mean['metrics']['r1']['value'] == pytest.approx(100 * merged['r1'])
   assert mean['data']['uned_met index'] == outcomes[5].data['index']

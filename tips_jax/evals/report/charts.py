@@ -1,151 +1,133 @@
-"""The charts of the evaluation's page, as PNG bytes: which classes are taken for one another, and
-bars.
-"""
+"""What has axes: confusions, bars, and the curves of a training run, as PNG bytes."""
 
-import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 
-from tips_jax.evals.report import plotting as pictures
-from tips_jax.evals.report.figures import FAINT, INK, STYLE, WRONG, name_of, png
+from tips_jax.evals.report import plotting
+from tips_jax.evals.report.plotting import FAINT, INK, WRONG
+from tips_jax.evals.report.tables import UNITS, Row
+from tips_jax.evals.tasks.spec import Result
 
-WORST = 10  # classes of a confusion matrix
-_OURS, _CHANCE, _PUBLISHED = '#17a08f', '#d97f12', '#8172e6'
+_CLASSES = 10  # of a confusion matrix
+_VALUE, _BEFORE, _CHANCE, _PIXELS, _PUBLISHED = (
+  '#17a08f',
+  '#9fb3c1',
+  '#d97f12',
+  '#c2458b',
+  '#8172e6',
+)
+_MIN_POINTS = 3  # of a curve of a metric: two points say nothing of the way between them
 
 
-def confusion(outcome) -> bytes | None:
-  """The classes that are taken for one another most often, at most ten: shares of each true class
-  in percent.
-  """
-  counts = getattr(outcome, 'confusion', None)
+def confusion(result: Result) -> bytes | None:
+  """The classes that are taken for one another most often, in percent of each true class."""
+  counts = result.confusion
   if counts is None or len(counts) < 3:
     return None
-  counts, names = np.asarray(counts, np.float64), getattr(outcome, 'classes', None) or ()
+  counts = np.asarray(counts, np.float64)
   share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  chosen = worst(share)
-  if not len(chosen):
+  chosen = most_confused(share)
+  if not chosen:
     return None
   part = share[np.ix_(chosen, chosen)]
-  rest = np.maximum(share[chosen].sum(1) - part.sum(1), 0)
-  part = np.concatenate([part, rest[:, None]], 1) if len(chosen) < len(share) else part
-  n, columns = part.shape
-  with matplotlib.rc_context(STYLE):
-    figure = pictures.new_figure(0.52 * columns, 0.36 * n)
+  labels = [plotting.short_name(result.classes, i, 22) for i in chosen]
+  column_labels = list(labels)
+  if len(chosen) < len(share):
+    rest = np.maximum(share[chosen].sum(1) - part.sum(1), 0)
+    part = np.concatenate([part, rest[:, None]], 1)
+    column_labels.append('any other')
+  rows, columns = part.shape
+  right = np.eye(rows, columns, dtype=bool)
+  color = np.empty((rows, columns, 3))
+  color[:] = matplotlib.colors.to_rgb(WRONG)
+  color[right] = matplotlib.colors.to_rgb(_VALUE)
+  color[:, rows:] = matplotlib.colors.to_rgb(INK)
+  # The root makes rare confusions visible.
+  strength = np.where(right, 0.5 + 0.45 * part, 0.9 * np.sqrt(part)).clip(0, 1)
+
+  def draw():
+    figure = plotting.new_figure(0.52 * columns, 0.36 * rows)
     axes = figure.add_axes((0, 0, 1, 1))
-    right = np.eye(n, columns, dtype=bool)
-    color = np.where(
-      right[..., None], matplotlib.colors.to_rgb(_OURS), matplotlib.colors.to_rgb(WRONG)
-    )
-    color[:, n:] = matplotlib.colors.to_rgb(INK)
-    strength = np.where(right, 0.5 + 0.45 * part, 0.9 * np.sqrt(part)).clip(0, 1)
-    axes.imshow(
-      np.concatenate([color, strength[..., None]], -1), aspect='auto', interpolation='nearest'
-    )
+    pixels = np.concatenate([color, strength[..., None]], -1)
+    axes.imshow(pixels, aspect='auto', interpolation='nearest')
     for y, x in np.ndindex(part.shape):
-      if part[y, x] >= 0.005:
-        axes.text(
-          x,
-          y,
-          f'{100 * part[y, x]:.0f}',
-          ha='center',
-          va='center',
-          fontsize=9,
-          color='white' if strength[y, x] > 0.55 else INK,
-        )
-    label = lambda i: textwrap.shorten(name_of(names, i), 22, placeholder='…')
-    axes.set(yticks=range(n), yticklabels=[label(i) for i in chosen], xticks=range(columns))
-    axes.set_xticklabels(
-      [*(label(i) for i in chosen), 'any other'][:columns], rotation=38, ha='left'
-    )
+      if part[y, x] >= 0.005:  # would be printed as 0
+        ink = 'white' if strength[y, x] > 0.55 else INK
+        centered = dict(ha='center', va='center', fontsize=9)
+        axes.text(x, y, f'{100 * part[y, x]:.0f}', color=ink, **centered)
+    axes.set(yticks=range(rows), yticklabels=labels, xticks=range(columns))
+    axes.set_xticklabels(column_labels, rotation=38, ha='left')
     axes.xaxis.tick_top()
     axes.set_ylabel('truth', labelpad=8)
     axes.set_xlabel('predicted, % of the true class', labelpad=8)
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-      spine.set_visible(False)
+    plotting.hide_frame(axes)
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which='minor', color=FAINT, linewidth=0.7)
     axes.tick_params(which='minor', length=0)
-    return png(figure)
+    return figure
+
+  return plotting.png(draw)
 
 
-def worst(share, most: int = WORST):
-  """Classes of a row-normalized confusion [K, K]: those of its largest off-diagonal entries, the
-  worst pair first.
+def most_confused(share: np.ndarray, most: int = _CLASSES) -> list[int]:
+  """Classes of the largest off-diagonal entries of a row-normalized confusion [K, K], the worst pair
+  first.
   """
-  off = np.where(np.eye(len(share), dtype=bool), 0, share)
+  off_diagonal = np.where(np.eye(len(share), dtype=bool), 0, share)
   chosen = []
-  for place in np.argsort(-off, axis=None, kind='stable'):
-    pair = [int(i) for i in np.unravel_index(place, off.shape)]
+  for flat in np.argsort(-off_diagonal, axis=None, kind='stable'):
+    pair = [int(i) for i in np.unravel_index(flat, off_diagonal.shape)]
     new = [i for i in pair if i not in chosen]
-    if not off[tuple(pair)] or len(chosen) + len(new) > most:
+    if not off_diagonal[tuple(pair)] or len(chosen) + len(new) > most:
       break
     chosen += new
   return chosen
 
 
-def bars(rows) -> bytes | None:
-  """rows: (label, ours, chance or None, ((model, value), ...)) in percent."""
+def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
+  """Metrics in percent of the first evaluation as bars, before training where measured; chance,
+  raw pixels and published numbers as marks.
+  """
   if not rows:
     return None
-  with matplotlib.rc_context(STYLE):
-    figure = pictures.new_figure(6, 0.58 * len(rows) + 0.3)
+  has_before = any(row.columns['before'] is not None for row in rows)
+  height = 0.3 if has_before else 0.36
+
+  def draw():
+    figure = plotting.new_figure(6, 0.58 * len(rows) + 0.3)
     axes = figure.add_axes((0, 0, 1, 1))
-    y = np.arange(len(rows))[::-1]
-    axes.barh(y, [row[1] for row in rows], 0.36, color=_OURS, label='ours')
-    for place, (_, ours, chance, published) in zip(y, rows):
-      if chance is not None and np.isfinite(chance):
-        axes.vlines(
-          chance, place - 0.27, place + 0.27, color=_CHANCE, linewidth=2.5, label='chance'
-        )
-      for (model, value), side in zip(published, (-1, 1)):
-        axes.plot(
-          value,
-          place,
-          'D',
-          color=_PUBLISHED,
-          markersize=6,
-          label='published, nearest released models',
-        )
-        axes.annotate(
-          model,
-          (value, place),
-          (0, 11 * side),
-          textcoords='offset points',
-          fontsize=7,
-          ha='center',
-          va='center',
-        )
-      if np.isfinite(ours):
-        inside = ours > 12
-        axes.annotate(
-          f'{ours:.1f}',
-          (ours, place),
-          (-5 if inside else 5, 0),
-          textcoords='offset points',
-          fontsize=9,
-          va='center',
-          ha='right' if inside else 'left',
-          color='white' if inside else _OURS,
-          weight='bold',
-        )
-    axes.set(
-      yticks=y, yticklabels=[row[0] for row in rows], xlim=(0, 104), ylim=(-0.6, len(rows) - 0.4)
-    )
+    places = np.arange(len(rows))[::-1]
+    for y, row in zip(places, rows):
+      offset = 0.17 if has_before else 0
+      if row.columns['before'] is not None:
+        axes.barh(y + offset, row.columns['before'], height, color=_BEFORE, label='before')
+      _bar(axes, y - offset, row.values[0], height, 'after' if has_before else 'measured')
+      for column, color, name in (
+        ('chance', _CHANCE, 'chance'),
+        ('pixel_baseline', _PIXELS, 'raw pixels'),
+      ):
+        value = row.columns[column]
+        if value is not None:
+          axes.vlines(value, y - 0.36, y + 0.36, color=color, linewidth=2.5, label=name)
+      # One model above its bar, the other below it.
+      for figures, side in zip(row.published, (-1, 1)):
+        _published(axes, y, figures, side)
+    axes.set(yticks=places, yticklabels=labels, xlim=(0, 104), ylim=(-0.6, len(rows) - 0.4))
     axes.set_xlabel('%')
     axes.tick_params(length=0)
     axes.xaxis.grid(True, color=FAINT)
     axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-      spine.set_visible(False)
-    handles = dict(
-      reversed(list(zip(*reversed(axes.get_legend_handles_labels()))))
-    )  # the bars come last
+    plotting.hide_frame(axes)
+    by_label = {}
+    for handle, label in zip(*axes.get_legend_handles_labels()):
+      by_label.setdefault(label, handle)
     figure.legend(
-      handles.values(),
-      handles.keys(),
+      by_label.values(),
+      by_label.keys(),
       ncols=3,
       frameon=False,
       loc='lower left',
@@ -153,4 +135,101 @@ def bars(rows) -> bytes | None:
       bbox_to_anchor=(-0.005, 1),
       borderaxespad=0.2,
     )
-    return png(figure)
+    return figure
+
+  return plotting.png(draw)
+
+
+def _bar(axes, y, value, height, label):
+  axes.barh(y, value, height, color=_VALUE, label=label)
+  inside = value > 12  # where the number has room in the bar
+  axes.annotate(
+    f'{value:.1f}',
+    (value, y),
+    (-5 if inside else 5, 0),
+    textcoords='offset points',
+    fontsize=9,
+    va='center',
+    ha='right' if inside else 'left',
+    color='white' if inside else _VALUE,
+    weight='bold',
+  )
+
+
+def _published(axes, y, figure, side):
+  model = figure['model'].replace(' (released)', '')
+  label = 'published, nearest released models'
+  axes.plot(figure['value'], y, 'D', color=_PUBLISHED, markersize=6, label=label)
+  offset = dict(textcoords='offset points', fontsize=7, ha='center', va='center')
+  axes.annotate(model, (figure['value'], y), (0, 11 * side), **offset)
+
+
+def losses(lines: Sequence[Mapping], names: Sequence[str]) -> bytes | None:
+  """One panel for each term of the loss by step, as logged (pale) and smoothed."""
+  curves = {}
+  for name in names:
+    steps, values = _curve(lines, name)
+    if len(steps) > 1:
+      curves[name] = steps, values
+  return _panels(curves, smooth=True)
+
+
+def progress(lines: Sequence[Mapping], metrics: Mapping[str, tuple[str, str]]) -> bytes | None:
+  """One panel for each metric by step. metrics: name in metrics.jsonl -> (label, unit)."""
+  curves = {}
+  for name, (label, unit) in metrics.items():
+    steps, values = _curve(lines, name)
+    if len(steps) >= _MIN_POINTS:
+      curves[label] = steps, UNITS[unit][0] * values
+  return _panels(curves, smooth=False)
+
+
+def _panels(curves, *, smooth):
+  if not curves:
+    return None
+  columns = len(curves) if len(curves) <= 4 else 3
+  rows = -(-len(curves) // columns)
+
+  def draw():
+    figure = plotting.new_figure(10.2, 2.5 * rows)
+    grid = figure.add_gridspec(rows, columns, hspace=0.5, wspace=0.22)
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+      axes = figure.add_subplot(grid[i // columns, i % columns])
+      if smooth:
+        axes.plot(steps, values, color=_VALUE, alpha=0.25, linewidth=1)
+        values = smoothed(values, max(1, len(values) // 30))
+        axes.plot(steps, values, color=_VALUE, linewidth=1.8)
+      else:
+        axes.plot(steps, values, color=_VALUE, linewidth=1.8, marker='o', markersize=4)
+      axes.set_title(name, fontsize=9.5)
+      axes.margins(x=0.03)
+      axes.yaxis.grid(True, color=FAINT)
+      axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+      axes.tick_params(length=0, labelsize=9)
+      axes.set_axisbelow(True)
+      if i + columns >= len(curves):  # nothing below it
+        axes.set_xlabel('step')
+    return figure
+
+  return plotting.png(draw)
+
+
+def _curve(lines, name):
+  """(steps, values) of the lines with a number for `name`; of a step that is there twice, as after a
+  resume, the last.
+  """
+  by_step = {}
+  for line in lines:
+    if isinstance(line.get(name), (int, float)):
+      by_step[line['step']] = line[name]
+  return np.array(list(by_step), float), np.array(list(by_step.values()), float)
+
+
+def smoothed(values: np.ndarray, half: int) -> np.ndarray:
+  """A moving average over up to 2 half + 1 points around each, fewer at the ends."""
+  total = np.concatenate([[0], np.cumsum(values)])
+  i = np.arange(len(values))
+  back = np.minimum(i, half)
+  # At the start the window stays symmetric: losses fall steeply there.
+  ahead = np.minimum(back, len(values) - 1 - i)
+  return (total[i + ahead + 1] - total[i - back]) / (ahead + back + 1)

@@ -1,279 +1,280 @@
-"""The page of an evaluation, and its words: one HTML file that needs nothing else, for light and dark screens."""
+"""The page of an evaluation: one HTML file with its pictures inside, for light and dark screens."""
 
 import base64
+import dataclasses
 import html
 import struct
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from tips_jax.evals.datasets.protocols import UNITS
-from tips_jax.evals.report import html as html_page
+from tips_jax.evals.report import tables
+from tips_jax.evals.report.tables import ARROWS, COLUMNS, OTHER, Row, credit, label, number
 
-KINDS = {  # kind: (title, metrics of the table, what its picture shows and what is good)
-  'segmentation': (
-    'Linear segmentation',
-    ('miou',),
-    'Test images, their true classes, those that a linear probe reads off the patches, and in red the '
-    'pixels it gets wrong: good masks follow the outlines, and red remains only along borders.',
-  ),
-  'depth': (
-    'Linear depth',
-    ('rmse',),
-    'Depth from a linear probe beside the truth, on one logarithmic scale of colors, and the error: good '
-    'depth has the layout and the objects in the right order, and an error row that stays dark.',
-  ),
-  'dpt_depth': (
-    'Depth with a DPT decoder',
-    ('rmse',),
-    'Depth from a trained decoder beside the truth, on one logarithmic scale of colors, and the error: '
-    'good depth has sharp outlines, and an error row that stays dark.',
-  ),
-  'dpt_normals': (
-    'Surface normals with a DPT decoder',
-    ('rmse', 'angular_rmse'),
-    'The direction that each surface faces, as a color (the ball is the key), and the angle between '
-    'prediction and truth: good normals have flat walls of one color and bend only where surfaces '
-    'do.',
-  ),
-  'knn': (
-    'k-NN classification',
-    ('accuracy', 'top1'),
-    'Test images and the class that their nearest training images vote for, green where it is right: good '
-    'features err, if at all, toward a class that looks much the same.',
-  ),
-  'linear': (
-    'Linear classification',
-    ('accuracy', 'top1'),
-    'Test images and the class that a linear probe gives them, green where it is right: good features err, '
-    'if at all, toward a class that looks much the same.',
-  ),
-  'instance_retrieval': (
-    'Instance retrieval',
-    ('r1',),
-    'A query image and the images nearest to it, those of the same instance framed: in a good sheet the '
-    'frames stand at the left.',
-  ),
-  'retrieval': (
-    'Retrieval between images and texts',
-    ('i2t_r1', 't2i_r1'),
-    'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one framed: in '
-    'a good sheet the frame stands first, and the others fit the words in part.',
-  ),
-  'zeroshot': (
-    'Zero-shot classification',
-    ('accuracy', 'top1'),
-    'Test images and the class whose texts lie nearest, without any training on this data, green where '
-    'it is right: a good model errs, if at all, toward a related class.',
-  ),
-  'zeroshot_segmentation': (
-    'Zero-shot segmentation',
-    ('miou',),
-    'Each patch takes the class whose texts lie nearest, drawn over the image beside the '
-    'truth: good overlays cover whole objects and stop at their outlines.',
-  ),
-}
-MORE = {  # sections of no kind, in front of the others
-  'bars': (
-    'Classification at a glance',
-    'Accuracy and recall as bars, chance as a line, published numbers as diamonds: a good bar '
-    'reaches far past its line, and toward the diamonds.',
-  ),
-  'features': (
-    'What the patches know',
-    'The first three principal components of all patch features of these images, as red, green and blue: '
-    'good features give each object an even color with clear borders, and like things one color in all '
-    'images.',
-  ),
-}
-CONFUSION = (
-  'The classes most often taken for one another, in percent of the true class: in a good matrix all that is '
-  'strong stands on the diagonal.'
-)
-_METRICS = {
-  'miou': 'mIoU',
-  'rmse': 'RMSE',
-  'angular_rmse': 'RMSE',
-  'rmse_pooled': 'RMSE, pooled',
-  'r1': 'R@1',
-  'r1_own': 'R@1, own index',
-  'accuracy': 'accuracy',
-  'top1': 'top-1 accuracy',
-  'top5': 'top-5 accuracy',
-  'abs_rel': 'relative error',
-  'delta1': 'within 25 %',
-  'pixel_accuracy': 'pixel accuracy',
-  'mean': 'mean angle',
-  'median': 'median angle',
-  **{
-    f'{way}_r{k}': f'{label} R@{k}'
-    for k in (1, 5, 10)
-    for way, label in (('i2t', 'image to text'), ('t2i', 'text to image'))
-  },
-}
-ARROWS = {'higher': '↑', 'lower': '↓'}
-OTHER = '≠'  # a number that was measured otherwise than the first of its row
+_LEAD = 'A frozen encoder, measured on images that it was not trained on.'
+_LEAD_OF_RUN = 'The model before and after training, frozen, on images that it was not trained on.'
 _RESULTS = (
-  'An arrow tells whether more or less is better. Naive: an answer that looks at no image. Published: the '
-  'released models nearest in size, marked by how far the number can be trusted: V read in a primary source, '
-  'T second-hand, T2 in two second-hand sources that agree. It holds for the whole protocol and the full '
-  'data set.'
+  'An arrow says whether more or less is better. Chance: an answer that looks at no image.{pixels} '
+  'Published: the released models nearest in size, marked by how far the number can be trusted: V read '
+  'in a primary source, T second-hand, T2 in two second-hand sources that agree. They were measured '
+  'with the full protocol on the full data set.'
+)
+_PIXELS = ' Pixels: the same evaluation of raw pixels; for retrieval, a regression from small images to words.'
+_FOOTER = (
+  'Every number with its unit and options is in <a href="results.json">results.json</a>; the pictures '
+  'are PNG files in <a href="pictures/">pictures</a>.'
 )
 
 
-def metric(name: str) -> str:
-  """A metric as people call it; what stands before a slash (a CLS token) stays."""
-  before, _, last = name.rpartition('/')
-  return f'{_METRICS.get(last, last)}{before and f" ({before})"}'
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture of a section; `note` is a caption of its own."""
+
+  label: str
+  png: bytes
+  note: str = ''
 
 
-def number(value, unit: str) -> str:
-  """A number with the decimals of its unit; '-' for none."""
-  return '-' if value is None else f'{value:.{UNITS[unit][1]}f}'
+@dataclasses.dataclass
+class Section:
+  """A part of the page, under the results."""
+
+  # In the names of the files of its pictures.
+  name: str
+  title: str
+  caption: str
+  pictures: list[Picture] = dataclasses.field(default_factory=list)
+  # Of results.json: all of their numbers are shown, folded away.
+  entries: list[dict] = dataclasses.field(default_factory=list)
 
 
-def credit(figure) -> str:
-  """Whose number it is, and how far it can be trusted."""
-  return f'{figure["model"].replace(" (released)", "")} [{figure["trust"]}]'
+def page(
+  content: dict,
+  rows: Sequence[Row],
+  heads: Sequence[str],
+  sections: Sequence[Section],
+  notes: Sequence[str],
+) -> str:
+  """The HTML of an evaluation with the `content` of results.json.
 
-
-def page(contents, rows, heads, figures, notes) -> str:
-  """The page. `contents`, `rows`: as in sheet.py; `heads`: of the columns of numbers; `figures`: section (of KINDS or
-  MORE) -> [(label, PNG bytes, note)]; `notes`: what must be said below the table."""
-  content = contents[0]
-  checkpoint = content['checkpoint']
-  about = {
-    'checkpoint': checkpoint['name'],
-    'sha256': checkpoint['sha256'][:12],
+  rows, heads, notes: of the table of results, as in tables.py.
+  """
+  columns = tables.columns(rows)
+  results = _RESULTS.format(pixels=_PIXELS if 'pixel_baseline' in columns else '')
+  facts = {
+    'checkpoint': content['checkpoint']['name'],
+    'sha256': content['checkpoint']['sha256'][:12],
     **content['facts'],
   }
-  entries = {kind: [e for e in content['results'] if e['kind'] == kind] for kind in KINDS}
-  sections = '\n'.join(
-    _section(key, figures.get(key, ()), entries.get(key, ()))
-    for key in [*MORE, *KINDS]
-    if figures.get(key) or entries.get(key)
-  )
-  below = ''.join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
-  return html_page.page(
-    content['title'],
-    lead='A frozen encoder, judged on images that it did not learn from.',
-    facts={k: v for k, v in about.items() if v},
-    sections=sections,
-    style=_STYLE,
-    results=f'<p>{_RESULTS}</p>\n<div class="scroll">{_table(rows, heads)}</div>{below}',
-    footer='Every number with its unit and options is in <a href="results.json">results.json</a>; the pictures are '
-    'PNG files in <a href="pictures/">pictures</a>.',
-  )
+  parts = [
+    f'<h1>{html.escape(content["title"])}</h1>',
+    f'<p>{_LEAD_OF_RUN if "before" in columns else _LEAD}</p>',
+    '<dl>',
+    *(_fact(name, text) for name, text in facts.items() if text),
+    f'</dl>\n<section><h2>Results</h2>\n<p>{results}</p>',
+    f'<div class="scroll">{_table(rows, heads, columns)}</div>',
+    *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
+    '</section>',
+    *map(_section, sections),
+    f'<footer>{_FOOTER}</footer>',
+  ]
+  return _PAGE.format(title=html.escape(content['title']), style=_STYLE, body='\n'.join(parts))
 
 
-def _table(rows, heads):
-  titles = ['data set', 'task', 'metric', *heads, 'chance', 'published']
-  lines, before = [], None
+def _fact(name, text):
+  return f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>'
+
+
+def _table(rows, heads, columns):
+  before = [name for name in columns if name == 'before']
+  after = [name for name in columns if name != 'before']
+  titles = ['data set', 'task', 'metric', *before, *heads, *(COLUMNS[name] for name in after)]
+  titles.append('published')
+  lines = [''.join(f'<th>{html.escape(title)}</th>' for title in titles)]
+  previous = None
   for row in rows:
-    values = ''.join(
-      f'<td class="ours{" best" * (i in row["best"])}{" other" * bool(other)}">{number(v, row["unit"])}'
-      + (f' <abbr title="{html.escape(other)}">{OTHER}</abbr>' if other else '')
-      + '</td>'
-      for i, (v, other) in enumerate(zip(row['values'], row['other']))
-    )
-    published = (
-      ''.join(
-        f'<div><small title="{html.escape(f["source"])}">{html.escape(credit(f))}</small> '
-        f'{number(f["value"], row["unit"])}</div>'
-        for f in row['published']
-      )
-      or '-'
-    )
-    first = row['dataset'] != before
-    before = row['dataset']
-    lines.append(
-      f'<tr{" class=first" * first}><td>{html.escape(row["dataset"]) * first}</td>'
-      f'<td>{html.escape(row["task"].replace("_", " "))}</td>'
-      f'<td>{html.escape(metric(row["metric"]))}<i>{UNITS[row["unit"]][2]} {ARROWS[row["better"]]}</i></td>'
-      f'{values}<td>{number(row["chance"], row["unit"])}</td><td>{published}</td></tr>'
-    )
-  return (
-    '<table class="wide"><tr>'
-    + ''.join(f'<th>{html.escape(t)}</th>' for t in titles)
-    + '</tr>\n'
-    + '\n'.join(lines)
-    + '</table>'
-  )
+    first = row.dataset != previous
+    previous = row.dataset
+    cells = [
+      f'<td>{html.escape(row.dataset) if first else ""}</td>',
+      f'<td>{html.escape(row.task.replace("_", " "))}</td>',
+      f'<td>{_metric(row.metric, row.unit, row.better)}</td>',
+    ]
+    cells += [f'<td>{number(row.columns[name], row.unit)}</td>' for name in before]
+    cells += [_value(row, i) for i in range(len(row.values))]
+    cells += [f'<td>{number(row.columns[name], row.unit)}</td>' for name in after]
+    published = ''.join(_published(figure, row.unit) for figure in row.published)
+    cells.append(f'<td>{published or "-"}</td>')
+    if first:
+      cells.insert(0, '<tr class="first">')
+    else:
+      cells.insert(0, '<tr>')
+    lines.append(''.join(cells))
+  return '<table class="wide">\n<tr>' + '</tr>\n'.join(lines) + '</tr>\n</table>'
 
 
-def _section(key, figures, entries):
-  title, *_, caption = (MORE | KINDS)[key]
-  shown = ''.join(
-    f'<figure>{f"<h3>{html.escape(label)}</h3>" if label else ""}{f"<p>{html.escape(note)}</p>" if note else ""}'
-    f'<img src="{_inline(png)}" style="width:{_width(png)}px" alt="{html.escape(f"{title}: {label}")}"></figure>'
-    for label, png, note in figures
-  )
-  caption = f'<p>{html.escape(caption)}</p>' if figures else ''
-  return f'<section><h2>{html.escape(title)}</h2>{caption}{shown}{"".join(map(_details, entries))}</section>'
+def _metric(name, unit, better):
+  return f'{html.escape(label(name))}<i>{UNITS[unit][2]} {ARROWS[better]}</i>'
+
+
+def _value(row, i):
+  classes = ['value']
+  if i in row.best:
+    classes.append('best')
+  text = number(row.values[i], row.unit)
+  if row.differences[i]:
+    classes.append('other')
+    text += f' <abbr title="{html.escape(row.differences[i])}">{OTHER}</abbr>'
+  return f'<td class="{" ".join(classes)}">{text}</td>'
+
+
+def _published(figure, unit):
+  source = html.escape(figure['source'])
+  model = html.escape(credit(figure))
+  return f'<div><small title="{source}">{model}</small> {number(figure["value"], unit)}</div>'
+
+
+def _section(section):
+  parts = [f'<section><h2>{html.escape(section.title)}</h2>']
+  if section.pictures:
+    parts.append(f'<p>{html.escape(section.caption)}</p>')
+  for picture in section.pictures:
+    parts.append('<figure>')
+    if picture.label:
+      parts.append(f'<h3>{html.escape(picture.label)}</h3>')
+    if picture.note:
+      parts.append(f'<p>{html.escape(picture.note)}</p>')
+    alt = html.escape(f'{section.title}: {picture.label}')
+    source = _data_uri(picture.png)
+    parts.append(f'<img src="{source}" style="width:{_width(picture.png)}px" alt="{alt}"></figure>')
+  parts += [_details(entry) for entry in section.entries]
+  return ''.join(parts) + '</section>'
 
 
 def _details(entry):
-  """All numbers of an outcome, folded away."""
-  rows = ''.join(
-    f'<tr><td>{html.escape(metric(name))}<i>{UNITS[m["unit"]][2]} {ARROWS[m["better"]]}</i></td>'
-    f'<td class="ours">{number(m["value"], m["unit"])}</td><td>{number(m["chance"], m["unit"])}</td></tr>'
-    for name, m in entry['metrics'].items()
-  )
-  notes = (
-    ', '.join(f'{k} {v:.1f} s' for k, v in entry['seconds'].items()),
-    ', '.join(f'{k} = {v}' for k, v in entry['options'].items()),
-    ', '.join(f'{k} = {v}' for k, v in entry['chosen'].items()),
-    ', '.join(f'{one["images"]:,} of {role}' for role, one in entry['data'].items()),
-  )
-  notes = ''.join(
-    f'<p>{label}: {html.escape(note)}</p>'
-    for label, note in zip(('Time', 'Protocol', 'Found', 'Images'), notes)
-    if note
-  )
+  """All numbers of an entry of results.json, folded away."""
+  columns = [name for name in COLUMNS if any(name in m for m in entry['metrics'].values())]
+  titles = ['', 'value', *(COLUMNS[name] for name in columns)]
+  lines = [''.join(f'<th>{title}</th>' for title in titles)]
+  for name, metric in entry['metrics'].items():
+    unit = metric['unit']
+    line = f'<td>{_metric(name, unit, metric["better"])}</td>'
+    line += f'<td class="value">{number(metric["value"], unit)}</td>'
+    for column in columns:
+      line += f'<td>{number(metric.get(column), unit)}</td>'
+    lines.append(line)
+  notes = []
+  for title, items in (
+    ('Time', [f'{part} {seconds:.1f} s' for part, seconds in entry['seconds'].items()]),
+    ('Protocol', _items(entry['options'])),
+    ('Chosen', _items(entry['chosen'])),
+    ('Images', [f'{split["images"]:,} of {role}' for role, split in entry['data'].items()]),
+  ):
+    if items:
+      notes.append(f'<p>{title}: {html.escape(", ".join(items))}</p>')
   return (
-    f'<details><summary>{html.escape(entry["dataset"])}: all numbers</summary><div class="scroll"><table>'
-    f'<tr><th></th><th>ours</th><th>chance</th></tr>{rows}</table></div>{notes}</details>'
+    f'<details><summary>{html.escape(entry["dataset"])}, {html.escape(entry["task"])}: all numbers'
+    '</summary><div class="scroll"><table><tr>'
+    + '</tr><tr>'.join(lines)
+    + f'</tr></table></div>{"".join(notes)}</details>'
   )
 
 
-def _inline(png):
-  """The picture as a data URI: WebP, a fifth of the PNG's size."""
+def _items(options):
+  return [f'{name} = {value}' for name, value in options.items()]
+
+
+def _data_uri(png):
+  """The picture inside the page, as WebP: a fifth of the size of the PNG."""
   pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
   webp = cv2.imencode('.webp', pixels, (cv2.IMWRITE_WEBP_QUALITY, 86))[1]
   return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
 
 
 def _width(png):
-  """In CSS pixels, at which its text is as large as the page's."""
+  """In CSS pixels, such that the text of the picture is as large as that of the page."""
   return round(struct.unpack('>I', png[16:20])[0] / 1.28)
 
 
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
 _STYLE = """
-:root { color-scheme: light dark; --number: #0f766e; }
-section { padding: 24px 28px; }
-main { max-width: 1200px; }
-img { max-width: 100%; }
-figure { margin: 0 0 26px; } figure:last-child { margin: 0; } figure p { font-size: 14px; margin-bottom: 10px; }
+:root {
+  color-scheme: light dark; --ink: #1c2733; --soft: #64748b; --line: #e2e8f0; --paper: #ffffff;
+  --desk: #f4f6f8; --number: #0f766e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #dbe4ee; --soft: #8b9bb0; --line: #263241; --paper: #141c26; --desk: #0c121a;
+    --number: #2ec4b2;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--desk); color: var(--ink);
+  font: 16px/1.55 system-ui, "Segoe UI", sans-serif;
+}
+main { max-width: 1200px; margin: 0 auto; padding: 48px 24px 72px; }
+h1 { font-size: 34px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.02em; }
+h2 { font-size: 20px; margin: 0 0 4px; letter-spacing: -0.01em; }
 h3 { font-size: 15px; font-weight: 600; margin: 0 0 10px; }
-td { color: var(--ink); } td.ours { color: var(--number); } td.best { font-weight: 700; }
-td.other { color: var(--soft); } td abbr { text-decoration: none; color: #d1453b; } p.note { margin: 8px 0 0; }
+p { color: var(--soft); margin: 0 0 18px; max-width: 76ch; }
+p.note { margin: 8px 0 0; }
+a { color: var(--number); }
+dl { display: flex; flex-wrap: wrap; gap: 14px 36px; margin: 20px 0 0; }
+dt { color: var(--soft); font-size: 13px; }
+dd { margin: 0; font-weight: 600; }
+section {
+  background: var(--paper); border: 1px solid var(--line); border-radius: 14px;
+  padding: 24px 28px; margin-top: 24px;
+}
+figure { margin: 0 0 26px; }
+figure:last-child { margin: 0; }
+figure p { font-size: 14px; margin-bottom: 10px; }
+img { display: block; max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 9px 12px; white-space: nowrap; }
+th { color: var(--soft); font-weight: 500; font-size: 14px; }
+td { border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr:last-child td { border-bottom: 0; }
 td i { color: var(--soft); font-style: normal; font-size: 13px; margin-left: 7px; }
 td small { color: var(--soft); font-size: 12px; margin-right: 6px; }
-table.wide td:nth-child(2), table.wide th:nth-child(2), table.wide td:nth-child(3), table.wide th:nth-child(3)
-{ text-align: left; white-space: normal; }
-table.wide td { border-bottom: 0; padding: 5px 9px; vertical-align: top; font-size: 14.5px; }
+td.value { color: var(--number); }
+td.best { font-weight: 700; }
+td.other { color: var(--soft); }
+td abbr { text-decoration: none; color: #d1453b; }
+table.wide td {
+  border-bottom: 0; padding: 5px 9px; vertical-align: top; font-size: 14.5px;
+}
 table.wide th { padding: 5px 9px; white-space: normal; vertical-align: bottom; }
+table.wide :is(td, th):is(:nth-child(2), :nth-child(3)) { text-align: left; white-space: normal; }
 table.wide i { white-space: nowrap; }
 table.wide tr.first td { border-top: 1px solid var(--line); padding-top: 11px; }
-table.wide td:first-child { font-weight: 600; } table.wide tr > :first-child { padding-left: 0; }
+table.wide td:first-child { font-weight: 600; }
+table.wide tr > :first-child { padding-left: 0; }
 table.wide tr > :last-child { padding-right: 0; }
-th { border-bottom: 0; }
 details { border-top: 1px solid var(--line); padding: 9px 0 0; margin-top: 9px; }
-details table { width: auto; min-width: 50%; margin: 6px 0 10px; } details p { font-size: 13px; margin: 0 0 6px; }
+details table { width: auto; min-width: 50%; margin: 6px 0 10px; }
+details p { font-size: 13px; margin: 0 0 6px; }
 summary { color: var(--soft); font-size: 14px; cursor: pointer; }
-a { color: var(--number); }
-@media (max-width: 640px) { main { padding: 24px 12px; } section { padding: 18px 14px; border-radius: 10px; } }
-@media (prefers-color-scheme: dark) {
-:root { --ink: #dbe4ee; --soft: #8b9bb0; --line: #263241; --paper: #141c26; --desk: #0c121a; --number: #2ec4b2; }
+footer { color: var(--soft); font-size: 14px; margin-top: 24px; }
+@media (max-width: 640px) {
+  main { padding: 24px 12px; }
+  section { padding: 18px 14px; border-radius: 10px; }
 }
 """

@@ -1,390 +1,537 @@
-"""The pictures of the report, as PNG files. Only report.py imports this, late, for matplotlib's
-sake.
+"""Pictures of what a task found on images: Result -> PNG bytes, or None without examples.
+
+They are transparent, in colors that read on light and on dark pages.
+
+What the examples (dicts) of a result hold. Maps of another size than the image are resized to it.
+  segmented: image, truth and predicted: class ids [h, w], 255 = void
+  depths: image, truth and predicted: meters [h, w], 0 = missing
+  normals: image, truth and predicted: [h, w, 3] of any length, 0 = missing
+  classified: image, truth and predicted: a class id, or a name
+  retrieved: text, or image: the query; images: the nearest ones, best first; right: which of them
+    are right; rank: of the right one, from 1
+  patch_features: image, patch [h, w, D]
+image, images: uint8 [H, W, 3].
 """
 
-import dataclasses
+import io
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 
-from tips_jax.core import log
-from tips_jax.data import views
 from tips_jax.data.ingest.checks import VOID
-from tips_jax.evals.datasets import protocols
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.data.scenes import draw as scenes
+from tips_jax.evals.probes import normals as normals_lib
+from tips_jax.evals.tasks.spec import Result
 
-_INK, _SOFT, _LINE, _ACCENT, _PALE, _WARM = (
-  '#1c2733',
-  '#64748b',
-  '#e2e8f0',
-  '#0f766e',
-  '#cbd5e1',
-  '#d97706',
-)
+INK, FAINT, RIGHT, WRONG = '#6f7f93', '#8a97a85c', '#1fa855', '#e5484d'
 STYLE = {
   'font.family': 'sans-serif',
   'font.size': 10,
-  'text.color': _INK,
-  'axes.edgecolor': _LINE,
-  'axes.labelcolor': _SOFT,
-  'xtick.color': _SOFT,
-  'ytick.color': _SOFT,
+  'text.color': INK,
+  'axes.edgecolor': FAINT,
+  'axes.labelcolor': INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
   'axes.titlesize': 11,
   'axes.titlelocation': 'left',
   'axes.spines.top': False,
   'axes.spines.right': False,
 }
-_CLASSES = (
-  '#c4dcf3',
-  '#ddd0ee',
-  '#b5c9b7',
-  '#dccdaa',
-  '#98cddb',
-  '#ecd3c4',
-  '#e4572e',
-  '#2e6fba',
-  '#f2b134',
-  '#7b4fa3',
-  '#ef6aa8',
-  '#2f8f4e',
-  '#a8442f',
-  '#3cb6a8',
-  '#8c6d31',
-  '#1b3a6b',
-  '#ff8c61',
-  '#5b7f1e',
-  '#c2185b',
-  '#6b6f76',
+_EXAMPLES, _NEAREST = 6, 6  # of a picture, of a query
+_LEGEND = 24  # classes named in a legend
+_ROW_WIDTH, _TILE_HEIGHT = 7.6, 1.6  # inches, at most
+_TILE_PIXELS = 240  # of its long side
+_GAP, _LEFT = 0.06, 0.3  # inches between tiles; before the first, for the titles of rows
+_STRIPES = np.array([[166, 176, 189], [198, 206, 216]], np.uint8)
+_DEPTHS, _ERRORS = 'viridis', 'inferno'
+_MAX_ANGLE = 60  # degrees, the end of the scale of errors of normals
+_SCENES = (
+  *('#c4dcf3', '#ddd0ee', '#b5c9b7', '#dccdaa', '#98cddb', '#ecd3c4', '#e4572e', '#2e6fba'),
+  *('#f2b134', '#7b4fa3', '#ef6aa8', '#2f8f4e', '#a8442f', '#3cb6a8', '#8c6d31', '#1b3a6b'),
+  *('#ff8c61', '#5b7f1e', '#c2185b', '#6b6f76'),
 )
-_COLUMNS, _QUERIES, _TOP, _GALLERY = 8, 6, 6, 1000
 
 
-def draw(
-  folder,
-  *,
-  values,
-  labels,
-  encoder,
-  store,
-  config,
-  tokenizer,
-  text_length,
-  probe,
-  metrics_path,
-  losses,
-):
-  """Draws what there is material for into `folder`; returns the file names in the order of the
-  page.
-  """
-  drawn = []
+def segmented(result: Result, overlay: bool = False) -> bytes | None:
+  """Masks beside the truth, and in red what is wrong; overlay: masks over the gray image instead."""
+  examples = _examples(result)
+  if not examples:
+    return None
+  colors = palette(result.classes)
+  images, truth, predicted = _maps(examples)
+  known = [mask != VOID for mask in truth]
+  tiles = {'truth': [], 'predicted': [], 'wrong': []}
+  notes = []
+  for image, true, guess, seen in zip(images, truth, predicted, known):
+    right = guess == true
+    notes.append(f'{100 * right[seen].mean():.0f} % right' if seen.any() else None)
+    if overlay:
+      tiles['truth'].append(_striped(_blend(image, true, colors), seen))
+      tiles['predicted'].append(_blend(image, guess, colors))
+    else:
+      tiles['truth'].append(_striped(colors[true], seen))
+      tiles['predicted'].append(colors[guess])
+      red = matplotlib.colors.to_rgb(WRONG)
+      wrong = np.where(right[..., None], 0.25 + 0.6 * _gray(image), red)
+      tiles['wrong'].append(_striped(wrong, seen))
+  rows = [('image', images, None), ('truth', tiles['truth'], None)]
+  if overlay:
+    rows.append(('predicted', tiles['predicted'], notes))
+  else:
+    rows += [('predicted', tiles['predicted'], None), ('wrong', tiles['wrong'], notes)]
+
+  def draw():
+    figure = _grid(rows)
+    _class_legend(figure, truth + predicted, result.classes)
+    return figure
+
+  return png(draw)
+
+
+def depths(result: Result) -> bytes | None:
+  """Depth beside the truth on one logarithmic scale of colors, and the error."""
+  examples = _examples(result)
+  if not examples:
+    return None
+  images, truth, predicted = _maps(examples, cv2.INTER_LINEAR)
+  known = [np.isfinite(depth) & (depth > 0) for depth in truth]
+  errors = [np.abs(guess - true) for guess, true in zip(predicted, truth)]
+  # One scale for all examples, so that equal colors are equal depths.
+  low, high = _range(truth, known)
+  low = max(low, 1e-3)
+  largest = max(_range(errors, known)[1], 1e-3)
+  tiles = {'truth': [], 'predicted': [], 'error': []}
+  for true, guess, error, seen in zip(truth, predicted, errors, known):
+    tiles['truth'].append(_striped(_colored(true, _DEPTHS, low, high, np.log), seen))
+    tiles['predicted'].append(_colored(guess, _DEPTHS, low, high, np.log))
+    tiles['error'].append(_striped(_colored(error, _ERRORS, 0, largest), seen))
+  notes = _rmse_notes(errors, known, '.2f', ' m')
+
+  def draw():
+    figure = _grid(_error_rows(images, tiles, notes))
+    _color_scale(figure, 0, _DEPTHS, low, high, 'depth, meters', 'log')
+    _color_scale(figure, 1, _ERRORS, 0, largest, 'error, meters')
+    _missing_legend(figure, known)
+    return figure
+
+  return png(draw)
+
+
+def normals(result: Result) -> bytes | None:
+  """Surface normals as colors beside the truth, and the angle between the two."""
+  examples = _examples(result)
+  if not examples:
+    return None
+  images, truth, predicted = _maps(examples, cv2.INTER_LINEAR)
+  truth = [normals_lib.unit(field[..., :3]) for field in truth]
+  predicted = [normals_lib.unit(field[..., :3]) for field in predicted]
+  known = [normals_lib.known(field) for field in truth]
+  errors = [normals_lib.degrees(guess, true) for guess, true in zip(predicted, truth)]
+  tiles = {'truth': [], 'predicted': [], 'error': []}
+  for true, guess, error, seen in zip(truth, predicted, errors, known):
+    tiles['truth'].append(_striped((true + 1) / 2, seen))
+    tiles['predicted'].append((guess + 1) / 2)
+    tiles['error'].append(_striped(_colored(error, _ERRORS, 0, _MAX_ANGLE), seen))
+  notes = _rmse_notes(errors, known, '.0f', '°')
+
+  def draw():
+    figure = _grid(_error_rows(images, tiles, notes))
+    _ball(figure)
+    _color_scale(figure, 1, _ERRORS, 0, _MAX_ANGLE, 'error, degrees')
+    _missing_legend(figure, known)
+    return figure
+
+  return png(draw)
+
+
+def classified(result: Result) -> bytes | None:
+  """Images and their predicted classes, green where right; under a wrong one the true class."""
+  examples = _examples(result)
+  if not examples:
+    return None
+
+  def draw():
+    figure = _grid([('', [_resized(example['image']) for example in examples], None)])
+    for axes, example in zip(figure.axes, examples):
+      right = example['truth'] == example['predicted']
+      centered = dict(ha='center', va='top', transform=axes.transAxes)
+      predicted = short_name(result.classes, example['predicted'], 21)
+      color = RIGHT if right else WRONG
+      axes.text(0.5, -0.05, predicted, fontsize=9, weight='bold', color=color, **centered)
+      if not right:
+        truth = short_name(result.classes, example['truth'], 21)
+        axes.text(0.5, -0.19, f'truth: {truth}', fontsize=8, **centered)
+    return figure
+
+  return png(draw)
+
+
+def retrieved(result: Result) -> bytes | None:
+  """Rows: a query (text or image) and the images nearest to it, cut to squares, right ones framed."""
+  examples = _examples(result)
+  if not examples:
+    return None
+  query_width = 2.6 if any(example.get('text') for example in examples) else 1.25
+  columns = max(min(len(example['images']), _NEAREST) for example in examples)
+
+  def draw():
+    figure = new_figure(1.12 * (query_width + columns + 0.6), 1.12 * len(examples))
+    grid = figure.add_gridspec(
+      len(examples),
+      columns + 2,
+      width_ratios=[query_width] + [1] * columns + [0.6],
+      wspace=0.06,
+      hspace=0.08,
+      left=0,
+      right=1,
+      top=1,
+      bottom=0,
+    )
+    for row, example in enumerate(examples):
+      _query(figure, grid[row, 0], example)
+      right = example.get('right')
+      right = [] if right is None else np.atleast_1d(right).tolist()
+      for i, image in enumerate(example['images'][:_NEAREST]):
+        axes = tile(figure, grid[row, i + 1], _square(image))
+        if i in right:
+          frame = dict(fill=False, edgecolor=RIGHT, linewidth=6)
+          axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **frame))
+      if row == 0:
+        figure.axes[0].set_title('query', fontsize=9.5, pad=6)
+        figure.axes[1].set_title('nearest first, the right ones framed', fontsize=9.5, pad=6)
+      rank = example.get('rank') or (1 + min(right) if right else None)
+      if rank:
+        color = RIGHT if rank <= _NEAREST else INK
+        weight = 'bold' if rank == 1 else 'normal'
+        _words(figure, grid[row, columns + 1], 0.06, f'rank {rank:,}', color=color, weight=weight)
+    return figure
+
+  return png(draw)
+
+
+def patch_features(result: Result) -> bytes | None:
+  """Images, and the first three principal components of all their patches together as colors."""
+  examples = [e for e in result.examples if e.get('patch') is not None][:_EXAMPLES]
+  if not examples:
+    return None
+  grids = [np.asarray(example['patch'], np.float32) for example in examples]
+  colors = components(np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]))
+  images = [_resized(example['image']) for example in examples]
+  maps = []
+  start = 0
+  for grid, image in zip(grids, images):
+    height, width = grid.shape[:2]
+    part = colors[start : start + height * width].reshape(height, width, 3)
+    start += height * width
+    maps.append(cv2.resize(part, image.shape[1::-1], interpolation=cv2.INTER_NEAREST))
+  return png(lambda: _grid([('image', images, None), ('patch features', maps, None)]))
+
+
+# --- parts that charts use too --------------------------------------------------------------------
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+  """The figure that `draw` makes in the style of the page; tight, without a background."""
   with matplotlib.rc_context(STYLE):
-    for name, figure in (
-      ('bars.png', lambda: bars(values, labels)),
-      ('features.png', lambda: patch_features(encoder, store, config, probe)),
-      ('retrieval.png', lambda: retrieval_sheet(encoder, store, config, tokenizer, text_length)),
-      ('losses.png', lambda: loss_curves(log.read(metrics_path) if metrics_path else [], losses)),
-      (
-        'progress.png',
-        lambda: progress(log.read(metrics_path) if metrics_path else [], values['after'], labels),
-      ),
-    ):
-      made = figure()
-      if made is None:
-        (folder / name).unlink(missing_ok=True)  # of an earlier report
-        continue
-      made.savefig(folder / name, dpi=160, bbox_inches='tight', pad_inches=0.08, facecolor='white')
-      drawn.append(name)
-  return drawn
-
-
-def bars(values, labels):
-  """Before and after as bars, chance and the pixel baseline as marks, of what is a share."""
-  names = [name for name in values['after'] if protocols.unit(name)[0] == '%']
-  if not names:
-    return None
-  figure = new_figure(9.6, 0.62 * len(names) + 0.9)
-  axes = figure.add_subplot()
-  y = np.arange(len(names))[::-1]
-  get = lambda column: np.array([100 * values[column].get(name, np.nan) for name in names], float)
-  axes.barh(y + 0.19, get('before'), 0.34, color=_PALE, label='before')
-  axes.barh(y - 0.19, get('after'), 0.34, color=_ACCENT, label='after')
-  for column, color, label in (('chance', _INK, 'chance'), ('baseline', _WARM, 'pixels')):
-    axes.vlines(get(column), y - 0.42, y + 0.42, color=color, linewidth=2, label=label)
-  top = max(5.0, np.nanmax([np.nanmax(get(c), initial=0) for c in values]))
-  for place, value in zip(y, get('after')):
-    if np.isfinite(value):
-      axes.text(
-        value + top * 0.008,
-        place - 0.19,
-        f'{value:.1f}',
-        va='center',
-        fontsize=9,
-        color=_ACCENT,
-        bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.6, 'alpha': 0.85},
-      )
-  axes.set(
-    yticks=y, yticklabels=[labels.get(name, name) for name in names], xlim=(0, min(top * 1.08, 104))
-  )
-  axes.set_xlabel('%')
-  axes.tick_params(length=0)
-  axes.tick_params(axis='y', labelcolor=_INK)
-  axes.xaxis.grid(True, color=_LINE)
-  axes.set_axisbelow(True)
-  axes.spines['bottom'].set_visible(False)
-  handles, keys = axes.get_legend_handles_labels()
-  axes.legend(
-    handles[2:] + handles[:2],
-    keys[2:] + keys[:2],
-    ncols=4,
-    frameon=False,
-    loc='lower left',
-    bbox_to_anchor=(-0.01, 1.0),
-    borderaxespad=0.1,
-  )
-  return figure
-
-
-def patch_features(encoder, store, config, probe):
-  """Rows: images, principal components of their patches, predicted and true masks."""
-  if not config.tasks and config.split not in store.splits:  # benchmarks alone are measured
-    return None
-  source = store.source(config.split)
-  numbers = features.records(
-    source, min(config.limit, max(_COLUMNS, config.batch_size))
-  )  # one batch fits the PCA
-  images, rows = next(features.batches(source, numbers, config=config), (None, None))
-  if images is None:
-    return None
-  patch = features.finite(encoder.image(images)['patch'])[: len(rows)]
-  shown = np.arange(min(_COLUMNS, len(rows))) * len(rows) // min(_COLUMNS, len(rows))
-  strips = [
-    ('image', [images[i] for i in shown]),
-    ('patch features', list(_enlarge(components(patch)[shown], config.size))),
-  ]
-  used = set()
-  if 'mask' in store.features:
-    masks, square = {}, (config.size, config.size)
-    if probe:
-      masks['linear probe'] = [
-        segmentation.upsample_argmax(probe.logits(patch[i]), square) for i in shown
-      ]
-    masks['truth'] = [views.evaluation_mask(rows[i][1]['mask'], config.size) for i in shown]
-    strips += [(title, [mask_palette()[mask] for mask in found]) for title, found in masks.items()]
-    used = set(np.unique(list(masks.values())))
-  figure = new_figure(1.25 * len(shown) + 0.3, 1.25 * len(strips))
-  grid = figure.add_gridspec(
-    len(strips), len(shown), wspace=0.05, hspace=0.05, left=0.03, right=1, top=1, bottom=0
-  )
-  for row, (title, tiles) in enumerate(strips):
-    for column, tile in enumerate(tiles):
-      axes = draw_tile(figure, grid[row, column], tile)
-      if column == 0:
-        axes.set_ylabel(title, color=_SOFT, labelpad=6)
-  _legend(figure, sorted(used - {VOID}), segmentation.class_names(store))
-  return figure
-
-
-def retrieval_sheet(encoder, store, config, tokenizer, text_length):
-  """Texts and the images nearest to each, the right one framed."""
-  if 'retrieval' not in config.tasks or tokenizer is None:
-    return None
-  size = min(config.limit, _GALLERY)
-  found = features.extract(
-    encoder,
-    store,
-    config.split,
-    config=dataclasses.replace(config, limit=size),
-    names=('embedding',),
-    tokenizer=tokenizer,
-    text_length=text_length,
-  )
-  if found.text is None:
-    return None
-  image, text = features.normalize(found.image['embedding']), features.normalize(found.text)
-  count, top = min(_QUERIES, len(text)), min(_TOP, len(image))
-  queries = (2 * np.arange(count) + 1) * len(text) // (2 * count)
-  source = store.source(config.split)
-  figure = new_figure(1.22 * (top + 3.4), 1.22 * count)
-  grid = figure.add_gridspec(
-    count,
-    top + 2,
-    width_ratios=[2.7] + [1] * top + [0.7],
-    wspace=0.06,
-    hspace=0.06,
-    left=0,
-    right=1,
-    top=1,
-    bottom=0,
-  )
-  for row, query in enumerate(queries):
-    scores, right = image @ text[query], found.owner[query]
-    rank = int((~(scores < scores[right])).sum())
-    words = figure.add_subplot(grid[row, 0])
-    words.axis('off')
-    words.text(
-      0,
-      0.5,
-      textwrap.fill(textwrap.shorten(found.captions[query], 190, placeholder=' …'), 42),
-      va='center',
-      fontsize=9.5,
-      linespacing=1.35,
-      transform=words.transAxes,
+    buffer = io.BytesIO()
+    draw().savefig(
+      buffer,
+      dpi=160,
+      bbox_inches='tight',
+      pad_inches=0.06,
+      transparent=True,
+      format='png',
+      # The version of matplotlib would make equal pictures different files.
+      metadata={'Software': None},
     )
-    for column, place in enumerate(np.argsort(-scores, kind='stable')[:top]):
-      tile = views.evaluation(source[int(found.record[place])]['image'], config.size)
-      axes = draw_tile(figure, grid[row, column + 1], tile)
-      if place == right:
-        axes.add_patch(
-          Rectangle(
-            (0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor='#16a34a', linewidth=6
-          )
-        )
-    note = figure.add_subplot(grid[row, top + 1])
-    note.axis('off')
-    note.text(
-      0.06,
-      0.5,
-      f'rank {rank:,}',
-      va='center',
-      fontsize=10,
-      transform=note.transAxes,
-      color=_ACCENT if rank <= top else _SOFT,
-      weight='bold' if rank == 1 else 'normal',
-    )
-  return figure
+    return buffer.getvalue()
 
 
-def loss_curves(lines, losses):
-  """One panel for each term of the loss."""
-  if losses is None:
-    losses = ['loss']
-  return _panels({name: _curve(lines, name) for name in losses}, smooth=True)
-
-
-def progress(lines, names, labels):
-  """One panel for each metric (of the recalls, R@1) that was measured at three steps or more, as
-  papers print it.
-  """
-  curves = {
-    labels.get(name, name): (steps, protocols.UNITS[protocols.unit(name)[0]][0] * y)
-    for name in names
-    if not name.endswith(('_r5', '_r10'))
-    for steps, y in [_curve(lines, name)]
-    if len(steps) >= 3
-  }
-  return _panels(curves, smooth=False)
-
-
-def components(patch_BhwD):
-  """The first three principal components of patch features as colors: [B, h, w, 3] in [0, 1]."""
-  flat = patch_BhwD.reshape(-1, patch_BhwD.shape[-1]).astype(np.float64)
-  flat = flat - flat.mean(0)
-  _, vectors = np.linalg.eigh(flat.T @ flat)
-  axes = vectors[:, ::-1][:, :3]
-  axes = axes * np.where(axes.sum(0) < 0, -1, 1)  # a sign that does not depend on the solver
-  projected = np.pad(flat @ axes, ((0, 0), (0, 3 - axes.shape[1])))
-  low, high = np.percentile(projected, [2, 98], axis=0)
-  return np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(
-    *patch_BhwD.shape[:3], 3
-  )
-
-
-def _panels(curves, *, smooth):
-  curves = {name: (x, y) for name, (x, y) in curves.items() if len(x) > 1}
-  if not curves:
-    return None
-  columns = len(curves) if len(curves) <= 4 else 3
-  rows = -(-len(curves) // columns)
-  figure = new_figure(10.2, 2.5 * rows)
-  grid = figure.add_gridspec(rows, columns, hspace=0.5, wspace=0.22)
-  for i, (name, (x, y)) in enumerate(curves.items()):
-    axes = figure.add_subplot(grid[i // columns, i % columns])
-    if smooth:
-      axes.plot(x, y, color=_ACCENT, alpha=0.25, linewidth=1)
-      y = _smooth(y, max(1, len(y) // 30))
-    axes.plot(x, y, color=_ACCENT, linewidth=1.8, marker=None if smooth else 'o', markersize=4)
-    axes.set_title(name, color=_INK, fontsize=9.5 if columns == 4 else 11)
-    axes.margins(x=0.01 if smooth else 0.04)
-    axes.yaxis.grid(True, color=_LINE)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-    axes.tick_params(length=0, labelsize=9)
-    axes.set_axisbelow(True)
-    if i // columns == rows - 1 or i + columns >= len(curves):
-      axes.set_xlabel('step')
-  return figure
-
-
-def _curve(lines, name):
-  """(steps, values) of the lines that hold a number for `name`; a step written twice counts once,
-  the last.
-  """
-  found = {line['step']: line[name] for line in lines if isinstance(line.get(name), (int, float))}
-  return np.array(list(found), float), np.array(list(found.values()), float)
-
-
-def _smooth(y, half):
-  """A moving average over up to 2 half + 1 points around each, fewer at the ends."""
-  total = np.concatenate([[0], np.cumsum(y)])
-  i = np.arange(len(y))
-  back = np.minimum(i, half)  # at the start the window stays symmetric: losses fall steeply there
-  ahead = np.minimum(back, len(y) - 1 - i)
-  return (total[i + ahead + 1] - total[i - back]) / (ahead + back + 1)
-
-
-def new_figure(width, height):
+def new_figure(width: float, height: float) -> Figure:
+  """A figure of so many inches that belongs to no window."""
   figure = Figure(figsize=(width, height))
   FigureCanvasAgg(figure)
   return figure
 
 
-def draw_tile(figure, place, image):
+def tile(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
+  """Draws an image without ticks and frame."""
   axes = figure.add_subplot(place)
   axes.imshow(image, interpolation='antialiased', aspect='equal')
   axes.set(xticks=[], yticks=[])
-  for spine in axes.spines.values():
-    spine.set_visible(False)
+  hide_frame(axes)
   return axes
 
 
-def _enlarge(maps, size):
+def hide_frame(axes: Axes) -> None:
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+
+
+def short_name(names: Sequence[str], label: Any, width: int) -> str:
+  """The name of a class, or its number where it has none, in at most `width` letters."""
+  if not isinstance(label, str):
+    label = names[int(label)] if int(label) < len(names) else int(label)
+  return textwrap.shorten(str(label), width, placeholder='…')
+
+
+def palette(names: Sequence[str]) -> np.ndarray:
+  """Colors [256, 3] in [0, 1] by class id; scenes have their own, and background is gray."""
+  i = np.arange(256)
+  # Steps of the golden ratio keep the hues of neighbors far apart.
+  hue = (0.02 + i * 0.618034) % 1
+  saturation = np.array([0.72, 0.5, 0.85])[i % 3]
+  value = np.array([0.93, 0.72, 0.55, 0.85])[i // 2 % 4]
+  colors = matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], -1))
+  if tuple(names) == tuple(scenes.MASK_CLASSES):
+    colors[: len(_SCENES)] = matplotlib.colors.to_rgba_array(_SCENES)[:, :3]
+  for k, name in enumerate(names[:256]):
+    if name == 'background':
+      colors[k] = 0.42, 0.46, 0.52
+  return colors
+
+
+def components(patch_ND: np.ndarray) -> np.ndarray:
+  """The first three principal components of features as colors in [0, 1]: float32 [N, 3]."""
+  flat = patch_ND.astype(np.float64)
+  flat = flat - flat.mean(0)
+  _, vectors = np.linalg.eigh(flat.T @ flat)
+  axes = vectors[:, ::-1][:, :3]
+  axes = axes * np.where(axes.sum(0) < 0, -1, 1)  # a sign that does not depend on the solver
+  projected = np.pad(flat @ axes, ((0, 0), (0, 3 - axes.shape[1])))
+  # Few extreme patches would leave no contrast to the others.
+  low, high = np.percentile(projected, [2, 98], axis=0)
+  colors = (projected - low) / np.maximum(high - low, 1e-12)
+  return np.clip(colors, 0, 1).astype(np.float32)
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def _examples(result):
+  return list(result.examples)[:_EXAMPLES]
+
+
+def _grid(rows):
+  """A figure of tiles of one height. rows: (title, tiles, notes under them or None), all of the same
+  number of tiles.
+  """
+  ratios = [image.shape[1] / image.shape[0] for image in rows[0][1]]
+  height = min(_TILE_HEIGHT, _ROW_WIDTH / sum(ratios))
+  width = height * sum(ratios) + _GAP * (len(ratios) - 1)
+  figure = new_figure(width + _LEFT, height * len(rows) + _GAP * (len(rows) - 1))
+  grid = figure.add_gridspec(
+    len(rows),
+    len(ratios),
+    width_ratios=ratios,
+    wspace=_GAP * len(ratios) / width,
+    hspace=_GAP / height,
+    left=_LEFT / (width + _LEFT),
+    right=1,
+    top=1,
+    bottom=0,
+  )
+  for row, (title, images, notes) in enumerate(rows):
+    for column, image in enumerate(images):
+      if image.dtype != np.uint8:
+        image = np.clip(image, 0, 1)
+      axes = tile(figure, grid[row, column], image)
+      if column == 0:
+        axes.set_ylabel(title, labelpad=6, fontsize=9.5)
+      if notes and notes[column]:
+        axes.set_xlabel(notes[column], labelpad=3, fontsize=8.5)
+  return figure
+
+
+def _error_rows(images, tiles, notes):
   return [
-    np.clip(cv2.resize(m.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
-    for m in maps
+    ('image', images, None),
+    ('truth', tiles['truth'], None),
+    ('predicted', tiles['predicted'], None),
+    ('error', tiles['error'], notes),
   ]
 
 
-def mask_palette():
-  """256 colors by class id: soft ones first (surroundings, in `scenes`), 255 (void) is white."""
-  first = matplotlib.colors.to_rgba_array(_CLASSES)[:, :3]
-  i = np.arange(256 - len(first))
-  rest = matplotlib.colors.hsv_to_rgb(
-    np.stack([i * 0.618 % 1, 0.45 + 0.3 * (i % 2), 0.9 - 0.2 * (i // 2 % 3)], -1)
-  )
-  rest[-1] = 1
-  return np.concatenate([first, rest])
+def _rmse_notes(errors, known, decimals, unit):
+  notes = []
+  for error, seen in zip(errors, known):
+    note = None
+    if seen.any():
+      note = f'RMSE {np.sqrt(np.square(error[seen]).mean()):{decimals}}{unit}'
+    notes.append(note)
+  return notes
 
 
-def _legend(figure, ids, names):
-  if not ids or not names:
+def _query(figure, place, example):
+  text = example.get('text')
+  if text:
+    text = textwrap.fill(textwrap.shorten(text, 150, placeholder=' …'), 36)
+    _words(figure, place, 0, text, linespacing=1.3)
+  else:
+    tile(figure, place, _square(example['image'])).set_anchor('W')
+
+
+def _words(figure, place, x, text, **options):
+  axes = figure.add_subplot(place)
+  axes.axis('off')
+  axes.text(x, 0.5, text, va='center', fontsize=9, transform=axes.transAxes, **options)
+
+
+def _resized(image):
+  """uint8 [H, W, 3] with a long side of _TILE_PIXELS."""
+  image = np.asarray(image)
+  scale = _TILE_PIXELS / max(image.shape[:2])
+  size = tuple(max(1, round(n * scale)) for n in image.shape[1::-1])
+  return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _square(image):
+  """The central square of an image as a tile."""
+  image = np.asarray(image)
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return _resized(image[top : top + side, left : left + side])
+
+
+def _maps(examples, interpolation=cv2.INTER_NEAREST):
+  """(images, truths, predictions) of one size each; truth is never interpolated."""
+  images, truth, predicted = [], [], []
+  for example in examples:
+    image = _resized(example['image'])
+    size = image.shape[1::-1]
+    images.append(image)
+    for maps, name, how in (
+      (truth, 'truth', cv2.INTER_NEAREST),
+      (predicted, 'predicted', interpolation),
+    ):
+      resized = cv2.resize(np.asarray(example[name], np.float32), size, interpolation=how)
+      if interpolation == cv2.INTER_NEAREST:  # class ids
+        resized = resized.astype(np.int64).clip(0, VOID)
+      maps.append(resized)
+  return images, truth, predicted
+
+
+def _striped(image, known):
+  """The tile, with stripes where nothing is known."""
+  y, x = np.indices(known.shape)
+  return np.where(known[..., None], image, _STRIPES[(x + y) // 7 % 2] / 255)
+
+
+def _gray(image):
+  return np.repeat(image.mean(-1, keepdims=True) / 255, 3, -1)
+
+
+def _blend(image, ids, colors):
+  """The gray image under the colors of its classes, with their outlines."""
+  color = colors[ids]
+  mixed = 0.35 * (0.3 + 0.7 * _gray(image)) + 0.65 * color
+  edge = cv2.morphologyEx(ids.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+  return np.where(edge[..., None], 0.75 * color, mixed)
+
+
+def _range(maps, known):
+  """(1 %, 99 %) quantiles of the known values: a few outliers must not stretch the scale."""
+  values = np.concatenate([values[seen] for values, seen in zip(maps, known)])
+  low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 1.0)
+  return float(low), float(max(high, 1.001 * low, 1e-3))
+
+
+def _colored(values, cmap, low, high, scale=np.asarray):
+  values = scale(np.clip(np.nan_to_num(values), low, high))
+  return matplotlib.colormaps[cmap]((values - scale(low)) / (scale(high) - scale(low)))[..., :3]
+
+
+# --- scales and legends under the tiles -----------------------------------------------------------
+
+
+def _below(figure, half, width, height=0.1):
+  """Axes under the left (0) or right (1) half of the tiles; width and height in inches."""
+  w, h = figure.get_size_inches()
+  return figure.add_axes((_LEFT / w + half * 0.5, -(0.36 + height) / h, width / w, height / h))
+
+
+def _color_scale(figure, half, cmap, low, high, label, scale='linear'):
+  width = figure.get_size_inches()[0]
+  axes = _below(figure, half, min(2.4, 0.38 * width))
+  edges = np.linspace(low, high, 257) if scale == 'linear' else np.geomspace(low, high, 257)
+  axes.pcolormesh(edges, [0, 1], np.linspace(0, 1, 256)[None], cmap=cmap, rasterized=True)
+  axes.set(yticks=[], xlim=(low, high), xscale=scale)
+  ticks = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
+  ticks = [tick for tick in ticks if low <= tick <= high]
+  if scale == 'linear' or len(ticks) < 2:
+    # A narrow picture has no place for more numbers.
+    locator = matplotlib.ticker.MaxNLocator(4 if width > 3 else 2)
+    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+  axes.set_xticks(ticks, [f'{tick:.4g}' for tick in ticks])
+  axes.set_xticks([], minor=True)
+  axes.tick_params(length=2, labelsize=8)
+  axes.set_title(label, fontsize=8.5, pad=3)
+  hide_frame(axes)
+
+
+def _ball(figure):
+  """The key to the colors of normals: a ball seen from the front."""
+  y, x = np.mgrid[1:-1:96j, -1:1:96j]
+  inside = x * x + y * y <= 1
+  z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
+  axes = _below(figure, 0, 0.5, 0.5)
+  axes.imshow(np.concatenate([(np.stack([x, y, z], -1) + 1) / 2, inside[..., None]], -1))
+  axes.axis('off')
+  if figure.get_size_inches()[0] > 4:
+    text = 'colors of a ball\nseen from the front'
+    axes.text(1.15, 0.5, text, va='center', fontsize=8.5, transform=axes.transAxes)
+
+
+_KEY = dict(frameon=False, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0)
+
+
+def _missing_legend(figure, known):
+  if all(seen.all() for seen in known):
     return
-  colors = mask_palette()
+  w, h = figure.get_size_inches()
+  place = 1, -(0.3 if w > 6 else 0.85) / h  # beside the scales, or under them
+  figure.legend([_stripes()], ['missing'], loc='upper right', bbox_to_anchor=place, **_KEY)
+
+
+def _stripes():
+  dark, light = (tuple(color / 255) for color in _STRIPES)
+  return Rectangle((0, 0), 1, 1, facecolor=light, edgecolor=dark, hatch='//////', linewidth=0)
+
+
+def _class_legend(figure, maps, names):
+  """The classes with the most pixels, in the order of their ids."""
+  counts = np.bincount(np.concatenate([ids.ravel() for ids in maps]), minlength=256)
+  void = counts[VOID]
+  counts[VOID] = 0
+  present = int((counts > 0).sum())
+  ids = sorted(np.argsort(-counts, kind='stable')[: min(_LEGEND, present)].tolist())
+  colors = palette(names)
   handles = [Rectangle((0, 0), 1, 1, color=colors[i]) for i in ids]
+  labels = [short_name(names, i, 15) for i in ids]
+  if void:
+    handles.append(_stripes())
+    labels.append('void')
+  if present > len(ids):
+    handles.append(Rectangle((0, 0), 1, 1, alpha=0))
+    labels.append(f'and {present - len(ids)} more')
+  w, h = figure.get_size_inches()
+  fit = int(w / (0.4 + 0.07 * max(map(len, labels))))  # entries of a line: a letter is 0.07 inches
   figure.legend(
     handles,
-    [names[i] if i < len(names) else str(i) for i in ids],
-    loc='upper center',
-    frameon=False,
-    bbox_to_anchor=(0.51, -0.01),
-    ncols=min(10, len(ids)),
-    fontsize=9,
-    handlelength=1,
-    handleheight=1,
-    columnspacing=1.2,
-    labelcolor=_SOFT,
+    labels,
+    loc='upper left',
+    bbox_to_anchor=(0.2 / w, -0.22 / h),
+    ncols=max(1, min(len(handles), fit)),
+    columnspacing=1.1,
+    **_KEY,
   )

@@ -87,7 +87,7 @@ def write(
   whose `losses` (default: 'loss' and names that start with 'loss/' or 'losses/') are drawn. Raises
   InputError where the folder cannot be written.
   """
-  from tips_jax.evals.report import plotting as pictures  # matplotlib is slow to import
+  from tips_jax.evals.report import training_plotting as pictures  # matplotlib is slow to import
 
   workdir = pathlib.Path(workdir)
   values = dict(zip(COLUMNS, map(_numbers, (before, after, chance, baseline))))
