@@ -71,7 +71,7 @@ class Result:
   CLS token.
 
   chance: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
-  unit. examples: at most six of the measured split, evenly spaced; evals/report/figures.py says
+  unit. examples: at most six of the measured split, evenly spaced; evals/report/plotting.py says
   what they hold. seconds: 'encoder' and 'reading' (its share of what it has in common with other
   jobs), 'task'. confusion [K, K]: counts of (truth, prediction). options: the constants of the
   protocol and the size in pixels; data: role -> 'images', 'sha256' of the
