@@ -59,8 +59,10 @@ def main(_):
   config = load_config()
   if _DRY_RUN.value:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  from tips_jax.evals import during_training
   from tips_jax.train import method as method_lib  # and jax, whose import no signal may end halfway
 
+  during_training.check(config)
   if not _DRY_RUN.value:  # before anything touches a device
     with PREEMPTION.interruptible(disposable=True):
       peers = join(config)
@@ -77,8 +79,9 @@ def main(_):
     workdir = open_workdir(peers)
     keep_programs(peers, workdir)
     method = with_scenes(method, workdir, peers)
-    evals = method.config.evals
-    evaluation = Evaluation(method.config) if evals.tasks or evals.suite else None
+    evaluation = None
+    if config.evals.tasks or config.evals.suite:
+      evaluation = during_training.DuringTraining(method.config)
     from tips_jax.train import loop
   try:
     encoder = loop.train(method, workdir, PREEMPTION, evaluation=evaluation, peers=peers)
@@ -87,7 +90,8 @@ def main(_):
     sys.exit(3)
   with PREEMPTION.interruptible(disposable=True):
     if peers.lead and evaluation and config.evals.report:
-      evaluation.report(workdir, encoder)
+      print(evaluation.report(workdir, encoder))
+      print(f'report: {workdir / "index.html"}')
     peers.barrier('end')
 
 
@@ -185,78 +189,6 @@ def with_scenes(method, workdir, peers):
   path = peers.share('scenes', path)
   data = dataclasses.replace(data, store=path)
   return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
-
-
-class Evaluation:
-  """The evaluators on the run's own store, and the report that ends a run."""
-
-  def __init__(self, config):
-    from tips_jax.data import store
-    from tips_jax.data.tokenizer import Tokenizer
-    from tips_jax.evals import during_training as run
-
-    self.config, self.run = config, run
-    self.store = store.open_store(config.data.store)
-    path = config.data.tokenizer or self.store.tokenizer_path
-    self.tokenizer = Tokenizer(path) if path and config.data.texts else None
-    self.options = dict(tokenizer=self.tokenizer, text_length=config.data.text_length)
-    self.keep = {}
-    self.jobs = run.check(
-      self.store,
-      config.evals,
-      tokenizer=self.tokenizer,
-      has_text=config.evals.text_tower in config.towers,
-    )
-
-  @property
-  def lower_is_better(self):
-    from tips_jax.evals.datasets import protocols
-
-    best = self.config.checkpoint.best_metric
-    return bool(best) and protocols.unit(best)[1] == 'lower'
-
-  def __call__(self, encoder):
-    return self.run.evaluate(
-      encoder, self.store, config=self.config.evals, keep=self.keep, jobs=self.jobs, **self.options
-    )
-
-  def report(self, workdir, encoder):
-    """report.json, index.html and pictures; the table goes to the terminal."""
-    from tips_jax.core import log
-    from tips_jax.evals.report import training as report
-
-    c = self.config
-    patch = c.towers[c.evals.image_tower].patch
-    lines = [l for l in log.read(workdir / log.FILE) if any(k.startswith('eval/') for k in l)]
-    values = [
-      {
-        k.removeprefix('eval/'): v
-        for k, v in l.items()
-        if k.startswith('eval/') and k != 'eval/seconds'
-      }
-      for l in lines
-    ]
-    chance, baseline = self.run.baselines(
-      self.store, c.evals, patch=patch, keep=self.keep, **self.options
-    )
-    print(
-      report.write(
-        workdir,
-        before=values[0] if lines[0]['step'] == 0 else {},
-        after=values[-1],
-        chance=chance,
-        baseline=baseline,
-        encoder=encoder,
-        store=self.store,
-        config=c.evals,
-        title=c.name,
-        probe=self.keep.get('probe'),
-        metrics_path=workdir / log.FILE,
-        losses=('loss', *(n for n, t in c.losses.items() if t.weight)),
-        **self.options,
-      )
-    )
-    print(f'report: {workdir / "index.html"}')
 
 
 def run():

@@ -123,7 +123,7 @@ def method() -> recipe.Recipe:
       decay='cosine',  # departs: to 0, not 1e-6
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
-    evals=dict(cls='cls', encoder='ema'),
+    evals=dict(encoder='ema'),
   )
 
 

@@ -73,7 +73,6 @@ def method() -> recipe.Recipe:
       decay='cosine',
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
-    evals=dict(cls='cls'),
   )
 
 

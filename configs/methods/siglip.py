@@ -66,9 +66,7 @@ def method() -> recipe.Recipe:
       decay='cosine',
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
-    evals=dict(
-      image_head='image_projection', text_head='text_projection', cls='cls', retrieval_cls='cls'
-    ),
+    evals=dict(image_head='image_projection', text_head='text_projection'),
   )
 
 

@@ -1,13 +1,12 @@
-"""Pixels and chance on the small store."""
-
-import dataclasses
+"""The pixel baseline on the small store."""
 
 import numpy as np
 import pytest
 
+from tips_jax.data import views
 from tips_jax.evals import baselines
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.datasets import jobs
+from tips_jax.evals.features import reading
 from tips_jax.evals.tasks import retrieval
 
 
@@ -25,38 +24,28 @@ def test_the_description_ends_with_the_color_histogram():
   assert histogram[0] == pytest.approx(0.5) and histogram[3 * 16 + 2] == pytest.approx(0.5)
 
 
-def test_the_regression_finds_images_by_words_of_color(store, tokenizer, config):
-  pixels = baselines.Pixels(config, patch=8)
-  assert pixels.text(np.zeros((2, 8), np.int32)) is None
-  assert pixels.fit(store, 'train', tokenizer=tokenizer, text_length=8)
-  found = features.extract(
-    pixels, store, 'test', config=config, names=('embedding',), tokenizer=tokenizer, text_length=8
-  )
-  recalls = retrieval.recalls(found.image['embedding'], found.text, found.owner)
-  assert recalls['t2i_r5'] > 1.3 * retrieval.chance(found.owner, 20)['t2i_r5']
-  assert np.isfinite(found.image['embedding']).all()
-  padded = pixels.text(np.pad(tokenizer.encode_batch(['red blue'], 8), ((0, 0), (0, 9))))
-  np.testing.assert_array_equal(
-    padded, pixels.text(tokenizer.encode_batch(['red blue'], 8))
-  )  # padding is no word
+def test_the_regression_finds_images_by_words_of_color(store, tokenizer):
+  data = jobs.Store(store)
+  pixels = baselines.Pixels(patch=8, size=32)
+  assert not pixels.has_text
+  assert pixels.fit(data, 'train', tokenizer=tokenizer, text_length=8, limit=5000)
+  images, texts, owner = [], [], []
+  for i, record in enumerate(data.source('test')[i] for i in range(20)):
+    images.append(views.evaluation(record['image'], 32))
+    words = reading.texts_of(record, 'captions')
+    texts += words
+    owner += [i] * len(words)
+  image = pixels.inspect(np.stack(images))['embedding']
+  recalls = retrieval.recalls(image, pixels.encode_text(texts), np.array(owner))
+  assert recalls['t2i_r5'] > 1.3 * retrieval.chance(np.array(owner), 20)['t2i_r5']
+  assert np.isfinite(image).all()
+  bag = pixels._bag(tokenizer.encode_batch(['red blue'], 8))
+  padded = pixels._bag(np.pad(tokenizer.encode_batch(['red blue'], 8), ((0, 0), (0, 9))))
+  np.testing.assert_array_equal(padded, bag)  # padding is no word
 
 
-def test_chance_is_counted_on_the_annotations(store, config):
-  found = baselines.chance(store, config)
-  train, test = ([store.source(s)[i] for i in range(n)] for s, n in (('train', 40), ('test', 20)))
-  common = np.bincount([r['label'] for r in train]).argmax()
-  assert found['knn/accuracy'] == pytest.approx(np.mean([r['label'] == common for r in test]))
-  masks = [np.stack([segmentation.decode_mask(r['mask']) for r in rows]) for rows in (train, test)]
-  common = np.bincount(masks[0][masks[0] != 255]).argmax()
-  assert found['segmentation/miou'] == pytest.approx(
-    np.mean(masks[1][masks[1] != 255] == common) / 3
-  )
-  assert found['retrieval/t2i_r5'] == 5 / 20
-  assert len(found) == 8
-  only = baselines.chance(store, dataclasses.replace(config, tasks=('retrieval',)))
-  assert only == {k: v for k, v in found.items() if k.startswith('retrieval/')}
-
-
-def test_baseline_grid_is_that_of_the_model(config):
-  output = baselines.Pixels(config, patch=8).image(np.zeros((1, 32, 32, 3), np.uint8))
-  assert output['patch'].shape == (1, 4, 4, 192) and output[config.cls].shape == (1, 768)
+def test_baseline_grid_is_that_of_the_model():
+  pixels = baselines.Pixels(patch=8, size=32)
+  output = pixels.inspect(np.zeros((1, 32, 32, 3), np.uint8))
+  assert output['patch'].shape == (1, 4, 4, 192) and output['pixels'].shape == (1, 768)
+  assert 'patch' not in pixels.inspect(np.zeros((1, 32, 32, 3), np.uint8), patches=False)

@@ -1,19 +1,20 @@
-"""What the tasks yield without any learned features: chance, and the same evaluators on raw pixels.
+"""The suite on raw pixels: what the tasks yield without any learned features.
 
-The pixel baseline is an `Encoder` like any other: kNN gets the image shrunk to 16 x 16, the
-segmentation probe the raw pixels of each patch (nothing tells it where the patch lies), and
-retrieval a ridge regression, fitted on the training split, from the shrunk image and its color
-histogram to the bag of words of its texts.
+k-NN and the like get the image shrunk to 16 x 16, probes the raw pixels of each patch (nothing says
+where the patch is), and retrieval a ridge regression, fitted on the training split, from the shrunk
+image and its color histogram to the bag of words of its texts.
 """
+
+import hashlib
+import logging
 
 import cv2
 import numpy as np
 
-from tips_jax.core.schema import Evals
-from tips_jax.data.ingest.checks import VOID
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.tasks import knn, retrieval
+from tips_jax.data import views
+from tips_jax.data.tokenizer import Tokenizer
+from tips_jax.evals.datasets.jobs import Store
+from tips_jax.evals.features import reading
 
 _SIDE = 16  # pixels of the shrunk image
 _BINS = 4  # of the color histogram, per channel
@@ -23,46 +24,74 @@ _RIDGE = 1.0
 
 
 class Pixels:
-  """The pixel baseline as an `Encoder`; `patch` (pixels) is the patch size of the model it stands
-  beside.
+  """The pixel baseline, with what the suite asks of an Encoder; it has one CLS token, 'pixels'.
+
+  patch: pixels of the patches of the model that it is compared with; size: of its images.
   """
 
-  def __init__(self, config: Evals, *, patch: int):
-    self._config, self._patch = config, patch
+  cls_names = ('pixels',)
+  depth = 0
+  name = 'pixels'
+
+  def __init__(self, *, patch: int, size: int):
+    self.patch = patch
+    self.size = size
+    self.width = 3 * max(patch, _SIDE) ** 2
+    self.sha256 = hashlib.sha256(f'pixels {patch} {size}'.encode()).hexdigest()
+    self.has_text = False
     self._regression = self._weights = None
 
-  def image(self, images_BHWC):
+  def inspect(
+    self,
+    images_BHWC: np.ndarray,
+    *,
+    intermediate_layers: tuple[int, ...] = (),
+    values: bool = False,
+    patches: bool = True,
+  ) -> dict[str, np.ndarray]:
+    """'pixels' [B, D], 'patch' [B, h, w, D], and, once `fit`, 'embedding' [B, E]."""
     shrunk = _shrink(images_BHWC)
-    output = {self._config.cls: shrunk, 'patch': _cut(images_BHWC, self._patch)}
+    output = {'pixels': shrunk, 'embedding': shrunk}
+    if patches:
+      output['patch'] = _cut(images_BHWC, self.patch)
     if self._regression is not None:
       mean, kernel = self._regression
       output['embedding'] = (_describe(images_BHWC) - mean) @ kernel
     return output
 
-  def text(self, ids_BT):
-    """TF-IDF [B, E] over the tokens that `fit` chose, less the mean of the training texts."""
-    return None if self._weights is None else self._bag(ids_BT) - self._mean_bag
+  def encode_text(self, texts: list[str]) -> np.ndarray:
+    """TF-IDF [T, E] over the tokens that `fit` chose, less the mean of the training texts."""
+    return self._bag(self._tokenizer.encode_batch(texts, self._length)) - self._mean_bag
 
-  def fit(self, store, split: str, *, tokenizer, text_length: int) -> bool:
+  def fit(
+    self, data: Store, split: str, *, tokenizer: Tokenizer, text_length: int, limit: int
+  ) -> bool:
     """Learns the ridge regression from the images and texts of a split; False where it has no
     texts.
     """
-    source = store.source(split)
+    if split not in data.counts:
+      return False
+    source = data.source(split)
     seen, ids, owner = [], [], []
-    for images, rows in features.batches(
-      source, features.records(source, self._config.limit), config=self._config
-    ):
-      for description, (_, record) in zip(_describe(images), rows):
-        texts = features.texts_of(record, self._config.retrieval_text)
-        if texts:
-          ids += list(tokenizer.encode_batch(texts, text_length))
-          owner += [len(seen)] * len(texts)
-          seen.append(description)
+    for number in reading.records(source, limit).tolist():
+      record = source[number]
+      texts = reading.texts_of(record, data.text_field)
+      if not texts:
+        continue
+      try:
+        image = views.evaluation(record['image'], self.size)
+      except ValueError as error:
+        logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
+        continue
+      ids += list(tokenizer.encode_batch(texts, text_length))
+      owner += [len(seen)] * len(texts)
+      seen.append(_describe(image[None])[0])
     if not seen:
       return False
-    counts = np.bincount(
-      np.concatenate([np.unique(row[row > 0]) for row in ids]), minlength=tokenizer.vocab_size
-    )
+    present = [np.unique(row[row > 0]) for row in ids]
+    counts = np.bincount(np.concatenate(present), minlength=tokenizer.vocab_size)
+    self._tokenizer = tokenizer
+    self._length = text_length
     self._tokens = np.argsort(-counts, kind='stable')[:_WORDS]
     self._weights = np.log((1 + len(ids)) / (1 + counts[self._tokens])).astype(np.float32)
     bags = self._bag(np.stack(ids))
@@ -74,52 +103,20 @@ class Pixels:
     x = x - mean
     moments = x.T @ x
     ridge = _RIDGE * np.trace(moments) / len(moments)
-    self._regression = (
-      mean,
-      np.linalg.solve(moments + ridge * np.eye(len(moments), dtype=x.dtype), x.T @ target),
-    )
+    regularized = moments + ridge * np.eye(len(moments), dtype=x.dtype)
+    self._regression = (mean, np.linalg.solve(regularized, x.T @ target))
+    self.has_text = True
     return True
 
   def _bag(self, ids):
-    column = np.full(max(int(ids.max()), int(self._tokens.max())) + 1, -1)
+    column = np.full(max(int(ids.max(initial=0)), int(self._tokens.max())) + 1, -1)
     column[self._tokens] = np.arange(len(self._tokens))
     column[0] = -1  # padding
     places = column[ids]
     row, where = np.nonzero(places >= 0)
     bag = np.zeros((len(ids), len(self._tokens)), np.float32)
     bag[row, places[row, where]] = 1
-    return features.normalize(bag * self._weights)
-
-
-def chance(store, config: Evals) -> dict[str, float]:
-  """Chance levels of the tasks: retrieval of a random ranking, exactly; the commonest class
-  everywhere elsewhere.
-  """
-  result, labels, pixels = {}, {}, {}
-  splits = (config.split,) if config.tasks == ('retrieval',) else (config.split, 'train')
-  for split in splits:
-    source = store.source(split)
-    labels[split], pixels[split], owner, images = [], np.zeros(256, np.int64), [], 0
-    for number in features.records(source, config.limit):
-      record = source[int(number)]
-      labels[split].append(int(record.get('label', -1)))
-      if 'segmentation' in config.tasks:
-        pixels[split] += np.bincount(
-          segmentation.decode_mask(record['mask']).ravel(), minlength=256
-        )
-      if 'retrieval' in config.tasks:
-        owner += [images] * len(features.texts_of(record, config.retrieval_text))
-        images += 1
-    pixels[split][VOID] = 0
-    if split == config.split and 'retrieval' in config.tasks and owner:
-      result.update(
-        {f'retrieval/{k}': v for k, v in retrieval.chance(np.array(owner), images).items()}
-      )
-  if 'knn' in config.tasks:
-    result['knn/accuracy'] = knn.majority(labels['train'], labels[config.split])
-  if 'segmentation' in config.tasks:
-    result['segmentation/miou'] = segmentation.majority(pixels['train'], pixels[config.split])
-  return result
+    return reading.normalize(bag * self._weights)
 
 
 def _shrink(images_BHWC):

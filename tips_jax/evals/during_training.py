@@ -1,152 +1,254 @@
-"""All the tasks of a config on one encoder: metric name -> number.
+"""What a training run measures on the way: the tasks of its config, by the same code as `evaluate`.
 
-Retrieval, kNN and segmentation of the store are measured here, in one pass over each split that
-keeps no patches. The other tasks, and public benchmarks, are the suite's
-(evals/during_training_suite.py).
+Tasks of the run's own store are measured with the short recipes (`evaluate --recipe=short`), public
+benchmarks with their own. The numbers of the last step are those of
+`python -m tips_jax.evaluate --store=STORE --recipe=short` on its checkpoint, with the same size and
+limit.
 """
 
 import dataclasses
+import gc
+import json
+import os
+import pathlib
+import tempfile
 
+from tips_jax.core import log, schema
 from tips_jax.core.errors import InputError
-from tips_jax.core.schema import Evals
-from tips_jax.evals import baselines as baselines_lib
-from tips_jax.evals import during_training_suite as run_suite
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.tasks import knn, retrieval, table
+from tips_jax.core.strict import unknown
+from tips_jax.data import store
+from tips_jax.data.tokenizer import Tokenizer
+from tips_jax.evals import baselines, suite
+from tips_jax.evals.datasets import jobs, on_disk, protocols, records
+from tips_jax.evals.features import cache
+from tips_jax.evals.report import results as report
+from tips_jax.evals.tasks import table
+from tips_jax.evals.tasks.spec import Evaluation, Result
+from tips_jax.interop.encoder import Encoder
 
-TRAIN = 'train'  # the split that tasks learn from
-_HERE = ('retrieval', 'knn', 'segmentation')
+# Tasks that raw pixels can be measured on: without texts of class names, and without layers.
+_OF_PIXELS = ('segmentation', 'depth', 'knn', 'linear', 'instance_retrieval', 'retrieval')
 
 
-def check(store, config: Evals, *, tokenizer=None, has_text: bool = True) -> dict:
-  """The suite's jobs, for `evaluate`; InputError where a task lacks what it needs: call it before
-  the run starts.
+def check(config: schema.Config) -> None:
+  """InputError for a task, a suite or a best metric that does not exist. Opens no data."""
+  for i, task in enumerate(config.evals.tasks):
+    if task not in table.TASKS:
+      raise unknown(f'evals.tasks[{i}]', task, table.TASKS)
+  _suite(config.evals)
+  best = config.checkpoint.best_metric
+  if best and not set(best.split('/')[:-1]) & {*config.evals.tasks, *_task_names(config.evals)}:
+    raise unknown('checkpoint.best_metric: task', best, config.evals.tasks)
 
-  has_text: whether there is a text tower; without it the tasks of benchmarks that need one are left
-  out.
+
+class DuringTraining:
+  """The evaluation of a run; call it with an Encoder. Raises InputError where data are missing or do
+  not hold what a task needs.
   """
-  text = dict(has_text=has_text, tokenizer=tokenizer)
-  for task in config.tasks:
-    kind = table.TASKS[task]
-    needed = config.retrieval_text if kind.needs == 'captions' else kind.needs
-    if needed not in store.features:
-      raise InputError(
-        f'evals.tasks: {task!r} needs the feature {needed!r}, and store {store.path!r} has only '
-        f'{sorted(store.features)}; leave the task out or prepare the store with it'
-      )
-    for split in (config.split, TRAIN) if TRAIN in kind.roles else (config.split,):
-      if len(store.source(split)) == 0:
-        raise InputError(
-          f'evals.split: {split!r} of store {store.path!r} is empty; expected images for {task!r}'
-        )
-    if kind.text:
-      run_suite.need_text(f'evals.tasks: {task!r}', **text)
-  jobs = run_suite.jobs(
-    store, config, [task for task in config.tasks if task not in _HERE], has_text=has_text
-  )
-  for name, group in jobs.items():
-    if name and any(job.spec.text for job in group):
-      run_suite.need_text(f'evals.suite: {name!r}', **text)
-  return jobs
 
+  def __init__(self, config: schema.Config):
+    check(config)
+    self._config = config
+    self._results: list[Result] = []
+    self.lower_is_better = protocols.unit(config.checkpoint.best_metric)[1] == 'lower'
+    opened = store.open_store(config.data.store)
+    has_text = config.evals.text_tower in config.towers
+    path = config.data.tokenizer or opened.tokenizer_path
+    self._tokenizer = Tokenizer(path) if path and config.data.texts else None
+    # Data sets whose indexes are searched together are measured together.
+    self._own = _of_store(opened, config.evals)
+    groups = {}
+    for name in _suite(config.evals):
+      group = protocols.get(name).group or name
+      groups.setdefault(group, []).extend(_of_benchmark(name, config.evals, has_text))
+    self._groups = list(groups.values())
+    if self._own:
+      self._groups.insert(0, self._own)
+    for group in self._groups:
+      for evaluation in group:
+        where = f'evals.suite: {evaluation.dataset!r}'
+        if group is self._own:
+          where = f'evals.tasks: {evaluation.task.name!r}'
+        self._check_texts(evaluation, where, has_text)
+      records.check_data(group)
 
-def evaluate(
-  encoder: features.Encoder,
-  store,
-  *,
-  tokenizer=None,
-  config: Evals,
-  text_length: int = 64,
-  keep: dict | None = None,
-  jobs: dict | None = None,
-) -> dict[str, float]:
-  """Metrics of an encoder: 'knn/accuracy', 'retrieval/t2i_r1', 'depth/rmse', of benchmarks
-  'voc/segmentation/miou', ...
+  def __call__(self, encoder: Encoder) -> dict[str, float]:
+    """{'knn/accuracy': ..., 'retrieval/synthetic/t2i_r1': ..., 'voc/segmentation/miou': ...}: shares
+    in [0, 1], meters, degrees.
+    """
+    self._results = self._measure(encoder, self._groups)
+    return _metrics(self._results)
 
-  All are shares in [0, 1] but meters and degrees (protocols.unit). Tasks that learn do so on the
-  training split; everything of the store is measured on `config.split`. `keep` takes what the
-  report draws: 'probe', and 'chance', the suite's metrics of an answer that knows no image. jobs:
-  what `check` gave. Raises InputError as `check` does.
-  """
-  if jobs is None:
-    jobs = check(store, config, tokenizer=tokenizer)
-  keep = {} if keep is None else keep
-  result = _measured_here(
-    encoder, store, tokenizer=tokenizer, config=config, text_length=text_length, keep=keep
-  )
-  others, keep['chance'] = run_suite.measure(encoder, jobs, config=config)
-  return result | others
-
-
-def _measured_here(encoder, store, *, tokenizer, config, text_length, keep):
-  tasks, result, train, scorer = set(config.tasks) & set(_HERE), {}, None, None
-  if not tasks:
-    return result
-  names = (config.cls,) if 'knn' in tasks else ()
-  options = dict(config=config, text_length=text_length)
-  if 'knn' in tasks or 'segmentation' in tasks:
-    patches = None
-    if 'segmentation' in tasks:
-      patches = segmentation.TrainingPatches(min(config.limit, len(store.source(TRAIN))))
-    train = features.extract(encoder, store, TRAIN, names=names, visit=patches, **options)
-    if patches:
-      scorer = segmentation.Scorer(patches.fit())
-  joint = ('embedding',) if 'retrieval' in tasks else ()
-  test = features.extract(
-    encoder,
-    store,
-    config.split,
-    names=names + joint,
-    visit=scorer,
-    tokenizer=tokenizer if joint else None,
-    **options,
-  )
-  if joint:
-    if test.text is None:
-      raise InputError(
-        f"evals.tasks: 'retrieval' needs a text tower, and {config.retrieval_text!r} in split "
-        f'{config.split!r}; found {len(test.captions)} texts'
-      )
-    recalls = retrieval.recalls(test.image['embedding'], test.text, test.owner)
-    result.update({f'retrieval/{name}': value for name, value in recalls.items()})
-  if 'knn' in tasks:
-    predicted = knn.predict(train.image[config.cls], train.label, test.image[config.cls])
-    result['knn/accuracy'] = knn.accuracy(predicted, test.label)
-  if scorer:
-    result['segmentation/miou'], keep['probe'] = scorer.mean_iou(), scorer.probe
-  return result
-
-
-def baselines(
-  store,
-  config: Evals,
-  *,
-  patch: int,
-  tokenizer=None,
-  text_length: int = 64,
-  keep: dict | None = None,
-):
-  """(chance, baseline): what a random answer and what raw pixels score on the same tasks, under the
-  same names.
-
-  `patch`: pixels of the patches of the model that is compared; what the baselines are: see
-  evals/baselines.py. Without texts in the training split there is no pixel baseline of retrieval.
-  Of the suite's tasks there is none; their chance is what `evaluate` left in `keep`.
-  """
-  suite_chance = (keep or {}).get('chance', {})
-  config = dataclasses.replace(config, tasks=tuple(t for t in config.tasks if t in _HERE), suite='')
-  if not config.tasks:
-    return suite_chance, {}
-  check(store, config, tokenizer=tokenizer)
-  chance = baselines_lib.chance(store, config) | suite_chance
-  pixels = baselines_lib.Pixels(config, patch=patch)
-  if 'retrieval' in config.tasks:
-    fitted = TRAIN in store.splits and pixels.fit(
-      store, TRAIN, tokenizer=tokenizer, text_length=text_length
+  def report(self, workdir: pathlib.Path, encoder: Encoder) -> str:
+    """Writes results.json, report.json, index.html and pictures; returns the table of results."""
+    config = self._config
+    if not self._results:  # a run that was resumed at its end
+      self(encoder)
+    first = {}
+    for line in log.read(workdir / log.FILE):
+      if line['step'] == 0 and not first:
+        first = {
+          name.removeprefix('eval/'): value
+          for name, value in line.items()
+          if name.startswith('eval/') and name != 'eval/seconds'
+        }
+    columns = {
+      'before': first,
+      'after': _metrics(self._results),
+      'chance': _metrics(self._results, 'chance'),
+      'pixel_baseline': self._pixels(encoder),
+    }
+    (workdir / 'report.json').write_text(json.dumps(columns, indent=1) + '\n')
+    return report.write(
+      workdir,
+      self._results,
+      title=config.name,
+      checkpoint=config.name,
+      sha256=encoder.sha256,
     )
-    if not fitted:  # nothing to learn the baseline from
-      config = dataclasses.replace(config, tasks=tuple(t for t in config.tasks if t != 'retrieval'))
-  return chance, evaluate(
-    pixels, store, tokenizer=tokenizer, config=config, text_length=text_length
-  )
+
+  def _measure(self, encoder, groups) -> list[Result]:
+    """Features are kept in a temporary folder, those of one data set at a time."""
+    config = self._config.evals
+    found = []
+    for group in groups:
+      try:
+        with tempfile.TemporaryDirectory(prefix='tips_jax-evaluation-') as folder:
+          found += suite.run(
+            encoder,
+            group,
+            cache=cache.Cache(folder),
+            batch_size=config.batch_size,
+            limit=config.limit,
+          )
+      except cache.DiskFull as error:  # a run has no --cache: its features are temporary files
+        raise InputError(
+          f'evals: {error}; in training TMPDIR says where the cache is, and evals.limit how many '
+          'images'
+        ) from None
+      except InputError as error:
+        raise InputError(f'evals: {error}') from None
+      finally:
+        # Features refer to themselves, and a removed file takes room as long as one has it open.
+        gc.collect()
+    return found
+
+  def _pixels(self, encoder) -> dict[str, float]:
+    """What raw pixels reach on the tasks of the store, where they can be measured on them."""
+    config = self._config
+    group = []
+    for evaluation in self._own:
+      if evaluation.task.kind in _OF_PIXELS:
+        group.append(evaluation)
+    if not group:
+      return {}
+    pixels = baselines.Pixels(patch=encoder.patch, size=config.evals.size)
+    if any(evaluation.task.kind == 'retrieval' for evaluation in group):
+      fitted = pixels.fit(
+        group[0].data,
+        'train',
+        tokenizer=self._tokenizer,
+        text_length=config.data.text_length,
+        limit=config.evals.limit,
+      )
+      if not fitted:  # no texts to learn from
+        group = [evaluation for evaluation in group if evaluation.task.kind != 'retrieval']
+    return _metrics(self._measure(pixels, [group])) if group else {}
+
+  def _check_texts(self, evaluation: Evaluation, where: str, has_text: bool) -> None:
+    if not evaluation.spec.text:
+      return
+    if not has_text:
+      raise InputError(
+        f'{where} needs a text tower; expected one that evals.text_tower names, or tasks of images '
+        'alone'
+      )
+    if self._tokenizer is None:
+      raise InputError(
+        f'{where} needs a tokenizer; expected data.tokenizer, or a store prepared with --tokenizer'
+      )
+
+
+def _metrics(results: list[Result], values: str = 'metrics') -> dict[str, float]:
+  """{'knn/accuracy': ...} of the metrics, or of the answers that know no image ('chance')."""
+  found = {}
+  for result in results:
+    for name, value in getattr(result, values).items():
+      found[f'{result.prefix}/{name}'] = float(value)
+  return found
+
+
+def _task_names(config: schema.Evals) -> set[str]:
+  """Names of the tasks of the public benchmarks."""
+  names = set()
+  for dataset in _suite(config):
+    names |= {task.name for task in protocols.get(dataset).tasks}
+  return names
+
+
+def _of_store(opened: store.Store, config: schema.Evals) -> list[Evaluation]:
+  """Evaluations of the run's own store, with the short recipes, on `evals.split`."""
+  if not config.tasks:
+    return []
+  for task in config.tasks:
+    _check_store(opened, task, config.split)
+  found = []
+  for evaluation in jobs.own(opened.path, only=config.tasks, size=config.size):
+    # The split may be a slice, 'train[90%:]', which the store does not list.
+    evaluation.data.counts[config.split] = len(opened.source(config.split))
+    splits = evaluation.splits | {'test': config.split}
+    found.append(dataclasses.replace(jobs.short(evaluation), splits=splits))
+  return found
+
+
+def _check_store(opened: store.Store, task: str, split: str) -> None:
+  spec = table.TASKS[task]
+  fields = {spec.needs}
+  if spec.needs == 'captions':
+    fields = {'captions', 'alt_text'}
+  if not fields & set(opened.features):
+    raise InputError(
+      f'evals.tasks: {task!r} needs the feature {spec.needs!r}, and store {opened.path!r} has only '
+      f'{sorted(opened.features)}; leave the task out or prepare the store with it'
+    )
+  splits = [split]
+  if 'train' in spec.roles:
+    splits.append('train')
+  for name in splits:
+    if len(opened.source(name)) == 0:
+      raise InputError(
+        f'evals.split: {name!r} of store {opened.path!r} is empty; expected images for {task!r}'
+      )
+
+
+def _suite(config: schema.Evals) -> tuple[str, ...]:
+  """Names of the public benchmarks; InputError where one or their folder does not exist."""
+  if not config.suite:
+    return ()
+  try:
+    names = protocols.names(config.suite)
+  except InputError as error:
+    raise InputError(f'evals.suite: {error}') from None
+  if not (config.data and os.path.isdir(os.path.expanduser(config.data))):
+    got = 'missing'
+    if config.data:
+      got = f'got {config.data!r}, which is no folder'
+    raise InputError(
+      f'evals.data: {got}; expected the folder of {", ".join(names)}; docs/datasets.md says how it '
+      'must look'
+    )
+  return names
+
+
+def _of_benchmark(name: str, config: schema.Evals, has_text: bool) -> list[Evaluation]:
+  tasks = []
+  for task in protocols.get(name).tasks:
+    if has_text or not table.TASKS[task.kind].text:
+      tasks.append(task)
+  if not tasks:
+    raise InputError(
+      f'evals.suite: {name!r} needs a text tower; expected one that evals.text_tower names, or '
+      'tasks of images alone'
+    )
+  on_disk.require([on_disk.check(name, config.data, tasks=[task.name for task in tasks])])
+  return jobs.benchmark(name, config.data, only={task.kind for task in tasks})

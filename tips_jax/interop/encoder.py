@@ -4,12 +4,15 @@ sizes and the device.
 
 import concurrent.futures
 import contextlib
+import copy
 import functools
 import hashlib
+import math
 import os
 import pathlib
 import tempfile
 import threading
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,9 @@ from PIL import Image
 from tips_jax.core import parallel, schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
+from tips_jax.core.types import BATCH_AXES
 from tips_jax.data import tokenizer, views
-from tips_jax.interop.weights import flat
+from tips_jax.interop.weights import Weights, flat
 from tips_jax.models import towers
 
 # Tokens of one call of the program on each device. On a CPU what a layer writes for them stays in
@@ -45,10 +49,20 @@ class Encoder:
   numbers depend neither
     on how many images nor on how many devices there are: a product of other shape is rounded in
     another order.
+  mesh: of a training run, on which the parameters already lie, split as they are; else they are
+  copied to each of `devices`.
   """
 
   def __init__(
-    self, weights, *, dtype='float32', batch_size=None, devices=None, cls=None, exact=False
+    self,
+    weights: Weights,
+    *,
+    dtype: str = 'float32',
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    cls: str | None = None,
+    exact: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
   ):
     if dtype not in ('float32', 'bfloat16'):
       raise unknown('dtype', dtype, ('float32', 'bfloat16'))
@@ -58,12 +72,19 @@ class Encoder:
     self.width, self.cls_names = weights.image.width, tuple(weights.image.cls)
     self.cls = self._known(cls or self.cls_names[0])
     self._compute, self._batch_size, self._exact = schema.Compute(dtype=dtype), batch_size, exact
-    devices = list(devices or jax.local_devices())
-    self._mesh = jax.sharding.Mesh(
-      np.array(devices), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    cpu = devices[0].platform == 'cpu'
-    self._tokens = _TOKENS.get(devices[0].platform, 16384) * len(devices)
+    self._placed = mesh is not None
+    if mesh is None:
+      devices = np.array(list(devices or jax.local_devices()))
+      mesh = jax.sharding.Mesh(devices, ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    self._mesh = mesh
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    self._batch = NamedSharding(mesh, P(axes))
+    self._shards = math.prod(mesh.shape[axis] for axis in axes)
+    # How each parameter is split: a compiled program gathers what it reads.
+    self._specs = jax.tree.map(lambda x: x.sharding.spec if self._placed else P(), weights.params)
+    platform = mesh.devices.flat[0].platform
+    cpu = platform == 'cpu'
+    self._tokens = _TOKENS.get(platform, 16384) * self._shards
     cores = (
       len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     )
@@ -78,6 +99,14 @@ class Encoder:
       self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values')
     )
     self._text = jax.jit(self._on_devices(self._text_program))
+
+  def with_params(self, params: dict) -> 'Encoder':
+    """The encoder of the same towers with other parameters; compiled programs are shared."""
+    other = copy.copy(self)
+    other.weights = self.weights.replace(params=params)
+    other._params = {}
+    other.__dict__.pop('sha256', None)
+    return other
 
   # --- what people call -------------------------------------------------------------------------
 
@@ -292,7 +321,7 @@ class Encoder:
 
   def _on_devices(self, program):
     def run(params, x, **static):
-      specs = jax.tree.map(lambda _: P(), params)
+      specs = {name: self._specs[name] for name in params}
       return parallel.map_batch(
         lambda params, x, _: program(params, x, **static), params, x, specs=specs
       )
@@ -341,14 +370,15 @@ class Encoder:
     with self._lock:
       for name in names:
         if name in self.weights.towers and name not in self._params:
-          self._params[name] = jax.device_put(
-            self.weights.params[name], NamedSharding(self._mesh, P())
-          )
+          params = self.weights.params[name]
+          if not self._placed:
+            params = jax.device_put(params, NamedSharding(self._mesh, P()))
+          self._params[name] = params
       return {name: self._params[name] for name in names if name in self._params}
 
   def _rows(self, count, tokens):
     """Rows of one call: a power of two on each device, so that few shapes are compiled."""
-    devices = self._mesh.size
+    devices = self._shards
     most = self._batch_size or max(self._tokens // max(tokens, 1), 1)
     wanted = most if self._exact else min(-(-count // self._lanes), most)
     each = 1 << (-(-wanted // devices) - 1).bit_length()
@@ -365,11 +395,11 @@ class Encoder:
     def one(begin):
       some = rows[begin : begin + n]
       x = prepare(some) if prepare else some
-      missing = (n if self._exact else _bucket(len(x), n, self._mesh.size)) - len(x)
+      missing = (n if self._exact else _bucket(len(x), n, self._shards)) - len(x)
       if missing:
         x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
       with self._turns, jax.set_mesh(self._mesh):
-        out = program(params, jax.device_put(x, NamedSharding(self._mesh, P('data'))))
+        out = program(params, jax.device_put(x, self._batch))
         out = jax.tree.map(lambda y: np.asarray(y)[: len(some)], out)
       with first:
         if not whole:

@@ -9,7 +9,7 @@ import numpy as np
 from tips_jax.core import log, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.interop.weights import PREPROCESSING, Weights
+from tips_jax.interop.weights import PREPROCESSING, Weights, tower_names
 from tips_jax.runs import folder as runs
 
 
@@ -34,14 +34,7 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
       f'{what} {str(path)!r}: got the preprocessing {saved["preprocessing"]}; expected '
       f'{PREPROCESSING}'
     )
-  roles = {
-    'image': evals.image_tower,
-    'text': evals.text_tower,
-    'image_head': evals.image_head,
-    'text_head': evals.text_head,
-    'logit': next((name for name, tower in towers.items() if tower.kind == 'logit'), ''),
-  }
-  roles = {role: name for role, name in roles.items() if name in towers}
+  roles = tower_names(evals, towers)
   teacher_leaves = runs.names(checkpoint, 'teachers')
   teacher = _teacher(teacher_leaves, weights or evals.encoder, roles['image'], what)
   params = _params(checkpoint, roles.values(), teacher, teacher_leaves)

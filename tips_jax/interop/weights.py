@@ -57,6 +57,20 @@ class Weights:
     return self.replace(params=tree.nested(params))
 
 
+def tower_names(config: schema.Evals, towers: dict[str, schema.Tower]) -> dict[str, str]:
+  """{name of TOWERS: name in a run} of the towers that make up the encoder of a run."""
+  names = {
+    'image': config.image_tower,
+    'text': config.text_tower,
+    'image_head': config.image_head,
+    'text_head': config.text_head,
+  }
+  for name, tower in towers.items():
+    if tower.kind == 'logit':
+      names.setdefault('logit', name)
+  return {role: name for role, name in names.items() if name in towers}
+
+
 def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
   """{'encoder/blocks/mlp/up/kernel': array} of nested dicts."""
   return dict(tree.named_leaves(params))

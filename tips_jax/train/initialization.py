@@ -130,19 +130,12 @@ def _foreign(c, abstract, initial, say, tokenizer_sha256=None):
 
 def _named_as_here(c, found):
   """{parameter name of this config: array} of foreign weights."""
-  e = c.evals
-  here = {
-    'image': e.image_tower,
-    'text': e.text_tower,
-    'image_head': e.image_head,
-    'text_head': e.text_head,
-    'logit': next((n for n, t in c.towers.items() if t.kind == 'logit'), ''),
-  }
-  return {
-    f'{here[tower]}/{n}': x
-    for tower, params in found.params.items()
-    for n, x in weights_lib.flat(params).items()
-  }
+  here = weights_lib.tower_names(c.evals, c.towers)
+  arrays = {}
+  for tower, params in found.params.items():
+    for name, x in weights_lib.flat(params).items():
+      arrays[f'{here.get(tower, "")}/{name}'] = x
+  return arrays
 
 
 def _chosen(c, abstract):

@@ -36,7 +36,7 @@ from tips_jax.runtime.signals import Stopped
 from tips_jax.runtime.watchdog import Watchdog
 from tips_jax.train import initialization as start
 from tips_jax.train import lowering, sharding, summary
-from tips_jax.train.encoder import Encoder
+from tips_jax.train.encoder import RunEncoder
 
 _HOST = ('index', 'bad')  # entries of a batch that stay on the host
 _AHEAD = 2  # batches on their way to the device
@@ -83,7 +83,7 @@ class Run:
     self.preemption, self.peers, self.lead = preemption, peers, peers.lead
     self.watchdog = Watchdog(workdir, seconds=c.log.stall_seconds, process=peers.index)
     self.progress = log.Progress(c.schedule.total_steps, silent=not self.lead)
-    self.encoder = Encoder(method, mesh)
+    self.encoder = RunEncoder(method, mesh)
     self.abstract, self.shardings = lowering.abstract_state(method, mesh)
     self.state = self.pipeline = self.metrics = self.saved = self.clock = None
     self.late, self.evaluated = None, {}
@@ -106,10 +106,9 @@ class Run:
       process_count=parts,
       start=self.index,
     )
-    self.contract, self.encoder.tokenizer = (
-      start.contract(c, self.pipeline),
-      self.pipeline.tokenizer,
-    )
+    self.contract = start.contract(c, self.pipeline)
+    if self.pipeline.tokenizer:
+      self.encoder.tokenizer = pathlib.Path(self.pipeline.tokenizer.path).read_bytes()
     self.peers.agree(
       'start',
       {

@@ -170,12 +170,6 @@ def _check_numbers(c):
     _known(
       'evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'}
     )
-    _known('evals.cls', c.evals.cls, c.towers[c.evals.image_tower].cls)
-  if 'retrieval' in c.evals.tasks:
-    _known(
-      'evals.text_tower', c.evals.text_tower, {n for n, t in c.towers.items() if t.kind == 'text'}
-    )
-    _known('evals.retrieval_cls', c.evals.retrieval_cls, c.towers[c.evals.image_tower].cls)
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):
       _known(f'evals.{field}', getattr(c.evals, field), c.towers)

@@ -267,8 +267,10 @@ def _trained(work, train, truth, task):
   if work.output:
     folder = pathlib.Path(work.output) / 'decoders'
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / f'{work.job.dataset}_{task}.npz')
-    dpt.write_official(found.params, folder / f'{work.job.dataset}_{task}_official.npz', task=task)
+    found.save(folder / f'{work.job.dataset}_{work.job.task.kind}.npz')
+    dpt.write_official(
+      found.params, folder / f'{work.job.dataset}_{work.job.task.kind}_official.npz', task=task
+    )
   return found
 
 
