@@ -18,7 +18,7 @@ import pytest
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.published import Figure
-from tips_jax.evals.report import charts, plotting, results, tables
+from tips_jax.evals.report import charts, plotting, results, style, tables
 
 NAMES = ('sky', 'ball', 'cube', 'cup')
 RNG = np.random.default_rng(0)
@@ -477,7 +477,7 @@ def test_wrong_pixels_are_red_and_void_is_striped(strips):
   plotting.segmented(outcome('segmentation', {}, examples=[example], classes=NAMES))
   known, wrong = example['truth'] != 255, example['truth'] != example['predicted']
   (tile,), (note,) = strips['wrong']
-  red = (tile == matplotlib.colors.to_rgb(plotting.WRONG)).all(-1)
+  red = (tile == matplotlib.colors.to_rgb(style.WRONG)).all(-1)
   np.testing.assert_array_equal(red, known & wrong)
   assert note == f'{100 * (~wrong)[known].mean():.0f} % right'
   colors = plotting.palette(NAMES)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 
-from tips_jax.evals.report import plotting
-from tips_jax.evals.report.plotting import FAINT, INK, WRONG
+from tips_jax.evals.report import style
+from tips_jax.evals.report.style import FAINT, INK, WRONG
 from tips_jax.evals.report.tables import UNITS, Row
 from tips_jax.evals.tasks.spec import Result
 
@@ -32,7 +32,7 @@ def confusion(result: Result) -> bytes | None:
   if not chosen:
     return None
   part = share[np.ix_(chosen, chosen)]
-  labels = [plotting.short_name(result.classes, i, 22) for i in chosen]
+  labels = [style.short_name(result.classes, i, 22) for i in chosen]
   column_labels = list(labels)
   if len(chosen) < len(share):
     rest = np.maximum(share[chosen].sum(1) - part.sum(1), 0)
@@ -48,7 +48,7 @@ def confusion(result: Result) -> bytes | None:
   strength = np.where(right, 0.5 + 0.45 * part, 0.9 * np.sqrt(part)).clip(0, 1)
 
   def draw():
-    figure = plotting.new_figure(0.52 * columns, 0.36 * rows)
+    figure = style.new_figure(0.52 * columns, 0.36 * rows)
     axes = figure.add_axes((0, 0, 1, 1))
     pixels = np.concatenate([color, strength[..., None]], -1)
     axes.imshow(pixels, aspect='auto', interpolation='nearest')
@@ -63,20 +63,18 @@ def confusion(result: Result) -> bytes | None:
     axes.set_ylabel('truth', labelpad=8)
     axes.set_xlabel('predicted, % of the true class', labelpad=8)
     axes.tick_params(length=0)
-    plotting.hide_frame(axes)
+    style.hide_frame(axes)
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which='minor', color=FAINT, linewidth=0.7)
     axes.tick_params(which='minor', length=0)
     return figure
 
-  return plotting.png(draw)
+  return style.png(draw)
 
 
 def most_confused(share: np.ndarray, most: int = _CLASSES) -> list[int]:
-  """Classes of the largest off-diagonal entries of a row-normalized confusion [K, K], the worst pair
-  first.
-  """
+  """Classes of the largest off-diagonal entries of a row-normalized confusion [K, K], worst first."""
   off_diagonal = np.where(np.eye(len(share), dtype=bool), 0, share)
   chosen = []
   for flat in np.argsort(-off_diagonal, axis=None, kind='stable'):
@@ -98,7 +96,7 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
   height = 0.3 if has_before else 0.36
 
   def draw():
-    figure = plotting.new_figure(6, 0.58 * len(rows) + 0.3)
+    figure = style.new_figure(6, 0.58 * len(rows) + 0.3)
     axes = figure.add_axes((0, 0, 1, 1))
     places = np.arange(len(rows))[::-1]
     for y, row in zip(places, rows):
@@ -121,7 +119,7 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
     axes.tick_params(length=0)
     axes.xaxis.grid(True, color=FAINT)
     axes.set_axisbelow(True)
-    plotting.hide_frame(axes)
+    style.hide_frame(axes)
     by_label = {}
     for handle, label in zip(*axes.get_legend_handles_labels()):
       by_label.setdefault(label, handle)
@@ -137,7 +135,7 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
     )
     return figure
 
-  return plotting.png(draw)
+  return style.png(draw)
 
 
 def _bar(axes, y, value, height, label):
@@ -191,7 +189,7 @@ def _panels(curves, *, smooth):
   rows = -(-len(curves) // columns)
 
   def draw():
-    figure = plotting.new_figure(10.2, 2.5 * rows)
+    figure = style.new_figure(10.2, 2.5 * rows)
     grid = figure.add_gridspec(rows, columns, hspace=0.5, wspace=0.22)
     for i, (name, (steps, values)) in enumerate(curves.items()):
       axes = figure.add_subplot(grid[i // columns, i % columns])
@@ -211,7 +209,7 @@ def _panels(curves, *, smooth):
         axes.set_xlabel('step')
     return figure
 
-  return plotting.png(draw)
+  return style.png(draw)
 
 
 def _curve(lines, name):

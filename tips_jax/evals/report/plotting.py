@@ -13,39 +13,20 @@ What the examples (dicts) of a result hold. Maps of another size than the image 
 image, images: uint8 [H, W, 3].
 """
 
-import io
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.scenes import draw as scenes
 from tips_jax.evals.probes import normals as normals_lib
+from tips_jax.evals.report import style
 from tips_jax.evals.tasks.spec import Result
 
-INK, FAINT, RIGHT, WRONG = '#6f7f93', '#8a97a85c', '#1fa855', '#e5484d'
-STYLE = {
-  'font.family': 'sans-serif',
-  'font.size': 10,
-  'text.color': INK,
-  'axes.edgecolor': FAINT,
-  'axes.labelcolor': INK,
-  'xtick.color': INK,
-  'ytick.color': INK,
-  'axes.titlesize': 11,
-  'axes.titlelocation': 'left',
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-}
 _EXAMPLES, _NEAREST = 6, 6  # of a picture, of a query
 _LEGEND = 24  # classes named in a legend
 _ROW_WIDTH, _TILE_HEIGHT = 7.6, 1.6  # inches, at most
@@ -80,7 +61,7 @@ def segmented(result: Result, overlay: bool = False) -> bytes | None:
     else:
       tiles['truth'].append(_striped(colors[true], seen))
       tiles['predicted'].append(colors[guess])
-      red = matplotlib.colors.to_rgb(WRONG)
+      red = matplotlib.colors.to_rgb(style.WRONG)
       wrong = np.where(right[..., None], 0.25 + 0.6 * _gray(image), red)
       tiles['wrong'].append(_striped(wrong, seen))
   rows = [('image', images, None), ('truth', tiles['truth'], None)]
@@ -94,7 +75,7 @@ def segmented(result: Result, overlay: bool = False) -> bytes | None:
     _class_legend(figure, truth + predicted, result.classes)
     return figure
 
-  return png(draw)
+  return style.png(draw)
 
 
 def depths(result: Result) -> bytes | None:
@@ -123,7 +104,7 @@ def depths(result: Result) -> bytes | None:
     _missing_legend(figure, known)
     return figure
 
-  return png(draw)
+  return style.png(draw)
 
 
 def normals(result: Result) -> bytes | None:
@@ -150,7 +131,7 @@ def normals(result: Result) -> bytes | None:
     _missing_legend(figure, known)
     return figure
 
-  return png(draw)
+  return style.png(draw)
 
 
 def classified(result: Result) -> bytes | None:
@@ -164,15 +145,15 @@ def classified(result: Result) -> bytes | None:
     for axes, example in zip(figure.axes, examples):
       right = example['truth'] == example['predicted']
       centered = dict(ha='center', va='top', transform=axes.transAxes)
-      predicted = short_name(result.classes, example['predicted'], 21)
-      color = RIGHT if right else WRONG
+      predicted = style.short_name(result.classes, example['predicted'], 21)
+      color = style.RIGHT if right else style.WRONG
       axes.text(0.5, -0.05, predicted, fontsize=9, weight='bold', color=color, **centered)
       if not right:
-        truth = short_name(result.classes, example['truth'], 21)
+        truth = style.short_name(result.classes, example['truth'], 21)
         axes.text(0.5, -0.19, f'truth: {truth}', fontsize=8, **centered)
     return figure
 
-  return png(draw)
+  return style.png(draw)
 
 
 def retrieved(result: Result) -> bytes | None:
@@ -184,7 +165,7 @@ def retrieved(result: Result) -> bytes | None:
   columns = max(min(len(example['images']), _NEAREST) for example in examples)
 
   def draw():
-    figure = new_figure(1.12 * (query_width + columns + 0.6), 1.12 * len(examples))
+    figure = style.new_figure(1.12 * (query_width + columns + 0.6), 1.12 * len(examples))
     grid = figure.add_gridspec(
       len(examples),
       columns + 2,
@@ -201,21 +182,21 @@ def retrieved(result: Result) -> bytes | None:
       right = example.get('right')
       right = [] if right is None else np.atleast_1d(right).tolist()
       for i, image in enumerate(example['images'][:_NEAREST]):
-        axes = tile(figure, grid[row, i + 1], _square(image))
+        axes = style.tile(figure, grid[row, i + 1], _square(image))
         if i in right:
-          frame = dict(fill=False, edgecolor=RIGHT, linewidth=6)
+          frame = dict(fill=False, edgecolor=style.RIGHT, linewidth=6)
           axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **frame))
       if row == 0:
         figure.axes[0].set_title('query', fontsize=9.5, pad=6)
         figure.axes[1].set_title('nearest first, the right ones framed', fontsize=9.5, pad=6)
       rank = example.get('rank') or (1 + min(right) if right else None)
       if rank:
-        color = RIGHT if rank <= _NEAREST else INK
+        color = style.RIGHT if rank <= _NEAREST else style.INK
         weight = 'bold' if rank == 1 else 'normal'
         _words(figure, grid[row, columns + 1], 0.06, f'rank {rank:,}', color=color, weight=weight)
     return figure
 
-  return png(draw)
+  return style.png(draw)
 
 
 def patch_features(result: Result) -> bytes | None:
@@ -233,55 +214,10 @@ def patch_features(result: Result) -> bytes | None:
     part = colors[start : start + height * width].reshape(height, width, 3)
     start += height * width
     maps.append(cv2.resize(part, image.shape[1::-1], interpolation=cv2.INTER_NEAREST))
-  return png(lambda: _grid([('image', images, None), ('patch features', maps, None)]))
+  return style.png(lambda: _grid([('image', images, None), ('patch features', maps, None)]))
 
 
-# --- parts that charts use too --------------------------------------------------------------------
-
-
-def png(draw: Callable[[], Figure]) -> bytes:
-  """The figure that `draw` makes in the style of the page; tight, without a background."""
-  with matplotlib.rc_context(STYLE):
-    buffer = io.BytesIO()
-    draw().savefig(
-      buffer,
-      dpi=160,
-      bbox_inches='tight',
-      pad_inches=0.06,
-      transparent=True,
-      format='png',
-      # The version of matplotlib would make equal pictures different files.
-      metadata={'Software': None},
-    )
-    return buffer.getvalue()
-
-
-def new_figure(width: float, height: float) -> Figure:
-  """A figure of so many inches that belongs to no window."""
-  figure = Figure(figsize=(width, height))
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def tile(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
-  """Draws an image without ticks and frame."""
-  axes = figure.add_subplot(place)
-  axes.imshow(image, interpolation='antialiased', aspect='equal')
-  axes.set(xticks=[], yticks=[])
-  hide_frame(axes)
-  return axes
-
-
-def hide_frame(axes: Axes) -> None:
-  for spine in axes.spines.values():
-    spine.set_visible(False)
-
-
-def short_name(names: Sequence[str], label: Any, width: int) -> str:
-  """The name of a class, or its number where it has none, in at most `width` letters."""
-  if not isinstance(label, str):
-    label = names[int(label)] if int(label) < len(names) else int(label)
-  return textwrap.shorten(str(label), width, placeholder='…')
+# --- colors ---------------------------------------------------------------------------------------
 
 
 def palette(names: Sequence[str]) -> np.ndarray:
@@ -328,7 +264,7 @@ def _grid(rows):
   ratios = [image.shape[1] / image.shape[0] for image in rows[0][1]]
   height = min(_TILE_HEIGHT, _ROW_WIDTH / sum(ratios))
   width = height * sum(ratios) + _GAP * (len(ratios) - 1)
-  figure = new_figure(width + _LEFT, height * len(rows) + _GAP * (len(rows) - 1))
+  figure = style.new_figure(width + _LEFT, height * len(rows) + _GAP * (len(rows) - 1))
   grid = figure.add_gridspec(
     len(rows),
     len(ratios),
@@ -344,7 +280,7 @@ def _grid(rows):
     for column, image in enumerate(images):
       if image.dtype != np.uint8:
         image = np.clip(image, 0, 1)
-      axes = tile(figure, grid[row, column], image)
+      axes = style.tile(figure, grid[row, column], image)
       if column == 0:
         axes.set_ylabel(title, labelpad=6, fontsize=9.5)
       if notes and notes[column]:
@@ -377,7 +313,7 @@ def _query(figure, place, example):
     text = textwrap.fill(textwrap.shorten(text, 150, placeholder=' …'), 36)
     _words(figure, place, 0, text, linespacing=1.3)
   else:
-    tile(figure, place, _square(example['image'])).set_anchor('W')
+    style.tile(figure, place, _square(example['image'])).set_anchor('W')
 
 
 def _words(figure, place, x, text, **options):
@@ -476,7 +412,7 @@ def _color_scale(figure, half, cmap, low, high, label, scale='linear'):
   axes.set_xticks([], minor=True)
   axes.tick_params(length=2, labelsize=8)
   axes.set_title(label, fontsize=8.5, pad=3)
-  hide_frame(axes)
+  style.hide_frame(axes)
 
 
 def _ball(figure):
@@ -517,7 +453,7 @@ def _class_legend(figure, maps, names):
   ids = sorted(np.argsort(-counts, kind='stable')[: min(_LEGEND, present)].tolist())
   colors = palette(names)
   handles = [Rectangle((0, 0), 1, 1, color=colors[i]) for i in ids]
-  labels = [short_name(names, i, 15) for i in ids]
+  labels = [style.short_name(names, i, 15) for i in ids]
   if void:
     handles.append(_stripes())
     labels.append('void')
