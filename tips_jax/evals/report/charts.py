@@ -74,7 +74,7 @@ def confusion(result: Result) -> bytes | None:
 
 
 def most_confused(share: np.ndarray, most: int = _CLASSES) -> list[int]:
-  """Classes of the largest off-diagonal entries of a row-normalized confusion [K, K], worst first."""
+  """Classes of the largest off-diagonal entries of a confusion [K, K] with rows of sum 1."""
   off_diagonal = np.where(np.eye(len(share), dtype=bool), 0, share)
   chosen = []
   for flat in np.argsort(-off_diagonal, axis=None, kind='stable'):
@@ -213,9 +213,7 @@ def _panels(curves, *, smooth):
 
 
 def _curve(lines, name):
-  """(steps, values) of the lines with a number for `name`; of a step that is there twice, as after a
-  resume, the last.
-  """
+  """(steps, values) of the lines with a number for `name`; of a repeated step the last one."""
   by_step = {}
   for line in lines:
     if isinstance(line.get(name), (int, float)):

@@ -14,19 +14,19 @@ _FRONT = {
   'progress': ('Progress', 'The metrics, measured while training ran.'),
   'bars': (
     'Classification and retrieval at a glance',
-    'Accuracy and recall as bars, chance (and raw pixels) as lines, published numbers as diamonds: a '
-    'good bar reaches far past its lines, and toward the diamonds.',
+    'Accuracy and recall as bars, chance (and raw pixels) as lines, published numbers as '
+    'diamonds: a good bar reaches far past its lines, and toward the diamonds.',
   ),
   'features': (
     'What the patches know',
-    'The first three principal components of all patch features of these images, as red, green and '
-    'blue: good features give each object an even color with clear borders, and like things one color '
-    'in all images.',
+    'The first three principal components of all patch features of these images, as red, green '
+    'and blue: good features give each object an even color with clear borders, and like things '
+    'one color in all images.',
   ),
 }
 _CONFUSION = (
-  'The classes most often taken for one another, in percent of the true class: in a good matrix all '
-  'that is strong is on the diagonal.'
+  'The classes most often taken for one another, in percent of the true class: in a good matrix '
+  'all that is strong is on the diagonal.'
 )
 
 

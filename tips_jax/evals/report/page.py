@@ -16,15 +16,18 @@ from tips_jax.evals.report.tables import ARROWS, COLUMNS, OTHER, Row, credit, la
 _LEAD = 'A frozen encoder, measured on images that it was not trained on.'
 _LEAD_OF_RUN = 'The model before and after training, frozen, on images that it was not trained on.'
 _RESULTS = (
-  'An arrow says whether more or less is better. Chance: an answer that looks at no image.{pixels} '
-  'Published: the released models nearest in size, marked by how far the number can be trusted: V read '
-  'in a primary source, T second-hand, T2 in two second-hand sources that agree. They were measured '
-  'with the full protocol on the full data set.'
+  'An arrow says whether more or less is better. Chance: an answer that looks at no '
+  'image.{pixels} Published: the released models nearest in size, marked by how far the number '
+  'can be trusted: V read in a primary source, T second-hand, T2 in two second-hand sources that '
+  'agree. They were measured with the full protocol on the full data set.'
 )
-_PIXELS = ' Pixels: the same evaluation of raw pixels; for retrieval, a regression from small images to words.'
+_PIXELS = (
+  ' Pixels: the same evaluation of raw pixels; for retrieval, a regression from small images to '
+  'words.'
+)
 _FOOTER = (
-  'Every number with its unit and options is in <a href="results.json">results.json</a>; the pictures '
-  'are PNG files in <a href="pictures/">pictures</a>.'
+  'Every number with its unit and options is in <a href="results.json">results.json</a>; the '
+  'pictures are PNG files in <a href="pictures/">pictures</a>.'
 )
 
 

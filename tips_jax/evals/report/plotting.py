@@ -43,7 +43,7 @@ _SCENES = (
 
 
 def segmented(result: Result, overlay: bool = False) -> bytes | None:
-  """Masks beside the truth, and in red what is wrong; overlay: masks over the gray image instead."""
+  """Masks beside the truth, and in red what is wrong. overlay: masks over the gray image."""
   examples = _examples(result)
   if not examples:
     return None
@@ -157,7 +157,7 @@ def classified(result: Result) -> bytes | None:
 
 
 def retrieved(result: Result) -> bytes | None:
-  """Rows: a query (text or image) and the images nearest to it, cut to squares, right ones framed."""
+  """Rows: a query (text or image) and the nearest images, cut to squares, the right ones framed."""
   examples = _examples(result)
   if not examples:
     return None
@@ -258,8 +258,9 @@ def _examples(result):
 
 
 def _grid(rows):
-  """A figure of tiles of one height. rows: (title, tiles, notes under them or None), all of the same
-  number of tiles.
+  """A figure of tiles of one height.
+
+  rows: (title, tiles, notes under them or None), all of the same number of tiles.
   """
   ratios = [image.shape[1] / image.shape[0] for image in rows[0][1]]
   height = min(_TILE_HEIGHT, _ROW_WIDTH / sum(ratios))

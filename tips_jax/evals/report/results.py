@@ -42,8 +42,8 @@ def write(
   """Writes results.json, pictures/*.png and index.html into `output`; returns the table.
 
   facts: lines (name -> text) of the page. checkpoint: name of what was evaluated (default: the
-  title), by which the nearest published models are found. others: further columns of the table, each
-  a results.json, its folder, or its content.
+  title), by which the nearest published models are found. others: further columns of the table,
+  each a results.json, its folder, or its content.
   before, pixel_baseline: {f'{result.prefix}/{metric}': number}, in the units of `result.metrics`.
   With `before`, report.json holds the same columns as maps.
   metrics_path: the metrics.jsonl of a training run, from which the curves of `losses` and of the
@@ -103,7 +103,8 @@ def read(path: str | os.PathLike) -> dict:
   schema = parsed.get('schema') if isinstance(parsed, dict) else None
   if schema != SCHEMA:
     raise InputError(
-      f'results: got schema {schema!r} in {str(path)!r}; expected {SCHEMA}, a {FILE} of an evaluation'
+      f'results: got schema {schema!r} in {str(path)!r}; expected {SCHEMA}, a {FILE} of an '
+      'evaluation'
     )
   return parsed
 

@@ -21,57 +21,58 @@ KINDS = {  # kind: (title, metrics of the table, caption)
   'segmentation': (
     'Linear segmentation',
     ('miou',),
-    'Test images, their true classes, those that a linear probe reads off the patches, and in red the '
-    'pixels it gets wrong: good masks follow the outlines, and red remains only along borders.',
+    'Test images, their true classes, those that a linear probe reads off the patches, and in red '
+    'the pixels it gets wrong: good masks follow the outlines, and red remains only along borders.',
   ),
   'depth': (
     'Linear depth',
     ('rmse',),
-    'Depth from a linear probe beside the truth, on one logarithmic scale of colors, and the error: good '
-    'depth has the layout and the objects in the right order, and an error row that stays dark.',
+    'Depth from a linear probe beside the truth, on one logarithmic scale of colors, and the '
+    'error: good depth has the layout and the objects in the right order, and an error row that '
+    'stays dark.',
   ),
   'dpt_depth': (
     'Depth with a DPT decoder',
     ('rmse',),
-    'Depth from a trained decoder beside the truth, on one logarithmic scale of colors, and the error: '
-    'good depth has sharp outlines, and an error row that stays dark.',
+    'Depth from a trained decoder beside the truth, on one logarithmic scale of colors, and the '
+    'error: good depth has sharp outlines, and an error row that stays dark.',
   ),
   'dpt_normals': (
     'Surface normals with a DPT decoder',
     ('rmse', 'angular_rmse'),
-    'The direction that each surface faces, as a color (the ball is the key), and the angle between '
-    'prediction and truth: good normals have flat walls of one color and bend only where surfaces '
-    'do.',
+    'The direction that each surface faces, as a color (the ball is the key), and the angle '
+    'between prediction and truth: good normals have flat walls of one color and bend only where '
+    'surfaces do.',
   ),
   'knn': (
     'k-NN classification',
     ('accuracy', 'top1'),
-    'Test images and the class that their nearest training images vote for, green where it is right: good '
-    'features err, if at all, toward a class that looks much the same.',
+    'Test images and the class that their nearest training images vote for, green where it is '
+    'right: good features err, if at all, toward a class that looks much the same.',
   ),
   'linear': (
     'Linear classification',
     ('accuracy', 'top1'),
-    'Test images and the class that a linear probe gives them, green where it is right: good features err, '
-    'if at all, toward a class that looks much the same.',
+    'Test images and the class that a linear probe gives them, green where it is right: good '
+    'features err, if at all, toward a class that looks much the same.',
   ),
   'instance_retrieval': (
     'Instance retrieval',
     ('r1',),
-    'A query image and the images nearest to it, those of the same instance framed: in a good sheet the '
-    'frames stand at the left.',
+    'A query image and the images nearest to it, those of the same instance framed: in a good '
+    'sheet the frames stand at the left.',
   ),
   'retrieval': (
     'Retrieval between images and texts',
     ('i2t_r1', 't2i_r1'),
-    'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one framed: in '
-    'a good sheet the frame stands first, and the others fit the words in part.',
+    'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one '
+    'framed: in a good sheet the frame stands first, and the others fit the words in part.',
   ),
   'zeroshot': (
     'Zero-shot classification',
     ('accuracy', 'top1'),
-    'Test images and the class whose texts lie nearest, without any training on this data, green where '
-    'it is right: a good model errs, if at all, toward a related class.',
+    'Test images and the class whose texts lie nearest, without any training on this data, green '
+    'where it is right: a good model errs, if at all, toward a related class.',
   ),
   'zeroshot_segmentation': (
     'Zero-shot segmentation',
@@ -218,7 +219,8 @@ def notes(contents: Sequence[dict], rows: Sequence[Row]) -> list[str]:
   if notes:
     notes.insert(
       0,
-      f'{OTHER} measured otherwise than the first number of its row, so not to be compared with it:',
+      f'{OTHER} measured otherwise than the first number of its row, so not to be compared with '
+      'it:',
     )
   return list(dict.fromkeys(notes))
 
