@@ -135,7 +135,7 @@ def test_results_go_to_the_sheet(everything, tmp_path):
 
 def test_decoders_are_kept_and_trained_once(everything, path, monkeypatch, tmp_path):
   _, _, output, cache = everything
-  for task in ('depth', 'dpt_normals'):
+  for task in ('dpt_depth', 'dpt_normals'):
     ours = dpt_train.load(output / 'decoders' / f'scenes_{task}.npz')
     with np.load(output / 'decoders' / f'scenes_{task}_official.npz') as official:
       kernel = official['project.weight']
