@@ -1,55 +1,71 @@
 """The plan as a page: fixed width, one screen."""
 
+import collections
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
+Json = dict[str, Any]
 WIDTH = 100
+_SCALES = ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'))
 
 
-def text(plan, top=0):
+def text(plan: Json, top: int = 0) -> str:
   """The page of one plan (`estimate.plan`'s dict); `top` adds that many single instructions."""
   lines = _header(plan['header']) + _memory(plan['memory'])
+  # A program that does not fit has neither FLOPs nor time.
   if 'time' in plan:
-    lines += (
-      _flops(plan['flops'], plan['header'])
-      + _network(plan['collectives'])
-      + _time(plan['time'], plan['header'])
-    )
+    lines += _flops(plan['flops'])
+    lines += _network(plan['collectives'])
+    lines += _time(plan['time'])
     lines += _parts(plan['parts'], plan['time'])
-    lines += _instructions(plan['instructions'][:top]) if top else []
+    if top:
+      lines += _instructions(plan['instructions'][:top])
   if plan.get('suggestions'):
-    lines += [_rule('what would make it fit')] + [f'  {line}' for line in plan['suggestions']]
+    lines.append(_rule('what would make it fit'))
+    lines += [f'  {line}' for line in plan['suggestions']]
   return '\n'.join(lines)
 
 
-def _rule(title, right=''):
-  return f'{"":-<2} {title} ' + f'{" " + right if right else "":->{WIDTH - len(title) - 4}}'
+def _rule(title: str, right: str = '') -> str:
+  """A line of dashes with a title on the left and a result on the right."""
+  if right:
+    right = f' {right}'
+  return f'-- {title} {right:->{WIDTH - len(title) - 4}}'
 
 
-def size(n):
+def size(n: float) -> str:
   """Bytes for people: '1.23 GB' (powers of 1000)."""
-  for unit, scale in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
-    if abs(n) >= 0.9995 * scale:
-      return f'{n / scale:.{2 if abs(n) < 100 * scale else 1}f} {unit}'
+  for scale, unit in (*_SCALES, (1e3, 'k')):
+    if abs(n) >= 0.9995 * scale:  # so that 999.6 MB is 1.00 GB
+      digits = 2 if abs(n) < 100 * scale else 1
+      return f'{n / scale:.{digits}f} {unit}B'
   return f'{n:.0f} B'
 
 
-def seconds(s):
+def seconds(s: float) -> str:
+  """Seconds or milliseconds with three significant digits."""
   if s >= 10:
     return f'{s:.1f} s'
-  return f'{s * 1e3:.{max(0, 2 - int(math.log10(max(s * 1e3, 1))))}f} ms'
+  milliseconds = s * 1e3
+  digits = max(0, 2 - int(math.log10(max(milliseconds, 1))))
+  return f'{milliseconds:.{digits}f} ms'
 
 
-def duration(days):
+def duration(days: float) -> str:
   if days >= 1:
     return f'{days:,.1f} days'
-  return f'{days * 24:.1f} hours' if days * 24 >= 1 else f'{days * 1440:.1f} minutes'
+  if days * 24 >= 1:
+    return f'{days * 24:.1f} hours'
+  return f'{days * 1440:.1f} minutes'
 
 
-def _header(h):
+def _header(h: Json) -> list[str]:
   mesh = ' x '.join(f'{axis} {n}' for axis, n in h['mesh'].items())
-  name = f'{h["config"]} on {h["topology"]}' + (
-    f' x {h["slices"]} slices' if h['slices'] > 1 else ''
-  )
+  name = f'{h["config"]} on {h["topology"]}'
+  if h['slices'] > 1:
+    name += f' x {h["slices"]} slices'
   return [
     _rule(name, f'compiled in {h.get("compile_seconds", 0):.0f} s'),
     f'  {h["chips"]} {h["chip"]} chips, mesh {mesh}',
@@ -58,20 +74,25 @@ def _header(h):
   ]
 
 
-def _memory(m):
-  limit = m['limit']
-  right = (
-    f'{size(m["total"])} of {size(limit)}' if limit and 'total' in m else size(m.get('total', 0))
-  )
+def _memory(m: Json) -> list[str]:
+  limit = m['limit']  # 0: unknown
+  compared = limit and 'total' in m
+  right = size(m.get('total', 0))
+  if compared:
+    right += f' of {size(limit)}'
   lines = [_rule('memory of a chip', right)]
-  items = [(k, n) for k, n in m['groups'].items() if n]
+  items = dict(m['groups'])
   if 'temporaries' in m:
-    items += [('padding of arrays', m['padding']), ('program', m['code'])]
+    items['padding of arrays'] = m['padding']
+    items['program'] = m['code']
     kinds = m['temporaries_by_kind'] or {'temporaries': m['temporaries']}
-    items += [(k, n) for k, n in kinds.items() if n > 0.002 * m['temporaries']]
-  cells = [f'{k:<22}{size(n):>10}' for k, n in items if n >= 1]
-  lines += ['  ' + '   '.join(cells[k : k + 3]) for k in range(0, len(cells), 3)]
-  if limit and 'total' in m:
+    for kind, n in kinds.items():
+      if n > 0.002 * m['temporaries']:  # else it would only fill the screen
+        items[kind] = n
+  cells = [f'{name:<22}{size(n):>10}' for name, n in items.items() if n >= 1]
+  for k in range(0, len(cells), 3):
+    lines.append('  ' + '   '.join(cells[k : k + 3]))
+  if compared:
     if m['fits']:
       lines.append(f'  fits, {size(limit - m["total"])} to spare')
     else:
@@ -81,139 +102,148 @@ def _memory(m):
   return lines
 
 
-def _flops(f, h):
-  scale, unit = next(
-    ((s, u) for s, u in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M')) if f['total'] >= s), (1, '')
+def _flops(f: Json) -> list[str]:
+  scale, unit = next((entry for entry in _SCALES if f['total'] >= entry[0]), (1, ''))
+
+  def cell(n: float) -> str:
+    if n < scale / 2000:
+      return f'{"-":>10}'
+    return f'{n / scale:>10.3f}'
+
+  def computed(row: Json) -> float:
+    return sum(n for direction, n in row.items() if direction != 'minimum')
+
+  right = (
+    f'{f["total"] / scale:,.2f} {unit}, {f["ratio"]:.3f} of the minimum '
+    f'({f["minimum"] / scale:,.2f} {unit})'
   )
-  lines = [
-    _rule(
-      'FLOPs of a chip and step',
-      f'{f["total"] / scale:,.2f} {unit}, {f["ratio"]:.3f} of the minimum '
-      f'({f["minimum"] / scale:,.2f} {unit})',
-    )
-  ]
-  lines.append(
-    f'  {unit + "FLOP":<36}{"forward":>10}{"backward":>10}{"again":>10}{"in all":>10}{"minimum":>10}'
-  )
-  cell = lambda n: f'{n / scale:>10.3f}' if n >= scale / 2000 else f'{"-":>10}'
-  rows = sorted(
-    f['parts'].items(), key=lambda row: -sum(v for k, v in row[1].items() if k != 'minimum')
-  )
-  for name, row in rows:
-    total = sum(v for k, v in row.items() if k != 'minimum')
+  columns = ''.join(f'{c:>10}' for c in ('forward', 'backward', 'again', 'in all', 'minimum'))
+  lines = [_rule('FLOPs of a chip and step', right), f'  {unit + "FLOP":<36}{columns}']
+  for name, row in sorted(f['parts'].items(), key=lambda item: -computed(item[1])):
+    total = computed(row)
     if total >= 0.002 * f['total']:
-      lines.append(
-        f'  {name:<36.36}'
-        + ''.join(cell(row.get(k, 0)) for k in ('forward', 'backward', 'recompute'))
-        + cell(total)
-        + cell(row['minimum'])
-      )
+      line = f'  {name:<36.36}'
+      for direction in ('forward', 'backward', 'recompute'):
+        line += cell(row.get(direction, 0))
+      lines.append(line + cell(total) + cell(row['minimum']))
   lines.append(
     f'  remat computes {f["recomputed"] / scale:,.2f} {unit} again, {f["recomputed_share"]:.1%}'
   )
   return lines
 
 
-def _network(n):
+def _network(n: Json) -> list[str]:
   right = size(n['total'])
   if n['minimum']:
     right += f', {n["ratio"]:.2f} of the minimum ({size(n["minimum"])})'
   lines = [_rule('communication of a chip and step', right)]
-  merged = {}
+  # The rows tell the parts of the model apart; the page has one line for all of them.
+  counts = collections.Counter()
+  parts = {}  # row of the page -> bytes by part
   for r in n['rows']:
-    row = merged.setdefault((r['kind'], r['axis'], r['dtype'], r['overlapped']), [0, 0.0, {}])
-    row[0] += r['count']
-    row[1] += r['bytes']
-    row[2][r['part']] = row[2].get(r['part'], 0) + r['bytes']
-  if merged:
+    key = (r['kind'], r['axis'], r['dtype'], r['overlapped'])
+    counts[key] += r['count']
+    parts.setdefault(key, collections.Counter())[r['part']] += r['bytes']
+  if parts:
     lines.append(
       f'  {"kind":<20}{"axis":<14}{"dtype":<7}{"count":>7}{"bytes":>12}  {"hidden":<8}mostly for'
     )
-  for (kind, axis, dtype, hidden), (count, moved, by) in sorted(
-    merged.items(), key=lambda item: -item[1][1]
-  )[:10]:
-    who = ', '.join(k for k, _ in sorted(by.items(), key=lambda item: -item[1])[:3])
-    line = f'  {kind:<20}{axis:<14}{dtype:<7}{count:>7,}{size(moved):>12}  {"yes" if hidden else "no":<8}{who}'
+  longest = sorted(parts, key=lambda key: -parts[key].total())
+  for key in longest[:10]:
+    kind, axis, dtype, overlapped = key
+    hidden = 'yes' if overlapped else 'no'
+    users = ', '.join(part for part, _ in parts[key].most_common(3))
+    line = (
+      f'  {kind:<20}{axis:<14}{dtype:<7}{counts[key]:>7,}{size(parts[key].total()):>12}  '
+      f'{hidden:<8}{users}'
+    )
     lines.append(line[:WIDTH])
   if n['minimum']:
-    lines.append(
-      '  minimum: ' + ', '.join(f'{k} {size(v)}' for k, v in n['minimum_by_kind'].items() if v)
-    )
+    kinds = [f'{kind} {size(moved)}' for kind, moved in n['minimum_by_kind'].items() if moved]
+    lines.append(f'  minimum: {", ".join(kinds)}')
   if n['in_open_loops']:
     lines.append(
-      f'  WARNING: {n["in_open_loops"]} inside of loops whose length only the data tell; counted once'
+      f'  WARNING: {n["in_open_loops"]} inside of loops whose length depends on data; counted once'
     )
   return lines
 
 
-def _time(t, h):
-  lines = [_rule('estimated time of a step', f'{seconds(t["step"])}, bound by {t["bound"]}')]
-  lines.append(
-    f'  compute {seconds(t["compute"])}   memory {seconds(t["memory"])}   network {seconds(t["network"])} '
-    f'({seconds(t["network_exposed"])} not hidden),\n'
-    f'    with all links in use; {seconds(t["network_one_axis"])} if one axis of the torus carries it'
+def _time(t: Json) -> list[str]:
+  sources = dict(
+    compiler="the compiler's cycles", schedule="kernels' schedules", roofline='rooflines'
   )
-  lines.append(
-    f'  all overlapped {seconds(t["overlapped"])}, nothing overlapped {seconds(t["not_overlapped"])}; '
-    f'{t["peak_share"]:.0%} of peak'
+  compute = []
+  for source, name in sources.items():
+    if source in t['compute_by_source']:
+      compute.append(f'{name} {seconds(t["compute_by_source"][source])}')
+  estimate = (
+    f'  an estimate: {t["images_per_second_per_chip"]:,.1f} images/s a chip; {t["steps"]:,} steps '
+    f'in {duration(t["days"])}, {t["chip_hours"]:,.0f} chip-hours'
   )
-  sources = t['compute_by_source']
-  told = dict(compiler="the compiler's cycles", schedule="kernels' schedules", roofline='rooflines')
-  lines.append(
-    '  compute from ' + ', '.join(f'{told[k]} {seconds(sources[k])}' for k in told if k in sources)
-  )
-  lines.append(
-    f'  an estimate: {t["images_per_second_per_chip"]:,.1f} images/s a chip; {t["steps"]:,} steps in '
-    f'{duration(t["days"])}, {t["chip_hours"]:,.0f} chip-hours'
-    + (
-      f', {t["cost"]:,.0f} at {t["price_per_chip_hour"]:g} each' if t['price_per_chip_hour'] else ''
-    )
-  )
-  return lines
-
-
-def _parts(rows, t, most=14):
-  lines = [_rule('where the time goes', f'{seconds(t["compute"])} compute')]
-  short = dict(forward='fwd', backward='bwd', recompute='again')
-  cells = [
-    f'{seconds(r["seconds"]):>9}{r["seconds"] / max(t["compute"], 1e-12):>6.1%}  '
-    f'{_short(r["part"], 18):<18} {short[r["direction"]]:<5} {r["layer"]:<7.7}'
-    for r in rows[:most]
+  if t['price_per_chip_hour']:
+    estimate += f', {t["cost"]:,.0f} at {t["price_per_chip_hour"]:g} each'
+  return [
+    _rule('estimated time of a step', f'{seconds(t["step"])}, bound by {t["bound"]}'),
+    f'  compute {seconds(t["compute"])}   memory {seconds(t["memory"])}   '
+    f'network {seconds(t["network"])} ({seconds(t["network_exposed"])} not hidden),',
+    f'    with all links in use; {seconds(t["network_one_axis"])} if one axis of the torus carries '
+    'it',
+    f'  all overlapped {seconds(t["overlapped"])}, nothing overlapped '
+    f'{seconds(t["not_overlapped"])}; {t["peak_share"]:.0%} of peak',
+    f'  compute from {", ".join(compute)}',
+    estimate,
   ]
+
+
+def _parts(rows: Sequence[Json], t: Json, most: int = 14) -> list[str]:
+  """The parts with the most time, in two columns."""
+  directions = dict(forward='fwd', backward='bwd', recompute='again')
+  cells = []
+  for r in rows[:most]:
+    name = r['part'].removeprefix('loss ')
+    if len(name) > 18:
+      name = name[:17] + '~'
+    share = r['seconds'] / max(t['compute'], 1e-12)
+    cells.append(
+      f'{seconds(r["seconds"]):>9}{share:>6.1%}  {name:<18} {directions[r["direction"]]:<5} '
+      f'{r["layer"]:<7.7}'
+    )
   half = (len(cells) + 1) // 2
-  return (
-    lines
-    + [' '.join(pair).rstrip() for pair in zip(cells[:half], cells[half:] + [''] * half)][:half]
-  )
+  lines = [_rule('where the time goes', f'{seconds(t["compute"])} compute')]
+  for pair in itertools.zip_longest(cells[:half], cells[half:], fillvalue=''):
+    lines.append(' '.join(pair).rstrip())
+  return lines
 
 
-def _short(name, width):
-  name = name.removeprefix('loss ')
-  return name if len(name) <= width else name[: width - 1] + '~'
-
-
-def _instructions(rows):
+def _instructions(rows: Sequence[Json]) -> list[str]:
   lines = [_rule('the longest instructions')]
   for r in rows:
     lines.append(
-      f'{seconds(r["seconds"]):>9} x{r["count"]:<5}{r["source"]:<9} {r["name"]:<34.34} {r["shape"]:<28.28} '
-      f'{r["op_name"][-70:]}'
+      f'{seconds(r["seconds"]):>9} x{r["count"]:<5}{r["source"]:<9} {r["name"]:<34.34} '
+      f'{r["shape"]:<28.28} {r["op_name"][-70:]}'
     )
   return lines
 
 
-def ranking(rows, command):
+def ranking(rows: Sequence[Json], command: str) -> str:
   """The table of a search and the command of its winner."""
   lines = [
     _rule('plans, fastest first'),
-    f'  {"mesh":<32}{"remat":<10}{"parts":>6}{"fits":>6}{"memory":>11}{"step":>10}{"images/s a chip":>17}',
+    f'  {"mesh":<32}{"remat":<10}{"parts":>6}{"fits":>6}{"memory":>11}{"step":>10}'
+    f'{"images/s a chip":>17}',
   ]
   for r in rows:
     mesh = ' x '.join(f'{k} {v}' for k, v in r['mesh'].items() if v > 1) or 'one chip'
-    step = seconds(r['step']) if r.get('step') else '-'
-    rate = f'{r["images_per_second_per_chip"]:,.1f}' if r.get('step') else '-'
+    step = '-'
+    rate = '-'
+    if r.get('step'):  # else it does not fit
+      step = seconds(r['step'])
+      rate = f'{r["images_per_second_per_chip"]:,.1f}'
     fits = 'yes' if r['fits'] else 'no'
     lines.append(
-      f'  {mesh:<32}{r["remat"]:<10}{r["accumulate"]:>6}{fits:>6}{size(r["total"]):>11}{step:>10}{rate:>17}'
+      f'  {mesh:<32}{r["remat"]:<10}{r["accumulate"]:>6}{fits:>6}{size(r["total"]):>11}{step:>10}'
+      f'{rate:>17}'
     )
-  return '\n'.join(lines + ([f'\n{command}'] if command else []))
+  if command:
+    lines.append(f'\n{command}')
+  return '\n'.join(lines)

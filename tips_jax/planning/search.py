@@ -1,24 +1,27 @@
-"""One plan for given devices, or the fastest of many that fit: a rough model picks what is worth
-compiling.
-"""
+"""The plan for given devices, or the fastest of many; a rough model picks what is worth compiling."""
 
 import collections
 import dataclasses
+import functools
 import inspect
 import math
 import time
 import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
 
 from tips_jax.core import schema
+from tips_jax.core.chips import Chip
 from tips_jax.core.errors import InputError
 from tips_jax.objectives import distill
-from tips_jax.planning import collectives, compiler, estimate, report
-from tips_jax.planning import topologies as chips_lib
+from tips_jax.planning import collectives, compiler, estimate, report, topologies
 from tips_jax.train import method as method_lib
 from tips_jax.train import sharding, summary
 
 REMATS = typing.get_args(typing.get_type_hints(schema.Compute)['remat'])
-_PEAK = 0.5  # share of peak that the rough model takes for granted
+_PEAK = 0.5  # share of peak that the rough model assumes
 _CHUNK = inspect.signature(distill.dino).parameters['chunk'].default  # tokens with logits at once
 
 
@@ -26,14 +29,18 @@ _CHUNK = inspect.signature(distill.dino).parameters['chunk'].default  # tokens w
 class Choice:
   """What a search may change; never what is computed."""
 
-  data: int
+  data: int  # sizes of the mesh
   fsdp: int
   tensor: int
   remat: str
   accumulate: int
 
-  def apply(self, method):
-    """The method with these choices; InputError where they do not go with it."""
+  @property
+  def mesh(self) -> tuple[int, int, int]:
+    return self.data, self.fsdp, self.tensor
+
+  def apply(self, method: method_lib.Method) -> method_lib.Method:
+    """The method with these choices; InputError where it does not allow them."""
     c = method.config
     mesh = dataclasses.replace(c.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
     return method_lib.build(
@@ -45,7 +52,7 @@ class Choice:
       )
     )
 
-  def flags(self):
+  def flags(self) -> list[str]:
     return [
       f'--config.mesh.data={self.data}',
       f'--config.mesh.fsdp={self.fsdp}',
@@ -54,11 +61,21 @@ class Choice:
     ]
 
 
-def one(method, *, topology, chips=0, slices=1, suggest=False, **options):
-  """The plan of a method as its config says, on a topology; where it does not fit, what would make
-  it fit.
+def one(
+  method: method_lib.Method,
+  *,
+  topology: str,
+  chips: int = 0,
+  slices: int = 1,
+  suggest: bool = False,
+  **options: Any,
+) -> dict[str, Any]:
+  """The plan of a method with its config on a topology; suggestions where it does not fit.
+
+  chips: how many of the topology; 0: all. suggest: compiles the suggestions. options: of
+  `estimate.plan`.
   """
-  chip, devices = chips_lib.devices(topology, slices)
+  chip, devices = topologies.devices(topology, slices)
   if chips > len(devices):
     raise InputError(f'--chips: got {chips}; expected at most the {len(devices)} that there are')
   devices = devices[: chips or len(devices)]
@@ -71,30 +88,49 @@ def one(method, *, topology, chips=0, slices=1, suggest=False, **options):
   return result
 
 
-def auto(method, *, chip, chips, tries, command, slices=1, say=compiler.progress, **options):
-  """The fastest plan that fits `chips` chips; its dict with 'ranking' and 'command' added."""
+def auto(
+  method: method_lib.Method,
+  *,
+  chip: str,
+  chips: int,
+  tries: int,
+  command: Sequence[str],
+  slices: int = 1,
+  say: Callable[[str], None] = compiler.progress,
+  **options: Any,
+) -> dict[str, Any]:
+  """The fastest plan that fits `chips` chips; its dict with 'ranking' and 'command' added.
+
+  tries: how many plans are compiled. command: arguments of this program, whose config flags the
+  command of the winner keeps.
+  """
   if not chip or not chips:
     raise InputError(
       '--topology=auto: expected --chip and --chips beside it, such as --chip=v5e --chips=256'
     )
   if chips % slices:
     raise InputError(f'--slices: got {slices}; expected a divisor of --chips={chips}')
-  topology = chips_lib.shape_for(chip, chips // slices)
-  kind, devices = chips_lib.devices(topology, slices)
+  topology = topologies.shape_for(chip, chips // slices)
+  kind, devices = topologies.devices(topology, slices)
   model = Model(method, kind)
   choices = candidates(method, len(devices), slices)
   say(
-    f'{len(choices)} candidates on {topology}; the {min(tries, len(choices))} most promising are compiled'
+    f'{len(choices)} candidates on {topology}; the {min(tries, len(choices))} most promising are '
+    'compiled'
   )
-  rows, plans, begin = [], {}, time.time()
+  rows = []
+  plans = {}
+  begin = time.time()
   for turn in range(tries):
-    choice = model.best(
-      choices, set(plans), max((1 / r['step'] for r in rows if r['fits']), default=0)
-    )
+    reached = max((1 / row['step'] for row in rows if row['fits']), default=0)
+    choice = model.best(choices, plans, reached)
     if choice is None:
       break
-    ahead = f'; about {(time.time() - begin) / turn * (tries - turn):.0f} s to go' if turn else ''
-    say(f'plan {turn + 1} of {tries}{ahead}: {" ".join(choice.flags())}')
+    remaining = ''
+    if turn:
+      per_plan = (time.time() - begin) / turn
+      remaining = f'; about {per_plan * (tries - turn):.0f} s to go'
+    say(f'plan {turn + 1} of {tries}{remaining}: {" ".join(choice.flags())}')
     changed = choice.apply(method)
     mesh = sharding.make_mesh(
       changed.config.mesh, changed.config.schedule.batch_size, devices=devices
@@ -116,22 +152,35 @@ def auto(method, *, chip, chips, tries, command, slices=1, say=compiler.progress
         images_per_second_per_chip=plan.get('time', {}).get('images_per_second_per_chip'),
       )
     )
-  rows.sort(key=lambda r: (not r['fits'], r['step'] or math.inf, r['over']))
-  result = plans[Choice(**rows[0]['choice'])]
-  winner = Choice(**rows[0]['choice']).flags() if rows[0]['fits'] else []
-  batch = [f'--config.schedule.batch_size={method.config.schedule.batch_size}']
-  given = {f.split('=')[0] for f in winner + batch}
-  keep = [a for a in command if a.startswith('--config') and a.split('=')[0] not in given]
-  line = ' '.join(['python -m tips_jax.main', *keep, *winner, *batch]) if winner else ''
-  return result | dict(ranking=rows, command=line)
+  rows.sort(key=lambda row: (not row['fits'], row['step'] or math.inf, row['over']))
+  winner = Choice(**rows[0]['choice'])
+  line = ''
+  if rows[0]['fits']:
+    line = _command(command, winner, method.config.schedule.batch_size)
+  return plans[winner] | dict(ranking=rows, command=line)
 
 
-def candidates(method, count, slices=1):
-  """Every Choice of mesh, remat and parts that the batch and the number of chips allow; tensor
-  stays 1.
+def _command(arguments: Sequence[str], choice: Choice, batch: int) -> str:
+  """The command that trains with a choice: its flags replace those that were given."""
+  flags = [*choice.flags(), f'--config.schedule.batch_size={batch}']
+  replaced = {flag.split('=')[0] for flag in flags}
+  kept = []
+  for argument in arguments:
+    if argument.startswith('--config') and argument.split('=')[0] not in replaced:
+      kept.append(argument)
+  return ' '.join(['python -m tips_jax.main', *kept, *flags])
+
+
+def candidates(method: method_lib.Method, count: int, slices: int = 1) -> list[Choice]:
+  """Every Choice of mesh, remat and accumulation for a number of chips and the batch.
+
+  fsdp is a power of two inside of a slice; tensor stays 1.
   """
-  batch, result = method.config.schedule.batch_size, []
-  for fsdp in (f for f in range(1, count + 1) if (count // slices) % f == 0 and f & (f - 1) == 0):
+  batch = method.config.schedule.batch_size
+  result = []
+  for fsdp in range(1, count + 1):
+    if (count // slices) % fsdp or fsdp & (fsdp - 1):
+      continue
     for remat in REMATS:
       for parts in (1, 2, 4, 8, 16):
         if batch % (count * parts) == 0:
@@ -144,92 +193,109 @@ def candidates(method, count, slices=1):
 class Model:
   """A rough estimate of memory and time, corrected by every plan that was compiled."""
 
-  def __init__(self, method, chip):
-    self.method, self.chip = method, chip
-    self.memory = collections.defaultdict(
-      lambda: 1.0
-    )  # measured over estimated temporaries, by remat
+  def __init__(self, method: method_lib.Method, chip: Chip):
+    self.method = method
+    self.chip = chip
+    # Compiled over estimated temporaries and times, by remat: what it errs in is the same for every
+    # mesh.
+    self.memory = collections.defaultdict(lambda: 1.0)
     self.pace = collections.defaultdict(lambda: 1.0)
+    self._groups = {}  # by mesh
 
-  def best(self, choices, done, reached):
-    """The fastest choice that is not done and probably fits, if it may beat what is `reached`
-    (steps/s); else None.
+  def best(
+    self, choices: Sequence[Choice], done: Iterable[Choice], reached: float
+  ) -> Choice | None:
+    """The fastest remaining choice that probably fits, if it may be faster than `reached` steps/s.
+
+    If none fits, and none has, the choice that takes the least memory.
     """
-    open_ = [c for c in choices if c not in done]
-    fitting = [c for c in open_ if self.total(c) <= self.chip.hbm * 0.98]
-    if not fitting:
-      return min(open_, key=self.total, default=None) if not reached else None
-    choice = min(fitting, key=self.seconds)
-    return choice if self.seconds(choice) * reached < 1.15 else None
+    remaining = [choice for choice in choices if choice not in done]
+    fitting = [choice for choice in remaining if self.total(choice) <= self.chip.hbm * 0.98]
+    if fitting:
+      choice = min(fitting, key=self.seconds)
+      # The estimate may be 15 % too slow.
+      if self.seconds(choice) * reached < 1.15:
+        return choice
+    elif not reached:
+      return min(remaining, key=self.total, default=None)
+    return None
 
-  def total(self, choice):
+  def total(self, choice: Choice) -> float:
+    """Bytes of one chip."""
     return self.state(choice) + self.memory[choice.remat] * self.temporaries(choice)
 
-  def state(self, choice):
+  def state(self, choice: Choice) -> float:
     return sum(self.groups(choice).values())
 
-  def groups(self, choice):
-    if not hasattr(self, '_groups'):
-      self._groups = {}
-    key = (choice.data, choice.fsdp, choice.tensor)
-    if key not in self._groups:
-      mesh = _abstract_mesh(key)
-      self._groups[key] = estimate.memory(choice.apply(self.method), mesh, self.chip)['groups']
-    return self._groups[key]
+  def groups(self, choice: Choice) -> dict[str, float]:
+    # Evaluating the shapes of the state is slow, and only the mesh changes the result.
+    if choice.mesh not in self._groups:
+      mesh = _abstract_mesh(choice)
+      memory = estimate.memory(choice.apply(self.method), mesh, self.chip)
+      self._groups[choice.mesh] = memory['groups']
+    return self._groups[choice.mesh]
 
-  def temporaries(self, choice):
-    """Bytes beside the state: what is kept for the backward pass, one block at work, gradients,
-    logits.
-    """
-    c, count = self.method.config, choice.data * choice.fsdp * choice.tensor
-    images = c.schedule.batch_size / count / choice.accumulate
-    kept = working = 0.0
+  def temporaries(self, choice: Choice) -> float:
+    """Bytes beside the state: kept for the backward pass, one block's, gradients, logits."""
+    c = self.method.config
+    images = c.schedule.batch_size / math.prod(choice.mesh) / choice.accumulate
+    kept = 0.0
+    working = 0.0
     for p in c.passes.values():
       tower = c.towers[p.tower]
-      if tower.kind in ('vit', 'text'):
-        tokens, depth = _tokens(c, p, tower), tower.depth
-        wide = (2 if getattr(tower, 'ffn', '') == 'swiglu' else 1) * tower.mlp
-        each = {
-          'none': 14 * tower.width + 3 * wide,
-          'products': 6 * tower.width + wide,
-          'full': tower.width,
-        }
-        kept += 2 * tokens * depth * each[choice.remat] * (p.by == 'student')
-        working = max(working, 2 * tokens * (16 * tower.width + 4 * wide))
-    heads = [t.prototypes for t in c.towers.values() if t.kind == 'dino_head']
-    logits = _CHUNK * max(heads, default=0) * 4 * 3
+      if tower.kind not in ('vit', 'text'):
+        continue
+      tokens = _tokens(c, p, tower)
+      hidden = tower.mlp
+      if getattr(tower, 'ffn', '') == 'swiglu':
+        hidden *= 2
+      # Numbers a token and layer that each policy keeps, in bfloat16.
+      kept_numbers = {
+        'none': 14 * tower.width + 3 * hidden,
+        'products': 6 * tower.width + hidden,
+        'full': tower.width,
+      }
+      if p.by == 'student':  # nothing of a teacher is differentiated
+        kept += 2 * tokens * tower.depth * kept_numbers[choice.remat]
+      working = max(working, 2 * tokens * (16 * tower.width + 4 * hidden))
+    prototypes = [t.prototypes for t in c.towers.values() if t.kind == 'dino_head']
+    # Student, teacher and gradient, in float32, a chunk of tokens at a time.
+    logits = _CHUNK * max(prototypes, default=0) * 4 * 3
     gradients = self.groups(choice)['parameters'] * 1.5
     return images * (kept + working) + logits + gradients
 
-  def seconds(self, choice):
-    changed = choice.apply(self.method)
-    count = choice.data * choice.fsdp * choice.tensor
-    work = sum(summary.flops(self.method).values()) * self.method.config.schedule.batch_size / count
-    again = (
-      1
-      + (choice.remat == 'full') * 0.25
-      + (choice.remat == 'products') * 0.02
-      + (choice.accumulate > 1) / 3
-    )
-    network = sum(
-      collectives.minimum(
-        changed, _abstract_mesh((choice.data, choice.fsdp, choice.tensor))
-      ).values()
-    )
-    compute = work * again / (_PEAK * self.chip.flops) * self.pace[choice.remat]
-    return compute + 0.5 * network / self.chip.ici
+  @functools.cached_property
+  def _work(self) -> float:
+    """FLOPs of a step, without any that remat repeats."""
+    flops = sum(summary.flops(self.method).values())
+    return flops * self.method.config.schedule.batch_size
 
-  def learn(self, choice, plan):
+  def seconds(self, choice: Choice) -> float:
+    """Of a step."""
+    # Assumed share that is computed again: full remat repeats most of the forward pass,
+    # accumulation all of it, which is a third of the work.
+    repeated = {'none': 0, 'products': 0.02, 'full': 0.25}[choice.remat]
+    if choice.accumulate > 1:
+      repeated += 1 / 3
+    work = self._work / math.prod(choice.mesh)
+    network = collectives.minimum(choice.apply(self.method), _abstract_mesh(choice))
+    compute = work * (1 + repeated) / (_PEAK * self.chip.flops) * self.pace[choice.remat]
+    # Half of the communication is assumed to be hidden behind computation.
+    return compute + 0.5 * sum(network.values()) / self.chip.ici
+
+  def learn(self, choice: Choice, plan: dict[str, Any]) -> None:
+    """Corrects the estimates by a compiled plan."""
     measured = plan['memory']['total'] - self.state(choice)
     self.memory[choice.remat] = max(measured, 1) / self.temporaries(choice)
-    if len(self.memory) == 1:  # the first measurement tells something of all
+    if len(self.memory) == 1:  # the first measurement is the best guess for every policy
       for remat in REMATS:
         self.memory.setdefault(remat, self.memory[choice.remat])
     if 'time' in plan:
       self.pace[choice.remat] *= plan['time']['step'] / self.seconds(choice)
 
 
-def _tokens(c, p, tower):
+def _tokens(c: schema.Config, p: schema.Pass, tower: schema.ViT | schema.TextTower) -> int:
+  """Tokens of a pass for one image."""
   if tower.kind == 'text':
     return c.data.text_length
   view = c.data.views[p.inputs['images'].removeprefix('batch.')]
@@ -239,54 +305,66 @@ def _tokens(c, p, tower):
   return view.count * (patches + len(tower.cls))
 
 
-def _abstract_mesh(sizes):
-  import jax
-
-  return jax.sharding.AbstractMesh(sizes, sharding.AXES)
+def _abstract_mesh(choice: Choice) -> jax.sharding.AbstractMesh:
+  return jax.sharding.AbstractMesh(choice.mesh, sharding.AXES)
 
 
-def suggestions(method, mesh, chip, result, topology, devices, compile_, **options):
-  """Lines: what would make the program fit, cheapest first; by the rough model, or compiled."""
+def suggestions(
+  method: method_lib.Method,
+  mesh: jax.sharding.Mesh,
+  chip: Chip,
+  result: dict[str, Any],
+  topology: str,
+  devices: Sequence[jax.Device],
+  compile_: bool,
+  **options: Any,
+) -> list[str]:
+  """Lines: flags that would make the program fit, fastest first; by the rough model, or compiled.
+
+  result: the plan that does not fit. options: of `estimate.plan`.
+  """
   model = Model(method, chip)
   c = method.config
+  sizes = mesh.shape
   now = Choice(
-    mesh.shape['data'],
-    mesh.shape['fsdp'],
-    mesh.shape['tensor'],
-    c.compute.remat,
-    c.schedule.accumulate,
+    sizes['data'], sizes['fsdp'], sizes['tensor'], c.compute.remat, c.schedule.accumulate
   )
   model.learn(now, result)
-  choices = [x for x in candidates(method, len(devices), options.get('slices', 1)) if x != now]
-  changes = lambda x: sum(a != b for a, b in zip(dataclasses.astuple(x), dataclasses.astuple(now)))
-  fitting, alike = [], set()
-  for x in sorted(choices, key=lambda x: (float(f'{model.seconds(x):.2g}'), changes(x))):
-    if model.total(x) <= chip.hbm * 0.97 and (x.remat, x.accumulate) not in alike:
-      fitting.append(x)
-      alike.add((x.remat, x.accumulate))
-  lines = []
+  choices = candidates(method, len(devices), options.get('slices', 1))
+  choices = [choice for choice in choices if choice != now]
+
+  def order(choice: Choice) -> tuple[float, int]:
+    # Of choices that are about as fast, the one that changes the least.
+    fields = zip(dataclasses.astuple(choice), dataclasses.astuple(now))
+    return float(f'{model.seconds(choice):.2g}'), sum(a != b for a, b in fields)
+
+  fitting = {}  # the fastest mesh of each remat and accumulation
+  for choice in sorted(choices, key=order):
+    if model.total(choice) <= chip.hbm * 0.97:
+      fitting.setdefault((choice.remat, choice.accumulate), choice)
   if not fitting:
-    least = min(choices or [now], key=model.total)
-    more = math.ceil(math.log2(max(2, model.total(least) / chip.hbm)))
+    least = model.total(min(choices or [now], key=model.total))
+    doublings = math.ceil(math.log2(max(2, least / chip.hbm)))
     return [
-      f'nothing on {len(devices)} chips, by estimate: about {report.size(model.total(least))} at the least; try '
-      f'{len(devices) * 2**more} chips or a smaller batch'
+      f'nothing on {len(devices)} chips, by estimate: about {report.size(least)} at the least; try '
+      f'{len(devices) * 2**doublings} chips or a smaller batch'
     ]
-  for x in fitting[:3]:
-    flags, about = ' '.join(x.flags()), report.size(model.total(x))
+  lines = []
+  for choice in list(fitting.values())[:3]:
+    flags = ' '.join(choice.flags())
     if not compile_:
-      lines.append(f'{flags}   (about {about}, by estimate)')
+      lines.append(f'{flags}   (about {report.size(model.total(choice))}, by estimate)')
       continue
-    changed = x.apply(method)
+    changed = choice.apply(method)
     mesh = sharding.make_mesh(
       changed.config.mesh, changed.config.schedule.batch_size, devices=devices
     )
     plan = estimate.plan(changed, mesh, chip, topology=topology, **options)
-    m = plan['memory']
-    lines.append(
-      f'{flags}   ({report.size(m["total"])}, compiled: {"fits" if m["fits"] else "does not fit"}'
-      + (f', {report.seconds(plan["time"]["step"])})' if 'time' in plan else ')')
-    )
-    if m['fits']:
+    total = report.size(plan['memory']['total'])
+    verdict = 'fits' if plan['memory']['fits'] else 'does not fit'
+    if 'time' in plan:
+      verdict += f', {report.seconds(plan["time"]["step"])}'
+    lines.append(f'{flags}   ({total}, compiled: {verdict})')
+    if plan['memory']['fits']:
       break
   return lines
