@@ -172,7 +172,12 @@ def test_the_report_of_a_run(drawn, model, tmp_path):
   assert {name.split('/')[0] for name in report['chance']} == {'depth', *THREE}
   pixels = report['pixel_baseline']
   assert {name.split('/')[0] for name in pixels} == {'depth', *THREE} and set(pixels) < set(found)
-  assert (tmp_path / 'index.html').is_file() and (tmp_path / 'results.json').is_file()
+  assert (tmp_path / 'index.html').is_file()
+  # The columns of both files are the same numbers.
+  for entry in json.loads((tmp_path / 'results.json').read_text())['results']:
+    for name, metric in entry['metrics'].items():
+      assert metric['before'] == 0.5 * {'%': 100}.get(metric['unit'], 1)
+      assert (metric['pixel_baseline'] is not None) == (f'{entry["task"]}/{name}' in pixels)
 
 
 def test_nothing_stays(drawn, model, tmp_path, monkeypatch):

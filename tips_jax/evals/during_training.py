@@ -8,7 +8,6 @@ limit.
 
 import dataclasses
 import gc
-import json
 import os
 import pathlib
 import tempfile
@@ -92,19 +91,17 @@ class DuringTraining:
           for name, value in line.items()
           if name.startswith('eval/') and name != 'eval/seconds'
         }
-    columns = {
-      'before': first,
-      'after': _metrics(self._results),
-      'chance': _metrics(self._results, 'chance'),
-      'pixel_baseline': self._pixels(encoder),
-    }
-    (workdir / 'report.json').write_text(json.dumps(columns, indent=1) + '\n')
+    losses = [name for name, term in config.losses.items() if term.weight]
     return report.write(
       workdir,
       self._results,
       title=config.name,
       checkpoint=config.name,
       sha256=encoder.sha256,
+      before=first,
+      pixel_baseline=self._pixels(encoder),
+      metrics_path=workdir / log.FILE,
+      losses=['loss', *losses],
     )
 
   def _measure(self, encoder, groups) -> list[Result]:
@@ -169,11 +166,11 @@ class DuringTraining:
       )
 
 
-def _metrics(results: list[Result], values: str = 'metrics') -> dict[str, float]:
-  """{'knn/accuracy': ...} of the metrics, or of the answers that know no image ('chance')."""
+def _metrics(results: list[Result]) -> dict[str, float]:
+  """{'knn/accuracy': ...}"""
   found = {}
   for result in results:
-    for name, value in getattr(result, values).items():
+    for name, value in result.metrics.items():
       found[f'{result.prefix}/{name}'] = float(value)
   return found
 
