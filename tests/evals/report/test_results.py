@@ -553,5 +553,5 @@ def test_smoothing_keeps_lines_straight_and_means_right():
 
 
 def test_importing_the_results_does_not_import_matplotlib():
-  code = 'import sys, tips_jax.evals.report.results; sys.exit("matplotlib" in sys.modules)'
+  code = 'import sys, tips_jax.evals.during_training; sys.exit("matplotlib" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
