@@ -3,13 +3,12 @@
 __version__ = '0.1.0'
 
 
-def load(path, *, weights='', tokenizer=None, **options):
-  """The encoder of any checkpoint: encode_image(images), encode_text(texts), similarity(images,
-  texts).
+def load(path, *, weights: str = '', tokenizer=None, **options):
+  """The encoder of any checkpoint, with encode_image, encode_text and similarity.
 
   path: WORKDIR[@step] of a run, a Hugging Face folder, an export, or official npz files. weights:
   of a run, 'student', 'teacher' or a teacher's name. tokenizer: a SentencePiece file, where none
-  lies beside the weights. options: of `interop.encoder.Encoder` (dtype, batch_size). Raises
+  is beside the weights. options: of `interop.encoder.Encoder` (dtype, batch_size). Raises
   InputError, a ValueError, for whatever cannot be read whole.
   """
   from tips_jax.interop import read

@@ -1,6 +1,4 @@
-"""Compiles the step for a mesh, ahead of time or for attached devices, and brings back what the
-compiler tells.
-"""
+"""Compiles the step for a mesh, ahead of time or for attached devices, and reads the result."""
 
 import atexit
 import contextlib
@@ -15,8 +13,7 @@ import tempfile
 import threading
 import time
 
-from tips_jax.planning import cost, hlo
-from tips_jax.planning import topologies as chips
+from tips_jax.planning import cost, hlo, topologies
 
 _LLO = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles'
 # How XLA says that a program is too big: bytes in all (arguments are among them), and the bytes
@@ -46,7 +43,7 @@ class TooBig(Exception):
     self.used, self.limit, self.seconds, self.text = used, limit, seconds, text
 
 
-def prepare():
+def prepare() -> None:
   """Environment for compiling without a TPU; call it before libtpu is loaded, else kernels have no
   schedules.
   """
@@ -83,7 +80,7 @@ def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=N
   asked = {'xla_dump_to': str(folder), 'xla_dump_hlo_as_text': True} if platform == 'tpu' else {}
   begin = time.time()
   try:
-    with _clock(say), chips.hidden_flags() if platform == 'tpu' else contextlib.nullcontext():
+    with _clock(say), topologies.hidden_flags() if platform == 'tpu' else contextlib.nullcontext():
       compiled = lowered.compile(compiler_options=asked | (options or {}))
     seconds = time.time() - begin
     text = read(folder, 'after_codegen') or compiled.as_text()
@@ -108,18 +105,18 @@ def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=N
       shutil.rmtree(folder, ignore_errors=True)
 
 
-def clean(folder):
+def clean(folder: str | None) -> None:
   for path in glob.glob(f'{folder}/*') if folder else ():
     os.remove(path)
 
 
-def read(folder, stage):
+def read(folder: str | os.PathLike, stage: str) -> str:
   """The text of the biggest module that was dumped at a stage, or ''."""
   found = glob.glob(f'{folder}/*{stage}.txt')
   return pathlib.Path(max(found, key=os.path.getsize)).read_text() if found else ''
 
 
-def schedules(module):
+def schedules(module: hlo.Module) -> dict[str, int]:
   """{kernel: cycles} from what libtpu has just written; the compiler's own estimates leave kernels
   out.
   """
@@ -145,7 +142,7 @@ def schedules(module):
   return result
 
 
-def peak(folder, module):
+def peak(folder: str | os.PathLike, module: hlo.Module) -> list[tuple]:
   """What is alive at the fullest moment, from the buffer assignment: bytes, op_name, opcode and
   Array of each value.
   """
@@ -232,5 +229,5 @@ def _clock(say):
     thread.join()
 
 
-def progress(text):
+def progress(text: str) -> None:
   print(text, file=sys.stderr, flush=True)

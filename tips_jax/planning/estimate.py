@@ -79,14 +79,14 @@ def header(method, mesh, chip, topology, slices):
 def memory(method, mesh, chip):
   """Bytes of one chip: the state by group and the batch, exactly, from shapes and shardings."""
   abstract = jax.eval_shape(lambda: state_lib.init(method))
-  own = lambda tree_: sum(
+  bytes_of = lambda tree_: sum(
     math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
     for x, s in zip(
       jax.tree.leaves(tree_),
       jax.tree.leaves(sharding.shardings(method.config.mesh.rules, mesh, tree_)),
     )
   )
-  groups = {g: own({g: getattr(abstract, g)}) for g in GROUPS}
+  groups = {g: bytes_of({g: getattr(abstract, g)}) for g in GROUPS}
   devices = math.prod(mesh.shape.get(a, 1) for a in ('data', 'fsdp'))
   groups['batch'] = tree.nbytes(lowering.abstract_batch(method)) / devices
   names = dict(params='parameters', loss_state='state of the losses')
