@@ -192,7 +192,7 @@ def _fullest(values):
 
 
 def _origin(module, value):
-  """(op_name, opcode, Array) of a value such as 'while.12{3}'; of a copy, those of what was copied."""
+  """(op_name, opcode, Array) of a value such as 'while.12{3}'; of a copy, those of its source."""
   name, _, index = value.rstrip('}').partition('{')
   computation = next((c for c in module.computations.values() if name in c), {})
   first = i = computation.get(name)

@@ -268,7 +268,7 @@ _BACK = re.compile(r'sbr\.rel \(!(%p\w+)\)')
 
 
 def schedule(text: str) -> int:
-  """Cycles of a kernel by its final schedule ('final_bundles' of libtpu): bundles times trip counts.
+  """Cycles of a kernel by its final schedule ('final_bundles'): bundles times trip counts.
 
   A loop extends from its header to the branch that its exit test decides. Stalls (waiting for
   memory) are not counted, and a loop whose end is not a constant counts once.

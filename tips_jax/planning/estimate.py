@@ -1,4 +1,4 @@
-"""The plan of one configuration on one mesh: memory, FLOPs, communication, time, as one plain dict."""
+"""The plan of one config on one mesh: memory, FLOPs, communication and time, as a dict."""
 
 import collections
 import math
@@ -94,7 +94,7 @@ def memory(method, mesh, chip):
 
 
 def _temporaries(found, compiled, method, mesh):
-  """Adds what the compiler allocates beside the state: by kind at the fullest moment, and in all."""
+  """Adds what the compiler allocates beside the state: by kind at the peak, and in total."""
   s = compiled.stats
   total = s['argument'] + s['output'] - s['alias'] + s['temp'] + s['generated_code']
   abstract = jax.eval_shape(lambda: state_lib.init(method)).params

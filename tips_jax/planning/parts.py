@@ -1,4 +1,4 @@
-"""Attributes an instruction to a part of the method by its op_name: pass or loss, layer, direction."""
+"""Attributes an instruction to a part of the method, by its op_name."""
 
 import dataclasses
 import re

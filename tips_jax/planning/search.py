@@ -1,4 +1,4 @@
-"""The plan for given devices, or the fastest of many; a rough model picks what is worth compiling."""
+"""The plan for given devices, or the fastest of many; a rough model picks what to compile."""
 
 import collections
 import dataclasses
