@@ -123,14 +123,57 @@ def test_the_terminal_line_is_rewritten_and_fits(clock, monkeypatch):
     progress = log.Progress(3000, stream=stream)
     for step in (1, 1500, 3000):
       clock[0] += 75.0
-      progress.update(step, loss=math.nan, images_per_s=12345.6)
+      progress.update(step, losses={'loss': math.nan}, images_per_s=12345.6)
     progress.close()
     shown = stream.getvalue()
     assert shown.endswith('\n') and shown.count('\n') == 1
     lines = shown.rstrip('\n').split('\r\x1b[2K')[1:]
     assert len(lines) == 3 and all(len(line) < width for line in lines)
     if width >= 80:
-      assert 'step 1,500/3,000  50 %  loss nan  ETA 1:15  12,346 images/s' in lines[1]
+      assert 'step 1,500/3,000  50 %  loss nan  ETA 1:15  12,346 img/s' in lines[1]
+
+
+TIPS = {'contrastive_web': 3.4211, 'contrastive_synthetic': 3.3, 'distill': 10.13, 'masked': 5.2}
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+@pytest.mark.parametrize('total, rate', [(1000, 45.1), (270_000, 16_384.0)])
+def test_the_losses_of_tips_fit_100_columns_by_name(clock, monkeypatch, terminal, total, rate):
+  monkeypatch.setattr(log.shutil, 'get_terminal_size', lambda: os.terminal_size((101, 24)))
+  stream = Terminal() if terminal else io.StringIO()
+  progress = log.Progress(total, stream=stream, every_s=0)
+  for step in (total // 2, total // 2 + 1):
+    clock[0] += 0.33
+    progress.update(step, losses=TIPS, images_per_s=rate)
+  line = stream.getvalue().removesuffix('\n').split('\r\x1b[2K' if terminal else '\n')[-1]
+  assert len(line) <= 100
+  assert 'web 3.42  synthetic 3.3  distill 10.1  masked 5.2  ETA ' in line
+  assert line.endswith(f'{rate:,.0f} img/s')
+
+
+def test_names_of_losses_are_whole_where_they_fit(clock):
+  stream = io.StringIO()
+  progress = log.Progress(1000, stream=stream, every_s=0)
+  progress.update(10, losses={'contrastive_web': 3.4211, 'masked_patches': 5.0})
+  assert stream.getvalue() == 'step 10/1,000  1 %  contrastive_web 3.42  masked_patches 5  ETA -\n'
+
+
+def test_unique_lines_are_read_once_and_written_once(tmp_path, monkeypatch):
+  path = tmp_path / 'quarantine.jsonl'
+  path.write_text('{"record": 1, "id": "a"}\n{"record": 11')  # cut short by a kill
+  lines = log.UniqueLines(path)
+
+  def refuse(*_):
+    raise AssertionError('the file is read again')
+
+  monkeypatch.setattr(pathlib.Path, 'read_text', refuse)
+  for record, name in ((1, 'a'), (11, 'a'), (1, 'a'), (11, 'b'), (11, 'a')):
+    lines.add({'record': record, 'id': name})
+  assert path.read_bytes().decode().splitlines() == [
+    '{"record": 1, "id": "a"}',
+    '{"record": 11, "id": "a"}',
+    '{"record": 11, "id": "b"}',
+  ]
 
 
 def test_plain_lines_come_at_intervals_and_at_the_end(clock):
@@ -138,7 +181,7 @@ def test_plain_lines_come_at_intervals_and_at_the_end(clock):
   progress = log.Progress(100, stream=stream, every_s=10)
   for step in range(1, 101):
     clock[0] += 1.0
-    progress.update(step, loss=1.0)
+    progress.update(step, losses={'loss': 1.0})
   progress.close()
   lines = stream.getvalue().splitlines()
   assert [int(line.split('/')[0].split()[1]) for line in lines] == [

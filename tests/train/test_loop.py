@@ -261,3 +261,70 @@ def test_signals_are_noted_or_raised_once():
   later._handle(15, None)
   with pytest.raises(preemption.Stopped), later.interruptible():
     pytest.fail('a signal that came before is honored')
+
+
+# --- order of operations, quarantine ------------------------------------------------------------
+
+
+def test_order_of_operations(train, tmp_path, monkeypatch):
+  """The order that the head of loop.py states."""
+  calls = []
+
+  def record(name):
+    function = getattr(loop, name)
+
+    def recorded(run, at, *args):
+      if name != 'read' or at.unread is not None:
+        calls.append(f'{name} {at.unread.step if name == "read" else at.step}')
+      return function(run, at, *args)
+
+    monkeypatch.setattr(loop, name, recorded)
+
+  for name in ('evaluate', 'save', 'read'):
+    record(name)
+  check = loop.Peers.check
+
+  def checked(self, point):
+    step, place = divmod(point, 2)
+    calls.append(f'check {step} {("before evaluation", "before step")[place]}')
+    check(self, point)
+
+  monkeypatch.setattr(loop.Peers, 'check', checked)
+  train(
+    tmp_path,
+    'clip',
+    evaluation=Evaluation(lambda encoder: {'knn/accuracy': 0.1}),
+    evals=dict(tasks=(), every_steps=1, at_start=False),
+    checkpoint=dict(every_steps=1),
+    schedule=dict(total_steps=2, batch_size=8, warmup_steps=1),
+  )
+  assert calls == [
+    'check 0 before evaluation',
+    'check 0 before step',
+    'check 1 before evaluation',
+    'read 1',
+    'evaluate 1',
+    'save 1',
+    'check 1 before step',
+    'check 2 before evaluation',
+    'read 2',
+    'evaluate 2',
+    'save 2',
+  ]
+
+
+def test_a_bad_image_is_explained_and_listed_once(tmp_path):
+  class Pipeline:
+    explained = []
+
+    def explain(self, record):
+      self.explained.append(record)
+      return f'image-{record}', 'cut short'
+
+  path = tmp_path / 'quarantine.jsonl'
+  for epochs in (2, 1):  # the second: after a restart
+    quarantine = loop.Quarantine(Pipeline(), log.UniqueLines(path))
+    for record in (1, 11) * epochs:
+      quarantine.add(record)
+  assert Pipeline.explained == [1, 11, 1, 11]
+  assert [json.loads(line)['record'] for line in path.read_text().splitlines()] == [1, 11]

@@ -1,7 +1,6 @@
-"""What a run tells the outside: `metrics.jsonl` and TensorBoard for machines, one progress line for
-people.
-"""
+"""Metrics logging and progress display: metrics.jsonl, TensorBoard, one line on the terminal."""
 
+import collections
 import json
 import math
 import os
@@ -9,6 +8,7 @@ import pathlib
 import shutil
 import sys
 import time
+from typing import TextIO
 
 from tips_jax.core import files
 from tips_jax.core.errors import InputError
@@ -20,21 +20,24 @@ FILE = 'metrics.jsonl'
 class Metrics:
   """Appends scalars to `workdir/metrics.jsonl`, one JSON object a line, and to TensorBoard.
 
-  `resume_step`: the step of the restored checkpoint; later lines, which the resumed run writes
-  again, are dropped in one atomic replacement. -1: a new run, earlier lines go. A line cut short by
-  a kill goes too. Non-finite values are null in the file. Raises InputError where the folder cannot
-  be written.
+  Non-finite values are null in the file. Raises InputError where the folder cannot be written.
   """
 
-  def __init__(self, workdir, *, config: Log, resume_step: int = -1):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    config: Log,
+    # Step of the restored checkpoint: later lines, which the resumed run writes again, are dropped,
+    # and so is a line that a kill has cut short. -1: a new run, all earlier lines go.
+    resume_step: int = -1,
+  ):
     self.path = pathlib.Path(workdir) / FILE
     self._tensorboard = None
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      kept = ''.join(
-        json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step
-      )
-      files.write(self.path, kept)
+      kept = [json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step]
+      files.write(self.path, ''.join(kept))
       self._file = open(self.path, 'a')
       if config.tensorboard:
         from tensorboardX import SummaryWriter  # slow to import, and optional
@@ -49,28 +52,28 @@ class Metrics:
 
   def write(self, step: int, values: dict) -> None:
     """Adds one line: `step` and the values (numbers, 0-d arrays or strings)."""
-    values = {
-      name: value if isinstance(value, str) else _number(value) for name, value in values.items()
-    }
+    values = {name: _number(value) for name, value in values.items()}
+    line = {'step': int(step)}
+    for name, value in values.items():
+      line[name] = _finite(value)
     try:
-      self._file.write(
-        json.dumps({'step': int(step), **{k: _finite(v) for k, v in values.items()}}) + '\n'
-      )
+      self._file.write(json.dumps(line) + '\n')
+      # A kill after this loses nothing.
       self._file.flush()
-      if self._tensorboard:
-        for name, value in values.items():
-          if not isinstance(value, str):
-            self._tensorboard.add_scalar(name, value, int(step))
+      for name, value in values.items():
+        if self._tensorboard and not isinstance(value, str):
+          self._tensorboard.add_scalar(name, value, int(step))
     except OSError as error:
       raise InputError(f'{FILE}: cannot write {str(self.path)!r} ({error.strerror})') from None
 
   def close(self) -> None:
+    """Closes both files."""
     self._file.close()
     if self._tensorboard:
       self._tensorboard.close()
 
 
-def read(path) -> list[dict]:
+def read(path: str | pathlib.Path) -> list[dict]:
   """The lines of a metrics file in order; a last line without its end is left out; no file: no
   lines.
   """
@@ -96,64 +99,124 @@ def evaluation(line: dict) -> dict[str, float | None]:
   }
 
 
+class UniqueLines:
+  """Appends rows to a .jsonl file, each one once, also when a run is resumed."""
+
+  def __init__(self, path: pathlib.Path):
+    # Read once, here: the file may list very many rows, and `add` is called between two steps.
+    self._path = path
+    text = ''
+    if path.exists():
+      text = path.read_text()
+    complete, newline, cut = text.rpartition('\n')
+    if cut:  # by a kill
+      files.write(path, complete + newline)
+    self._lines = set(complete.split('\n'))
+
+  def add(self, row: dict) -> None:
+    """Writes a row as one line of JSON, unless the file has that line."""
+    line = json.dumps(row)
+    if line in self._lines:
+      return
+    self._lines.add(line)
+    with open(self._path, 'a') as file:
+      file.write(line + '\n')
+
+
+# Columns of the progress line at most, however wide the terminal is.
+_COLUMNS = 100
+
+
 class Progress:
-  """One line that fits the terminal: step/total, %, loss, ETA, images/s.
+  """One line that fits the terminal: step/total, %, losses, ETA, images per second.
 
   Rewritten in place on a terminal; elsewhere (a log file) a plain line every `every_s` seconds and
-  at the end. The ETA counts from the first `update`, so that compiling does not spoil it. `silent`:
-  says nothing.
+  at the end. The ETA counts from the first `update`, so that compiling does not spoil it.
   """
 
   def __init__(
     self,
     total: int,
     *,
+    # What is counted.
     label: str = 'step',
     every_s: float = 10.0,
-    stream=None,
+    stream: TextIO | None = None,
+    # Says nothing: all processes of a run but the first.
     silent: bool = False,
   ):
     self.total, self.label, self.every_s = total, label, every_s
-    self.stream = open(os.devnull, 'w') if silent else stream or sys.stderr
+    self.stream = stream or sys.stderr
+    if silent:
+      self.stream = open(os.devnull, 'w')
     self.tty = self.stream.isatty()
-    self._first = None  # (time, step) of the first update
+    # (time, step) of the first update.
+    self._first: tuple[float, int] | None = None
     self._shown_at = -math.inf
-    self._line = ''
-    self._open = False  # a line without its end stands on the terminal
+    # The cursor is behind a line without its end.
+    self._open = False
 
-  def update(self, step: int, *, loss=None, images_per_s=None, note: str = '') -> None:
-    """Shows step `step` of the total, with whatever of the rest is given (raw: also nan and inf)."""
+  def update(
+    self,
+    step: int,
+    *,
+    losses: dict[str, float] | None = None,
+    images_per_s: float | None = None,
+    note: str = '',
+  ) -> None:
+    """Shows step `step` of the total, with whatever of the rest is given (also nan and inf)."""
     now = time.monotonic()
-    self._first = self._first or (now, step)
-    parts = [f'{self.label} {step:,}/{self.total:,}', f'{100 * step / max(self.total, 1):.0f} %']
-    if loss is not None:
-      parts.append(f'loss {float(loss):.4g}')
-    parts.append(f'ETA {self._eta(now, step)}')
-    if images_per_s is not None:
-      parts.append(f'{float(images_per_s):,.0f} images/s')
-    if note:
-      parts.append(note)
-    self._line = '  '.join(parts)
-    if now - self._shown_at < (0.1 if self.tty else self.every_s) and step < self.total:
+    if self._first is None:
+      self._first = now, step
+    interval = 0.1 if self.tty else self.every_s
+    if now - self._shown_at < interval and step < self.total:
       return
     self._shown_at = now
-    if self.tty:
-      width = self._width() - 1
-      while len('  '.join(parts)) > width and len(parts) > 1:  # the last parts matter least
-        parts.pop()
-      self.stream.write('\r\x1b[2K' + self._bar(step, '  '.join(parts)[: max(width, 0)], width))
-      self._open = True
-    else:
-      self.stream.write(self._line + '\n')
+    rest = [f'ETA {self._eta(now, step)}']
+    if images_per_s is not None:
+      rest.append(f'{float(images_per_s):,.0f} img/s')
+    if note:
+      rest.append(note)
+    self._show(step, losses or {}, rest)
     self.stream.flush()
+
+  def _show(self, step, losses, rest):
+    count = f'{self.label} {step:,}/{self.total:,}'
+    percent = f'{100 * step / max(self.total, 1):.0f} %'
+    full = [f'{name} {value:.3g}' for name, value in losses.items()]
+    # contrastive_web and contrastive_synthetic are 'web' and 'synthetic' where space is short.
+    short = [f'{name} {losses[long]:.3g}' for long, name in _short_names(losses).items()]
+    # From the best line to the shortest; on a terminal the last parts then go, one by one.
+    lines = [
+      [count, percent, *full, *rest],
+      [count, *full, *rest],
+      [count, percent, *short, *rest],
+      [count, *short, *rest],
+    ]
+    width = _COLUMNS
+    if self.tty:
+      width = min(width, self._width() - 1)
+    parts = next((parts for parts in lines if len('  '.join(parts)) <= width), lines[-1])
+    if not self.tty:
+      self.stream.write('  '.join(parts) + '\n')
+      return
+    while len('  '.join(parts)) > width and len(parts) > 1:
+      parts.pop()
+    self.stream.write('\r\x1b[2K' + self._bar(step, '  '.join(parts)[: max(width, 0)], width))
+    self._open = True
 
   def message(self, text: str) -> None:
     """Prints a line of its own; the progress line comes back below it with the next update."""
-    self.stream.write(('\r\x1b[2K' if self._open else '') + text + '\n')
+    if self._open:
+      self.stream.write('\r\x1b[2K')
+      self._open = False
+    self.stream.write(text + '\n')
     self.stream.flush()
-    self._open, self._shown_at = False, -math.inf if self.tty else self._shown_at
+    if self.tty:
+      self._shown_at = -math.inf
 
   def close(self) -> None:
+    """Ends the line on the terminal."""
     if self._open:
       self.stream.write('\n')
       self.stream.flush()
@@ -168,14 +231,14 @@ class Progress:
     return _clock((now - start) / (step - first) * (self.total - step))
 
   def _bar(self, step, text, width):
-    room = min(width - len(text) - 2, 24)
-    if room < 8:
+    length = min(width - len(text) - 2, 24)
+    if length < 8:
       return text
-    done, left = (
-      ('━', '─') if 'utf' in (getattr(self.stream, 'encoding', '') or '').lower() else ('=', '-')
-    )
-    full = min(int(room * step / max(self.total, 1)), room)
-    return f'{done * full}{left * (room - full)}  {text}'
+    done, left = '=', '-'
+    if 'utf' in (getattr(self.stream, 'encoding', '') or '').lower():
+      done, left = '━', '─'
+    full = min(int(length * step / max(self.total, 1)), length)
+    return f'{done * full}{left * (length - full)}  {text}'
 
   def _width(self):
     try:
@@ -184,10 +247,22 @@ class Progress:
       return shutil.get_terminal_size().columns
 
 
+def _short_names(losses):
+  """{name: the same without a first word that it shares with others}."""
+  first = collections.Counter(name.partition('_')[0] for name in losses)
+  names = {}
+  for name in losses:
+    word, _, others = name.partition('_')
+    names[name] = others if others and first[word] > 1 else name
+  return names
+
+
 def _clock(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+  if hours:
+    return f'{hours}h{minutes:02d}m'
+  return f'{minutes}:{seconds:02d}'
 
 
 def _number(value):
@@ -195,4 +270,7 @@ def _number(value):
 
 
 def _finite(value):
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  """JSON has no nan and no inf."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -1,371 +1,477 @@
-"""The training loop. Order of operations:
+"""The training loop. Order of operations, which a test guards:
 
-    open     checkpoints, data (both check themselves), contract of the run; all processes agree on
-    them
-    start    own checkpoint, else init_from, else initial weights
-    compile  once, ahead of the first step
-    repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step ->
-    read the metrics of
-             the step before
+    open     checkpoints and data, which check themselves; all processes agree on what they opened
+    restore  the run's own checkpoint, else init_from, else initial weights
+    compile  the step, once
+    repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step
+             -> read the metrics of the step before
     end      last checkpoint, files closed
 
 Nothing in `repeat` waits for the device but reading metrics one step late, evaluating, and saving.
 Of several processes the first one evaluates, and writes metrics.jsonl and config.json; its numbers
-count for all (`bad_images` is of its part of the batch). Every one has its own quarantine,
+count for all (`bad_images` is of its part of the batch). Every process has its own quarantine,
 nonfinite and stall file.
 """
 
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
 import time
+from typing import Any, Callable, Protocol
 
 import jax
+import numpy as np
 
-from tips_jax.core import chips, files, log, strict
+from tips_jax.core import files, log, strict
 from tips_jax.core.errors import InputError
 from tips_jax.data.pipeline import Pipeline
-from tips_jax.runs import checkpoint
-from tips_jax.runs import folder as runs
-from tips_jax.runtime import compile_cache as cache
-from tips_jax.runtime import peers as multihost
-from tips_jax.runtime.signals import Stopped
+from tips_jax.interop.encoder import Encoder
+from tips_jax.runs import folder
+from tips_jax.runs.checkpoint import Checkpoints, check_contract
+from tips_jax.runtime import compile_cache
+from tips_jax.runtime.peers import Peers, rows
+from tips_jax.runtime.signals import Preemption, Stopped
 from tips_jax.runtime.watchdog import Watchdog
-from tips_jax.train import initialization as start
-from tips_jax.train import lowering, sharding, summary
+from tips_jax.train import initialization, lowering, sharding
+from tips_jax.train.clock import Clock
 from tips_jax.train.encoder import RunEncoder
+from tips_jax.train.method import Method
+from tips_jax.train.state import State
 
 _HOST = ('index', 'bad')  # entries of a batch that stay on the host
 _AHEAD = 2  # batches on their way to the device
+# Where all processes may stop, in every step: what lies between two of these, all do together.
+_POINTS = ('before evaluation', 'before step')
 
 
 class Diverged(RuntimeError):
   """Too many non-finite updates in a row."""
 
 
-def train(method, workdir, preemption, *, evaluation=None, peers=None):
+class Evaluation(Protocol):
+  """What the loop calls before the first step, every `evals.every_steps`, and at the end."""
+
+  # Of checkpoint.best_metric.
+  lower_is_better: bool
+
+  def __call__(self, encoder: Encoder) -> dict[str, float]: ...
+
+
+def train(
+  method: Method,
+  workdir: str | pathlib.Path,
+  signals: Preemption,
+  *,
+  evaluation: Evaluation | None = None,
+  peers: Peers | None = None,
+) -> Encoder:
   """Trains to the last step and returns the final state's Encoder.
 
-  evaluation: encoder -> {metric: number}, called before the first step, every `evals.every_steps` and
-  at the end; its `lower_is_better` is of checkpoint.best_metric.
-  peers: the other processes (multihost.join). Raises InputError for anything the user can mend,
+  peers: the other processes (runtime.peers.join). Raises InputError for anything the user can mend,
   Stopped after a signal (all saved), Diverged.
   """
-  config, workdir = method.config, pathlib.Path(workdir)
+  config = method.config
+  total = config.schedule.total_steps
   mesh = sharding.make_mesh(config.mesh, config.schedule.batch_size)
-  run = Run(method, workdir, mesh, preemption, peers or multihost.Peers(preemption), evaluation)
-  try:
-    with jax.set_mesh(mesh):
-      with preemption.interruptible(disposable=True):
-        run.start()
-        run.compile()
-        run.peers.together()
-      run.loop(evaluation)
-    return run.encoder.of(run.state)
-  except Stopped:
-    if run.peers.can_save:
-      run.save()
-      run.finish()
-    raise
-  finally:
-    run.close()
-
-
-class Run:
-  """One process's share of a run: what the loop holds between steps."""
-
-  def __init__(self, method, workdir, mesh, preemption, peers, evaluation):
-    c = method.config
-    self.method, self.config, self.workdir, self.mesh = method, c, workdir, mesh
-    self.preemption, self.peers, self.lead = preemption, peers, peers.lead
-    self.watchdog = Watchdog(workdir, seconds=c.log.stall_seconds, process=peers.index)
-    self.progress = log.Progress(c.schedule.total_steps, silent=not self.lead)
-    self.encoder = RunEncoder(method, mesh)
-    self.abstract, self.shardings = lowering.abstract_state(method, mesh)
-    self.state = self.pipeline = self.metrics = self.saved = self.clock = None
-    self.late, self.evaluated = None, {}
-    self.checkpoints = checkpoint.Checkpoints(
-      workdir, c.checkpoint, lower_is_better=bool(evaluation and evaluation.lower_is_better)
-    )
-
-  # --- start ---
-
-  def start(self):
-    c, latest = self.config, self.checkpoints.latest
-    self.peers.agree('checkpoint', {'newest checkpoint': latest})
-    self.index = self.checkpoints.next_index(latest) if latest is not None else 0
-    part, parts = multihost.rows(sharding.batch(self.mesh), c.schedule.batch_size)
-    self.pipeline = Pipeline(
-      c.data,
-      batch_size=c.schedule.batch_size,
-      seed=c.seed,
-      process_index=part,
-      process_count=parts,
-      start=self.index,
-    )
-    self.contract = start.contract(c, self.pipeline)
-    if self.pipeline.tokenizer:
-      self.encoder.tokenizer = pathlib.Path(self.pipeline.tokenizer.path).read_bytes()
-    self.peers.agree(
-      'start',
-      {
-        'data': self.contract['data_fingerprint'][:8],
-        'tokenizer': str(self.contract['tokenizer_sha256'])[:8],
-        'device': jax.devices()[0].device_kind,
-      },
-    )
-    for name, tower in c.towers.items():
-      if (
-        tower.kind == 'text'
-        and self.pipeline.tokenizer
-        and self.pipeline.tokenizer.vocab_size > tower.vocab
-      ):
-        raise InputError(
-          f"towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer's "
-          f'{self.pipeline.tokenizer.vocab_size} pieces'
-        )
-    if latest is not None:
-      for change in checkpoint.check_contract(
-        self.checkpoints.contract(latest), self.contract, str(self.workdir)
-      ):
-        self.progress.message(f'resumed with a change: {change}')
-      state, self.index = self.checkpoints.restore(latest, self.abstract)
-      self.progress.message(f'resumed from step {latest:,} of {self.workdir}')
-    else:
-      state = start.initial_state(
-        self.method,
-        self.shardings,
-        self.abstract,
-        self.progress.message,
-        tokenizer_sha256=self.contract['tokenizer_sha256'],
-      )
-    if int(state.step) > c.schedule.total_steps:
-      raise InputError(
-        f'schedule.total_steps: got {c.schedule.total_steps}; expected at least the '
-        f'{int(state.step)} steps that {str(self.workdir)!r} has made'
-      )
-    # The state comes last: with it, a signal saves.
-    self.step, self.saved = int(state.step), latest
-    self.state = state
-    if self.lead:
-      files.write(self.workdir / 'config.json', json.dumps(strict.plain(c), indent=1) + '\n')
-      if self.pipeline.tokenizer:
-        shutil.copyfile(self.pipeline.tokenizer.path, self.workdir / runs.TOKENIZER)
-      self.metrics = log.Metrics(
-        self.workdir, config=c.log, resume_step=self.step if latest is not None else -1
-      )
-    lines = log.read(self.workdir / log.FILE) if self.lead and latest is not None else []
-    best = f'eval/{c.checkpoint.best_metric}'
-    evaluated = [(l['step'], l.get(best)) for l in lines if any(k.startswith('eval/') for k in l)]
-    evaluated = self.peers.share('evaluated', evaluated)
-    self.evaluated = {step for step, _ in evaluated}
-    self.checkpoints.scores.update({step: score for step, score in evaluated if score is not None})
-
-  def compile(self):
-    """Ahead of time, in a thread, so that a signal is heard during it."""
-    if self.step == self.config.schedule.total_steps:
-      return
-    self.progress.message(
-      f'compiling the step for {self.mesh.size} {jax.devices()[0].device_kind} device(s) ...'
-    )
-    self.watchdog.beat('compiling')
-    begin, found = time.monotonic(), cache.hits()
-    lowered = lowering.lower(self.method, self.mesh)
-    traced_s = time.monotonic() - begin
-    # Its own pool, never shut down: leaving the process must not wait for the compiler.
-    future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
-    while not future.done():
-      concurrent.futures.wait([future], timeout=0.2)
-    self.step_fn, self.compile_s = future.result(), time.monotonic() - begin
-    how = 'read from the cache' if cache.hits() > found else 'compiled'
-    self.progress.message(
-      f'compiled in {self.compile_s:.1f} s: traced in {traced_s:.1f} s, then {how}'
-    )
-
-  # --- repeat ---
-
-  def loop(self, evaluate):
-    c, total = self.config, self.config.schedule.total_steps
-    prefetch = Prefetch(self.pipeline, sharding.batch(self.mesh))
-    clock = self.clock = Clock(self.method, self.mesh)
+  peers = peers or Peers(signals)
+  at = None
+  with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
     try:
+      with signals.interruptible(disposable=True):
+        run = open_run(method, pathlib.Path(workdir), mesh, signals, peers, evaluation, closing)
+        # The state comes last: once `at` is there, a signal saves it.
+        at = restore(run, closing)
+        if at.step < total:
+          step_fn, at.compile_seconds = compile_step(run, at.step)
+        peers.together()
+      prefetch = Prefetch(run.pipeline, sharding.batch(mesh))
+      closing.callback(prefetch.close)
+      run.clock.restart()
       while True:
-        self.peers.check(2 * self.step)
-        self.watchdog.beat(f'at step {self.step:,}')
-        if evaluate and self.due(self.step) and self.step not in self.evaluated:
-          self.read()
-          self.evaluate(evaluate)
-          clock.restart()
-        if self.step == total or self.step and self.step % c.checkpoint.every_steps == 0:
-          self.save()
-        if self.step == total:
+        peers.check(point(at.step, 'before evaluation'))
+        run.watchdog.beat(f'at step {at.step:,}')
+        if evaluation and due(config, at.step) and at.step not in at.evaluated:
+          read(run, at)
+          evaluate(run, at)
+          run.clock.restart()
+        if at.step == total or at.step > 0 and at.step % config.checkpoint.every_steps == 0:
+          save(run, at)
+        if at.step == total:
           break
-        self.peers.check(2 * self.step + 1)
-        batch, host = clock.waiting(prefetch.next)
-        self.state, metrics = self.step_fn(self.state, batch)
-        self.step, self.index = self.step + 1, self.index + c.schedule.batch_size
-        self.read()
-        self.late = (self.step, metrics, host)
-      self.finish()
-    finally:
-      prefetch.close()
+        peers.check(point(at.step, 'before step'))
+        batch, host = run.clock.waiting(prefetch.next)
+        at.state, metrics = step_fn(at.state, batch)
+        at.step += 1
+        at.index += config.schedule.batch_size
+        # One step late: the device works on this step while the host reads the one before.
+        read(run, at)
+        at.unread = Unread(at.step, metrics, host)
+      finish(run)
+      return run.encoder.of(at.state)
+    except Stopped:
+      if at is not None and peers.can_save:
+        save(run, at)
+        finish(run)
+      raise
 
-  def finish(self):
-    """All is saved, by all."""
-    self.checkpoints.wait()
-    self.peers.apart()
 
-  def due(self, step):
-    e, total = self.config.evals, self.config.schedule.total_steps
-    return step == total or (
-      e.at_start if step == 0 else bool(e.every_steps) and step % e.every_steps == 0
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What one process opens once and holds until the end."""
+
+  method: Method
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  signals: Preemption
+  peers: Peers
+  evaluation: Evaluation | None
+  checkpoints: Checkpoints
+  pipeline: Pipeline
+  encoder: RunEncoder
+  # What the weights mean: see initialization.contract.
+  contract: dict
+  progress: log.Progress
+  watchdog: Watchdog
+  clock: Clock
+  quarantine: 'Quarantine'
+  nonfinite: log.UniqueLines
+
+
+@dataclasses.dataclass
+class Position:
+  """What moves: after `step` updates, at the next example `index`."""
+
+  state: State
+  step: int
+  index: int
+  # The newest step that is saved.
+  saved: int | None
+  # Steps whose evaluation is in metrics.jsonl.
+  evaluated: set[int]
+  # metrics.jsonl; the first process alone writes it.
+  metrics: log.Metrics | None
+  compile_seconds: float = 0.0
+  unread: 'Unread | None' = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+  """The outcome of a step that nobody has waited for yet."""
+
+  step: int
+  metrics: dict[str, jax.Array]
+  # `index` and `bad` of its batch.
+  host: dict[str, np.ndarray]
+
+
+def point(step: int, place: str) -> int:
+  """The number of a point at which all processes may stop, for Peers.check."""
+  return len(_POINTS) * step + _POINTS.index(place)
+
+
+# --- open, restore, compile ---------------------------------------------------------------------
+
+
+def open_run(
+  method: Method,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  signals: Preemption,
+  peers: Peers,
+  evaluation: Evaluation | None,
+  closing: contextlib.ExitStack,
+) -> Run:
+  """Opens what a run needs, and registers in `closing` how it is closed."""
+  config = method.config
+  lower_is_better = evaluation is not None and evaluation.lower_is_better
+  checkpoints = Checkpoints(workdir, config.checkpoint, lower_is_better=lower_is_better)
+  closing.callback(checkpoints.close)
+  progress = log.Progress(config.schedule.total_steps, silent=not peers.lead)
+  closing.callback(progress.close)
+  watchdog = Watchdog(workdir, seconds=config.log.stall_seconds, process=peers.index)
+  closing.callback(watchdog.close)
+
+  peers.agree('checkpoint', {'newest checkpoint': checkpoints.latest})
+  start = 0
+  if checkpoints.latest is not None:
+    start = checkpoints.next_index(checkpoints.latest)
+  process_index, process_count = rows(sharding.batch(mesh), config.schedule.batch_size)
+  pipeline = Pipeline(
+    config.data,
+    batch_size=config.schedule.batch_size,
+    seed=config.seed,
+    process_index=process_index,
+    process_count=process_count,
+    start=start,
+  )
+  closing.callback(pipeline.close)
+  contract = initialization.contract(config, pipeline)
+  peers.agree(
+    'start',
+    {
+      'data': contract['data_fingerprint'][:8],
+      'tokenizer': str(contract['tokenizer_sha256'])[:8],
+      'device': jax.devices()[0].device_kind,
+    },
+  )
+  _check_vocabulary(config, pipeline.tokenizer)
+  encoder = RunEncoder(method, mesh)
+  if pipeline.tokenizer:
+    encoder.tokenizer = pathlib.Path(pipeline.tokenizer.path).read_bytes()
+  return Run(
+    method=method,
+    workdir=workdir,
+    mesh=mesh,
+    signals=signals,
+    peers=peers,
+    evaluation=evaluation,
+    checkpoints=checkpoints,
+    pipeline=pipeline,
+    encoder=encoder,
+    contract=contract,
+    progress=progress,
+    watchdog=watchdog,
+    clock=Clock(method, mesh),
+    quarantine=Quarantine(pipeline, log.UniqueLines(_own_file(workdir, 'quarantine'))),
+    nonfinite=log.UniqueLines(_own_file(workdir, 'nonfinite')),
+  )
+
+
+def _check_vocabulary(config, tokenizer):
+  """An embedding that is too small would clip ids in silence."""
+  for name, tower in config.towers.items():
+    if tower.kind == 'text' and tokenizer and tokenizer.vocab_size > tower.vocab:
+      raise InputError(
+        f"towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer's "
+        f'{tokenizer.vocab_size} pieces'
+      )
+
+
+def _own_file(workdir, name):
+  if jax.process_count() > 1:
+    name = f'{name}-{jax.process_index()}'
+  return workdir / f'{name}.jsonl'
+
+
+def restore(run: Run, closing: contextlib.ExitStack) -> Position:
+  """Where the run starts; writes config.json, and drops the metrics that will be written again."""
+  config, checkpoints = run.method.config, run.checkpoints
+  abstract, shardings = lowering.abstract_state(run.method, run.mesh)
+  latest, index = checkpoints.latest, 0
+  if latest is not None:
+    saved_contract = checkpoints.contract(latest)
+    for change in check_contract(saved_contract, run.contract, str(run.workdir)):
+      run.progress.message(f'resumed with a change: {change}')
+    state, index = checkpoints.restore(latest, abstract)
+    run.progress.message(f'resumed from step {latest:,} of {run.workdir}')
+  else:
+    state = initialization.initial_state(
+      run.method,
+      shardings,
+      abstract,
+      run.progress.message,
+      tokenizer_sha256=run.contract['tokenizer_sha256'],
+    )
+  step = int(state.step)
+  if step > config.schedule.total_steps:
+    raise InputError(
+      f'schedule.total_steps: got {config.schedule.total_steps}; expected at least the {step} steps '
+      f'that {str(run.workdir)!r} has made'
+    )
+  metrics, scores = None, []
+  if run.peers.lead:
+    files.write(run.workdir / 'config.json', json.dumps(strict.plain(config), indent=1) + '\n')
+    if run.pipeline.tokenizer:
+      shutil.copyfile(run.pipeline.tokenizer.path, run.workdir / folder.TOKENIZER)
+    resume_step = -1 if latest is None else step
+    metrics = log.Metrics(run.workdir, config=config.log, resume_step=resume_step)
+    closing.callback(metrics.close)
+    best = config.checkpoint.best_metric
+    for line in log.read(run.workdir / log.FILE):
+      values = log.evaluation(line)
+      if values:
+        scores.append((line['step'], values.get(best)))
+  # A checkpoint is kept or removed by every process, so all need the scores.
+  scores = run.peers.share('evaluated', scores)
+  checkpoints.scores.update({step: score for step, score in scores if score is not None})
+  return Position(
+    state=state,
+    step=step,
+    index=index,
+    saved=latest,
+    evaluated={step for step, _ in scores},
+    metrics=metrics,
+  )
+
+
+def compile_step(run: Run, step: int) -> tuple[Callable, float]:
+  """(the step for this mesh, seconds that compiling took)."""
+  kind = jax.devices()[0].device_kind
+  run.progress.message(f'compiling the step for {run.mesh.size} {kind} device(s) ...')
+  run.watchdog.beat('compiling')
+  begin, hits = time.monotonic(), compile_cache.hits()
+  lowered = lowering.lower(run.method, run.mesh)
+  traced_s = time.monotonic() - begin
+  # In a thread, so that a signal is heard meanwhile. Its pool is never shut down: leaving the
+  # process must not wait for the compiler.
+  future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
+  while not future.done():
+    concurrent.futures.wait([future], timeout=0.2)
+  seconds = time.monotonic() - begin
+  how = 'read from the cache' if compile_cache.hits() > hits else 'compiled'
+  run.progress.message(f'compiled in {seconds:.1f} s: traced in {traced_s:.1f} s, then {how}')
+  if step == 0 and run.method.config.losses:
+    run.progress.message(
+      f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum and '
+      f'more are in {run.workdir / log.FILE}'
+    )
+  return future.result(), seconds
+
+
+# --- repeat -------------------------------------------------------------------------------------
+
+
+def due(config: Any, step: int) -> bool:
+  """Whether the schedule asks for an evaluation after `step` updates."""
+  if step == config.schedule.total_steps:
+    return True
+  if step == 0:
+    return config.evals.at_start
+  return config.evals.every_steps > 0 and step % config.evals.every_steps == 0
+
+
+def evaluate(run: Run, at: Position) -> None:
+  """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for
+  good.
+  """
+  encoder, values = run.encoder.of(at.state), None
+  # A signal here stops one process where it is, and several where all have come to: at the check
+  # that follows.
+  several = run.peers.count > 1
+  with contextlib.suppress(Stopped) if several else contextlib.nullcontext():
+    if run.peers.lead:
+      begin = time.monotonic()
+      # On one device alone: the others take no part in what an evaluation computes.
+      with run.signals.interruptible(), jax.set_mesh(sharding.alone()):
+        result = run.evaluation(encoder)
+      values = {f'eval/{name}': value for name, value in result.items()}
+      values['eval/seconds'] = time.monotonic() - begin
+    values = run.peers.share(f'evaluated/{at.step}', values)
+  if values is None:
+    return
+  if at.metrics:
+    at.metrics.write(at.step, values)
+  at.evaluated.add(at.step)
+  best = run.method.config.checkpoint.best_metric
+  if not best:
+    return
+  if f'eval/{best}' not in values:
+    raise strict.unknown('checkpoint.best_metric', best, log.evaluation(values))
+  run.checkpoints.scores[at.step] = values[f'eval/{best}']
+
+
+def read(run: Run, at: Position) -> None:
+  """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
+  if at.unread is None:
+    return
+  unread, at.unread = at.unread, None
+  config, step = run.method.config, unread.step
+  metrics = {name: value.item() for name, value in jax.device_get(unread.metrics).items()}
+  bad = [int(record) for record in unread.host['bad'] if record >= 0]
+  if step % config.log.every_steps == 0 or step == config.schedule.total_steps:
+    rates = run.clock.rates(config.schedule.batch_size)
+    if at.metrics:
+      counts = {'bad_images': len(bad), 'compile_seconds': at.compile_seconds}
+      at.metrics.write(step, metrics | rates | counts)
+    losses = {name: metrics[name] for name in _shown(config)}
+    run.progress.update(step, losses=losses, images_per_s=rates['images_per_s'])
+  for record in bad:
+    run.quarantine.add(record)
+  if metrics['bad_steps']:
+    _report_nonfinite(run, at, unread, metrics)
+
+
+def _shown(config):
+  """Names of the losses that training minimizes; the others are only monitored."""
+  return [name for name, loss in config.losses.items() if loss.weight]
+
+
+def _report_nonfinite(run, at, unread, metrics):
+  loss, gradient = str(metrics['loss']), str(metrics['gradient_norm'])
+  ids = [run.pipeline.explain(record)[0] for record in unread.host['index']]
+  run.nonfinite.add({'step': unread.step, 'loss': loss, 'gradient_norm': gradient, 'ids': ids})
+  run.progress.message(
+    f'step {unread.step}: loss {loss}, gradient {gradient}: not finite, update skipped (examples in '
+    'nonfinite.jsonl)'
+  )
+  if metrics['bad_steps'] >= run.method.config.max_bad_steps:
+    raise Diverged(
+      f'{metrics["bad_steps"]} updates in a row were not finite, up to step {unread.step}; the last '
+      f'good checkpoint is step {at.saved}. Try a lower optimizer.learning_rate or a longer warm-up'
     )
 
-  def evaluate(self, evaluate):
-    """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for
-    good.
-    """
-    encoder, values = self.encoder.of(self.state), None
-    # A signal here stops one process where it is, and several where all have come to: at the check
-    # that follows.
-    with contextlib.suppress(Stopped) if self.peers.count > 1 else contextlib.nullcontext():
-      if self.lead:
-        begin = time.monotonic()
-        with (
-          self.preemption.interruptible(),
-          jax.set_mesh(sharding.alone()),
-        ):  # of what evaluators learn
-          result = evaluate(encoder)
-        values = {f'eval/{k}': v for k, v in result.items()} | {
-          'eval/seconds': time.monotonic() - begin
-        }
-      values = self.peers.share(f'evaluated/{self.step}', values)
-    if values is None:
-      return
-    if self.metrics:
-      self.metrics.write(self.step, values)
-    self.evaluated.add(self.step)
-    best = self.config.checkpoint.best_metric
-    if best and f'eval/{best}' not in values:
-      raise strict.unknown(
-        'checkpoint.best_metric', best, [k.removeprefix('eval/') for k in values]
-      )
-    if best:
-      self.checkpoints.scores[self.step] = values[f'eval/{best}']
 
-  def read(self):
-    """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
-    if self.late is None:
-      return
-    (step, metrics, host), self.late = self.late, None
-    metrics = {k: v.item() for k, v in jax.device_get(metrics).items()}
-    bad = [int(r) for r in host['bad'] if r >= 0]
-    if step % self.config.log.every_steps == 0 or step == self.config.schedule.total_steps:
-      rates = self.clock.rates(self.config.schedule.batch_size)
-      if self.metrics:
-        self.metrics.write(
-          step, metrics | rates | {'bad_images': len(bad), 'compile_seconds': self.compile_s}
-        )
-      self.progress.update(step, loss=metrics['loss'], images_per_s=rates.get('images_per_s'))
-    for record in bad:
-      name, reason = self.pipeline.explain(record)
-      self.append('quarantine', {'record': record, 'id': name, 'reason': reason})
-    if metrics['bad_steps']:
-      ids = [self.pipeline.explain(r)[0] for r in host['index']]
-      self.append(
-        'nonfinite',
-        {
-          'step': step,
-          'loss': str(metrics['loss']),
-          'gradient_norm': str(metrics['gradient_norm']),
-          'ids': ids,
-        },
-      )
-      self.progress.message(
-        f'step {step}: loss {metrics["loss"]}, gradient {metrics["gradient_norm"]}: not finite, '
-        'update skipped (examples in nonfinite.jsonl)'
-      )
-      if metrics['bad_steps'] >= self.config.max_bad_steps:
-        raise Diverged(
-          f'{metrics["bad_steps"]} updates in a row were not finite, up to step {step}; the last good '
-          f'checkpoint is step {self.saved}. Try a lower optimizer.learning_rate or a longer warm-up'
-        )
+def save(run: Run, at: Position) -> None:
+  """Saves the state as it is, unless it is saved."""
+  if at.saved == at.step:
+    return
+  # Before the save: a run that has diverged must not save what follows from it.
+  read(run, at)
+  run.checkpoints.save(at.step, at.state, next_index=at.index, contract=run.contract)
+  at.saved = at.step
 
-  def append(self, name, row):
-    """One line to `<name>.jsonl` of the work folder, unless it stands there."""
-    own = f'-{jax.process_index()}' if jax.process_count() > 1 else ''
-    path = self.workdir / f'{name}{own}.jsonl'
-    line = json.dumps(row) + '\n'
-    if not path.exists() or line not in path.read_text():
-      with open(path, 'a') as f:
-        f.write(line)
 
-  def save(self):
-    """Saves the state as it is, unless it is saved."""
-    if self.state is None or self.saved == self.step:
-      return
-    self.read()
-    self.checkpoints.save(self.step, self.state, next_index=self.index, contract=self.contract)
-    self.saved = self.step
+def finish(run: Run) -> None:
+  """Returns when all is saved, by all."""
+  run.checkpoints.wait()
+  run.peers.apart()
 
-  def close(self):
-    self.watchdog.close()
-    if self.pipeline:
-      self.pipeline.close()
-    if self.metrics:
-      self.metrics.close()
-    self.progress.close()
-    self.checkpoints.close()
+
+# --- what the loop holds ------------------------------------------------------------------------
 
 
 class Prefetch:
   """The next batches, on their way to the device while it works."""
 
-  def __init__(self, pipeline, to):
+  def __init__(self, pipeline: Pipeline, to: jax.sharding.Sharding):
     self._pipeline, self._to = pipeline, to
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'to-device')
     self._queue = collections.deque(self._pool.submit(self._load) for _ in range(_AHEAD))
 
   def _load(self):
     batch = next(self._pipeline)
-    host = {k: batch.pop(k) for k in _HOST}
-    return {k: jax.make_array_from_process_local_data(self._to, x) for k, x in batch.items()}, host
+    host = {name: batch.pop(name) for name in _HOST}
+    on_device = {
+      name: jax.make_array_from_process_local_data(self._to, x) for name, x in batch.items()
+    }
+    return on_device, host
 
-  def next(self):
+  def next(self) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+    """(the global batch on the devices, this process's entries that stay on the host)."""
     self._queue.append(self._pool.submit(self._load))
     return self._queue.popleft().result()
 
-  def close(self):
+  def close(self) -> None:
+    """Waits for the batch that is being loaded, and loads no more."""
     self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Clock:
-  """Rates since the last time they were asked for."""
+class Quarantine:
+  """Lists each unreadable image once, however often its epoch comes around."""
 
-  def __init__(self, method, mesh):
-    peak = chips.peak(jax.devices()[0].device_kind)
-    self._flops = sum(summary.flops(method).values())
-    self._peak = peak and peak * mesh.size
-    self.restart()
+  def __init__(self, pipeline: Pipeline, lines: log.UniqueLines):
+    self._pipeline, self._lines = pipeline, lines
+    self._records = set()
 
-  def restart(self):
-    self._begin, self._waited, self._steps = time.monotonic(), 0.0, 0
-
-  def waiting(self, fn):
-    begin = time.monotonic()
-    result = fn()
-    self._waited += time.monotonic() - begin
-    self._steps += 1
-    return result
-
-  def rates(self, batch_size):
-    passed = max(time.monotonic() - self._begin, 1e-9)
-    speed = self._steps * batch_size / passed
-    out = {'images_per_s': speed, 'data_wait': self._waited / passed}
-    if self._peak:
-      out['model_flop_utilization'] = speed * self._flops / self._peak
-    self.restart()
-    return out
+  def add(self, record: int) -> None:
+    """Writes record, id and reason, unless this image is listed."""
+    # To explain a record reads and decodes it again, so that is done once, too.
+    if record in self._records:
+      return
+    self._records.add(record)
+    name, reason = self._pipeline.explain(record)
+    self._lines.add({'record': record, 'id': name, 'reason': reason})

@@ -1,0 +1,46 @@
+"""How fast a run is: images/s, the share of time spent waiting for data, model FLOP utilization."""
+
+import time
+from typing import Any, Callable
+
+import jax
+
+from tips_jax.core import chips
+from tips_jax.train import summary
+from tips_jax.train.method import Method
+
+
+class Clock:
+  """Rates since the last time they were asked for."""
+
+  def __init__(self, method: Method, mesh: jax.sharding.Mesh):
+    self._flops = sum(summary.flops(method).values())
+    peak = chips.peak(jax.devices()[0].device_kind)
+    self._peak = peak and peak * mesh.size
+    self.restart()
+
+  def restart(self) -> None:
+    """Leaves out what was before, such as an evaluation."""
+    self._begin = time.monotonic()
+    self._waited = 0.0
+    self._steps = 0
+
+  def waiting(self, next_batch: Callable[[], Any]) -> Any:
+    """Calls a function for which the step has to wait."""
+    begin = time.monotonic()
+    result = next_batch()
+    self._waited += time.monotonic() - begin
+    self._steps += 1
+    return result
+
+  def rates(self, batch_size: int) -> dict[str, float]:
+    """images_per_s, the share of time that data made the step wait, and model FLOP utilization
+    where the chip's peak is known.
+    """
+    passed = max(time.monotonic() - self._begin, 1e-9)
+    speed = self._steps * batch_size / passed
+    rates = {'images_per_s': speed, 'data_wait': self._waited / passed}
+    if self._peak:
+      rates['model_flop_utilization'] = speed * self._flops / self._peak
+    self.restart()
+    return rates
