@@ -1,27 +1,44 @@
-"""What the command-line programs share: flags of their own, one line for bad input, and the exit
+"""What the command-line programs share: flags, a config from a file, one line for bad input, exit
 codes.
 """
 
+import contextlib
+import logging
+import pathlib
+import re
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
 
+from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 
+_HELP = {'--help', '-help', '-h'}
 
-def run(work, argv, values, *, about, stopped):
+
+def run(
+  work: Callable[[Sequence[str]], int | None],
+  argv: Sequence[str],
+  values: flags.FlagValues,
+  *,
+  about: str,
+  stopped: str,
+) -> int:
   """Calls work(argv) and returns its exit code, or 0.
 
-  values: the program's FlagValues; about: its help. Bad input is one line and 2; Ctrl-C prints
-  `stopped` and is 130, SIGTERM 143.
+  values: the program's flags; about: its help. Bad input is one line and 2; Ctrl-C prints `stopped`
+  and is 130, SIGTERM 143.
   """
-  if {'--help', '-h', '-help'} & set(argv):
-    print(f'{about}\n{values.get_help()}')
+  if print_help(argv, values, about):
     return 0
   before = signal.signal(signal.SIGTERM, _stop)
   try:
-    return work(argv) or 0
+    with _libraries_silent():
+      return work(argv) or 0
   except (InputError, flags.Error) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -32,14 +49,113 @@ def run(work, argv, values, *, about, stopped):
     signal.signal(signal.SIGTERM, before)
 
 
-def parse(values, argv, hint=''):
+def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> bool:
+  """Whether the command line asks for help, which is then printed."""
+  if not _HELP & set(argv):
+    return False
+  print(f'{about}\n{values.get_help()}')
+  if 'config' in values:
+    print('\nFields of the config: tips_jax/core/schema.py, or tips_jax.main --dry_run.')
+  return True
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None:
   """Reads the command line into `values`, afresh; InputError for what is no flag."""
   values.unparse_flags()
   for name in values:
     values[name].unparse()
-  rest = values(argv)[1:]
+  if 'config' in values:
+    rest = _parse_config(values, argv)[1:]
+  else:
+    rest = values(argv)[1:]
   if rest:
     raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value{hint}')
+
+
+# --- a config -----------------------------------------------------------------------------------
+
+
+def define_config(values: flags.FlagValues) -> None:
+  """Adds --config=FILE[:arg], and --config.a.b=value for each field."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Config file, with an argument after a colon: configs/vitb.py:v2.',
+    flag_values=values,
+  )
+
+
+def load_config(values: flags.FlagValues) -> schema.Config:
+  """The checked config; InputError for a file, an argument, a field or a value that does not fit."""
+  if values.config is None:
+    raise InputError('--config: missing; expected a file such as configs/quickstart.py')
+  return strict.build(schema.Config, values.config)
+
+
+def _parse_config(values, argv):
+  # A config file may import its neighbors, wherever it is called from.
+  for arg in argv:
+    if arg.startswith('--config='):
+      file = arg.removeprefix('--config=').split(':')[0]
+      sys.path.insert(0, str(pathlib.Path(file).absolute().parent.parent))
+  try:
+    rest = values(argv)
+    # A file that cannot be read is an error on first use only: use it here.
+    hasattr(values.config, 'lock')
+  except InputError:
+    raise
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise InputError(_reason(error, argv)) from None
+  return rest
+
+
+def _reason(error, argv):
+  """One line for what absl or ml_collections raised."""
+  text = str(error).strip()
+  last = text.splitlines()[-1].strip()
+  if isinstance(error, OSError):
+    return f'--config: got a file that cannot be read; {last}'
+  if 'Traceback' in text:  # from inside a config file
+    if 'InputError: ' in last:
+      return last.split('InputError: ')[-1]
+    return f'--config: {last}'
+  if isinstance(error, (AttributeError, KeyError)):
+    name = re.search(r'\w+', text)
+    suggestion = re.search(r'mean "(\w+)"', text)
+    hint = f'; did you mean {suggestion[1]!r}?' if suggestion else ''
+    for arg in argv:
+      if name and arg.startswith('--config.') and name[0] in re.split('[.=]', arg):
+        return f'{arg}: unknown field {name[0]!r}{hint}'
+  return f'command line: {" ".join(text.split())}'
+
+
+# --- what the libraries log ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _libraries_silent() -> Iterator[None]:
+  """Within it orbax logs nothing, through absl's logger.
+
+  It would log the traceback of every thread that an error passes through; the error itself reaches
+  us, and the user in one line. The level comes back, for a caller that is no program of ours.
+  """
+  logger = logging.getLogger('absl')
+  before = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
+
+
+def set_verbosity(verbosity: int | None) -> None:
+  """What the libraries may log, to the end of the process, as absl counts: 0 information, -1
+  warnings. None: jax its warnings, orbax nothing (see _libraries_silent).
+  """
+  absl_logging.use_absl_handler()
+  absl_logging.set_verbosity(absl_logging.WARNING if verbosity is None else verbosity)
+  if verbosity is None:
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 def _stop(signum, frame):

@@ -1,0 +1,103 @@
+"""Programs end with one line and a code; importing the package changes nothing for the importer."""
+
+import logging
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from tips_jax.core import cli
+from tips_jax.core.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+QUICKSTART = str(ROOT / 'configs/quickstart.py')
+
+# Entry points are left out: they are programs. What logs at which level is the importer's choice.
+IMPORT_ALL = """
+import importlib, logging, pathlib
+loggers = [logging.getLogger(name) for name in (None, 'absl', 'jax')]
+before = [logger.level for logger in loggers]
+import absl.logging, jax, orbax.checkpoint
+with_libraries = [logger.level for logger in loggers]
+for path in sorted(pathlib.Path('tips_jax').rglob('*.py')):
+  importlib.import_module('.'.join(path.with_suffix('').parts))
+after = [logger.level for logger in loggers]
+assert after == with_libraries, (before, with_libraries, after)
+"""
+
+
+def test_importing_every_module_changes_no_logger():
+  result = subprocess.run(
+    [sys.executable, '-c', IMPORT_ALL], cwd=ROOT, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def values():
+  values = flags.FlagValues()
+  flags.DEFINE_integer('number', 1, 'A number.', flag_values=values)
+  return values
+
+
+@pytest.fixture
+def values_with_config(values, monkeypatch):
+  cli.define_config(values)
+
+  def parse(*words):
+    argv = ['program', *words]
+    monkeypatch.setattr(sys, 'argv', argv)  # where ml_collections looks for overrides
+    cli.parse(values, argv)
+    return values
+
+  return parse
+
+
+def test_a_program_silences_orbax_for_its_own_time_alone(values):
+  logger = logging.getLogger('absl')
+  before, levels = logger.level, []
+
+  def work(argv):
+    levels.append(logger.level)
+    raise InputError('x: got 1; expected 2')
+
+  assert cli.run(work, ['program'], values, about='', stopped='') == 2
+  assert levels == [logging.CRITICAL] and logger.level == before
+
+
+def test_help_and_errors_are_one_way_for_all(values, capsys):
+  assert cli.run(lambda argv: 1 / 0, ['program', '--help'], values, about='Adds.', stopped='') == 0
+  assert 'Adds.' in capsys.readouterr().out
+
+  def work(argv):
+    cli.parse(values, argv)
+    return values.number
+
+  assert cli.run(work, ['program', '--number=3'], values, about='', stopped='') == 3
+  assert cli.run(work, ['program', 'three'], values, about='', stopped='') == 2
+  assert capsys.readouterr().err == (
+    "error: arguments: got 'three'; expected only flags, written --name=value\n"
+  )
+
+
+def test_a_config_with_overrides(values_with_config):
+  values = values_with_config(f'--config={QUICKSTART}', '--config.seed=7', '--number=2')
+  assert cli.load_config(values).seed == 7 and values.number == 2
+
+
+@pytest.mark.parametrize(
+  'words, message',
+  [
+    ([f'--config={QUICKSTART}', '--config.optimizer.learning_rat=1'], 'learning_rat'),
+    (['--config=no/such/file.py'], '--config: got a file that cannot be read'),
+    (['--nunber=1'], 'command line: .*nunber'),
+    ([f'--config={QUICKSTART}:nothing'], 'nothing'),
+    ([], '--config: missing; expected a file such as configs/quickstart.py'),
+  ],
+)
+def test_errors_of_a_config(values_with_config, words, message):
+  with pytest.raises(InputError, match=message) as error:
+    cli.load_config(values_with_config(*words))
+  assert '\n' not in str(error.value)

@@ -1,0 +1,75 @@
+"""The work folder of a run, and the generated scenes in it."""
+
+import dataclasses
+import os
+import pathlib
+import socket
+import time
+
+from tips_jax.core import log
+from tips_jax.core.errors import InputError
+from tips_jax.data.scenes import dataset as scenes
+from tips_jax.runtime.peers import Peers
+from tips_jax.train.method import Method
+
+# A network file system may show a new file late.
+_VISIBLE_S = 30
+
+
+def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
+  """The work folder, made, known to be writable, and the same one for all processes.
+
+  path: the value of the flag that errors name.
+  """
+  if not path:
+    raise InputError(f'{flag}: missing; expected a folder for the run')
+  if '://' in path:
+    raise InputError(
+      f'{flag}: got {path!r}; expected a folder; a bucket is mounted first (gcsfuse)'
+    )
+  workdir = pathlib.Path(path)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f'.writable-{socket.gethostname()}-{os.getpid()}'
+    probe.write_text('')
+    # Every process looks for the file of process 0: it sees it only where the folder is shared.
+    of_first = workdir / peers.share('workdir', probe.name)
+    end = time.monotonic() + _VISIBLE_S
+    while not of_first.exists() and time.monotonic() < end:
+      time.sleep(0.1)
+    if not of_first.exists():
+      raise InputError(
+        f'{flag}: got {path!r}, in which process {peers.index} does not see what process 0 wrote; '
+        'expected a folder that all hosts share'
+      )
+    peers.barrier('workdir-seen')
+    probe.unlink()
+  except OSError as error:
+    raise InputError(
+      f'{flag}: got {path!r}; expected a writable folder ({error.strerror})'
+    ) from None
+  return workdir
+
+
+def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:
+  """The method on the store it names, or on generated scenes inside the work folder."""
+  data = method.config.data
+  if data.store:
+    return method
+  if not data.scenes.train:
+    raise InputError(
+      "data.store: got ''; expected a folder written by `python -m tips_jax.prepare`, or any TFDS "
+      'folder'
+    )
+  path = None
+  if peers.lead:
+    progress = log.Progress(data.scenes.train + data.scenes.test, label='scene')
+    path = scenes.build(
+      str(workdir / 'scenes'),
+      **dataclasses.asdict(data.scenes),
+      seed=method.config.seed,
+      progress=lambda done, total: progress.update(done),
+    )
+    progress.close()
+  data = dataclasses.replace(data, store=peers.share('scenes', path))
+  return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
