@@ -72,8 +72,8 @@ def test_every_line_of_the_tree_says_something():
 def flags_of(path):
   """Flags that a program defines, from its source; booleans with their 'no'."""
   source = path.read_text()
-  if path.name == 'plan.py':  # it takes a config as main does
-    source += (ROOT / 'tips_jax/main.py').read_text()
+  if 'cli.define_config(' in source:
+    source += (ROOT / 'tips_jax/core/cli.py').read_text()
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
   return names | {f'no{n}' for n in re.findall(r"DEFINE_bool\(\s*'(\w+)'", source)}
 

@@ -10,16 +10,17 @@ D]; texts [T], text [T, E]; temperature. Exit codes: 0 done, 2 bad input, 130 or
 Ctrl-C or SIGTERM, which leaves nothing.
 """
 
+import collections
 import concurrent.futures
 import glob
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
-from tips_jax.core import cli as command
-from tips_jax.core import files
+from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -60,9 +61,9 @@ flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.'
 _AHEAD = 2  # groups of images that are decoded while the device works
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(_encode, argv, FLAGS, about=__doc__, stopped='nothing was written')
+  return cli.run(_encode, argv, FLAGS, about=__doc__, stopped='nothing was written')
 
 
 def _encode(argv):
@@ -78,14 +79,14 @@ def _encode(argv):
     **options,
   )
   if texts:
-    encoder.encode_text(
-      []
-    )  # a missing text tower or tokenizer is said before the images are encoded
+    # A missing text tower or tokenizer is an error before the images are encoded.
+    encoder.encode_text([])
   arrays = {}
   if paths:
     arrays |= _images(encoder, paths)
   if texts:
-    arrays |= {'texts': texts, 'text': _texts(encoder, texts)}
+    arrays['texts'] = texts
+    arrays['text'] = _texts(encoder, texts)
   if 'logit' in encoder.weights.towers:
     arrays['temperature'] = encoder.temperature
   _write(output, arrays)
@@ -94,8 +95,8 @@ def _encode(argv):
 
 
 def _inputs(argv):
-  """(image paths, texts, output path) of the flags, all of which have been looked at."""
-  command.parse(FLAGS, argv, hint='; a glob needs quotes')
+  """(image paths, texts, output path) of the flags, after all checks that need no model."""
+  cli.parse(FLAGS, argv, hint='; a glob needs quotes')
   for name in ('checkpoint', 'output'):
     if not FLAGS[name].value:
       raise InputError(
@@ -112,27 +113,29 @@ def _inputs(argv):
   _refuse_existing(output)
   if not output.absolute().parent.is_dir():
     raise InputError(f'--output: got {FLAGS.output!r}; expected a file in a folder that exists')
-  paths = sorted(
-    p for p in glob.glob(os.path.expanduser(FLAGS.images), recursive=True) if os.path.isfile(p)
-  )
+  matches = glob.glob(os.path.expanduser(FLAGS.images), recursive=True)
+  paths = sorted(filter(os.path.isfile, matches))
   if FLAGS.images and not paths:
     raise InputError(
       f"--images: got {FLAGS.images!r}, which matches no file; expected a glob, as 'photos/*.jpg'"
     )
-  texts = []
-  if FLAGS.texts:
-    try:
-      lines = pathlib.Path(FLAGS.texts).read_text(encoding='utf-8-sig').split('\n')
-    except OSError as error:
-      raise InputError(f'--texts: cannot read {FLAGS.texts!r} ({error.strerror})') from None
-    except UnicodeDecodeError as error:
-      raise InputError(
-        f'--texts: got {FLAGS.texts!r}, which is not UTF-8 (byte {error.start})'
-      ) from None
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-      raise InputError(f'--texts: got {FLAGS.texts!r}, which holds no text; expected one a line')
+  texts = _lines(FLAGS.texts) if FLAGS.texts else []
   return paths, texts, output
+
+
+def _lines(path):
+  """Texts of a file, one a line."""
+  try:
+    # Editors on Windows put a byte order mark before the first text.
+    lines = pathlib.Path(path).read_text(encoding='utf-8-sig').split('\n')
+  except OSError as error:
+    raise InputError(f'--texts: cannot read {path!r} ({error.strerror})') from None
+  except UnicodeDecodeError as error:
+    raise InputError(f'--texts: got {path!r}, which is not UTF-8 (byte {error.start})') from None
+  texts = [line.strip() for line in lines if line.strip()]
+  if not texts:
+    raise InputError(f'--texts: got {path!r}, which holds no text; expected one a line')
+  return texts
 
 
 def _refuse_existing(output):
@@ -150,48 +153,69 @@ def _images(encoder, paths):
 
   size = FLAGS.size or encoder.size
   progress = Progress(len(paths), label='image')
-  kept, cls, embedding, patch = [], [], [], []
-
-  def read(path):
-    try:
-      return encoder.resize(path, size)
-    except InputError as error:
-      return str(error)
-
-  group = encoder.group(size)
-  groups = [paths[i : i + group] for i in range(0, len(paths), group)]
-  pool = concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+  names = [*encoder.cls_names, 'embedding']
+  if FLAGS.patches:
+    names.append('patch')
+  features = {name: [] for name in names}
+  readable, count = [], 0
   try:
-    pending = []
-    for i, some in enumerate(groups):
-      for later in groups[i + len(pending) : i + 1 + _AHEAD]:
-        pending.append([pool.submit(read, path) for path in later])
-      read_ones = [job.result() for job in pending.pop(0)]
-      good = [(p, x) for p, x in zip(some, read_ones) if not isinstance(x, str)]
-      for reason in (x for x in read_ones if isinstance(x, str)):
-        progress.message(f'left out: {reason}')
-      if good:
-        out = encoder.features(np.stack([x for _, x in good]), patches=FLAGS.patches)
-        kept += [p for p, _ in good]
-        cls.append(np.stack([out[name] for name in encoder.cls_names], axis=1))
-        embedding.append(out['embedding'])
-        if FLAGS.patches:
-          patch.append(out['patch'])
-      progress.update(min((i + 1) * group, len(paths)))
+    for group in _read_ahead(encoder, paths, size):
+      images = []
+      for path, image in group:
+        if isinstance(image, InputError):
+          progress.message(f'left out: {image}')
+          continue
+        images.append(image)
+        readable.append(path)
+      if images:
+        outputs = encoder.features(np.stack(images), patches=FLAGS.patches)
+        for name in names:
+          features[name].append(outputs[name])
+      count += len(group)
+      progress.update(count)
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)
     progress.close()
-  if not kept:
+  if not readable:
     raise InputError(
       f'--images: none of the {len(paths)} files that {FLAGS.images!r} matches is a readable image'
     )
+
+  features = {name: np.concatenate(groups) for name, groups in features.items()}
   arrays = {
-    'paths': kept,
-    'cls': np.concatenate(cls),
+    'paths': readable,
+    'cls': np.stack([features[name] for name in encoder.cls_names], axis=1),
     'cls_names': encoder.cls_names,
-    'image_embedding': np.concatenate(embedding),
+    'image_embedding': features['embedding'],
   }
-  return arrays | ({'patch': np.concatenate(patch)} if FLAGS.patches else {})
+  if FLAGS.patches:
+    arrays['patch'] = features['patch']
+  return arrays
+
+
+def _read_ahead(encoder, paths, size):
+  """Yields groups of (path, image or the InputError of reading it), as many as one call encodes.
+
+  Threads decode the next groups while the device works on this one.
+  """
+
+  def read(path):
+    try:
+      return path, encoder.resize(path, size)
+    except InputError as error:
+      return path, error
+
+  step = encoder.group(size)
+  pool = concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+  try:
+    pending = collections.deque()
+    for start in range(0, len(paths), step):
+      pending.append([pool.submit(read, path) for path in paths[start : start + step]])
+      if len(pending) > _AHEAD:
+        yield [job.result() for job in pending.popleft()]
+    for jobs in pending:
+      yield [job.result() for job in jobs]
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _texts(encoder, texts):
@@ -200,14 +224,14 @@ def _texts(encoder, texts):
   from tips_jax.core.log import Progress
 
   progress = Progress(len(texts), label='text')
-  group, parts = 8 * encoder.group(), []
+  step, embeddings = 8 * encoder.group(), []
   try:
-    for i in range(0, len(texts), group):
-      parts.append(encoder.encode_text(texts[i : i + group]))
-      progress.update(min(i + group, len(texts)))
+    for start in range(0, len(texts), step):
+      embeddings.append(encoder.encode_text(texts[start : start + step]))
+      progress.update(min(start + step, len(texts)))
   finally:
     progress.close()
-  return np.concatenate(parts)
+  return np.concatenate(embeddings)
 
 
 def _write(output, arrays):

@@ -8,12 +8,20 @@ left behind. Exit
 codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143 stopped.
 """
 
+from __future__ import annotations
+
+import pathlib
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from tips_jax.core import cli as command
+from tips_jax.core import cli
 from tips_jax.core.errors import InputError
+
+if TYPE_CHECKING:  # interop imports jax: --help and bad flags answer at once
+  from tips_jax.interop.weights import Weights
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -54,47 +62,56 @@ flags.DEFINE_string(
 )
 
 
+# Who reads the files, by the key of parity.TOLERANCE.
+_READERS = {'onnx': 'onnxruntime', 'jax': 'tips_jax, read back', 'torch': 'transformers'}
+
+
 class Differs(Exception):
   """The files do not give what the model gives."""
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(_export, argv, FLAGS, about=__doc__, stopped='nothing was written')
+  return cli.run(_export, argv, FLAGS, about=__doc__, stopped='nothing was written')
 
 
-def reproduces(weights, format, folder, *, dtype, size=None):
-  """Whether the files in a folder give what the model gives; prints the tables that show it. size:
-  of ONNX's images.
+def reproduces(
+  weights: 'Weights', format: str, folder: pathlib.Path, *, dtype: str, size: int | None = None
+) -> bool:
+  """Whether the files in a folder give what the model gives; prints the tables that show it.
+
+  size: of ONNX's images.
   """
   from tips_jax.interop import parity, read
 
   inputs = parity.fixed_inputs(weights, size=size)
-  whole = parity.reference(weights, inputs)
-  if format == 'onnx':
-    readers = {'onnx': ('onnxruntime', lambda: parity.onnx_outputs(folder, inputs))}
-  else:
-    readers = {'jax': ('tips_jax, read back', lambda: parity.reference(read.read(folder), inputs))}
-    if format == 'hf':
-      readers['torch'] = ('transformers', lambda: parity.torch_outputs(folder, inputs))
-  model, good = whole, True
+  model = parity.reference(weights, inputs)
   if dtype != 'float32' and format != 'onnx':
-    model = parity.reference(weights.cast(dtype), inputs)
-    worst = min(r.cosine for r in parity.compare(whole, model))
+    # The files are compared with the rounded model; what rounding itself costs is printed.
+    rounded = parity.reference(weights.cast(dtype), inputs)
+    worst = min(row.cosine for row in parity.compare(model, rounded))
     print(f'{dtype} instead of float32: least cosine {worst:.6f}')
-  for key, (name, outputs) in readers.items():
-    found = outputs()
-    if found is None:
+    model = rounded
+  if format == 'onnx':
+    outputs = {'onnx': parity.onnx_outputs(folder, inputs)}
+  else:
+    outputs = {'jax': parity.reference(read.read(folder), inputs)}
+  if format == 'hf':
+    outputs['torch'] = parity.torch_outputs(folder, inputs)
+  good = True
+  for reader, features in outputs.items():
+    name = _READERS[reader]
+    if features is None:
       print(f'{name}: not compared; it is not installed (pip install torch transformers)')
       continue
-    rows = parity.compare(model, found)
-    good &= parity.passed(rows, parity.TOLERANCE[key])
-    print(f'model - {name}\n{parity.table(rows, parity.TOLERANCE[key])}\n')
+    rows = parity.compare(model, features)
+    good &= parity.passed(rows, parity.TOLERANCE[reader])
+    print(f'model - {name}\n{parity.table(rows, parity.TOLERANCE[reader])}\n')
   return good
 
 
 def _export(argv):
-  command.parse(FLAGS, argv)
+  cli.parse(FLAGS, argv)
   for name in ('checkpoint', 'to', 'output'):
     if not FLAGS[name].value:
       raise InputError(
@@ -118,8 +135,10 @@ def _export(argv):
       f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
       'model that the weights were trained with'
     )
-  options = {'resolution': FLAGS.resolution} if FLAGS.to == 'onnx' else {}
-  size = onnx.fixed_size(weights.image, FLAGS.resolution) if options else None
+  options, size = {}, None
+  if FLAGS.to == 'onnx':
+    options['resolution'] = FLAGS.resolution
+    size = onnx.fixed_size(weights.image, FLAGS.resolution)
   try:
     _write(weights, options, size)
   except Differs as error:

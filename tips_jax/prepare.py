@@ -9,10 +9,11 @@ nothing behind; the same command starts anew.
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
-from tips_jax.core import cli as command
+from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -99,9 +100,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer('limit', 0, 'Samples to read from each input; 0: all.', 0, flag_values=FLAGS)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(
+  return cli.run(
     _prepare,
     argv,
     FLAGS,
@@ -111,7 +112,7 @@ def main(argv):
 
 
 def _prepare(argv):
-  command.parse(
+  cli.parse(
     FLAGS, ['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv]
   )
   for name in ('input', 'output'):
