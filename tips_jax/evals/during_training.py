@@ -49,7 +49,8 @@ class DuringTraining:
     check(config)
     self._config = config
     self._results: list[Result] = []
-    self.lower_is_better = protocols.unit(config.checkpoint.best_metric)[1] == 'lower'
+    best = config.checkpoint.best_metric
+    self.lower_is_better = bool(best) and table.metric(best).better == 'lower'
     opened = store.open_store(config.data.store)
     has_text = config.evals.text_tower in config.towers
     path = config.data.tokenizer or opened.tokenizer_path

@@ -14,6 +14,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import table as benchmarks
 from tips_jax.evals.datasets import on_disk as checker
 from tips_jax.evals.datasets import protocols, published
+from tips_jax.evals.tasks import table
 
 ALL = list(protocols.PROTOCOLS)
 
@@ -59,7 +60,8 @@ def test_every_benchmark_has_a_protocol_and_the_other_way_round():
   ],
 )
 def test_units(metric, unit):
-  assert protocols.unit(metric) == unit
+  found = table.metric(metric)
+  assert (found.unit, found.better) == unit
 
 
 @pytest.mark.parametrize('name', ALL)

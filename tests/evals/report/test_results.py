@@ -19,6 +19,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.published import Figure
 from tips_jax.evals.report import charts, plotting, results, style, tables
+from tips_jax.evals.tasks import table as tasks
 
 NAMES = ('sky', 'ball', 'cube', 'cup')
 RNG = np.random.default_rng(0)
@@ -29,7 +30,7 @@ def outcome(task, metrics, **others):
     **{
       'dataset': 'toy',
       'task': task,
-      'spec': types.SimpleNamespace(name=task.removesuffix('_voc21')),
+      'spec': tasks.spec(task.removesuffix('_voc21')),
       'prefix': f'toy/{task}',
       'metrics': metrics,
       'chance': {k: v / 2 for k, v in metrics.items()},
@@ -167,7 +168,7 @@ def test_everything(tmp_path):
   text = (tmp_path / 'index.html').read_text()
   page = Page(text)
   titles = ['Classification and retrieval at a glance', 'What the patches know']
-  assert page.heads == ['Results', *titles, *(words[0] for words in tables.KINDS.values())]
+  assert page.heads == ['Results', *titles, *(spec.title for spec in tasks.TASKS.values())]
   assert 'a &lt; b' in text and '5 &amp; 6' in text and '://' not in text.replace('data:', '')
   for link in page.links:
     assert (tmp_path / link).exists(), link
@@ -508,7 +509,7 @@ def test_depths_share_one_scale(strips):
 def test_nothing_known_is_drawn_too():
   for draw, shape in ((plotting.depths, (8, 8)), (plotting.normals, (8, 8, 3))):
     example = {'image': image(8, 8), 'truth': np.zeros(shape), 'predicted': np.ones(shape)}
-    assert draw(outcome('any', {}, examples=[example])).startswith(b'\x89PNG')
+    assert draw(outcome('depth', {}, examples=[example])).startswith(b'\x89PNG')
   example = {'image': image(8, 8), 'truth': np.full((8, 8), 255), 'predicted': np.full((8, 8), 300)}
   assert plotting.segmented(outcome('segmentation', {}, examples=[example]))
   assert plotting.segmented(outcome('segmentation', {})) is None

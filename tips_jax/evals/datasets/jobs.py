@@ -152,37 +152,9 @@ class _Records:
 
 # --- jobs ---------------------------------------------------------------------------------------
 
-_CONSTANTS = {
-  'segmentation': protocols.SEGMENTATION,
-  'depth': protocols.LINEAR_DEPTH | {'crop': Constant(None, '?')},
-  'dpt_depth': protocols.DPT_DEPTH,
-  'dpt_normals': protocols.NORMALS,
-  'knn': protocols.KNN,
-  'linear': protocols.LINEAR,
-  'instance_retrieval': {},
-  'retrieval': protocols.RETRIEVAL,
-  'zeroshot': protocols.ZEROSHOT,
-  'zeroshot_segmentation': protocols.ZEROSHOT_SEGMENTATION,
-}
-_SMALL = dict(hidden=16, widths=(8, 16, 16, 16), epochs=8, bins=32, learning_rate=2e-3)
-_SHORT = {  # what `short` does otherwise
-  'segmentation': dict(mode='square', patches=30_000),
-  'depth': dict(
-    steps=2000, batch=16, learning_rates=(3e-3, 1e-2, 3e-2), upsample=1, bins=64, cells=4
-  ),
-  'dpt_depth': _SMALL,
-  'dpt_normals': {name: value for name, value in _SMALL.items() if name != 'bins'},
-  'zeroshot': dict(templates='photo'),
-}
 _SCENES_WORDS = dict(
   templates=('a {}.',)
 )  # the captions of scenes know no other words around a class
-_SIZES = {
-  'segmentation': 'crop',
-  'dpt_depth': 'size',
-  'dpt_normals': 'size',
-  'zeroshot_segmentation': 'size',
-}
 
 
 def names(suite: str) -> tuple[str, ...]:
@@ -257,7 +229,7 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
     if kind == 'instance_retrieval' and 'index' in splits:
       wanted['index'] = 'index'
     if only or data.serves(about, texts):
-      task = Task(kind=kind, splits=about.roles, constants=_CONSTANTS[kind])
+      task = Task(kind=kind, splits=about.roles, constants=dict(about.constants))
       found.append(
         Evaluation(
           dataset=name or pathlib.Path(path).name,
@@ -295,7 +267,7 @@ def short(job) -> Evaluation:
   """The job with a recipe that is done in minutes on two cores: not the protocol's, so published
   figures go.
   """
-  changed = _SHORT.get(job.task.kind)
+  changed = job.spec.short_constants
   return dataclasses.replace(_changed(job, changed), published={}) if changed else job
 
 
@@ -307,4 +279,4 @@ def _changed(job, constants):
 
 
 def _size(task):
-  return task.options().get(_SIZES.get(task.kind), 0)
+  return task.options().get(TASKS[task.kind].size_constant, 0)

@@ -34,16 +34,6 @@ UNITS = {
 }  # unit: (factor, decimals, as printed)
 
 
-def unit(metric: str) -> tuple[str, str]:
-  """(unit as printed, what is better) of '.../TASK/.../METRIC', a task by its name as a flag."""
-  *path, name = metric.split('/')
-  if {'depth', 'dpt_depth'} & set(path) and name.startswith('rmse'):
-    return 'm', 'lower'
-  if 'dpt_normals' in path and not name.startswith('within'):
-    return 'deg', 'lower'
-  return '%', 'lower' if name == 'abs_rel' else 'higher'
-
-
 @dataclasses.dataclass(frozen=True)
 class Constant:
   """A number of the protocol and its trust; `note` says what it is, or from where."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from tips_jax.evals.datasets import protocols
 from tips_jax.evals.report import charts, plotting, tables
 from tips_jax.evals.report.page import Picture, Section
 from tips_jax.evals.report.tables import Row
+from tips_jax.evals.tasks import table as tasks
 from tips_jax.evals.tasks.spec import Result
 
 # Sections of a run, and those of all tasks together: name -> (title, caption).
@@ -43,8 +43,8 @@ def sections(
   `losses` are drawn.
   """
   by_name = {name: Section(name, *words) for name, words in _FRONT.items()}
-  for kind, (title, _, caption) in tables.KINDS.items():
-    by_name[kind] = Section(kind, title, caption)
+  for spec in tasks.TASKS.values():
+    by_name[spec.name] = Section(spec.name, spec.title, spec.caption)
   for entry in entries:
     by_name[entry['kind']].entries.append(entry)
 
@@ -54,8 +54,8 @@ def sections(
 
   add('losses', '', charts.losses(lines, losses))
   add('progress', '', charts.progress(lines, _logged(results)))
-  charted = [row for row in rows if row.kind in tables.CHARTED and row.values[0] is not None]
-  labels = [f'{row.dataset}, {tables.KINDS[row.kind][0]}' for row in charted]
+  charted = [row for row in rows if tasks.spec(row.kind).charted and row.values[0] is not None]
+  labels = [f'{row.dataset}, {tasks.spec(row.kind).title}' for row in charted]
   add('bars', '', charts.bars(charted, labels))
   datasets = set()
   for result in results:
@@ -69,7 +69,7 @@ def sections(
     label = result.dataset
     if result.task.startswith(f'{result.spec.name}_'):  # a variant: zeroshot_segmentation_voc20
       label += ' ' + result.task.removeprefix(f'{result.spec.name}_')
-    add(result.spec.name, label, _DRAW[result.spec.name](result))
+    add(result.spec.name, label, result.spec.draw(result))
     add(result.spec.name, f'{label}: confusion', charts.confusion(result), _CONFUSION)
   return [section for section in by_name.values() if section.pictures or section.entries]
 
@@ -79,25 +79,9 @@ def _logged(results):
   metrics = {}
   for result in results:
     for name in tables.main_metrics(result.spec.name, result.metrics):
-      unit, _ = protocols.unit(f'{result.spec.name}/{name}')
-      label = f'{result.dataset} {result.task.replace("_", " ")}, {tables.label(name)}'
+      unit = tasks.metric(f'{result.spec.name}/{name}').unit
+      label = (
+        f'{result.dataset} {result.task.replace("_", " ")}, {tables.label(result.spec.name, name)}'
+      )
       metrics[f'eval/{result.prefix}/{name}'] = label, unit
   return metrics
-
-
-def _overlaid(result):
-  return plotting.segmented(result, overlay=True)
-
-
-_DRAW = {
-  'segmentation': plotting.segmented,
-  'zeroshot_segmentation': _overlaid,
-  'depth': plotting.depths,
-  'dpt_depth': plotting.depths,
-  'dpt_normals': plotting.normals,
-  'knn': plotting.classified,
-  'linear': plotting.classified,
-  'zeroshot': plotting.classified,
-  'retrieval': plotting.retrieved,
-  'instance_retrieval': plotting.retrieved,
-}

@@ -12,6 +12,7 @@ import numpy as np
 from tips_jax.evals.datasets.protocols import UNITS
 from tips_jax.evals.report import tables
 from tips_jax.evals.report.tables import ARROWS, COLUMNS, OTHER, Row, credit, label, number
+from tips_jax.evals.tasks import table as tasks
 
 _LEAD = 'A frozen encoder, measured on images that it was not trained on.'
 _LEAD_OF_RUN = 'The model before and after training, frozen, on images that it was not trained on.'
@@ -103,7 +104,7 @@ def _table(rows, heads, columns):
     cells = [
       f'<td>{html.escape(row.dataset) if first else ""}</td>',
       f'<td>{html.escape(row.task.replace("_", " "))}</td>',
-      f'<td>{_metric(row.metric, row.unit, row.better)}</td>',
+      f'<td>{_metric(row.kind, row.metric)}</td>',
     ]
     cells += [f'<td>{number(row.columns[name], row.unit)}</td>' for name in before]
     cells += [_value(row, i) for i in range(len(row.values))]
@@ -118,8 +119,10 @@ def _table(rows, heads, columns):
   return '<table class="wide">\n<tr>' + '</tr>\n'.join(lines) + '</tr>\n</table>'
 
 
-def _metric(name, unit, better):
-  return f'{html.escape(label(name))}<i>{UNITS[unit][2]} {ARROWS[better]}</i>'
+def _metric(kind, name):
+  described = tasks.metric(f'{kind}/{name}')
+  text = html.escape(label(kind, name))
+  return f'{text}<i>{UNITS[described.unit][2]} {ARROWS[described.better]}</i>'
 
 
 def _value(row, i):
@@ -163,7 +166,7 @@ def _details(entry):
   lines = [''.join(f'<th>{title}</th>' for title in titles)]
   for name, metric in entry['metrics'].items():
     unit = metric['unit']
-    line = f'<td>{_metric(name, unit, metric["better"])}</td>'
+    line = f'<td>{_metric(entry["kind"], name)}</td>'
     line += f'<td class="value">{number(metric["value"], unit)}</td>'
     for column in columns:
       line += f'<td>{number(metric.get(column), unit)}</td>'

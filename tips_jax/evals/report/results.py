@@ -19,6 +19,7 @@ from tips_jax.core import files, log
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.report import page, tables
+from tips_jax.evals.tasks import table as tasks
 from tips_jax.evals.tasks.spec import Result
 
 SCHEMA = 2
@@ -134,11 +135,12 @@ def content(
 def _entry(result, columns):
   metrics = {}
   for name, value in result.metrics.items():
-    unit, better = protocols.unit(f'{result.spec.name}/{name}')
+    described = tasks.metric(f'{result.spec.name}/{name}')
+    unit = described.unit
     metric = {
       'value': _printed(value, unit),
       'unit': unit,
-      'better': better,
+      'better': described.better,
       'chance': _printed(result.chance.get(name), unit),
     }
     for column, values in columns.items():
@@ -146,7 +148,7 @@ def _entry(result, columns):
     metrics[name] = metric
   published = []
   for name, figures in result.published.items():
-    unit, _ = protocols.unit(f'{result.spec.name}/{name}')
+    unit = tasks.metric(f'{result.spec.name}/{name}').unit
     for figure in figures:
       published.append(
         {

@@ -10,98 +10,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tips_jax.evals.datasets.protocols import UNITS
+from tips_jax.evals.tasks import table as tasks
 
 # Columns beside the measured numbers: key in results.json -> head.
 COLUMNS = {'before': 'before', 'chance': 'chance', 'pixel_baseline': 'pixels'}
 ARROWS = {'higher': '↑', 'lower': '↓'}
 OTHER = '≠'  # of a number that was measured otherwise than the first of its row
-# Tasks whose metrics are drawn as bars.
-CHARTED = ('knn', 'linear', 'zeroshot', 'instance_retrieval')
-KINDS = {  # kind: (title, metrics of the table, caption)
-  'segmentation': (
-    'Linear segmentation',
-    ('miou',),
-    'Test images, their true classes, those that a linear probe reads off the patches, and in red '
-    'the pixels it gets wrong: good masks follow the outlines, and red remains only along borders.',
-  ),
-  'depth': (
-    'Linear depth',
-    ('rmse',),
-    'Depth from a linear probe beside the truth, on one logarithmic scale of colors, and the '
-    'error: good depth has the layout and the objects in the right order, and an error row that '
-    'stays dark.',
-  ),
-  'dpt_depth': (
-    'Depth with a DPT decoder',
-    ('rmse',),
-    'Depth from a trained decoder beside the truth, on one logarithmic scale of colors, and the '
-    'error: good depth has sharp outlines, and an error row that stays dark.',
-  ),
-  'dpt_normals': (
-    'Surface normals with a DPT decoder',
-    ('rmse', 'angular_rmse'),
-    'The direction that each surface faces, as a color (the ball is the key), and the angle '
-    'between prediction and truth: good normals have flat walls of one color and bend only where '
-    'surfaces do.',
-  ),
-  'knn': (
-    'k-NN classification',
-    ('accuracy', 'top1'),
-    'Test images and the class that their nearest training images vote for, green where it is '
-    'right: good features err, if at all, toward a class that looks much the same.',
-  ),
-  'linear': (
-    'Linear classification',
-    ('accuracy', 'top1'),
-    'Test images and the class that a linear probe gives them, green where it is right: good '
-    'features err, if at all, toward a class that looks much the same.',
-  ),
-  'instance_retrieval': (
-    'Instance retrieval',
-    ('r1',),
-    'A query image and the images nearest to it, those of the same instance framed: in a good '
-    'sheet the frames stand at the left.',
-  ),
-  'retrieval': (
-    'Retrieval between images and texts',
-    ('i2t_r1', 't2i_r1'),
-    'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one '
-    'framed: in a good sheet the frame stands first, and the others fit the words in part.',
-  ),
-  'zeroshot': (
-    'Zero-shot classification',
-    ('accuracy', 'top1'),
-    'Test images and the class whose texts lie nearest, without any training on this data, green '
-    'where it is right: a good model errs, if at all, toward a related class.',
-  ),
-  'zeroshot_segmentation': (
-    'Zero-shot segmentation',
-    ('miou',),
-    'Each patch takes the class whose texts lie nearest, drawn over the image beside the '
-    'truth: good overlays cover whole objects and stop at their outlines.',
-  ),
-}
-METRICS = {
-  'miou': 'mIoU',
-  'rmse': 'RMSE',
-  'angular_rmse': 'RMSE',
-  'rmse_pooled': 'RMSE, pooled',
-  'r1': 'R@1',
-  'r1_own': 'R@1, own index',
-  'accuracy': 'accuracy',
-  'top1': 'top-1 accuracy',
-  'top5': 'top-5 accuracy',
-  'abs_rel': 'relative error',
-  'delta1': 'within 25 %',
-  'pixel_accuracy': 'pixel accuracy',
-  'mean': 'mean angle',
-  'median': 'median angle',
-  **{
-    f'{way}_r{k}': f'{label} R@{k}'
-    for k in (1, 5, 10)
-    for way, label in (('i2t', 'image to text'), ('t2i', 'text to image'))
-  },
-}
 _SIZE = re.compile(
   r'so400m|(?<![a-z])[sblg](?=[-_/ ]?1[46])|(?<=vit)[-_ ]?[sblg]|small|base|large|giant'
 )
@@ -174,14 +88,14 @@ def rows(contents: Sequence[dict]) -> list[Row]:
 
 def main_metrics(kind: str, metrics: Iterable[str]) -> list[str]:
   """The metrics of a task that its table shows; the first one where none of them is there."""
-  names = [name for name in metrics if name in KINDS[kind][1]]
+  names = [name for name in metrics if '/' not in name and tasks.metric(f'{kind}/{name}').shown]
   return names or list(metrics)[:1]
 
 
-def label(name: str) -> str:
-  """A metric as papers print it; the CLS token before the slash is put behind it."""
-  token, _, last = name.rpartition('/')
-  return METRICS.get(last, last) + (f' ({token})' if token else '')
+def label(kind: str, name: str) -> str:
+  """A metric of a task as papers print it; the CLS token before the slash is put behind it."""
+  token, _, _ = name.rpartition('/')
+  return tasks.metric(f'{kind}/{name}').label + (f' ({token})' if token else '')
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -238,7 +152,7 @@ def table(contents: Sequence[dict]) -> str:
     line = [
       row.dataset if row.dataset != previous else '',
       row.task,
-      label(row.metric),
+      label(row.kind, row.metric),
       f'{UNITS[row.unit][2]} {ARROWS[row.better]}',
     ]
     previous = row.dataset

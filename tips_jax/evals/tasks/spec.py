@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,20 @@ from tips_jax.evals.datasets import protocols
 
 
 @dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number that a task gives."""
+
+  name: str
+  # As papers print it.
+  label: str
+  # A key of protocols.UNITS: '%' (a share in [0, 1]), 'm' or 'deg'.
+  unit: str = '%'
+  better: str = 'higher'
+  # Whether tables have it; the page and results.json have all.
+  shown: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSpec:
   """What a task needs, and how it is measured; tasks/table.py lists all of them."""
 
@@ -18,6 +32,12 @@ class TaskSpec:
   name: str
   # TaskInputs -> fields of a Result.
   measure: Callable[[Any], dict[str, Any]]
+  metrics: tuple[Metric, ...]
+  # Of its section of the page: what the picture shows, and what a good one looks like.
+  title: str
+  caption: str
+  # PNG bytes of the examples; None without any.
+  draw: Callable[['Result'], bytes | None]
   # Splits it needs: 'train', 'test'.
   roles: tuple[str, ...] = ('train', 'test')
   # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'intermediate_layers'.
@@ -31,6 +51,14 @@ class TaskSpec:
   shape: str = 'square'
   # Where shape is 'own': (TaskInputs, (H, W)) -> patches kept of an image of that size.
   cells: Callable[[Any, tuple[int, int]], int] | None = None
+  # The protocol on a store of one's own.
+  constants: Mapping[str, protocols.Constant] = dataclasses.field(default_factory=dict)
+  # What the recipe of minutes on a CPU changes (--recipe=short); without any it is the protocol.
+  short_constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # The constant that says how many pixels the short side of an image has.
+  size_constant: str = ''
+  # Whether the metrics are drawn as bars beside those of other tasks.
+  charted: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
