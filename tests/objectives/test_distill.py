@@ -238,12 +238,12 @@ def test_all_patches_are_the_masked_loss_with_a_weight_of_one():
 @pytest.mark.parametrize(
   'args, message',
   [
-    (dict(pairing='others'), "prototypes.pairing: got 'others'; .* did you mean 'other'"),
+    (dict(pairing='others'), "dino.pairing: got 'others'; .* did you mean 'other'"),
     (
       dict(centering='sinkhron'),
-      "prototypes.centering: got 'sinkhron'; .* did you mean 'sinkhorn'",
+      "dino.centering: got 'sinkhron'; .* did you mean 'sinkhorn'",
     ),
-    (dict(reduction='average'), "prototypes.reduction: got 'average'"),
+    (dict(reduction='average'), "dino.reduction: got 'average'"),
     (dict(teacher=TEACHER[:, :1]), 'got 2 views of the student and 1 of the teacher'),
     (
       dict(student=STUDENT[:, :1], teacher=TEACHER[:, :1], pairing='other'),
