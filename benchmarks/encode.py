@@ -202,7 +202,8 @@ def main():
   args = parser.parse_args()
   row = '{:5} {:>5}  {:12} {:>9} {:>9}  {:18} {:>8} {:>9} {:>9}'.format
   print(
-    f'{cores()} cores, {args.size} x {args.size}; per second; peaks in MiB, of all that the process did until then'
+    f'{cores()} cores, {args.size} x {args.size}; per second; peaks in MiB, of all that the '
+    'process did until then'
   )
   print(
     row('model', 'batch', '', 'tips_jax', 'torch', 'ratio (range)', 'max abs', 'ours', 'torch'),

@@ -202,7 +202,9 @@ def test_unwritable_workdir(refused, tmp_path):
 
 
 def test_full_disk_while_saving(refused, env, tmp_path, whole):
-  """A limit on the size of files stands for a full disk; the checkpoint that was there stays whole."""
+  """A limit on the size of files stands for a full disk; the checkpoint that was there stays
+  whole.
+  """
   shutil.copytree(whole[0], tmp_path / 'run')
   largest = max(
     p.stat().st_size for p in (tmp_path / 'run' / 'checkpoints' / '4').rglob('*') if p.is_file()

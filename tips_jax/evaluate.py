@@ -192,7 +192,8 @@ def _flags(argv):
     ]
     if given:
       raise InputError(
-        f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR alone, '
+        f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR '
+        'alone, '
         'which prints a table, or --checkpoint=PATH to evaluate'
       )
     if len(_compared()) < 2:
@@ -269,7 +270,8 @@ def _refuse_another(output, encoder, jobs):
       sheet.PICTURES,
     }:
       raise InputError(
-        f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a new '
+        f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a '
+        'new '
         'folder'
       )
     return
@@ -277,13 +279,15 @@ def _refuse_another(output, encoder, jobs):
   if before['checkpoint']['sha256'] != encoder.sha256:
     raise InputError(
       f'--output: {str(output)!r} holds the evaluation of another checkpoint, '
-      f'{before["checkpoint"]["name"]!r}; expected another folder, --output=DIR: nothing is overwritten'
+      f'{before["checkpoint"]["name"]!r}; expected another folder, --output=DIR: nothing is '
+      'overwritten'
     )
   now = {(job.dataset, job.task.name) for job in jobs}
   gone = [r for r in before['results'] if r['seconds'] and (r['dataset'], r['task']) not in now]
   if gone:
     raise InputError(
-      f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run does not '
+      f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run '
+      'does not '
       'measure; expected another folder, --output=DIR: nothing is overwritten'
     )
 

@@ -132,7 +132,8 @@ def _export(argv):
     print(f'note: {note}', file=sys.stderr)
   if weights.text and not weights.tokenizer:
     raise InputError(
-      f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the SentencePiece '
+      f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the '
+      'SentencePiece '
       'model that the weights were trained with'
     )
   options, size = {}, None

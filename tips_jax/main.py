@@ -138,7 +138,9 @@ def keep_programs(peers: Any, workdir: pathlib.Path) -> None:
 
 
 def run() -> None:
-  """Entry point: one line and a code for whatever a user can mend, a traceback for our own faults."""
+  """Entry point: one line and a code for whatever a user can mend, a traceback for our own
+  faults.
+  """
   if cli.print_help(sys.argv, FLAGS, __doc__):
     return
   faulthandler.enable()

@@ -68,7 +68,9 @@ def _write_store(
 
 
 class Reader:
-  """An encoder that knows the answer: mean colors, and one-hot words by corner. `noise` spoils it."""
+  """An encoder that knows the answer: mean colors, and one-hot words by corner. `noise` spoils
+  it.
+  """
 
   cls_names, patch, width, depth, size, name, has_text = (
     ('web', 'synthetic'),

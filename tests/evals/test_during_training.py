@@ -1,5 +1,5 @@
-"""What a run measures on the way: an encoder that knows everything, one that knows nothing, every task
-on real towers, benchmarks too, and what lacks is said in one line.
+"""What a run measures on the way: an encoder that knows everything, one that knows nothing, every
+task on real towers, benchmarks too, and what lacks is said in one line.
 """
 
 import json

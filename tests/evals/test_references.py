@@ -55,13 +55,17 @@ def tm():
 
 
 def cosines(a, b):
-  """float64 [A, B]; rows that are not finite count as zero. Cosines equal up to rounding become equal."""
+  """float64 [A, B]; rows that are not finite count as zero. Cosines equal up to rounding become
+  equal.
+  """
   unit = lambda x: normals.unit(np.where(np.isfinite(x).all(-1, keepdims=True), np.float64(x), 0))
   return np.round(unit(a) @ unit(b).T, 6)
 
 
 def lowered(scores, right):
-  """Scores in which a wrong candidate precedes a right one of the same score: our order of ties, for others."""
+  """Scores in which a wrong candidate precedes a right one of the same score: our order of ties,
+  for others.
+  """
   return np.where(right, scores - 1e-7, scores)
 
 
@@ -69,7 +73,9 @@ def lowered(scores, right):
 
 
 def hit_rates(tm, scores, right):
-  """Hit rate at 1, 5 and 10 of torchmetrics; queries (rows) without a right candidate take no part."""
+  """Hit rate at 1, 5 and 10 of torchmetrics; queries (rows) without a right candidate take no
+  part.
+  """
   query = np.repeat(np.arange(len(scores)), scores.shape[1])
   result = []
   for k in (1, 5, 10):
@@ -122,7 +128,9 @@ def test_recalls_equal_the_hit_rate(tm, case):
 
 @pytest.mark.parametrize('case', ['random', 'singletons', 'duplicates', 'broken rows', 'two rows'])
 def test_instance_recall_equals_hit_rate_and_nearest_neighbors(sk, tm, case):
-  """Ties as in image-text retrieval. Queries whose class no other image has take no part, here as in torchmetrics."""
+  """Ties as in image-text retrieval. Queries whose class no other image has take no part, here
+  as in torchmetrics.
+  """
   rng = np.random.default_rng(1)
   n = 2 if case == 'two rows' else 80
   tags = rng.integers(0, 60 if case == 'singletons' else 8, n) if n > 2 else np.zeros(2, int)
@@ -282,7 +290,9 @@ def test_zero_shot_top_k_equals_both(sk, tm, case):
 
 
 def test_equal_classes_go_to_the_lowest(sk):
-  """scikit-learn answers with the highest of equal classes, we with the lowest: its numbers of the reversed list."""
+  """scikit-learn answers with the highest of equal classes, we with the lowest: its numbers of
+  the reversed list.
+  """
   rng = np.random.default_rng(0)
   few, labels = rng.normal(size=(3, 6)), rng.integers(0, 9, 90)
   classes = few[np.arange(9) % 3]

@@ -177,7 +177,9 @@ def test_round_trip_of_published_sizes(layout, grid, scale):
 
 
 def test_layer_scale_and_the_position_of_the_cls_token_are_folded(model):
-  """Against the layout's own definition: x + gamma * f(x), and a position added to the first token."""
+  """Against the layout's own definition: x + gamma * f(x), and a position added to the first
+  token.
+  """
   weights, rng = model(depth=1), np.random.default_rng(3)
   tower, images = weights.image, rng.random((2, 1, 56, 56, 3), np.float32)
   there = pytorch.image_out(weights.params['image'], tower)

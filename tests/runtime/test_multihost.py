@@ -1,4 +1,6 @@
-"""Runs of several processes, as a pod starts them: on this machine's CPU, with gloo between them."""
+"""Runs of several processes, as a pod starts them: on this machine's CPU, with gloo between
+them.
+"""
 
 import json
 import os

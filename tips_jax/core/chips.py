@@ -23,9 +23,9 @@ class Chip:
   nominal: bool = False  # placeholder figures, against which no utilization is reported
 
 
-# Peaks, bandwidths and links: the vendors' data sheets. Usable HBM: the limit that libtpu names when
-# a program is too big (jax 0.10.2). Clocks follow from the peaks: v4, v5e and v5p multiply 8, 4 and
-# 8 times 128 x 128 numbers a cycle, v6e 4 times 256 x 256.
+# Peaks, bandwidths and links: the vendors' data sheets. Usable HBM: the limit that libtpu names
+# when a program is too big (jax 0.10.2). Clocks follow from the peaks: v4, v5e and v5p multiply 8,
+# 4 and 8 times 128 x 128 numbers a cycle, v6e 4 times 256 x 256.
 _CHIPS = (
   # Only its peak is used, for the utilization of a run: nothing can be planned for it.
   Chip('v3', 'TPU v3', 61.5e12, hbm=0, bandwidth=0, ici=0),

@@ -86,7 +86,9 @@ def define_config(values: flags.FlagValues) -> None:
 
 
 def load_config(values: flags.FlagValues) -> schema.Config:
-  """The checked config; InputError for a file, an argument, a field or a value that does not fit."""
+  """The checked config; InputError for a file, an argument, a field or a value that does not
+  fit.
+  """
   if values.config is None:
     raise InputError('--config: missing; expected a file such as configs/quickstart.py')
   return strict.build(schema.Config, values.config)

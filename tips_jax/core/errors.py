@@ -2,4 +2,6 @@
 
 
 class InputError(ValueError):
-  """A flag, a config field or a file that does not fit. Programs print it as one line; exit code 2."""
+  """A flag, a config field or a file that does not fit. Programs print it as one line; exit code
+  2.
+  """

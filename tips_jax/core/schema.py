@@ -80,7 +80,9 @@ class Data:
 
 @config
 class ViT:
-  """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic ones."""
+  """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic
+  ones.
+  """
 
   kind: Literal['vit']
   width: int

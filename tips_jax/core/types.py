@@ -11,7 +11,9 @@ BATCH_AXES = ('data', 'fsdp')  # mesh axes that the batch is split over
 
 
 class Loss(NamedTuple):
-  """What an objective returns: a float32 scalar, scalars to log, and its state for the next step."""
+  """What an objective returns: a float32 scalar, scalars to log, and its state for the next
+  step.
+  """
 
   value: Any
   metrics: dict

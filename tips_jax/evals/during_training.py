@@ -41,8 +41,8 @@ def check(config: schema.Config) -> None:
 
 
 class DuringTraining:
-  """The evaluation of a run; call it with an Encoder. Raises InputError where data are missing or do
-  not hold what a task needs.
+  """The evaluation of a run; call it with an Encoder. Raises InputError where data are missing or
+  do not hold what a task needs.
   """
 
   def __init__(self, config: schema.Config):
@@ -73,8 +73,8 @@ class DuringTraining:
       records.check_data(group)
 
   def __call__(self, encoder: Encoder) -> dict[str, float]:
-    """{'knn/accuracy': ..., 'retrieval/synthetic/t2i_r1': ..., 'voc/segmentation/miou': ...}: shares
-    in [0, 1], meters, degrees.
+    """{'knn/accuracy': ..., 'retrieval/synthetic/t2i_r1': ..., 'voc/segmentation/miou': ...}:
+    shares in [0, 1], meters, degrees.
     """
     self._results = self._measure(encoder, self._groups)
     return _metrics(self._results)

@@ -140,7 +140,8 @@ class Encoder:
       )
     if ids.size and not 0 <= ids.min() <= ids.max() < self.weights.text.vocab:
       raise InputError(
-        f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to {self.weights.text.vocab - 1}'
+        f'texts: got ids from {ids.min()} to {ids.max()}; expected 0 to '
+        f'{self.weights.text.vocab - 1}'
       )
     out = np.zeros((len(ids), self._joint_width('text')), np.float32)
     # Padding costs time and changes nothing. A text's own length decides, so that its neighbors do
@@ -192,7 +193,8 @@ class Encoder:
     """The model's own `data.tokenizer.Tokenizer`."""
     if self.weights.tokenizer is None:
       raise InputError(
-        f'texts: the model {self.weights.name!r} carries no tokenizer; expected ids, or a model loaded '
+        f'texts: the model {self.weights.name!r} carries no tokenizer; expected ids, or a model '
+        'loaded '
         'with tokenizer=PATH'
       )
     with tempfile.TemporaryDirectory() as folder:  # SentencePiece models are known by their path
@@ -457,7 +459,8 @@ def _checked(images):
   x = x.astype(np.float32)
   if x.size and not (x.min() >= 0 and x.max() <= 1):  # also false for nan
     raise InputError(
-      f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized further'
+      f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized '
+      'further'
     )
   return x
 

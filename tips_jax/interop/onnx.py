@@ -79,7 +79,8 @@ def fixed_size(tower: schema.ViT, resolution: str | int) -> tuple[int, int] | No
   match = re.fullmatch(r'([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?', str(resolution))
   if not match:
     raise InputError(
-      f"--resolution: got {resolution!r}; expected 'dynamic', 'native', pixels as in 224, or height "
+      f"--resolution: got {resolution!r}; expected 'dynamic', 'native', pixels as in 224, or "
+      'height '
       'and width as in 336x448'
     )
   return int(match[1]), int(match[2] or match[1])

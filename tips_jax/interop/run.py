@@ -75,7 +75,8 @@ def _teacher(leaves, weights, image, what):
     return teachers.pop()
   if weights not in teachers:
     raise InputError(
-      f'{what}: weights: got {weights!r}; expected one of {["student", *sorted(teachers)]}: teachers '
+      f'{what}: weights: got {weights!r}; expected one of {["student", *sorted(teachers)]}: '
+      'teachers '
       'that have an image tower of their own'
     )
   return weights

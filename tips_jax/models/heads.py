@@ -39,7 +39,9 @@ class DINOHead(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-  """Linear projection to a joint space, no bias. Input: x [..., D]. Output: `embedding` [..., E]."""
+  """Linear projection to a joint space, no bias. Input: x [..., D]. Output: `embedding` [...,
+  E].
+  """
 
   config: schema.ProjectionHead
   compute: schema.Compute

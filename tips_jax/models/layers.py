@@ -1,4 +1,6 @@
-"""Transformer parts. Parameters are float32; products and activations have the dtype of `compute`."""
+"""Transformer parts. Parameters are float32; products and activations have the dtype of
+`compute`.
+"""
 
 import flax.linen as nn
 import jax
@@ -19,7 +21,8 @@ def weight(module, name, init, shape, dtype):
   value = parallel.whole(module.get_variable('params', name), dtype)
   if value.shape != tuple(shape):
     raise ValueError(
-      f'parameter {"/".join((*module.path, name))}: got shape {value.shape}; expected {tuple(shape)}'
+      f'parameter {"/".join((*module.path, name))}: got shape {value.shape}; expected '
+      f'{tuple(shape)}'
     )
   return value
 
@@ -65,7 +68,9 @@ stored.defvjp(lambda x: (stored(x), None), lambda _, dy: (dy,))
 
 @jax.custom_vjp
 def stored_gradient(x):
-  """x, whose gradient is written to memory: two products read it, of the inputs and of the weights."""
+  """x, whose gradient is written to memory: two products read it, of the inputs and of the
+  weights.
+  """
   return x
 
 
@@ -89,7 +94,9 @@ class Dense(nn.Module):
 
 
 class Projection(Dense):
-  """Dense whose output's gradient comes from a kernel: no fusion sums it for the bias on the way."""
+  """Dense whose output's gradient comes from a kernel: no fusion sums it for the bias on the
+  way.
+  """
 
   def __call__(self, x):
     return plus(x @ self.kernel, self.bias)

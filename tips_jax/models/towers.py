@@ -98,7 +98,9 @@ TOGETHER = (
 
 
 def init(name, tower, *, seed):
-  """Float32 parameters of one tower; the same for a name and seed whatever other towers there are."""
+  """Float32 parameters of one tower; the same for a name and seed whatever other towers there
+  are.
+  """
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
   module, example = _MODULES[tower.kind](tower, schema.Compute(dtype='float32')), inputs(tower)
   if tower.kind in TOGETHER:

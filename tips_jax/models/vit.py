@@ -11,7 +11,9 @@ from tips_jax.models import layers
 
 
 def patches(images_BHWC, patch):
-  """[B, h, w, patch, patch, 3] of images that are center-padded with zeros to multiples of `patch`."""
+  """[B, h, w, patch, patch, 3] of images that are center-padded with zeros to multiples of
+  `patch`.
+  """
   pads = [-s % patch for s in images_BHWC.shape[1:3]]
   x = jnp.pad(images_BHWC, [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)])
   b, h, w, c = x.shape
@@ -89,7 +91,8 @@ def inspect(params, tower, compute, images, *, intermediate_layers=(), values=Fa
   c, depth = tower, tower.depth
   if not all(0 <= layer < depth for layer in intermediate_layers):
     raise ValueError(
-      f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 to {depth - 1}'
+      f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 '
+      f'to {depth - 1}'
     )
   run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
   outputs = lambda x: run('outputs', x, images.shape[:2])

@@ -125,7 +125,8 @@ def _check(s, t, pairing):
   if pairing != 'all' and views != teacher_views or pairing == 'other' and views < 2:
     raise InputError(
       f'dino: got {views} views of the student and {teacher_views} of the teacher; '
-      f'pairing {pairing!r} expected the same number{", at least two" if pairing == "other" else ""}'
+      f'pairing {pairing!r} expected the same '
+      f'number{", at least two" if pairing == "other" else ""}'
     )
 
 

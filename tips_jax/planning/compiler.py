@@ -15,7 +15,10 @@ import time
 
 from tips_jax.planning import cost, hlo, topologies
 
-_LLO = '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles'
+_LLO = (
+  '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true '
+  '--xla_jf_dump_llo_pass_label_regex=^final_bundles'
+)
 # How XLA says that a program is too big: bytes in all (arguments are among them), and the bytes
 # that there are.
 _TOO_BIG = (

@@ -69,7 +69,8 @@ def _header(h: Json) -> list[str]:
   return [
     _rule(name, f'compiled in {h.get("compile_seconds", 0):.0f} s'),
     f'  {h["chips"]} {h["chip"]} chips, mesh {mesh}',
-    f'  batch {h["batch"]:,}, {h["images_per_chip"]:g} images a chip, accumulate {h["accumulate"]}, '
+    f'  batch {h["batch"]:,}, {h["images_per_chip"]:g} images a chip, accumulate '
+    f'{h["accumulate"]}, '
     f'remat {h["remat"]}, attention {h["attention"]}, {h["dtype"]}',
   ]
 

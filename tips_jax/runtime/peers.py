@@ -79,7 +79,8 @@ def rows(places, batch_size):
   parts = sorted({tuple(sorted(s)) for s in starts.values()})
   if sum(map(len, parts)) != len(set().union(*parts)):
     raise InputError(
-      'mesh: got an order of devices in which processes share some of their rows of a batch; expected '
+      'mesh: got an order of devices in which processes share some of their rows of a batch; '
+      'expected '
       'that two share all or none'
     )
   return parts.index(tuple(sorted(starts[jax.process_index()]))), len(parts)
@@ -257,7 +258,8 @@ class Peers:
         if not self._left:
           self._end(
             EXIT,
-            f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the same '
+            f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the '
+            'same '
             'command again to go on from the last checkpoint',
           )
       time.sleep(_POLL_S / 10 if self._promised is not None else _POLL_S)

@@ -65,7 +65,8 @@ def find():
   ]
   if missing:
     raise InputError(
-      f'--multihost: got no {", ".join(missing)} and no cluster that jax knows (Cloud TPU, GKE, SLURM, '
+      f'--multihost: got no {", ".join(missing)} and no cluster that jax knows (Cloud TPU, GKE, '
+      'SLURM, '
       'Open MPI); expected one or the other'
     )
   address, count, index = known
@@ -78,7 +79,9 @@ def find():
 
 
 def others(env):
-  """What in the environment says that there are several processes, as text; '' where nothing does."""
+  """What in the environment says that there are several processes, as text; '' where nothing
+  does.
+  """
   number = lambda name: int(env[name]) if env.get(name, '').isdigit() else 0
   for name in ('JAX_NUM_PROCESSES', 'MEGASCALE_NUM_SLICES', 'OMPI_COMM_WORLD_SIZE'):
     if number(name) > 1:

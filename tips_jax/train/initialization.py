@@ -159,7 +159,8 @@ def _same_leaves(wanted, there, what, rules=(('.*', True),)):
   for n in sorted(wanted.keys() ^ other):
     if not n.endswith('/mask_token'):
       raise InputError(
-        f'{what}: got {"no " if n in wanted else ""}{n}; expected {"it" if n in wanted else "none"}: '
+        f'{what}: got {"no " if n in wanted else ""}{n}; expected '
+        f'{"it" if n in wanted else "none"}: '
         'another kind of model; init_from_rules leaves parameters out'
       )
   return {n: x for n, x in wanted.items() if n in other}
@@ -184,7 +185,8 @@ def _same_tokenizer(c, wanted, there, here, say=None):
     return
   if there is None:
     say and say(
-      f'init_from: {c.init_from} comes without its tokenizer: whether it is the one of the data is not known'
+      f'init_from: {c.init_from} comes without its tokenizer: whether it is the one of the data is '
+      'not known'
     )
     return
   raise InputError(

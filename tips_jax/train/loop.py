@@ -279,7 +279,8 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   step = int(state.step)
   if step > config.schedule.total_steps:
     raise InputError(
-      f'schedule.total_steps: got {config.schedule.total_steps}; expected at least the {step} steps '
+      f'schedule.total_steps: got {config.schedule.total_steps}; expected at least the {step} '
+      'steps '
       f'that {str(run.workdir)!r} has made'
     )
   metrics, scores = None, []
@@ -326,7 +327,8 @@ def compile_step(run: Run, step: int) -> tuple[Callable, float]:
   run.progress.message(f'compiled in {seconds:.1f} s: traced in {traced_s:.1f} s, then {how}')
   if step == 0 and run.method.config.losses:
     run.progress.message(
-      f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum and '
+      f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
+      'and '
       f'more are in {run.workdir / log.FILE}'
     )
   return future.result(), seconds
@@ -405,12 +407,14 @@ def _report_nonfinite(run, at, unread, metrics):
   ids = [run.pipeline.explain(record)[0] for record in unread.host['index']]
   run.nonfinite.add({'step': unread.step, 'loss': loss, 'gradient_norm': gradient, 'ids': ids})
   run.progress.message(
-    f'step {unread.step}: loss {loss}, gradient {gradient}: not finite, update skipped (examples in '
+    f'step {unread.step}: loss {loss}, gradient {gradient}: not finite, update skipped (examples '
+    'in '
     'nonfinite.jsonl)'
   )
   if metrics['bad_steps'] >= run.method.config.max_bad_steps:
     raise Diverged(
-      f'{metrics["bad_steps"]} updates in a row were not finite, up to step {unread.step}; the last '
+      f'{metrics["bad_steps"]} updates in a row were not finite, up to step {unread.step}; the '
+      'last '
       f'good checkpoint is step {at.saved}. Try a lower optimizer.learning_rate or a longer warm-up'
     )
 

@@ -28,7 +28,9 @@ def abstract_batch(method):
 
 
 def lower(method, mesh):
-  """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state, batch)."""
+  """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state,
+  batch).
+  """
   shapes, places = abstract_state(method, mesh)
   jitted = jax.jit(
     step_lib.make(method),

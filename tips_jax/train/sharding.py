@@ -30,7 +30,8 @@ def shape(config: schema.Mesh, devices):
   sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
   if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
     raise InputError(
-      f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is that, '
+      f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is '
+      'that, '
       'at most one of them -1, or data and fsdp both'
     )
   return tuple(devices // fixed if s == -1 else s for s in sizes)
@@ -42,7 +43,8 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   sizes = shape(config, len(devices))
   if batch_size % (sizes[0] * sizes[1]):
     raise InputError(
-      f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} devices '
+      f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} '
+      'devices '
       f'of the axes {BATCH_AXES}'
     )
   # Between slices of a multi-slice job lies the slow network: of all axes only `data` crosses it.
@@ -82,7 +84,9 @@ def specs(rules, tree_):
 
 
 def shardings(rules, mesh, abstract):
-  """A NamedSharding for every leaf of a state (or of any part of it, with names that end the same)."""
+  """A NamedSharding for every leaf of a state (or of any part of it, with names that end the
+  same).
+  """
   return tree.map_named(lambda n, x: NamedSharding(mesh, spec(rules, mesh.shape, n, x)), abstract)
 
 

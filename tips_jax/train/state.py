@@ -58,7 +58,9 @@ def init(method):
 
 
 def loss_state(method, student, teachers):
-  """Zeroed memory of every term that has one; sizes come from the parameters that the term reads."""
+  """Zeroed memory of every term that has one; sizes come from the parameters that the term
+  reads.
+  """
   result = {}
   for name, term in method.config.losses.items():
     shapes = {}

@@ -1,4 +1,6 @@
-"""What a run is before it runs: parameters, floating-point operations, memory. Allocates nothing."""
+"""What a run is before it runs: parameters, floating-point operations, memory. Allocates
+nothing.
+"""
 
 import math
 
@@ -64,7 +66,8 @@ def text(method, *, devices=1):
   sizes = dict(zip(sharding.AXES, sharding.shape(c.mesh, devices)))
   o = c.optimizer
   lines = [
-    f'{"parameter":<58}{"shape":<22}{"count":>13}  {"dtype":<9}{"sharding":<26}{"decay":>6}{"rate":>6}'
+    f'{"parameter":<58}{"shape":<22}{"count":>13}  '
+    f'{"dtype":<9}{"sharding":<26}{"decay":>6}{"rate":>6}'
     f'{"frozen":>8}'
   ]
   for name, leaf in tree.named_leaves({'params': abstract.params}):
@@ -74,7 +77,8 @@ def text(method, *, devices=1):
     rate = tree.match(o.lr_rules, short, 'optimizer.lr_rules')
     frozen = tree.match(o.freeze_rules, short, 'optimizer.freeze_rules')
     lines.append(
-      f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  {leaf.dtype!s:<9}'
+      f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  '
+      f'{leaf.dtype!s:<9}'
       f'{",".join(spec):<26}{decay:>6g}{rate:>6g}{frozen:>8g}'
     )
   lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}by']
@@ -108,8 +112,7 @@ def text(method, *, devices=1):
       / math.prod(sizes[a] for a in sharding.spec(c.mesh.rules, sizes, n, x) if a)
       for n, x in leaves
     )
-    lines.append(
-      f'{part:<28}{sum(x.size * x.dtype.itemsize for _, x in leaves) / 2**30:>14.3f}{own / 2**30:>14.3f}'
-    )
+    total = sum(x.size * x.dtype.itemsize for _, x in leaves)
+    lines.append(f'{part:<28}{total / 2**30:>14.3f}{own / 2**30:>14.3f}')
   lines.append(f'{"gradient (during a step)":<28}{tree.nbytes(abstract.params) / 2**30:>14.3f}')
   return '\n'.join(lines)

@@ -63,10 +63,15 @@ def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:
     )
   path = None
   if peers.lead:
-    progress = log.Progress(data.scenes.train + data.scenes.test, label='scene')
+    spec = data.scenes
+    progress = log.Progress(spec.train + spec.test, label='scene')
     path = scenes.build(
       str(workdir / 'scenes'),
-      **dataclasses.asdict(data.scenes),
+      train=spec.train,
+      test=spec.test,
+      size=spec.size,
+      objects=spec.objects,
+      typical=spec.typical,
       seed=method.config.seed,
       progress=lambda done, total: progress.update(done),
     )

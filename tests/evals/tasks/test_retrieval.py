@@ -10,7 +10,9 @@ from tips_jax.evals.tasks import retrieval
 
 
 def reference(image, text, owner):
-  """Counts wrong candidates that score at least as high as the best right one, one query at a time."""
+  """Counts wrong candidates that score at least as high as the best right one, one query at a
+  time.
+  """
   unit = lambda v: v / max(np.linalg.norm(v), 1e-12)
   scores = np.array([[np.float32(np.dot(unit(t), unit(i))) for i in image] for t in text])
   t2i, i2t = [], []

@@ -56,7 +56,9 @@ def test_broken_patches_are_far_from_all():
 
 
 def notebook(torch, classes, image, encode, *, side, stride, size):
-  """TIPSv2's sliding windows: PyTorch's own resizing and softmax. image [H, W, 3], already resized."""
+  """TIPSv2's sliding windows: PyTorch's own resizing and softmax. image [H, W, 3], already
+  resized.
+  """
   height, width, _ = image.shape
   probabilities, count = torch.zeros(len(classes), height, width), torch.zeros(height, width)
   for i in range(max(height - side + stride - 1, 0) // stride + 1):

@@ -107,7 +107,9 @@ def _both(request, tmp_path_factory):
 
 
 def pair(model, folder):
-  """Functions text -> ids of SentencePiece, as the data pipeline calls it, and of tokenizer.json."""
+  """Functions text -> ids of SentencePiece, as the data pipeline calls it, and of
+  tokenizer.json.
+  """
   (folder / 'tokenizer.model').write_bytes(model)
   ours = data.Tokenizer(folder / 'tokenizer.model')
   theirs = tokenizers.Tokenizer.from_str(json.dumps(huggingface_tokenizer.tokenizer_json(model)))

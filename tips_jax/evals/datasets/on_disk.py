@@ -105,7 +105,8 @@ def require(reports) -> None:
 def table(reports) -> str:
   """The reports as lines for a person: one line a split, then what is wrong."""
   lines = [
-    f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8}  '
+    f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8} '
+    ' '
   ]
   for report in reports:
     state = (
@@ -114,7 +115,8 @@ def table(reports) -> str:
     for i, row in enumerate(report.splits):
       expected = '?' if row.expected is None else f'{row.expected:,}'
       lines.append(
-        f'{report.name if not i else "":<14}{row.split:<8}{row.official:<20}{row.found:>10,}{expected:>10}'
+        f'{report.name if not i else "":<14}{row.split:<8}{row.official:<20}{row.found:>10,}'
+        f'{expected:>10}'
         f'{row.opened:>8}  {state if not i else ""}'.rstrip()
       )
   lines += [

@@ -241,7 +241,8 @@ def _uned(domain, title, query, index=None):
   merged = _C(
     8,
     '?',
-    "index sets searched as one: UnED's protocol (V); its code has each domain's own, too (V). Which "
+    "index sets searched as one: UnED's protocol (V); its code has each domain's own, too (V). "
+    'Which '
     'of both TIPS averaged is not known: both are measured',
   )
   task = Task(
@@ -272,8 +273,10 @@ _PROTOCOLS = (
       _zeroshot_segmentation('voc21', class_names.VOC),
       _zeroshot_segmentation('voc20', class_names.VOC[1:], without=0),
     ),
-    note='Whether TIPS learned from train (1,464) or trainaug (10,582) is not published; configs derived from '
-    'DINOv2 have train. How it scores the background of VOC21 (name or threshold) is not published.',
+    note='Whether TIPS learned from train (1,464) or trainaug (10,582) is not published; configs '
+    'derived from '
+    'DINOv2 have train. How it scores the background of VOC21 (name or threshold) is not '
+    'published.',
   ),
   Protocol(
     name='ade20k',
@@ -330,7 +333,8 @@ _PROTOCOLS = (
       Task(kind='dpt_depth', metrics=('rmse',), constants=DPT_DEPTH),
       Task(kind='dpt_normals', metrics=('angular_rmse',), constants=NORMALS),
     ),
-    note="Probe3D's public code keeps every fourth image, in the order of os.listdir; here all are used.",
+    note="Probe3D's public code keeps every fourth image, in the order of os.listdir; here all are "
+    'used.',
   ),
   Protocol(
     name='imagenet',
@@ -398,7 +402,8 @@ _PROTOCOLS = (
         constants=ZEROSHOT_SEGMENTATION,
       ),
     ),
-    note='Held out: the sequence 0001TP. Most frequent class at each position: mIoU 0.150. Classes: the reader.',
+    note='Held out: the sequence 0001TP. Most frequent class at each position: mIoU 0.150. '
+    'Classes: the reader.',
   ),
   Protocol(
     name='rgbd',
@@ -411,7 +416,8 @@ _PROTOCOLS = (
       Task(kind='dpt_depth', metrics=('rmse',), constants=DPT_DEPTH),
       Task(kind='dpt_normals', metrics=('angular_rmse',), constants=NORMALS),
     ),
-    note='One room: memory, not generalization. Mean of train: RMSE 0.51 m; mean depth image: 0.47 m.',
+    note='One room: memory, not generalization. Mean of train: RMSE 0.51 m; mean depth image: 0.47 '
+    'm.',
   ),
   Protocol(
     name='cifar10',
@@ -446,7 +452,8 @@ _PROTOCOLS = (
         constants=ZEROSHOT_SEGMENTATION,
       ),
     ),
-    note='Classes: the reader; 120 of 129 occur. The split captions (80 images) is too small for retrieval.',
+    note='Classes: the reader; 120 of 129 occur. The split captions (80 images) is too small for '
+    'retrieval.',
   ),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _PROTOCOLS}
@@ -467,6 +474,8 @@ def get(name: str) -> Protocol:
 
 
 def names(suite: str) -> tuple[str, ...]:
-  """Data sets of a suite, or of a list 'NAME,NAME' of data sets and suites, each once and in order."""
+  """Data sets of a suite, or of a list 'NAME,NAME' of data sets and suites, each once and in
+  order.
+  """
   found = [name for part in suite.split(',') for name in SUITES.get(part.strip(), (part.strip(),))]
   return tuple(get(name).name for name in dict.fromkeys(found))

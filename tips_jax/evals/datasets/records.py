@@ -67,7 +67,8 @@ def _texts(encoder, job):
     return
   if not encoder.has_text:
     raise InputError(
-      f'{job.dataset}: {job.task.name} compares images with texts; got the checkpoint {encoder.name!r} '
+      f'{job.dataset}: {job.task.name} compares images with texts; got the checkpoint '
+      f'{encoder.name!r} '
       'without a text tower; expected one with it, or tasks of images alone'
     )
   encoder.encode_text([])  # a tokenizer that is missing is said now
@@ -86,7 +87,8 @@ def _annotations(job):
     wanted = len(job.task.classes) + (job.task.without is not None)
     if not names and not job.task.classes:
       raise InputError(
-        f'{job.dataset}: {job.task.name} needs the names of the classes of {needs!r}, and there are '
+        f'{job.dataset}: {job.task.name} needs the names of the classes of {needs!r}, and there '
+        'are '
         'none; expected them in annotations.json ("mask_classes"), or as a ClassLabel'
       )
     if names and job.task.classes and len(names) != wanted:
@@ -139,13 +141,15 @@ def _mask(job, split, record, size, where):
   mask, names = _decoded(segmentation.decode_mask, record['mask'], where), job.data.mask_classes
   if mask.shape != size:
     raise InputError(
-      f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image is '
+      f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image '
+      'is '
       f'{size[1]}x{size[0]}'
     )
   found = int(mask[mask != VOID].max(initial=0))
   if names and found >= len(names):
     raise InputError(
-      f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, or '
+      f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, '
+      'or '
       f'{VOID} for void'
     )
 
@@ -155,7 +159,8 @@ def _map(name, decode):
     found = _decoded(decode, record[name], where)
     if found.shape[:2] != size:
       raise InputError(
-        f'{where}: {name} of another size than images: got {found.shape[1]}x{found.shape[0]}, the image '
+        f'{where}: {name} of another size than images: got {found.shape[1]}x{found.shape[0]}, the '
+        'image '
         f'is {size[1]}x{size[0]}'
       )
 

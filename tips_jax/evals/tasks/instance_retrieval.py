@@ -189,13 +189,16 @@ def _check(domains):
     index, index_tags = _index(domain)
     if index_tags is None or len(index) != len(index_tags) or len(domain.query) != len(domain.tags):
       raise InputError(
-        f'instance retrieval, {name!r}: got {len(domain.query)} queries with {len(domain.tags)} tags, '
-        f'and an index of {len(index)} with {len(index_tags) if index_tags is not None else "no"} tags; '
+        f'instance retrieval, {name!r}: got {len(domain.query)} queries with {len(domain.tags)} '
+        'tags, '
+        f'and an index of {len(index)} with {len(index_tags) if index_tags is not None else "no"} '
+        'tags; '
         'expected a class, or several, for each'
       )
     if not _right_images(domain).any():
       raise InputError(
-        f'instance retrieval, {name!r}: got {len(domain.query)} queries, none of which shares a class '
+        f'instance retrieval, {name!r}: got {len(domain.query)} queries, none of which shares a '
+        'class '
         f'with another image among the {len(index)} of the index; expected some'
       )
   if not domains:

@@ -34,7 +34,9 @@ def recalls(image, text, owner) -> dict[str, float]:
 
 
 def chance(owner, images: int) -> dict[str, float]:
-  """The expected recalls of a random ranking among `images` images and len(owner) texts, exactly."""
+  """The expected recalls of a random ranking among `images` images and len(owner) texts,
+  exactly.
+  """
   texts, own = len(owner), np.bincount(owner)
   own = own[own > 0]
   result = {f't2i_r{k}': min(k / images, 1.0) for k in KS}

@@ -95,8 +95,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """What an evaluation found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of another
-  CLS token.
+  """What an evaluation found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of
+  another CLS token.
 
   chance: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
   unit. examples: at most six of the measured split, evenly spaced; evals/report/plotting.py says

@@ -93,7 +93,8 @@ class ZeroshotScorer:
     size = len(self.classes)
     if len(image) != len(labels) or labels.max(initial=-1) >= size:
       raise InputError(
-        f'zero-shot: got {len(image)} images and {len(labels)} labels up to {labels.max(initial=-1)}; '
+        f'zero-shot: got {len(image)} images and {len(labels)} labels up to '
+        f'{labels.max(initial=-1)}; '
         f'expected a label for each, below the number of classes, {size}'
       )
     asked = labels >= 0

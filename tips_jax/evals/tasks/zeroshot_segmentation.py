@@ -60,7 +60,8 @@ class Segmenter:
       raise strict.unknown('zero-shot segmentation: mode', self.mode, MODES)
     if self.side % self.patch or self.mode == 'slide' and not 0 < self.stride <= self.side:
       raise InputError(
-        f'zero-shot segmentation: got side {self.side}, stride {self.stride} and patch {self.patch}; '
+        f'zero-shot segmentation: got side {self.side}, stride {self.stride} and patch '
+        f'{self.patch}; '
         'expected a side of whole patches, and a stride of at most a side'
       )
     if self.owner is not None:
@@ -136,7 +137,8 @@ def slide(
   places = list(windows(height, width, side, stride))
   if len(places) != len(cosines_nhwK):
     raise InputError(
-      f'zero-shot segmentation: got {len(cosines_nhwK)} views of {height} x {width} pixels; expected '
+      f'zero-shot segmentation: got {len(cosines_nhwK)} views of {height} x {width} pixels; '
+      'expected '
       f'{len(places)} windows'
     )
   total = np.zeros((height, width, cosines_nhwK.shape[-1]), np.float32)
@@ -165,7 +167,9 @@ def labels(scores_hwK, size) -> np.ndarray:
 
 
 def without_background(mask) -> np.ndarray:
-  """A mask whose class 0 does not count: it becomes void (255), and the other ids move down by one."""
+  """A mask whose class 0 does not count: it becomes void (255), and the other ids move down by
+  one.
+  """
   mask = np.asarray(mask, np.int64)
   return np.where((mask == 0) | (mask == VOID), VOID, mask - 1)
 
@@ -183,7 +187,8 @@ class SegmentationScorer:
     predicted, mask, size = np.asarray(predicted), np.asarray(mask), len(self.counts)
     if predicted.shape != mask.shape:
       raise InputError(
-        f'zero-shot segmentation: got ids {predicted.shape} and a mask {mask.shape}; expected one shape'
+        f'zero-shot segmentation: got ids {predicted.shape} and a mask {mask.shape}; expected one '
+        'shape'
       )
     known = mask != VOID
     truth, found = mask[known], predicted[known]

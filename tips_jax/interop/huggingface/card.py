@@ -67,7 +67,8 @@ def _head(weights: Weights) -> list[str]:
     f'# {weights.name}',
     '',
     f'Image tower of TIPS: ViT, width {image.width}, {image.depth} layers, patches of '
-    f'{image.patch} pixels, position table {image.grid} x {image.grid}, CLS tokens: {", ".join(image.cls)}.',
+    f'{image.patch} pixels, position table {image.grid} x {image.grid}, CLS tokens: '
+    f'{", ".join(image.cls)}.',
   ]
   preprocessing = (
     f'Images are RGB in [0, 1], resized to {weights.size} x {weights.size} (bilinear, antialiased) '
