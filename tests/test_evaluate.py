@@ -94,13 +94,13 @@ def test_all_that_the_annotations_serve(checkpoints, store):
 
 def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
   monkeypatch.setattr(suite_data, '_SCENES', suite_data._SCENES | dict(train=16, test=8, size=SIZE))
-  code, out, err = call(suite='quick', task='knn,instance', batch_size=8)
+  code, out, err = call(suite='quick', task='knn,instance_retrieval', batch_size=8)
   assert code == 0, err
   assert re.search(r'one +random weights +chance', out) and 'drawing scenes' in err
   random = sheet.read(tmp_path / 'out/random_weights')
   assert random['checkpoint']['name'] == 'random weights'
   assert random['checkpoint']['sha256'] != sheet.read(tmp_path / 'out')['checkpoint']['sha256']
-  code, out, _ = call('--norandom', suite='quick', task='knn,instance', batch_size=8)
+  code, out, _ = call('--norandom', suite='quick', task='knn,instance_retrieval', batch_size=8)
   assert code == 0 and 'random weights' not in out
 
 

@@ -2,6 +2,7 @@
 task on real towers, benchmarks too, and what lacks is said in one line.
 """
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -17,7 +18,7 @@ from tips_jax.data import store as store_lib
 from tips_jax.data import tokenizer as tokenizer_lib
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import during_training
-from tips_jax.evals.datasets import jobs, on_disk
+from tips_jax.evals.datasets import on_disk
 from tips_jax.evals.during_training import DuringTraining
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.tasks import table
@@ -91,7 +92,9 @@ def model(drawn):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
   """Recipes that take no time, and a folder of our own for what is temporary."""
-  monkeypatch.setattr(jobs, '_SHORT', TINY)
+  for name, spec in table.TASKS.items():
+    tiny = dataclasses.replace(spec, short_constants=TINY.get(name, {}))
+    monkeypatch.setitem(table.TASKS, name, tiny)
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
   (tmp_path / 'temporary').mkdir()
 
