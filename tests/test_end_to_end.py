@@ -66,7 +66,7 @@ def test_ends_with_a_report(whole):
   names = {'retrieval/t2i_r1', 'retrieval/i2t_r5', 'knn/accuracy', 'segmentation/miou'}
   for part in ('before', 'after', 'chance', 'pixel_baseline'):
     assert names <= set(report[part]) and all(0 <= v <= 1 for v in report[part].values())
-  assert 'segmentation/miou' in out and '<img' in (workdir / 'index.html').read_text()
+  assert 'segmentation' in out and 'mIoU' in out and '<img' in (workdir / 'index.html').read_text()
   assert json.loads((workdir / 'config.json').read_text())['schedule']['total_steps'] == STEPS
   assert sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir()) == [4, 6]
 

@@ -77,6 +77,7 @@ def main() -> None:
   if FLAGS.dry_run:
     describe(config)
     return
+  huge_pages.announce()
   # Where only `disposable` work is done, a signal may end the process at once.
   with SIGNALS.interruptible(disposable=True):
     peers = join(config)  # before anything touches a device

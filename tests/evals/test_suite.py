@@ -2,7 +2,6 @@
 computes any.
 """
 
-import base64
 import dataclasses
 import json
 
@@ -24,7 +23,6 @@ from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import dpt_train
 from tips_jax.evals.report import results as sheet
 from tips_jax.evals.tasks import retrieval, table
-from tips_jax.evals.tasks.spec import Metric, TaskSpec
 
 SIZE, TRAIN, TEST = 32, 20, 12
 TINY = {
@@ -475,42 +473,3 @@ def test_only_what_the_annotations_serve(path):
   assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
     'segmentation'
   ]
-
-
-def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkeypatch):
-  """A spec in the table is all that a new task needs."""
-  drawn = base64.b64decode(
-    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
-  )
-
-  def measure(inputs):
-    images = len(inputs.part('test'))
-    return {'metrics': {'spread': 2.0 / images}, 'chance': {'spread': 0.5}, 'examples': []}
-
-  spec = TaskSpec(
-    name='spread',
-    title='Spread of the features',
-    caption='A caption.',
-    measure=measure,
-    metrics=(Metric('spread', 'spread', 'm', 'lower', shown=True),),
-    roles=('test',),
-    needs='label',
-    draw=lambda result: drawn,
-  )
-  monkeypatch.setitem(table.TASKS, 'spread', spec)
-  cache = cache_lib.Cache(tmp_path / 'cache')
-  outcomes = suite.run(Stub(), jobs_of(path, 'spread', 'knn'), cache=cache)
-  text = sheet.write(tmp_path / 'out', outcomes, title='test')
-  content = json.loads((tmp_path / 'out' / sheet.FILE).read_text())
-  entry = content['results'][0]
-  assert entry['kind'] == 'spread'
-  assert entry['metrics']['spread'] == {
-    'value': 2 / TEST,
-    'unit': 'm',
-    'better': 'lower',
-    'chance': 0.5,
-  }
-  assert [png.read_bytes() for png in (tmp_path / 'out').rglob('*spread.png')] == [drawn]
-  assert 'spread' in text and 'k-NN' in (tmp_path / 'out' / sheet.PAGE).read_text()
-  assert spec.title in (tmp_path / 'out' / sheet.PAGE).read_text()
-  assert 'spread' in [job.task.name for job in suite_data.own(path, texts=False)]

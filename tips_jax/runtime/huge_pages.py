@@ -9,6 +9,7 @@ import sys
 
 _NAME = 'GLIBC_TUNABLES'
 _VALUE = 'glibc.malloc.hugetlb=1'
+_RESTARTED = 'TIPS_JAX_RESTARTED'  # tells the new process
 
 
 def restart() -> None:
@@ -21,6 +22,11 @@ def restart() -> None:
   if sys.platform != 'linux' or _NAME in os.environ or watched:
     return
   os.environ[_NAME] = _VALUE
-  print(f'started again with {_NAME}={_VALUE}, for faster steps on a CPU', file=sys.stderr)
-  sys.stderr.flush()
+  os.environ[_RESTARTED] = '1'
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def announce() -> None:
+  """Says that the process was started again: not at the restart, as bad input is one line alone."""
+  if os.environ.pop(_RESTARTED, ''):
+    print(f'started again with {_NAME}={_VALUE}, for faster steps on a CPU', file=sys.stderr)

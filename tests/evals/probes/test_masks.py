@@ -72,7 +72,7 @@ def test_of_equal_classes_the_lowest_is_found():
   np.testing.assert_array_equal(masks_lib.upsample_argmax(logits, (12, 15)), resized.argmax(0))
 
 
-def test_scorer_counts_every_known_pixel_once(png):
+def test_every_known_pixel_counts_once():
   rng = np.random.default_rng(0)
   probe = logistic.LinearProbe(
     kernel=rng.normal(size=(6, 4)).astype(np.float32), bias=np.zeros(4, np.float32), l2=1.0
@@ -82,9 +82,6 @@ def test_scorer_counts_every_known_pixel_once(png):
     rng.choice([0, 1, 2, 9, 255], shape).astype(np.uint8)  # 9: the probe does not know it
     for shape in ((8, 8), (11, 7), (4, 16))
   ]
-  scorer = masks_lib.Scorer(probe)
-  scorer(patch[:2], [{'mask': png(m)} for m in masks[:2]])
-  scorer(patch[2:], [{'mask': png(m)} for m in masks[2:]])
   truth = np.concatenate([m.ravel() for m in masks])
   found = np.concatenate(
     [
@@ -97,39 +94,9 @@ def test_scorer_counts_every_known_pixel_once(png):
     np.sum((truth == c) & (found == c)) / np.sum((truth == c) | (found == c))
     for c in np.union1d(truth, found)
   ]
-  assert scorer.counts.sum() == len(truth)
-  assert scorer.mean_iou() == pytest.approx(np.mean(ious), abs=1e-12)
-
-
-def test_training_patches_are_a_sample_without_void(monkeypatch, png):
-  monkeypatch.setattr(masks_lib, '_PATCHES', 30)
-  rng = np.random.default_rng(0)
-  gather = masks_lib.TrainingPatches(10)
-  for i in range(5):
-    labels = rng.integers(0, 3, (2, 4, 4)).astype(np.uint8)
-    labels[:, 0] = 255
-    patch = np.stack([labels, np.full_like(labels, 2 * i)], -1).astype(
-      np.float32
-    )  # the feature is the label
-    patch[1, ..., 1] += 1
-    gather(patch, [{'mask': png(np.kron(m, np.ones((3, 3), np.uint8)))} for m in labels])
-  features, labels = np.concatenate(gather._features), np.concatenate(gather._labels)
-  assert len(labels) == 30 and not (labels == 255).any()
-  assert (features[:, 0] == labels).all() and (
-    features[:, 1] == np.concatenate(gather._groups)
-  ).all()
-
-
-def test_void_everywhere_is_not_a_number(png):
-  gather = masks_lib.TrainingPatches(1)
-  patch, records = (
-    np.zeros((1, 2, 2, 3), np.float32),
-    [{'mask': png(np.full((4, 4), 255, np.uint8))}],
-  )
-  gather(patch, records)
-  scorer = masks_lib.Scorer(gather.fit())
-  scorer(patch, records)
-  assert np.isnan(scorer.mean_iou())
+  counts = masks_lib.confusion(truth, found, size=256)
+  assert counts.sum() == len(truth)
+  assert masks_lib.mean_iou(counts) == pytest.approx(np.mean(ious), abs=1e-12)
 
 
 def test_majority_level():

@@ -10,7 +10,6 @@ from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.store import Store
 
 _IDS = 256  # a mask is uint8
-_PATCHES = 30_000  # rows of the probe; more change the result by less than its noise
 
 
 def class_names(store: Store) -> tuple[str, ...]:
