@@ -12,8 +12,8 @@ from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import depth, logistic, normals
 from tips_jax.evals.probes import masks as masks_lib
+from tips_jax.evals.tasks import common, knn, retrieval, zeroshot, zeroshot_segmentation
 from tips_jax.evals.tasks import instance_retrieval as instance
-from tips_jax.evals.tasks import knn, retrieval, zeroshot, zeroshot_segmentation
 
 
 @pytest.fixture(scope='module')
@@ -194,7 +194,7 @@ def test_knn_equals_scikit_learn(sk, k, case):
     x[::9] = 0
   expected = sk.neighbors.KNeighborsClassifier(**vote(k)).fit(x, labels).predict(test)
   np.testing.assert_array_equal(knn.predict(x, labels, test, k=k), expected)
-  assert knn.accuracy(
+  assert common.accuracy(
     knn.predict(x, labels, test, k=k), np.arange(60) % 5
   ) == sk.metrics.accuracy_score(np.arange(60) % 5, expected)
 
@@ -235,7 +235,7 @@ def test_majority_equals_the_dummy(sk):
   ):  # a tie: the lowest class
     truth = rng.integers(0, 4, 50)
     dummy = sk.dummy.DummyClassifier(strategy='most_frequent').fit(np.zeros((len(seen), 1)), seen)
-    assert knn.majority(seen, truth) == dummy.score(np.zeros((50, 1)), truth)
+    assert common.majority(seen, truth) == dummy.score(np.zeros((50, 1)), truth)
 
 
 @pytest.mark.parametrize('l2', [1e-1, 1e-3])

@@ -180,11 +180,11 @@ def test_examples_have_the_resolution_of_the_data(everything):
 def test_a_projection_leaves_one_token():
   arrays = {'web': np.eye(3), 'synthetic': np.eye(3) * 2, 'embedding': np.ones((3, 5))}
   part = type('SplitFeatures', (), {'arrays': arrays})()
-  from tips_jax.evals.tasks import common as suite_global
+  from tips_jax.evals.tasks import common
 
-  assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['embedding']
+  assert list(common.joint(part, ('web', 'synthetic'))) == ['embedding']
   arrays['embedding'] = arrays['synthetic']
-  assert list(suite_global.joint(part, ('web', 'synthetic'))) == ['web', 'synthetic']
+  assert list(common.joint(part, ('web', 'synthetic'))) == ['web', 'synthetic']
 
 
 def test_interrupted_and_gone_on(path, tmp_path):

@@ -12,7 +12,7 @@ import time
 from tips_jax.evals.datasets import records as suite_checks
 from tips_jax.evals.features import disk_space as suite_space
 from tips_jax.evals.features.splits import DatasetFeatures, TaskInputs
-from tips_jax.evals.tasks import common as suite_global
+from tips_jax.evals.tasks import instance_retrieval
 from tips_jax.evals.tasks.spec import Result
 
 
@@ -48,7 +48,7 @@ def run(
     ]
   for work in works:
     if work.job.pool:
-      work.pool = pools.setdefault((work.job.pool, work.job.task.name), suite_global.Pool())
+      work.pool = pools.setdefault((work.job.pool, work.job.task.name), instance_retrieval.Pool())
       work.pool.works.append(work)
   suite_space.check(works, tell=tell)
   outcomes = []

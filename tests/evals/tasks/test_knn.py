@@ -5,7 +5,7 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import search
-from tips_jax.evals.tasks import knn
+from tips_jax.evals.tasks import common, knn
 
 
 def reference(train, labels, test, k, temperature):
@@ -123,18 +123,18 @@ def test_bad_input():
     knn.predict(np.eye(2), [0, 1], np.ones((2, 3)))
   with pytest.raises(InputError, match='one for each of 2 rows'):
     knn.predict(np.eye(2), [0, 1, 1], np.eye(2))
-  assert np.isnan(knn.accuracy(np.array([0, 1]), np.array([-1, -1])))
+  assert np.isnan(common.accuracy(np.array([0, 1]), np.array([-1, -1])))
 
 
 def test_rows_without_label_take_no_part():
   train, labels = np.array([[1.0, 0], [0, 1.0], [0, 1.0]]), np.array([0, 1, -1])
   test, truth = np.array([[1.0, 0.1], [0.1, 1.0], [1.0, 0.0]]), np.array([0, 0, -1])
-  assert knn.accuracy(knn.predict(train, labels, test, k=1), truth) == 0.5
+  assert common.accuracy(knn.predict(train, labels, test, k=1), truth) == 0.5
 
 
 def test_labels_that_train_lacks_are_wrong():
-  assert knn.accuracy(knn.predict(np.eye(2), [0, 1], np.eye(2)), np.array([0, 7])) == 0.5
+  assert common.accuracy(knn.predict(np.eye(2), [0, 1], np.eye(2)), np.array([0, 7])) == 0.5
 
 
 def test_majority_is_the_commonest_class_of_train():
-  assert knn.majority([2, 2, 1, -1, -1, -1], [2, 1, 1, 1, -1]) == 0.25
+  assert common.majority([2, 2, 1, -1, -1, -1], [2, 1, 1, 1, -1]) == 0.25

@@ -193,7 +193,7 @@ class DatasetFeatures:
 @dataclasses.dataclass(kw_only=True)
 class TaskInputs:
   """What a task has to work with: its job, the encoder, the splits, where to keep what it trains,
-  and what it shares with the other jobs of its pool (suite_global.Pool)."""
+  and what it shares with the other jobs of its pool (tasks/instance_retrieval.Pool)."""
 
   job: Any
   encoder: Any

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core.errors import InputError
-from tips_jax.evals.probes.search import sweep
+from tips_jax.evals.probes.search import nearest, sweep
+from tips_jax.evals.tasks.common import (
+  for_all_tokens,
+  tokens,
+)
+from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,3 +208,142 @@ def _check(domains):
       )
   if not domains:
     raise InputError('instance retrieval: got no domain; expected at least one')
+
+
+_TOP = 6  # images of an example
+_INSTANCES = (Metric('r1', 'R@1', shown=True), Metric('r1_own', 'R@1, own index'))
+
+
+class Pool:
+  """Data sets of one benchmark: their index sets can be searched as one. What they share is
+  computed once.
+  """
+
+  def __init__(self):
+    self.works, self._domains, self._found = [], {}, {}
+
+  def whole(self, size) -> bool:
+    """Whether all `size` data sets of the benchmark are there."""
+    return len(self.works) == size > 1
+
+  def domains(self, name, works=None) -> dict:
+    """data set -> Domain of the features `name`."""
+    return {work.job.dataset: self._domain(name, work) for work in works or self.works}
+
+  def search(self, name) -> dict:
+    """data set -> Found, every query in the index of all data sets."""
+    if name not in self._found:
+      self._found[name] = search(self.domains(name), merged=True)
+    return self._found[name]
+
+  def _domain(self, name, work):
+    key = name, work.job.dataset
+    if key not in self._domains:
+      test, index = places(work)[0], places(work)[-1]
+      own = (
+        {}
+        if index is test
+        else dict(index=index.arrays[name], index_tags=_tags(work.job, 'index', index))
+      )
+      self._domains[key] = Domain(
+        query=test.arrays[name], tags=_tags(work.job, 'test', test), **own
+      )
+    return self._domains[key]
+
+
+def places(work) -> list:
+  """The DatasetFeatures of the queries and, where the data set has one, of the index."""
+  return [work.part(role) for role in ('test', 'index') if role in work.job.splits]
+
+
+def measure(work):
+  """R@1 of the nearest image, in the index of all data sets of the benchmark and in the data set's
+  own.
+
+  UnED's protocol is one index merged of all eight domains ('r1'); its code also measures each
+  domain in its own index ('r1_own'). Which of them TIPS averaged is not published. Where not all
+  domains are measured, 'r1' is of the own one.
+  """
+  pool, wanted = work.pool or Pool(), work.job.options.get('merged', 1)
+  merged = pool.whole(wanted)
+  metrics, even, examples = {}, {}, []
+  for name, prefix in tokens(work.encoder.cls_names):
+    domain = pool.domains(name, [work])
+    metrics[f'{prefix}r1'] = own = evaluate(domain)['r1']
+    if merged:
+      found = pool.search(name)[work.job.dataset]
+      metrics |= {f'{prefix}r1': float(found.right[found.asked].mean()), f'{prefix}r1_own': own}
+    if not examples:
+      even['r1'] = even['r1_own'] = chance(domain)['r1']
+      if merged:
+        even['r1'] = chance(pool.domains(name), merged=True)[f'r1/{work.job.dataset}']
+      examples = _found_instances(
+        work, pool.works if merged else [work], name, pool.domains(name, [work])
+      )
+  return {
+    'metrics': metrics,
+    'chance': for_all_tokens(even, metrics),
+    'examples': examples,
+    'options': {'merged': wanted if merged else 1},
+  }
+
+
+def _tags(job, role, part):
+  """The class, or classes, of each row."""
+  found = job.data.instances(job.splits[role])
+  return part.label if found is None else [found[i] for i in part.rows]
+
+
+def _found_instances(work, near, name, own):
+  """Queries and what lies nearest to each in the indexes of the works `near`; `own`: the Domain of
+  the data set.
+  """
+  test, [domain], found = work.part('test'), own.values(), []
+  tags = domain.tags if domain.index is None else domain.index_tags
+  shown = np.array(test.shown())
+  queries = np.asarray(test.arrays[name][shown])
+  for other in near:
+    part = places(other)[-1]
+    alone = other is work and part is test  # an image is not found by itself
+    groups = dict(groups=np.arange(len(part)), query_groups=shown) if alone else {}
+    scores, rows = nearest(part.arrays[name], queries, k=min(_TOP, len(part) - alone), **groups)
+    found += [(scores[:, k], rows[:, k], part, other is work) for k in range(rows.shape[1])]
+  examples = []
+  for q, i in enumerate(shown.tolist()):
+    wanted = set(several(domain.tags[i]))
+    best = sorted(found, key=lambda one: -one[0][q])[:_TOP]
+    right = [
+      place
+      for place, (_, rows, _, here) in enumerate(best)
+      if here and wanted & set(several(tags[rows[q]]))
+    ]
+    examples.append(
+      {
+        'image': test.image(i),
+        'images': [part.image(rows[q]) for _, rows, part, _ in best],
+        'right': right,
+      }
+    )
+  return examples
+
+
+def _draw(result: Result) -> bytes | None:
+  from tips_jax.evals.report import plotting  # matplotlib is slow to import
+
+  return plotting.retrieved(result)
+
+
+SPEC = TaskSpec(
+  name='instance_retrieval',
+  title='Instance retrieval',
+  caption=(
+    'A query image and the images nearest to it, those of the same instance framed: in a good '
+    'sheet the frames stand at the left.'
+  ),
+  measure=measure,
+  metrics=_INSTANCES,
+  draw=_draw,
+  roles=('test',),
+  needs='label',
+  charted=True,
+)

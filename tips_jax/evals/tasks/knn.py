@@ -8,7 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from tips_jax.core.errors import InputError
-from tips_jax.evals.probes import search
+from tips_jax.evals.datasets import protocols
+from tips_jax.evals.probes import (
+  search,
+)
+from tips_jax.evals.tasks.common import (
+  ACCURACY,
+  accuracy,
+  classified,
+  majority,
+  tokens,
+)
+from tips_jax.evals.tasks.spec import Result, TaskSpec
 
 KS = (10, 20, 100, 200)
 _VOTES = 1024  # queries whose votes are counted at once
@@ -97,22 +108,6 @@ def choose_k(
   return min(scores, key=lambda k: (-np.nan_to_num(scores[k], nan=-1), k)), scores
 
 
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-  """Share of right predictions; rows with label -1 take no part; nan without any."""
-  labeled = labels >= 0
-  if not labeled.any():
-    return float('nan')
-  return float((predicted == labels)[labeled].mean())
-
-
-def majority(train_labels: Sequence[int], test_labels: Sequence[int]) -> float:
-  """The accuracy of always answering the most frequent class of train: the chance level."""
-  train_labels = np.asarray(train_labels)
-  test_labels = np.asarray(test_labels)
-  common = np.bincount(train_labels[train_labels >= 0]).argmax()
-  return float((test_labels[test_labels >= 0] == common).mean())
-
-
 def _vote(similarity, labels, classes, temperature):
   """Class ids [M] of the similarities and labels [M, k] of neighbors."""
   result = np.empty(len(labels), np.int64)
@@ -123,3 +118,40 @@ def _vote(similarity, labels, classes, temperature):
     ballot = np.bincount(cells.ravel(), votes.ravel(), minlength=len(votes) * classes)
     result[i : i + _VOTES] = ballot.reshape(len(votes), classes).argmax(1)
   return result
+
+
+def measure(work):
+  """k nearest neighbors, k chosen on the training split itself, each row left out in turn."""
+  train, test = work.part('train'), work.part('test')
+  o, metrics, chosen, first = work.job.options, {}, {}, None
+  for name, prefix in tokens(work.encoder.cls_names):
+    x = train.arrays[name]
+    k, _ = choose_k(x, train.label, ks=o['k'], temperature=o['temperature'])
+    found = predict(x, train.label, test.arrays[name], k=k, temperature=o['temperature'])
+    first = found if first is None else first
+    metrics[f'{prefix}accuracy'], chosen[f'{prefix}k'] = accuracy(found, test.label), k
+  return classified(work, test, metrics, {'accuracy': majority(train.label, test.label)}, first) | {
+    'chosen': chosen
+  }
+
+
+def _draw(result: Result) -> bytes | None:
+  from tips_jax.evals.report import plotting  # matplotlib is slow to import
+
+  return plotting.classified(result)
+
+
+SPEC = TaskSpec(
+  name='knn',
+  title='k-NN classification',
+  caption=(
+    'Test images and the class that their nearest training images vote for, green where it is '
+    'right: good features err, if at all, toward a class that looks much the same.'
+  ),
+  measure=measure,
+  metrics=ACCURACY,
+  draw=_draw,
+  needs='label',
+  constants=protocols.KNN,
+  charted=True,
+)

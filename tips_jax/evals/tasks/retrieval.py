@@ -2,7 +2,16 @@
 
 import numpy as np
 
+from tips_jax.core.errors import InputError
+from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features import reading
 from tips_jax.evals.features.reading import normalize
+from tips_jax.evals.tasks.common import (
+  for_all_tokens,
+  joint,
+  tokens,
+)
+from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
 
 KS = (1, 5, 10)
 _BLOCK = 256  # queries whose scores are held at once
@@ -55,3 +64,77 @@ def _ranks_of_images(scores_BN, right_B):
 def _ranks_of_texts(scores_BT, right_BT):
   best = np.where(right_BT, scores_BT, -np.inf).max(1, keepdims=True)
   return (~(scores_BT < best) & ~right_BT).sum(1)
+
+
+_TOP = 6  # images of an example
+_RECALLS = tuple(
+  Metric(f'{way}_r{k}', f'{label} R@{k}', shown=k == 1)
+  for way, label in (('t2i', 'text to image'), ('i2t', 'image to text'))
+  for k in (1, 5, 10)
+)
+
+
+def measure(work):
+  """Recalls of images by texts and of texts by images, of all texts of an image."""
+  test = work.part('test')
+  texts, owner = [], []
+  for i in range(len(test)):
+    found = reading.texts_of(test.record(i), work.job.data.text_field)
+    texts += found
+    owner += [i] * len(found)
+  if not texts:
+    raise InputError(
+      f'{work.job.dataset}: images without captions: {len(test):,} of {len(test):,}; expected some'
+    )
+  text, owner = work.texts(texts), np.array(owner)
+  metrics, examples = {}, []
+  embeddings = joint(test, work.encoder.cls_names)
+  for name, prefix in tokens(embeddings):
+    metrics |= {prefix + k: v for k, v in recalls(embeddings[name], text, owner).items()}
+    examples = examples or _found_images(test, embeddings[name], text, texts, owner)
+  return {
+    'metrics': metrics,
+    'chance': for_all_tokens(chance(owner, len(test)), metrics),
+    'examples': examples,
+  }
+
+
+def _found_images(test, image, text, texts, owner):
+  """Texts and the images nearest to each."""
+  image, examples = reading.normalize(image), []
+  for t in reading.records(texts, len(test.shown())).tolist():
+    scores = image @ reading.normalize(text[t])
+    order = np.argsort(-scores, kind='stable')
+    place = int(np.flatnonzero(order == owner[t])[0])
+    examples.append(
+      {
+        'text': texts[t],
+        'images': [test.image(i) for i in order[:_TOP]],
+        'rank': place + 1,
+        'right': place if place < _TOP else None,
+      }
+    )
+  return examples
+
+
+def _draw(result: Result) -> bytes | None:
+  from tips_jax.evals.report import plotting  # matplotlib is slow to import
+
+  return plotting.retrieved(result)
+
+
+SPEC = TaskSpec(
+  name='retrieval',
+  title='Retrieval between images and texts',
+  caption=(
+    'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one '
+    'framed: in a good sheet the frame stands first, and the others fit the words in part.'
+  ),
+  measure=measure,
+  metrics=_RECALLS,
+  draw=_draw,
+  roles=('test',),
+  needs='captions',
+  text=True,
+  constants=protocols.RETRIEVAL,
+)

@@ -75,7 +75,7 @@ class Evaluation:
   splits: dict[str, str]
   # Pixels of the short side; 0: as the images are (depth), or the encoder's size.
   size: int = 0
-  # Evaluations of one pool may search the indexes of all of them (tasks/common.Pool).
+  # Evaluations of one pool may search the indexes of all of them (tasks/instance_retrieval.Pool).
   pool: str = ''
   # Metric -> published figures.
   published: dict[str, tuple] = dataclasses.field(default_factory=dict)

@@ -13,8 +13,14 @@ import numpy as np
 
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
+from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks
+from tips_jax.evals.probes import (
+  masks,
+)
+from tips_jax.evals.tasks import prompts
+from tips_jax.evals.tasks.common import ACCURACY, class_names, classified, joint, tokens
+from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
 
 KS = (1, 5)
 _TEXTS = 1024  # encoded at once
@@ -135,3 +141,46 @@ def _top(image, classes, row, *, k):
   length = jnp.maximum(jnp.linalg.norm(image, axis=-1, keepdims=True), 1e-12)
   scores = jnp.dot(image / length, classes.T, precision='highest')
   return jax.lax.top_k(scores[:, row], k)[1]  # of equal scores it takes the lower index
+
+
+_ACCURACY = {'top1': 'accuracy'}  # metrics are named as those of other classifiers
+
+
+def measure(work):
+  """Zero-shot classification: the class whose texts lie nearest."""
+  test, o = work.part('test'), work.job.options
+  names = class_names(work.job)
+  classes = class_embeddings(work.texts, names, prompts.templates(o['templates']))
+  metrics, first = {}, None
+  embeddings = joint(test, work.encoder.cls_names)
+  for name, prefix in tokens(embeddings):
+    scores = evaluate(embeddings, test.label, classes, cls=name)
+    metrics |= {prefix + _ACCURACY.get(k, k): v for k, v in scores.items()}
+    first = nearest(embeddings[name], classes, k=1)[:, 0] if first is None else first
+  even = {_ACCURACY.get(k, k): v for k, v in chance(len(names)).items()}
+  return classified(work, test, metrics, even, first)
+
+
+def _draw(result: Result) -> bytes | None:
+  from tips_jax.evals.report import plotting  # matplotlib is slow to import
+
+  return plotting.classified(result)
+
+
+SPEC = TaskSpec(
+  name='zeroshot',
+  title='Zero-shot classification',
+  caption=(
+    'Test images and the class whose texts lie nearest, without any training on this data, '
+    'green where it is right: a good model errs, if at all, toward a related class.'
+  ),
+  measure=measure,
+  metrics=(*ACCURACY, Metric('top5', 'top-5 accuracy')),
+  draw=_draw,
+  roles=('test',),
+  needs='label',
+  text=True,
+  constants=protocols.ZEROSHOT,
+  short_constants={'templates': 'photo'},
+  charted=True,
+)

@@ -11,14 +11,13 @@ differs by image.
 slide: windows of 448 pixels every 336, as in TCL: cosines at every pixel, softmax over the classes,
 averaged where windows overlap, then resized to the mask. All windows have one shape.
 
-Resizing of scores is bilinear with half-pixel centers. Background: data sets with a background
-class (VOC21, PC60) give it a text like any other, 'background'; or
-`background` is the cosine that stands for it, as TCL's constant. What TIPSv2's authors chose is not
-published: their notebook has ADE150 alone, where there is none. VOC20, PC59 and ADE150 leave those
-pixels out (`without_background`).
+Resizing of scores is bilinear with half-pixel centers. Data sets with a background class (VOC21,
+PC60) give it a text like any other, 'background'; VOC20, PC59 and ADE150 leave those pixels out.
+What TIPSv2's authors chose is not published: their notebook has ADE150 alone, where there is none.
 """
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,18 @@ from PIL import Image
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
-from tips_jax.evals.features import reading as features
+from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.windows import SIDE, STRIDE, resized, windows
 from tips_jax.evals.probes import masks
+from tips_jax.evals.tasks import prompts, zeroshot
+from tips_jax.evals.tasks.common import (
+  SEGMENTATION_METRICS,
+  class_names,
+  floats,
+  whole_patches,
+)
+from tips_jax.evals.tasks.spec import Result, TaskSpec
 
 MODES = ('whole', 'slide')
 _ROWS = 16  # rows of pixels whose scores are held at once
@@ -41,15 +49,11 @@ _ROUND = 64  # shapes are rounded up to this many pixels or patches, so that few
 class Segmenter:
   """Patches -> class ids.
 
-  classes: [M, E], one row for each text vector. owner: [M], the class of each row, where a class
-  has several: its largest cosine counts; None: row i is class i. background: a cosine; it becomes
-  class 0, and the others move up by
-  one. side, stride, patch: pixels of the short side and of a window, between windows, of a patch.
+  classes: [K, E]. side, stride, patch: pixels of the short side and of a window, between windows,
+  of a patch.
   """
 
   classes: np.ndarray
-  owner: np.ndarray | None = None
-  background: float | None = None
   mode: str = 'whole'
   side: int = SIDE
   stride: int = STRIDE
@@ -64,19 +68,11 @@ class Segmenter:
         f'{self.patch}; '
         'expected a side of whole patches, and a stride of at most a side'
       )
-    if self.owner is not None:
-      known = sorted({int(k) for k in self.owner})
-      if len(self.owner) != len(self.classes) or known != list(range(len(known))):
-        raise InputError(
-          f'zero-shot segmentation: got owners {known} of {len(self.owner)} rows, and '
-          f'{len(self.classes)} vectors; expected a class for each, from 0 on without a gap'
-        )
 
   @property
   def count(self) -> int:
-    """Number of classes, with the background."""
-    named = len(self.classes) if self.owner is None else int(max(self.owner)) + 1
-    return named + (self.background is not None)
+    """Number of classes."""
+    return len(self.classes)
 
   def size(self, height: int, width: int) -> tuple[int, int]:
     """(height, width) that an image is resized to: see `resized`."""
@@ -98,34 +94,17 @@ class Segmenter:
     """Scores [h, w, K] of the value patches of all views of an image of `shape` (H, W): cosines or
     probabilities.
     """
-    cosines = _cosines(self.classes, patches_nhwE, self.owner, self.background)
+    cosines_nhwK = cosines(self.classes, patches_nhwE)
     if self.mode == 'whole':
-      return cosines[0]
+      return cosines_nhwK[0]
     height, width = self.size(*shape[:2])
-    return slide(cosines, height, width, side=self.side, stride=self.stride)
+    return slide(cosines_nhwK, height, width, side=self.side, stride=self.stride)
 
   def predict(self, patches_nhwE, shape, *, size=None) -> np.ndarray:
     """Class ids int32 of an image of `shape` (H, W), at the resolution `size` of the mask (default:
     the image's).
     """
     return labels(self.scores(patches_nhwE, shape), size or shape[:2])
-
-
-def apart(names) -> tuple[tuple[str, ...], np.ndarray]:
-  """(every name of every class, the class of each): so that the largest cosine counts (`owner`),
-  not the mean text.
-  """
-  names = [(one,) if isinstance(one, str) else tuple(one) for one in names]
-  return tuple(n for one in names for n in one), np.repeat(
-    np.arange(len(names)), [len(one) for one in names]
-  )
-
-
-def cosines(classes_ME, patch_hwE, *, owner=None, background=None) -> np.ndarray:
-  """Cosines [h, w, K] of patches to classes; owner and background as in `Segmenter`. Broken
-  patches: 0 to all.
-  """
-  return _cosines(classes_ME, np.asarray(patch_hwE)[None], owner, background)[0]
 
 
 def slide(
@@ -164,14 +143,6 @@ def labels(scores_hwK, size) -> np.ndarray:
     tuple(np.pad(x, (0, up(n) - n)) for x in line) for line, n in ((rows, height), (columns, width))
   )
   return np.asarray(_labels(scores, rows, columns))[:height, :width]
-
-
-def without_background(mask) -> np.ndarray:
-  """A mask whose class 0 does not count: it becomes void (255), and the other ids move down by
-  one.
-  """
-  mask = np.asarray(mask, np.int64)
-  return np.where((mask == 0) | (mask == VOID), VOID, mask - 1)
 
 
 class SegmentationScorer:
@@ -225,35 +196,16 @@ class SegmentationScorer:
     )
 
 
-def evaluate(encode, examples, segmenter: Segmenter, *, visit=None) -> SegmentationScorer:
-  """Scores (image uint8 [H, W, 3], mask [h, w]) pairs; `.result()` holds the metrics.
-
-  encode: uint8 [n, H, W, 3] -> value patches [n, h, w, E] in the space of the texts. visit(image,
-  ids, mask), if given, sees every prediction.
-  """
-  scorer = SegmentationScorer(segmenter.count)
-  for image, mask in examples:
-    predicted = segmenter.predict(encode(segmenter.views(image)), image.shape, size=mask.shape)
-    scorer(predicted, mask)
-    if visit:
-      visit(image, predicted, mask)
-  return scorer
-
-
-def _cosines(classes_ME, patches_nhwE, owner, background):
-  classes, patches = features.normalize(features.finite(classes_ME)), features.finite(patches_nhwE)
+def cosines(classes_ME, patches_nhwE) -> np.ndarray:
+  """Cosines [n, h, w, M] of patches to classes. Broken patches: 0 to all."""
+  classes = reading.normalize(reading.finite(classes_ME))
+  patches = reading.finite(patches_nhwE)
   if classes.ndim != 2 or patches.shape[-1] != classes.shape[1]:
     raise InputError(
       f'zero-shot segmentation: got patches {patches.shape} and classes {classes.shape}; expected '
       '[n, h, w, E] and [M, E]'
     )
-  found = features.normalize(patches) @ classes.T
-  if owner is not None:
-    owner = np.asarray(owner)
-    found = np.stack([found[..., owner == k].max(-1) for k in range(owner.max() + 1)], -1)
-  if background is not None:
-    found = np.concatenate([np.full((*found.shape[:-1], 1), background, np.float32), found], -1)
-  return found
+  return reading.normalize(patches) @ classes.T
 
 
 def _between(n, m):
@@ -283,3 +235,126 @@ def _softmax(scores_hwK, rows, columns):
   return jax.lax.map(
     lambda row: jax.nn.softmax(_resize_rows(scores_hwK, row, columns)), rows, batch_size=_ROWS
   )
+
+
+def measure(work):
+  """Zero-shot segmentation: each patch takes the class whose texts lie nearest. Images of one shape
+  go together.
+  """
+  job, o = work.job, work.job.options
+  names = class_names(job)
+  classes = zeroshot.class_embeddings(work.texts, names, prompts.templates(o['templates']))
+  segmenter = _segmenter(work, classes)
+  side = segmenter.side
+  field = 'value_patch' if o['value_attention'] else 'patch'
+  scorer, examples, numbers = (
+    SegmentationScorer(segmenter.count),
+    [],
+    work.parts.numbers(job, 'test'),
+  )
+  shown = set(numbers[reading.records(numbers, splits.EXAMPLES)].tolist())
+  groups = _by_shape(job.data.source(job.splits['test']), numbers, segmenter)
+  for size, group in groups.items():
+    views = [
+      work.parts.extract(
+        [job],
+        job.splits['test'],
+        group,
+        _View(segmenter, number),
+        outputs={field},
+        key=['own', segmenter.mode, side, segmenter.stride, *size, number],
+      )
+      for number in range(_views(segmenter, size))
+    ]
+    part = views[0]
+    for i in range(len(part)):
+      truth, shape = job.task.mask_ids(part.mask(i)), splits.header(part.record(i))
+      found = segmenter.predict(
+        np.stack([floats(view.arrays[field][i]) for view in views]), shape, size=truth.shape
+      )
+      scorer(found, truth)
+      if int(part.rows[i]) in shown:
+        examples.append({'image': part.image(i), 'truth': truth, 'predicted': found})
+  return {
+    'metrics': scorer.result(),
+    'chance': scorer.chance(),
+    'examples': examples,
+    'confusion': scorer.counts,
+    'classes': tuple(one if isinstance(one, str) else one[0] for one in names),
+  }
+
+
+def _segmenter(work, classes):
+  o = work.job.options
+  side = whole_patches(work.job.size or o['size'], work.encoder)
+  return Segmenter(
+    classes=classes,
+    mode=o['mode'],
+    side=side,
+    stride=min(o['stride'], side),
+    patch=work.encoder.patch,
+  )
+
+
+def cells(work, shape):
+  """Patches in all views of an image of `shape` (H, W) for zero-shot masks."""
+  segmenter = _segmenter(work, np.zeros((1, 1)))
+  size = segmenter.size(*shape)
+  seen = size if segmenter.mode == 'whole' else (segmenter.side,) * 2
+  return _views(segmenter, size) * int(np.prod([n // segmenter.patch for n in seen]))
+
+
+class _View:
+  """View `number` of an image as a Segmenter wants it: the whole, or a window."""
+
+  def __init__(self, segmenter, number):
+    self._segmenter, self._number = segmenter, number
+
+  def __call__(self, record):
+    return self._segmenter.views(splits.decode(record))[self._number]
+
+
+def _views(segmenter, size):
+  if segmenter.mode == 'whole':
+    return 1
+  return len(list(windows.windows(*size, segmenter.side, segmenter.stride)))
+
+
+def _by_shape(source, numbers, segmenter):
+  """Numbers of the readable records by the size that their images are resized to."""
+  groups = {}
+  for number in numbers.tolist():
+    try:
+      height, width = splits.header(source[number])
+    except ValueError as error:
+      logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
+    else:
+      groups.setdefault(segmenter.size(height, width), []).append(number)
+  return {size: np.array(group) for size, group in sorted(groups.items())}
+
+
+def _draw(result: Result) -> bytes | None:
+  from tips_jax.evals.report import plotting  # matplotlib is slow to import
+
+  return plotting.segmented(result, overlay=True)
+
+
+SPEC = TaskSpec(
+  name='zeroshot_segmentation',
+  title='Zero-shot segmentation',
+  caption=(
+    'Each patch takes the class whose texts lie nearest, drawn over the image beside the '
+    'truth: good overlays cover whole objects and stop at their outlines.'
+  ),
+  measure=measure,
+  metrics=SEGMENTATION_METRICS,
+  draw=_draw,
+  roles=('test',),
+  outputs=('value_patch',),
+  needs='mask',
+  text=True,
+  shape='own',
+  cells=cells,
+  constants=protocols.ZEROSHOT_SEGMENTATION,
+  size_constant='size',
+)
