@@ -75,7 +75,7 @@ def test_inputs_and_outputs_are_what_the_tower_takes_and_gives(name):
     lambda p: towers.apply(p, tower, schema.Compute(), arrays), shapes(name, tower)
   )
   assert set(call(example)) == towers.outputs(tower)
-  optional = towers.OPTIONAL.get(tower.kind, set())
+  optional = towers.module(tower).OPTIONAL
   if optional:
     assert set(call({k: v for k, v in example.items() if k not in optional})) == towers.outputs(
       tower

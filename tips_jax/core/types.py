@@ -18,3 +18,7 @@ class Loss(NamedTuple):
   value: Any
   metrics: dict
   state: dict = {}
+
+
+# {name: shape} of the inputs or outputs of a tower for one image or text: without the batch.
+Shapes = dict[str, tuple[int, ...]]

@@ -3,9 +3,11 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from tips_jax.core import schema
+from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
 _init = nn.initializers.truncated_normal(0.02)
@@ -22,6 +24,30 @@ class DINOHead(nn.Module):
   config: schema.DINOHead
   compute: schema.Compute
 
+  OPTIONAL = frozenset({'masked_indices'})
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.DINOHead) -> dict[str, jax.Array]:
+    tokens = jnp.zeros((1, 1, 1, config.width))
+    return {'tokens': tokens, 'masked_indices': jnp.zeros((1, 1, 1), jnp.int32)}
+
+  @staticmethod
+  def outputs(config: schema.DINOHead, inputs: Shapes) -> Shapes:
+    rows = inputs.get('masked_indices', inputs['tokens'][:-1])
+    return {'z': (*rows, config.bottleneck)}
+
+  @staticmethod
+  def flops(config: schema.DINOHead, inputs: Shapes) -> float:
+    """With the logits, which the loss forms."""
+    rows = math.prod(DINOHead.outputs(config, inputs)['z'][:-1])
+    widths = [*DINOHead._widths(config), config.prototypes]
+    return 2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
+
+  @staticmethod
+  def _widths(config):
+    return [config.width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
+
   @nn.compact
   def __call__(self, tokens, masked_indices=None):
     c = self.config
@@ -32,7 +58,7 @@ class DINOHead(nn.Module):
       x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(masked_indices)).reshape(
         *masked_indices.shape, -1
       )
-    widths = [c.width] + [c.hidden] * (c.layers - 1) + [c.bottleneck]
+    widths = self._widths(c)
     for i, shape in enumerate(zip(widths, widths[1:])):
       x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(nn.gelu(x) if i else x)
     return {'z': unit(x)}
@@ -45,6 +71,21 @@ class ProjectionHead(nn.Module):
 
   config: schema.ProjectionHead
   compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.ProjectionHead) -> dict[str, jax.Array]:
+    return {'x': jnp.zeros((1, config.width))}
+
+  @staticmethod
+  def outputs(config: schema.ProjectionHead, inputs: Shapes) -> Shapes:
+    return {'embedding': (*inputs['x'][:-1], config.output)}
+
+  @staticmethod
+  def flops(config: schema.ProjectionHead, inputs: Shapes) -> float:
+    return 2 * math.prod(inputs['x']) * config.output
 
   @nn.compact
   def __call__(self, x):
@@ -60,6 +101,21 @@ class Logit(nn.Module):
 
   config: schema.Logit
   compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.Logit) -> dict[str, jax.Array]:
+    return {}
+
+  @staticmethod
+  def outputs(config: schema.Logit, inputs: Shapes) -> Shapes:
+    return {}
+
+  @staticmethod
+  def flops(config: schema.Logit, inputs: Shapes) -> float:
+    return 0.0  # two scalars
 
   @nn.compact
   def __call__(self):

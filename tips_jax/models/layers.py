@@ -277,3 +277,15 @@ def sincos_positions(length, width):
   rate = jnp.exp(-jnp.arange(scales) * (jnp.log(1e4) / max(scales - 1, 1)))
   angle = jnp.arange(length)[:, None] * rate[None]
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+def stack_flops(width: int, depth: int, mlp: int, ffn: str, tokens: int) -> float:
+  """Forward FLOPs of a stack of blocks on one sequence: 2 per weight and token, attention 4 N^2 D;
+  normalization and softmax are left out.
+  """
+  projections = 4 * width**2
+  layers_of_mlp = 2
+  if ffn == 'swiglu':  # gate, up and down
+    layers_of_mlp = 3
+  weights = projections + layers_of_mlp * width * mlp
+  return depth * (2 * weights * tokens + 4 * tokens**2 * width)

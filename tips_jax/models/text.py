@@ -3,9 +3,11 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from tips_jax.core import schema
+from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
 
@@ -20,6 +22,22 @@ class TextTower(nn.Module):
 
   config: schema.TextTower
   compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = True
+
+  @staticmethod
+  def inputs(config: schema.TextTower) -> dict[str, jax.Array]:
+    return {'ids': jnp.zeros((1, 2), jnp.int32)}
+
+  @staticmethod
+  def outputs(config: schema.TextTower, inputs: Shapes) -> Shapes:
+    return {'text': (config.width,)}
+
+  @staticmethod
+  def flops(config: schema.TextTower, inputs: Shapes) -> float:
+    [tokens] = inputs['ids']
+    return layers.stack_flops(config.width, config.depth, config.mlp, 'relu', tokens)
 
   @nn.compact
   def __call__(self, *inputs):

@@ -2,13 +2,20 @@
 
 import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tips_jax.core import schema
 from tips_jax.models import heads, text, vit
 
-_MODULES = {
+# A tower's module says of itself, from its config:
+#   inputs(config)            {name: example array} of the smallest call
+#   OPTIONAL                  names of inputs that a pass may leave out
+#   outputs(config, shapes)   {name: shape} of what a pass adds to the features
+#   flops(config, shapes)     forward FLOPs of one image or text
+#   TOGETHER                  whether one call takes several inputs, and gathers the weights once
+MODULES = {
   'vit': vit.ViT,
   'pixel_decoder': vit.PixelDecoder,
   'text': text.TextTower,
@@ -18,47 +25,20 @@ _MODULES = {
 }
 
 
-def inputs(tower):
+def module(tower: schema.Tower) -> type[nn.Module]:
+  """The module of a tower; its static methods describe it."""
+  return MODULES[tower.kind]
+
+
+def inputs(tower: schema.Tower) -> dict[str, jax.Array]:
   """{input name: example array} of the smallest call; the names are those that a pass may give."""
-  i = lambda *shape: jnp.zeros(shape, jnp.int32)
-  f = lambda *shape: jnp.zeros(shape, jnp.float32)
-  b = lambda *shape: jnp.zeros(shape, bool)
-  match tower:
-    case schema.ViT():
-      images = jnp.zeros((1, 1, tower.patch, tower.patch, 3), jnp.uint8)
-      return {'images': images, 'visible': i(1, 1, 1)} | (
-        {'mask': b(1, 1, 1)} if tower.mask_token else {}
-      )
-    case schema.TextTower():
-      return {'ids': i(1, 2)}
-    case schema.DINOHead():
-      return {'tokens': f(1, 1, 1, tower.width), 'masked_indices': i(1, 1, 1)}
-    case schema.ProjectionHead():
-      return {'x': f(1, tower.width)}
-    case schema.PixelDecoder():
-      return {'patch': f(1, 1, 1, tower.width), 'visible': i(1, 1, 1), 'mask': b(1, 1, 1)}
-    case schema.Logit():
-      return {}
+  return module(tower).inputs(tower)
 
 
-OPTIONAL = {'vit': {'mask', 'visible'}, 'dino_head': {'masked_indices'}}
-
-
-def outputs(tower):
+def outputs(tower: schema.Tower) -> set[str]:
   """Names that a pass of this tower adds to the features."""
-  match tower:
-    case schema.ViT():
-      return {*tower.cls, 'patch'}
-    case schema.TextTower():
-      return {'text'}
-    case schema.DINOHead():
-      return {'z'}
-    case schema.ProjectionHead():
-      return {'embedding'}
-    case schema.PixelDecoder():
-      return {'pixels'}
-    case schema.Logit():
-      return set()
+  shapes = {name: x.shape[1:] for name, x in inputs(tower).items()}
+  return set(module(tower).outputs(tower, shapes))
 
 
 def inspect(
@@ -91,21 +71,17 @@ def inspect(
   return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
 
 
-TOGETHER = (
-  'vit',
-  'text',
-)  # kinds of which one call takes several inputs, and gathers the weights once
-
-
 def init(name, tower, *, seed):
   """Float32 parameters of one tower; the same for a name and seed whatever other towers there
   are.
   """
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-  module, example = _MODULES[tower.kind](tower, schema.Compute(dtype='float32')), inputs(tower)
-  if tower.kind in TOGETHER:
-    return module.init(key, example)['params']
-  return module.init(key, **example)['params']
+  kind = module(tower)
+  made = kind(tower, schema.Compute(dtype='float32'))
+  example = inputs(tower)
+  if kind.TOGETHER:
+    return made.init(key, example)['params']
+  return made.init(key, **example)['params']
 
 
 def apply(params, tower, compute, arrays, *, rng=None, rows=None):
@@ -117,10 +93,12 @@ def apply(params, tower, compute, arrays, *, rng=None, rows=None):
 
 def apply_all(params, tower, compute, inputs, *, rng=None, rows=None):
   """Output dicts of one tower for several dicts of inputs, each on the same rows."""
-  module, rngs = _MODULES[tower.kind](tower, compute), {}
-  if tower.kind not in TOGETHER:
-    return [module.apply({'params': params}, **one) for one in inputs]
+  kind = module(tower)
+  made = kind(tower, compute)
+  if not kind.TOGETHER:
+    return [made.apply({'params': params}, **one) for one in inputs]
+  rngs = {}
   if rng is not None and getattr(tower, 'dropout', 0.0):
     rngs = {'dropout': rng}
     inputs = [one | {'rows': rows * len(inputs) + i} for i, one in enumerate(inputs)]
-  return module.apply({'params': params}, *inputs, rngs=rngs)
+  return made.apply({'params': params}, *inputs, rngs=rngs)

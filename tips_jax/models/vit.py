@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tips_jax.core import schema
+from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
 
@@ -40,6 +41,33 @@ class ViT(nn.Module):
   config: schema.ViT
   compute: schema.Compute
 
+  OPTIONAL = frozenset({'mask', 'visible'})
+  TOGETHER = True
+
+  @staticmethod
+  def inputs(config: schema.ViT) -> dict[str, jax.Array]:
+    images = jnp.zeros((1, 1, config.patch, config.patch, 3), jnp.uint8)
+    inputs = {'images': images, 'visible': jnp.zeros((1, 1, 1), jnp.int32)}
+    if config.mask_token:
+      inputs['mask'] = jnp.zeros((1, 1, 1), bool)
+    return inputs
+
+  @staticmethod
+  def outputs(config: schema.ViT, inputs: Shapes) -> Shapes:
+    views, height, width, _ = inputs['images']
+    patches = math.ceil(height / config.patch) * math.ceil(width / config.patch)
+    if 'visible' in inputs:
+      patches = inputs['visible'][-1]
+    tokens = dict.fromkeys(config.cls, (views, config.width))
+    return tokens | {'patch': (views, patches, config.width)}
+
+  @staticmethod
+  def flops(config: schema.ViT, inputs: Shapes) -> float:
+    views, patches, width = ViT.outputs(config, inputs)['patch']
+    tokens = patches + len(config.cls)
+    blocks = layers.stack_flops(width, config.depth, config.mlp, config.ffn, tokens)
+    return views * (blocks + 2 * 3 * config.patch**2 * width * patches)
+
   def setup(self):
     c, dtype, d = self.config, jnp.dtype(self.compute.dtype), self.config.width
     self.embedding = PatchEmbedding(c, dtype)
@@ -55,7 +83,7 @@ class ViT(nn.Module):
 
   def __call__(self, *inputs):
     xs = self.encoder([self.tokens(**one) for one in inputs])
-    return [self.outputs(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
+    return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
   def tokens(self, images, mask=None, visible=None):
     """What the first block reads: [B * V, N + (P or M), D]."""
@@ -68,7 +96,7 @@ class ViT(nn.Module):
       x = layers.gather_tokens(x, layers.merge_views(visible))
     return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
 
-  def outputs(self, x, lead):
+  def split(self, x, lead):
     """Tokens after a block -> an output; lead: (B, V)."""
     x, names = self.norm(x).reshape(*lead, *x.shape[1:]), self.config.cls
     return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names) :]}
@@ -152,6 +180,28 @@ class PixelDecoder(nn.Module):
 
   config: schema.PixelDecoder
   compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.PixelDecoder) -> dict[str, jax.Array]:
+    return {
+      'patch': jnp.zeros((1, 1, 1, config.width)),
+      'visible': jnp.zeros((1, 1, 1), jnp.int32),
+      'mask': jnp.zeros((1, 1, 1), bool),
+    }
+
+  @staticmethod
+  def outputs(config: schema.PixelDecoder, inputs: Shapes) -> Shapes:
+    return {'pixels': (*inputs['mask'], 3 * config.patch**2)}
+
+  @staticmethod
+  def flops(config: schema.PixelDecoder, inputs: Shapes) -> float:
+    views, patches = inputs['mask']
+    width = config.decoder_width
+    blocks = layers.stack_flops(width, config.depth, config.mlp, 'gelu', patches)
+    return views * (blocks + 2 * patches * width * (config.width + 3 * config.patch**2))
 
   @nn.compact
   def __call__(self, patch, visible, mask):

@@ -4,10 +4,11 @@ import dataclasses
 import re
 from collections.abc import Container
 
+from tips_jax.models import towers
 from tips_jax.planning.hlo import Array
 from tips_jax.train.method import Method
 
-_TOWERS = {'ViT', 'TextTower', 'DINOHead', 'ProjectionHead', 'PixelDecoder', 'Logit'}
+_TOWERS = {module.__name__ for module in towers.MODULES.values()}  # scopes of flax
 _LAYERS = (
   ('kernel', r'pallas_call|attention_kernel|fmha'),
   ('attention', r'/attention\b'),

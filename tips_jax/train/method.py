@@ -68,9 +68,7 @@ def build(config: schema.Config) -> Method:
     tower = c.towers[p.tower]
     known |= {f'{name}.{o}' for o in towers.outputs(tower)}
     takes = set(towers.inputs(tower))
-    _signature(
-      f'passes.{name}.inputs', p.inputs, takes, takes - towers.OPTIONAL.get(tower.kind, set())
-    )
+    _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.module(tower).OPTIONAL)
   for name, p in c.passes.items():
     for arg, path in p.inputs.items():
       _known(f'passes.{name}.inputs.{arg}', path, known)

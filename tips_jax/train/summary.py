@@ -6,60 +6,56 @@ import math
 
 import jax
 
-from tips_jax.core import schema, tree
+from tips_jax.core import tree
+from tips_jax.core.types import Shapes
+from tips_jax.models import towers
 from tips_jax.train import sharding, state
+from tips_jax.train.method import Method, mask_patch
 
 
-def _transformer(width, depth, mlp, ffn, tokens):
-  """Forward FLOPs of a stack: matrices 2 per weight and token, attention 4 N^2 d (tips.md, section
-  7).
-  """
-  matrices = 4 * width**2 + (3 if ffn == 'swiglu' else 2) * width * mlp
-  return depth * (2 * matrices * tokens + 4 * tokens**2 * width)
-
-
-def flops(method):
-  """{pass or term: forward and backward FLOPs per image}, by closed form; normalization and softmax
-  left out.
-  """
-  c, result, tokens = method.config, {}, {}
-  for name in (n for group in method.order for n in group):
-    p = c.passes[name]
-    tower = c.towers[p.tower]
-    if isinstance(tower, schema.ViT):
-      view = c.data.views[p.inputs['images'].removeprefix('batch.')]
-      n, count = math.ceil(view.size / tower.patch) ** 2, view.count
-      if 'visible' in p.inputs:
-        n -= round(c.masks[p.inputs['visible'].split('.')[1]].ratio * n)
-      tokens[name] = {**{cls: count for cls in tower.cls}, 'patch': n * count}
-      one = _transformer(tower.width, tower.depth, tower.mlp, tower.ffn, n + len(tower.cls))
-      forward = count * (one + 2 * 3 * tower.patch**2 * tower.width * n)
-    elif isinstance(tower, schema.TextTower):
-      forward = _transformer(tower.width, tower.depth, tower.mlp, 'relu', c.data.text_length)
-    elif isinstance(tower, schema.DINOHead):
-      source, output = p.inputs['tokens'].split('.')
-      rows = tokens[source][output]
-      if 'masked_indices' in p.inputs:
-        rows = round(rows * c.masks[p.inputs['masked_indices'].split('.')[1]].ratio)
-      widths = (
-        [tower.width] + [tower.hidden] * (tower.layers - 1) + [tower.bottleneck, tower.prototypes]
-      )
-      forward = 2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
-    elif isinstance(tower, schema.PixelDecoder):
-      mask = c.masks[p.inputs['mask'].split('.')[1]]
-      view = c.data.views[mask.view]
-      n, count = math.ceil(view.size / tower.patch) ** 2, view.count
-      one = _transformer(tower.decoder_width, tower.depth, tower.mlp, 'gelu', n)
-      forward = count * (one + 2 * n * tower.decoder_width * (tower.width + 3 * tower.patch**2))
-    elif isinstance(tower, schema.ProjectionHead):
-      forward = 2 * tower.width * tower.output
-    else:
-      forward = 0
-    result[name] = forward * (3 if p.by == 'student' else 1)
+def shapes(method: Method) -> Shapes:
+  """{feature path: shape} of one image: what the batch, the masks and every pass give."""
+  c = method.config
+  result = {}
+  for name, view in c.data.views.items():
+    result[f'batch.{name}'] = (view.count, view.size, view.size, 3)
+  for name in c.data.texts:
+    result[f'batch.{name}'] = (c.data.text_length,)
+  for name, mask in c.masks.items():
+    view = c.data.views[mask.view]
+    patches = math.ceil(view.size / mask_patch(c, name)) ** 2
+    masked = round(mask.ratio * patches)
+    result[f'masks.{name}.mask'] = (view.count, patches)
+    result[f'masks.{name}.masked_indices'] = (view.count, masked)
+    result[f'masks.{name}.visible'] = (view.count, patches - masked)
+  for group in method.order:
+    for name in group:
+      tower = c.towers[c.passes[name].tower]
+      inputs = {argument: result[path] for argument, path in c.passes[name].inputs.items()}
+      for output, shape in towers.module(tower).outputs(tower, inputs).items():
+        result[f'{name}.{output}'] = shape
   return result
 
 
-def text(method, *, devices=1):
+def flops(method: Method) -> dict[str, float]:
+  """{pass: forward and backward FLOPs per image}, by closed form; normalization and softmax are
+  left out.
+  """
+  c = method.config
+  known = shapes(method)
+  result = {}
+  for group in method.order:
+    for name in group:
+      p = c.passes[name]
+      tower = c.towers[p.tower]
+      inputs = {argument: known[path] for argument, path in p.inputs.items()}
+      result[name] = towers.module(tower).flops(tower, inputs)
+      if p.by == 'student':  # the backward pass computes twice as much
+        result[name] *= 3
+  return result
+
+
+def text(method: Method, *, devices: int = 1) -> str:
   """The dry-run page: parameter table, FLOPs and the memory of the state."""
   c = method.config
   abstract = jax.eval_shape(lambda: state.init(method))
@@ -84,8 +80,8 @@ def text(method, *, devices=1):
   lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}by']
   for tower, params in abstract.params.items():
     lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    student (float32)')
-  for by, towers in abstract.teachers.items():
-    for tower, params in towers.items():
+  for by, covered in abstract.teachers.items():
+    for tower, params in covered.items():
       lines.append(
         f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    {by} ({c.teachers[by].kind}, float32)'
       )
