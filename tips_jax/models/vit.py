@@ -123,7 +123,10 @@ def inspect(params, tower, compute, images, *, intermediate_layers=(), values=Fa
       f'to {depth - 1}'
     )
   run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
-  outputs = lambda x: run('outputs', x, images.shape[:2])
+
+  def split(x):
+    return run('split', x, images.shape[:2])
+
   after, start = {0: run('tokens', images)}, 0  # number of blocks done -> tokens
   for stop in sorted(
     {layer + 1 for layer in intermediate_layers}
@@ -133,13 +136,13 @@ def inspect(params, tower, compute, images, *, intermediate_layers=(), values=Fa
     part = jax.tree.map(lambda p, run=slice(start, stop): p[run], params['encoder'])
     [after[stop]] = _blocks(c, compute, stop - start).apply({'params': part}, [after[start]])
     start = stop
-  out = outputs(after[depth])
+  out = split(after[depth])
   if intermediate_layers:
-    out['intermediate_layers'] = tuple(outputs(after[layer + 1]) for layer in intermediate_layers)
+    out['intermediate_layers'] = tuple(split(after[layer + 1]) for layer in intermediate_layers)
   if values:
     block = layers.Block(c.width, c.heads, c.mlp, c.ffn, 0.0, compute)
     last = jax.tree.map(lambda p: p[-1], params['encoder']['blocks'])
-    out['value_patch'] = outputs(block.apply({'params': last}, after[depth - 1], method='values'))[
+    out['value_patch'] = split(block.apply({'params': last}, after[depth - 1], method='values'))[
       'patch'
     ]
   return out

@@ -317,7 +317,7 @@ class _View:
 def _views(segmenter, size):
   if segmenter.mode == 'whole':
     return 1
-  return len(list(windows.windows(*size, segmenter.side, segmenter.stride)))
+  return len(list(windows(*size, segmenter.side, segmenter.stride)))
 
 
 def _by_shape(source, numbers, segmenter):
