@@ -1,9 +1,11 @@
 """tips_jax: TIPS and TIPSv2 pretraining in JAX, and its neighbors as configs of one step."""
 
+from typing import Any
+
 __version__ = '0.1.0'
 
 
-def load(path, *, weights: str = '', tokenizer=None, **options):
+def load(path: str, *, weights: str = '', tokenizer: str | None = None, **options: Any) -> Any:
   """The encoder of any checkpoint, with encode_image, encode_text and similarity.
 
   path: WORKDIR[@step] of a run, a Hugging Face folder, an export, or official npz files. weights:

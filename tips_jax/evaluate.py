@@ -104,7 +104,7 @@ flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.'
 _RANDOM = 'random_weights'  # folder of their results, inside the output
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
   return command.run(
     _evaluate,

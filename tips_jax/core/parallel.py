@@ -9,6 +9,7 @@ else is left to the compiler.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +20,13 @@ from jax.sharding import PartitionSpec as P
 from tips_jax.core.types import BATCH_AXES
 
 
-def batch_axes():
+def batch_axes() -> tuple[str, ...]:
   """Names of the batch axes of the mesh in use (`jax.set_mesh`) that hold more than one device."""
   mesh = jax.sharding.get_abstract_mesh()
   return tuple(a for a in BATCH_AXES if not mesh.empty and mesh.shape.get(a, 1) > 1)
 
 
-def constrain_batch(x):
+def constrain_batch(x: jax.Array) -> jax.Array:
   """Keep the leading axis of `x` split over the batch axes; nothing without a mesh."""
   axes = batch_axes()
   return lax.with_sharding_constraint(x, P(axes)) if axes else x
@@ -43,7 +44,7 @@ class Part:
   axis: str = dataclasses.field(metadata=dict(static=True))
 
 
-def whole(weight, dtype):
+def whole(weight: jax.Array | Part, dtype: jax.typing.DTypeLike) -> jax.Array:
   """A weight in `dtype`, put together from the devices' parts if it is a Part."""
   if not isinstance(weight, Part):
     return weight.astype(dtype)
@@ -51,7 +52,7 @@ def whole(weight, dtype):
   return lax.all_gather(x, weight.axis, axis=x.ndim + weight.dim, tiled=True)
 
 
-def map_batch(fn, weights, batched, *, specs):
+def map_batch(fn: Callable[..., Any], weights: Any, batched: Any, *, specs: Any) -> Any:
   """fn(weights, rows of `batched`, their global numbers) on every device, whose results are joined
   along axis 0.
 
@@ -94,7 +95,7 @@ def map_batch(fn, weights, batched, *, specs):
   )
 
 
-def sum_over_batch(fn, batched, shared):
+def sum_over_batch(fn: Callable[..., Any], batched: Any, shared: Any) -> Any:
   """Sum over devices of fn(batched_on_this_device, shared, shard).
 
   Args:

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 
-def config(cls):
+def config(cls: type) -> type:
   """A frozen, keyword-only dataclass."""
   return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 

@@ -4,24 +4,26 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable
+from typing import Any
 
 from tips_jax.core.errors import InputError
 
 
-def did_you_mean(name, known):
+def did_you_mean(name: object, known: Iterable[object]) -> str:
   """The end of an error message: '; did you mean X?' or ''."""
   near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
   return f'; did you mean {near[0]!r}?' if near else ''
 
 
-def unknown(what, name, known):
+def unknown(what: str, name: object, known: Iterable[object]) -> InputError:
   """An InputError for a name that is not among the known ones."""
   return InputError(
     f'{what}: got {name!r}; expected one of {sorted(map(str, known))}{did_you_mean(name, known)}'
   )
 
 
-def build(cls, data, where='config'):
+def build(cls: type, data: Any, where: str = 'config') -> Any:
   """An instance of dataclass `cls` from nested dicts; InputError names the first field that does
   not fit.
   """
@@ -46,7 +48,7 @@ def _as_dict(data, where):
   return data
 
 
-def value(hint, x, where):
+def value(hint: Any, x: Any, where: str) -> Any:
   """x as a type hint asks for it; InputError where it is something else."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
@@ -131,7 +133,7 @@ def _say(hint):
   )
 
 
-def plain(config):
+def plain(config: Any) -> Any:
   """Nested dicts of a schema instance, every field present: the inverse of `build`."""
   if dataclasses.is_dataclass(config):
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}

@@ -1,23 +1,25 @@
 """Trees with names: 'tower/blocks/mlp/up/kernel' for every leaf, and rules that match them."""
 
 import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 
 from tips_jax.core.errors import InputError
 
 
-def name(path):
+def name(path: Iterable[Any]) -> str:
   """'a/b/c' for a jax key path."""
   return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
-def named_leaves(tree):
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
   """[(name, leaf)] in tree order."""
   return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def nested(leaves):
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dicts of {'a/b': leaf}: the inverse of named_leaves."""
   result = {}
   for path, leaf in leaves.items():
@@ -29,12 +31,12 @@ def nested(leaves):
   return result
 
 
-def map_named(fn, tree, *rest):
+def map_named(fn: Callable[..., Any], tree: Any, *rest) -> Any:
   """tree.map with the leaf's name as first argument."""
   return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(name(path), *xs), tree, *rest)
 
 
-def match(rules, leaf_name, what):
+def match(rules: Iterable[tuple[str, Any]], leaf_name: str, what: str) -> Any:
   """The value of the first rule whose pattern matches the whole name; InputError: none does, or one
   is no pattern.
   """
@@ -51,11 +53,11 @@ def match(rules, leaf_name, what):
   )
 
 
-def size(tree):
+def size(tree: Any) -> int:
   """Number of elements."""
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def nbytes(tree):
+def nbytes(tree: Any) -> int:
   """Bytes of all leaves, over all devices, replicas counted once."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

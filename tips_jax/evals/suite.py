@@ -7,17 +7,30 @@ and gives an `Result` each. Hyper-parameters are chosen on a part of the trainin
 ever chosen on the split that is measured.
 """
 
+import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tips_jax.evals.datasets import records as suite_checks
 from tips_jax.evals.features import disk_space as suite_space
+from tips_jax.evals.features.cache import Cache
 from tips_jax.evals.features.splits import DatasetFeatures, TaskInputs
 from tips_jax.evals.tasks import instance_retrieval
-from tips_jax.evals.tasks.spec import Result
+from tips_jax.evals.tasks.spec import Evaluation, Result
 
 
 def run(
-  encoder, jobs, *, cache, output=None, batch_size=64, limit=0, progress=None, after=None, tell=None
+  encoder: Any,
+  jobs: Sequence[Evaluation],
+  *,
+  cache: Cache,
+  output: pathlib.Path | None = None,
+  batch_size: int = 64,
+  limit: int = 0,
+  progress: Callable[[str, int], Any] | None = None,
+  after: Callable[[Result], None] | None = None,
+  tell: Callable[[str], None] | None = None,
 ) -> list[Result]:
   """The outcomes of all jobs; those of one data set stand together.
 

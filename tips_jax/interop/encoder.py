@@ -13,6 +13,7 @@ import pathlib
 import tempfile
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ class Encoder:
 
   # --- what people call -------------------------------------------------------------------------
 
-  def encode_image(self, images, *, size=None):
+  def encode_image(self, images: Any, *, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(cls [B, N, D], patch [B, h, w, D]) float32, before any projection; N as in `cls_names`.
 
     images: a list of paths, PIL images or uint8 arrays [H, W, 3] of any sizes, each resized to size
@@ -121,7 +122,7 @@ class Encoder:
     out = self.features(images, size=size)
     return np.stack([out[name] for name in self.cls_names], axis=1), out['patch']
 
-  def encode_text(self, texts):
+  def encode_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
     """[B, E] float32 in the joint space, of a list of str, or of int ids [B, T] padded with 0.
 
     Each text is lower-cased (ASCII), tokenized and cut to `weights.text_length` tokens on its own.
@@ -156,7 +157,9 @@ class Encoder:
         out[where] = self._map(self._text, ('text', 'text_head'), rows, length)
     return out
 
-  def similarity(self, images, texts, *, cls=None):
+  def similarity(
+    self, images: Any, texts: Sequence[str] | np.ndarray, *, cls: str | None = None
+  ) -> np.ndarray:
     """[I, T] float32 logits: cosine / temperature, plus the bias where there is one.
 
     images: as for `encode_image`, or its cls [I, N, D], or embeddings [I, E]. texts: as for
@@ -183,13 +186,13 @@ class Encoder:
     return (_unit(x) @ _unit(y).T / scale + np.float32(logit.get('bias', 0))).astype(np.float32)
 
   @property
-  def temperature(self):
+  def temperature(self) -> float:
     """What the cosine is divided by."""
     self._need('logit', 'a temperature')
     return float(np.exp(np.float32(self.weights.params['logit']['log_temperature'])))
 
   @functools.cached_property
-  def tokenizer(self):
+  def tokenizer(self) -> tokenizer.Tokenizer:
     """The model's own `data.tokenizer.Tokenizer`."""
     if self.weights.tokenizer is None:
       raise InputError(
@@ -205,20 +208,20 @@ class Encoder:
   # --- what the evaluators call -----------------------------------------------------------------
 
   @property
-  def name(self):
+  def name(self) -> str:
     return self.weights.name
 
   @property
-  def depth(self):
+  def depth(self) -> int:
     """Blocks of the image tower."""
     return self.weights.image.depth
 
   @property
-  def has_text(self):
+  def has_text(self) -> bool:
     return self.weights.text is not None
 
   @functools.cached_property
-  def sha256(self):
+  def sha256(self) -> str:
     """Of towers, parameters and the dtype of activations: whoever has the same one gives the same
     features.
     """
@@ -228,15 +231,22 @@ class Encoder:
       digest.update(np.ascontiguousarray(x))
     return digest.hexdigest()
 
-  def image(self, images_BHWC):
+  def image(self, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
     """Each CLS token [B, D], 'patch' [B, h, w, D] and 'embedding' [B, E], of an array of images."""
     return self.features(images_BHWC)
 
-  def text(self, ids_BT):
+  def text(self, ids_BT: np.ndarray) -> np.ndarray | None:
     """Embeddings [B, E] of ids; None where there is no text tower."""
     return self.encode_text(ids_BT) if 'text' in self.weights.towers else None
 
-  def inspect(self, images_BHWC, *, intermediate_layers=(), values=False, patches=True):
+  def inspect(
+    self,
+    images_BHWC: np.ndarray,
+    *,
+    intermediate_layers: Sequence[int] = (),
+    values: bool = False,
+    patches: bool = True,
+  ) -> dict[str, Any]:
     """As `image`, and what some evaluators read inside.
 
     patches: whether 'patch' is wanted; else it stays on the device, and the other numbers are the
@@ -255,7 +265,9 @@ class Encoder:
 
     return self._map(program, ('image', 'image_head'), images, int(tokens))
 
-  def features(self, images, *, size=None, cls=None, patches=True):
+  def features(
+    self, images: Any, *, size: int | None = None, cls: str | None = None, patches: bool = True
+  ) -> dict[str, np.ndarray]:
     """As `image`, of all that `encode_image` takes; `patches=False` leaves the patches on the
     device.
     """
@@ -281,7 +293,7 @@ class Encoder:
     empty |= {'patch': (h, w, self.width)} if patches else {}
     return {name: np.zeros((0, *shape), np.float32) for name, shape in empty.items()}
 
-  def resize(self, image, size=None):
+  def resize(self, image: Any, size: int | None = None) -> np.ndarray:
     """uint8 [size, size, 3] RGB of a path, a PIL image or a uint8 array, as the evaluators prepare
     theirs.
     """
@@ -315,7 +327,7 @@ class Encoder:
       raise InputError(f'image: {error}') from None
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
 
-  def group(self, size=None):
+  def group(self, size: int | None = None) -> int:
     """How many images fill the devices a few times over: a good number to hand over at once."""
     return 4 * self._lanes * self._rows(1 << 30, (-(-(size or self.size) // self.patch)) ** 2)
 

@@ -9,7 +9,15 @@ from jax.sharding import PartitionSpec as P
 from tips_jax.models import attention_tpu
 
 
-def attention(q, k, v, key_mask=None, *, heads, kernel='auto'):
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  key_mask: jax.Array | None = None,
+  *,
+  heads: int,
+  kernel: str = 'auto',
+) -> jax.Array:
   """Multi-head attention of [B, T, heads * d] arrays, softmax in float32: [B, T, heads * d].
 
   key_mask: [B, T] bool, True where a key may be read; at least one in each row.

@@ -25,7 +25,15 @@ _QUERIES = 512  # queries whose logits are held at once
 _VMEM = 100 * 2**20  # bytes that a program may ask for; the compiler lowers it to what the chip has
 
 
-def attention(q, k, v, key_mask=None, *, heads, interpret=False):
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  key_mask: jax.Array | None = None,
+  *,
+  heads: int,
+  interpret: bool = False,
+) -> jax.Array:
   """softmax(q k^T / sqrt(d)) v for each head; softmax in float32, products in the inputs' dtype.
 
   Args:

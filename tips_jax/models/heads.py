@@ -125,7 +125,7 @@ class Logit(nn.Module):
     return {}
 
 
-def unit(x):
+def unit(x: jax.Array) -> jax.Array:
   """x / |x| over the last axis, in float32; the zero vector stays zero, with a finite gradient."""
   x = x.astype(jnp.float32)
   return x * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12)))

@@ -2,6 +2,8 @@
 `compute`.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ xavier = nn.initializers.xavier_uniform()
 _tiny = nn.initializers.normal(1e-6)
 
 
-def weight(module, name, init, shape, dtype):
+def weight(
+  module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
   """A parameter of a module, in `dtype`; put together here if the devices hold parts of it."""
   if module.is_initializing():
     return module.param(name, init, shape).astype(dtype)
@@ -27,7 +31,7 @@ def weight(module, name, init, shape, dtype):
   return value
 
 
-def keep(x):
+def keep(x: jax.Array) -> jax.Array:
   """Marks what the backward pass reads and only a matrix product could bring back (`compute.remat =
   'products'`).
   """
@@ -35,7 +39,7 @@ def keep(x):
 
 
 @jax.custom_vjp
-def plus(x, bias_D):
+def plus(x: jax.Array, bias_D: jax.Array) -> jax.Array:
   """x + bias, whose gradient is a matrix product, summed in float32: on TPU a fraction of the
   reduction's time.
   """
@@ -56,7 +60,7 @@ def _sum_rows(x):
 
 
 @jax.custom_vjp
-def stored(x):
+def stored(x: jax.Array) -> jax.Array:
   """x, written to memory: else XLA on TPU computes it again for every tile of the product that
   reads it.
   """
@@ -67,7 +71,7 @@ stored.defvjp(lambda x: (stored(x), None), lambda _, dy: (dy,))
 
 
 @jax.custom_vjp
-def stored_gradient(x):
+def stored_gradient(x: jax.Array) -> jax.Array:
   """x, whose gradient is written to memory: two products read it, of the inputs and of the
   weights.
   """
@@ -85,7 +89,7 @@ class Dense(nn.Module):
   kernel_init: nn.initializers.Initializer = xavier
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
-  def setup(self):
+  def setup(self) -> None:
     self.kernel = weight(self, 'kernel', self.kernel_init, self.shape, self.dtype)
     self.bias = weight(self, 'bias', self.bias_init, self.shape[1:], self.dtype)
 
@@ -107,7 +111,7 @@ class Norm(nn.Module):
 
   width: int
 
-  def setup(self):
+  def setup(self) -> None:
     self.scale = weight(self, 'scale', nn.initializers.ones, (self.width,), jnp.float32)
     self.bias = weight(self, 'bias', nn.initializers.zeros, (self.width,), jnp.float32)
 
@@ -145,7 +149,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype
   kernel: str = 'auto'
 
-  def setup(self):
+  def setup(self) -> None:
     shape = (self.width, self.width)
     self.query, self.key, self.value = (Projection(shape, self.dtype) for _ in range(3))
     self.out = Dense(shape, self.dtype)
@@ -155,7 +159,7 @@ class Attention(nn.Module):
     y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
     return self.out(keep(y))
 
-  def values(self, x_BTD):
+  def values(self, x_BTD: jax.Array) -> jax.Array:
     """The attention of tokens that read nothing but themselves."""
     return self.out(self.value(x_BTD))
 
@@ -168,7 +172,7 @@ class Mlp(nn.Module):
   kind: str
   dtype: jnp.dtype
 
-  def setup(self):
+  def setup(self) -> None:
     dense = lambda *shape: Dense(shape, self.dtype, bias_init=_tiny)
     self.up, self.down = dense(self.width, self.hidden), dense(self.hidden, self.width)
     if self.kind == 'swiglu':
@@ -197,7 +201,7 @@ class Block(nn.Module):
   dropout: float
   compute: schema.Compute
 
-  def setup(self):
+  def setup(self) -> None:
     dtype = jnp.dtype(self.compute.dtype)
     self.norm1, self.norm2 = Norm(self.width), Norm(self.width)
     self.attention = Attention(self.width, self.heads, dtype, self.compute.attention)
@@ -207,14 +211,16 @@ class Block(nn.Module):
   def __call__(self, xs, key_masks, rows):
     return tuple(self.one(*each) for each in zip(xs, key_masks, rows))
 
-  def one(self, x_BTD, key_mask, rows_B):
+  def one(
+    self, x_BTD: jax.Array, key_mask: jax.Array | None, rows_B: jax.Array | None
+  ) -> jax.Array:
     x = keep(x_BTD + self.drop(self.attention(self.norm1(x_BTD), key_mask), rows_B))
     y = self.mlp(self.norm2(x))
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
     return x + self.drop(y, rows_B)
 
-  def values(self, x_BTD):
+  def values(self, x_BTD: jax.Array) -> jax.Array:
     """The block where every token's attention is its own value."""
     x = x_BTD + self.attention.values(self.norm1(x_BTD))
     return x + self.mlp(self.norm2(x))
@@ -259,17 +265,17 @@ class Blocks(nn.Module):
     )[0]
 
 
-def gather_tokens(x_BPD, index_BM):
+def gather_tokens(x_BPD: jax.Array, index_BM: jax.Array) -> jax.Array:
   """Rows `index_BM` of each image's tokens: [B, M, D]."""
   return jnp.take_along_axis(x_BPD, index_BM[..., None], axis=1)
 
 
-def merge_views(x):
+def merge_views(x: jax.Array) -> jax.Array:
   """[B, V, ...] -> [B*V, ...]."""
   return x.reshape(-1, *x.shape[2:])
 
 
-def sincos_positions(length, width):
+def sincos_positions(length: int, width: int) -> jax.Array:
   """[length, width] fixed positions, sines then cosines, timescales 1 to 1e4 (as the official text
   tower).
   """

@@ -1,6 +1,8 @@
 """Name -> module: builds, initializes and applies any tower of the schema."""
 
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,8 +44,16 @@ def outputs(tower: schema.Tower) -> set[str]:
 
 
 def inspect(
-  params, tower, compute, images_BHWC, *, cls, project, intermediate_layers=(), values=False
-):
+  params: Mapping[str, Any],
+  tower: schema.Tower,
+  compute: schema.Compute,
+  images_BHWC: jax.Array,
+  *,
+  cls: str,
+  project: Callable[[jax.Array], jax.Array],
+  intermediate_layers: Sequence[int] = (),
+  values: bool = False,
+) -> dict[str, Any]:
   """What evaluators read of an image tower, float32: each CLS token [B, D], 'patch' [B, h, w, D],
   'embedding' [B, E].
 
@@ -71,7 +81,7 @@ def inspect(
   return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
 
 
-def init(name, tower, *, seed):
+def init(name: str, tower: schema.Tower, *, seed: int) -> dict[str, Any]:
   """Float32 parameters of one tower; the same for a name and seed whatever other towers there
   are.
   """
@@ -84,14 +94,30 @@ def init(name, tower, *, seed):
   return made.init(key, **example)['params']
 
 
-def apply(params, tower, compute, arrays, *, rng=None, rows=None):
+def apply(
+  params: Mapping[str, Any],
+  tower: schema.Tower,
+  compute: schema.Compute,
+  arrays: dict[str, jax.Array],
+  *,
+  rng: jax.Array | None = None,
+  rows: jax.Array | None = None,
+) -> dict[str, jax.Array]:
   """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there
   is none.
   """
   return apply_all(params, tower, compute, [arrays], rng=rng, rows=rows)[0]
 
 
-def apply_all(params, tower, compute, inputs, *, rng=None, rows=None):
+def apply_all(
+  params: Mapping[str, Any],
+  tower: schema.Tower,
+  compute: schema.Compute,
+  inputs: list[dict[str, jax.Array]],
+  *,
+  rng: jax.Array | None = None,
+  rows: jax.Array | None = None,
+) -> list[dict[str, jax.Array]]:
   """Output dicts of one tower for several dicts of inputs, each on the same rows."""
   kind = module(tower)
   made = kind(tower, compute)

@@ -1,6 +1,8 @@
 """The image tower: a ViT with named CLS tokens, and the pixel decoder of MAE."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,7 @@ from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
 
-def patches(images_BHWC, patch):
+def patches(images_BHWC: jax.Array, patch: int) -> jax.Array:
   """[B, h, w, patch, patch, 3] of images that are center-padded with zeros to multiples of
   `patch`.
   """
@@ -21,7 +23,7 @@ def patches(images_BHWC, patch):
   return x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
 
 
-def positions(table_1GGD, h, w):
+def positions(table_1GGD: jax.Array, h: int, w: int) -> jax.Array:
   """[1, h, w, D]: the table, resized (bilinear, antialiased) where the grid differs from it."""
   _, gh, gw, d = table_1GGD.shape
   return (
@@ -68,7 +70,7 @@ class ViT(nn.Module):
     blocks = layers.stack_flops(width, config.depth, config.mlp, config.ffn, tokens)
     return views * (blocks + 2 * 3 * config.patch**2 * width * patches)
 
-  def setup(self):
+  def setup(self) -> None:
     c, dtype, d = self.config, jnp.dtype(self.compute.dtype), self.config.width
     self.embedding = PatchEmbedding(c, dtype)
     self.mask_token = (
@@ -85,7 +87,9 @@ class ViT(nn.Module):
     xs = self.encoder([self.tokens(**one) for one in inputs])
     return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
-  def tokens(self, images, mask=None, visible=None):
+  def tokens(
+    self, images: jax.Array, mask: jax.Array | None = None, visible: jax.Array | None = None
+  ) -> jax.Array:
     """What the first block reads: [B * V, N + (P or M), D]."""
     x = self.embedding(layers.merge_views(images))
     n, h, w, d = x.shape
@@ -96,7 +100,7 @@ class ViT(nn.Module):
       x = layers.gather_tokens(x, layers.merge_views(visible))
     return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
 
-  def split(self, x, lead):
+  def split(self, x: jax.Array, lead: tuple[int, int]) -> dict[str, jax.Array]:
     """Tokens after a block -> an output; lead: (B, V)."""
     x, names = self.norm(x).reshape(*lead, *x.shape[1:]), self.config.cls
     return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names) :]}
@@ -106,7 +110,15 @@ def _blocks(c, compute, depth):
   return layers.Blocks(c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute)
 
 
-def inspect(params, tower, compute, images, *, intermediate_layers=(), values=False):
+def inspect(
+  params: Mapping[str, Any],
+  tower: schema.ViT,
+  compute: schema.Compute,
+  images: jax.Array,
+  *,
+  intermediate_layers: Sequence[int] = (),
+  values: bool = False,
+) -> dict[str, Any]:
   """The output of a ViT for images [B, V, H, W, 3], as `towers.apply` gives it, and what some
   evaluators read inside.
 
@@ -152,7 +164,7 @@ class PatchEmbedding(nn.Module):
   config: schema.ViT
   dtype: jnp.dtype
 
-  def setup(self):
+  def setup(self) -> None:
     p, d = self.config.patch, self.config.width
     self.kernel = layers.weight(self, 'kernel', self._init, (p, p, 3, d), self.dtype)
     bias = (

@@ -15,8 +15,15 @@ _EXACT = (
 
 
 def softmax(
-  images, texts, log_temperature, valid=None, *, block=1024, label_smoothing=0.0, max_scale=0.0
-):
+  images: jax.Array,
+  texts: jax.Array,
+  log_temperature: jax.Array,
+  valid: jax.Array | None = None,
+  *,
+  block: int = 1024,
+  label_smoothing: float = 0.0,
+  max_scale: float = 0.0,
+) -> Loss:
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature
   (CLIP, section 2.3).
 
@@ -48,7 +55,15 @@ def softmax(
   return Loss(0.5 * (i2t + t2i) / count, {'accuracy': hit / count, 'temperature': 1 / scale})
 
 
-def sigmoid(images, texts, log_temperature, bias, valid=None, *, block=1024):
+def sigmoid(
+  images: jax.Array,
+  texts: jax.Array,
+  log_temperature: jax.Array,
+  bias: jax.Array,
+  valid: jax.Array | None = None,
+  *,
+  block: int = 1024,
+) -> Loss:
   """SigLIP loss (arXiv 2303.15343, eq. 1): -1/B sum_ij log sigmoid(z_ij (cos_ij / temperature +
   bias)).
 

@@ -5,6 +5,8 @@ Targets are softmax(logits / temperature - offset); the offset of each prototype
 center or from Sinkhorn.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,27 +17,27 @@ from tips_jax.core.strict import unknown
 from tips_jax.core.types import Loss
 
 
-def initial_state(shapes):
+def initial_state(shapes: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """The center: running mean of the teacher's logits, one float32 per prototype."""
   return {'center': jnp.zeros(shapes['teacher_prototypes'].shape[-1:])}
 
 
 def dino(
-  student,
-  teacher,
-  student_prototypes,
-  teacher_prototypes,
+  student: jax.Array,
+  teacher: jax.Array,
+  student_prototypes: jax.Array,
+  teacher_prototypes: jax.Array,
   *,
-  state,
-  pairing='same',
-  student_temperature=0.1,
-  teacher_temperature=0.07,
-  centering='ema',
-  center_momentum=0.9,
-  sinkhorn_iterations=3,
-  reduction='mean',
-  chunk=2048,
-):
+  state: Mapping[str, jax.Array],
+  pairing: str = 'same',
+  student_temperature: float | jax.Array = 0.1,
+  teacher_temperature: float | jax.Array = 0.07,
+  centering: str = 'ema',
+  center_momentum: float | jax.Array = 0.9,
+  sinkhorn_iterations: int = 3,
+  reduction: str = 'mean',
+  chunk: int = 2048,
+) -> Loss:
   """Cross-entropy of the teacher's prototype distribution under the student's.
 
   L = - sum_k softmax((t - c) / tau_t)_k log softmax(s / tau_s)_k (TIPS, eq. 1; DINO, arXiv

@@ -7,7 +7,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.types import Loss
 
 
-def random_mask(key, shape, ratio):
+def random_mask(key: jax.Array, shape: tuple[int, ...], ratio: float) -> dict[str, jax.Array]:
   """Exactly round(ratio * P) of the P patches of each row, uniformly.
 
   shape: (..., P). Returns {'mask': bool [..., P], 'masked_indices': int32 [..., M] the masked ones
@@ -23,7 +23,9 @@ def random_mask(key, shape, ratio):
   return {'mask': mask, 'masked_indices': masked_indices, 'visible': visible}
 
 
-def pixels(prediction, images, mask, *, patch, normalize=1):
+def pixels(
+  prediction: jax.Array, images: jax.Array, mask: jax.Array, *, patch: int, normalize: int = 1
+) -> Loss:
   """MAE loss (arXiv 2111.06377, section 3): mean squared error on masked patches, each normalized
   to unit variance.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from tips_jax.core.types import Loss
 
 
-def spread(features):
+def spread(features: jax.Array) -> Loss:
   """Spread of features over the batch: [B, V, D], L2-normalized here. The value is zero.
 
   Metrics: `std`, of the components over the batch, times sqrt(D): 1 for uniform directions, 0 for a

@@ -12,6 +12,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
 
 from tips_jax.planning import cost, hlo, topologies
 
@@ -67,7 +71,14 @@ def prepare() -> None:
     ).strip()
 
 
-def compile_step(lowered, *, platform, dump='', say=lambda text: None, options=None):
+def compile_step(
+  lowered: jax.stages.Lowered,
+  *,
+  platform: str,
+  dump: Any = '',
+  say: Callable[[str], None] = lambda text: None,
+  options: Any = None,
+) -> Any:
   """Compiled from jax's Lowered.
 
   Args:

@@ -2,21 +2,33 @@
 
 import collections
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from tips_jax.core import tree
-from tips_jax.core.chips import DCN
+from tips_jax.core.chips import DCN, Chip
 from tips_jax.planning import collectives, compiler, cost, parts
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train import state as state_lib
+from tips_jax.train.method import Method
 
 GROUPS = ('params', 'teachers', 'optimizer', 'loss_state')
 
 
 def plan(
-  method, mesh, chip, *, topology, slices=1, dump='', say=compiler.progress, options=None, price=0.0
-):
+  method: Method,
+  mesh: jax.sharding.Mesh,
+  chip: str | Chip,
+  *,
+  topology: str,
+  slices: int = 1,
+  dump: Any = '',
+  say: Callable[[str], None] = compiler.progress,
+  options: Any = None,
+  price: float = 0.0,
+) -> dict[str, Any]:
   """Compiles the step for the mesh and says what it takes; plain data, as `--json` prints it.
 
   A program that does not fit gives the same with `fits` False, how much it is over, and neither
@@ -57,7 +69,9 @@ def plan(
   return result
 
 
-def header(method, mesh, chip, topology, slices):
+def header(
+  method: Method, mesh: jax.sharding.Mesh, chip: str | Chip, topology: str, slices: int
+) -> dict[str, Any]:
   c, count = method.config, mesh.devices.size
   return dict(
     config=c.name,
@@ -76,7 +90,7 @@ def header(method, mesh, chip, topology, slices):
   )
 
 
-def memory(method, mesh, chip):
+def memory(method: Method, mesh: jax.sharding.Mesh, chip: str | Chip) -> dict[str, Any]:
   """Bytes of one chip: the state by group and the batch, exactly, from shapes and shardings."""
   abstract = jax.eval_shape(lambda: state_lib.init(method))
   bytes_of = lambda tree_: sum(
@@ -122,7 +136,7 @@ def _temporaries(found, compiled, method, mesh):
   )
 
 
-def flops(method, mesh, costs):
+def flops(method: Method, mesh: jax.sharding.Mesh, costs: Sequence) -> dict[str, Any]:
   """FLOPs of one chip and step: compiled, by part and direction, against the closed form of
   train/summary.py.
   """
@@ -149,7 +163,7 @@ def flops(method, mesh, costs):
   )
 
 
-def network(method, mesh, moved):
+def network(method: Method, mesh: jax.sharding.Mesh, moved: Sequence) -> dict[str, Any]:
   """Collectives by kind, axes, dtype, overlap and part; their bytes against the minimum of
   collectives.py.
   """
@@ -178,7 +192,14 @@ def network(method, mesh, moved):
   )
 
 
-def time(method, mesh, chip, costs, moved, price):
+def time(
+  method: Method,
+  mesh: jax.sharding.Mesh,
+  chip: str | Chip,
+  costs: Sequence,
+  moved: Sequence,
+  price: float,
+) -> dict[str, Any]:
   """Estimated seconds of a step, what bounds it, and what the whole schedule takes."""
   c, count = method.config.schedule, mesh.devices.size
   compute = sum(x.seconds for _, x in costs)
@@ -214,7 +235,7 @@ def time(method, mesh, chip, costs, moved, price):
   )
 
 
-def consumers(method, costs, most=200):
+def consumers(method: Method, costs: Sequence, most: int = 200) -> list[dict[str, Any]]:
   """(seconds by part, direction and layer; the longest single instructions), both longest first."""
   scopes, table, single = parts.scopes(method), collections.defaultdict(lambda: [0.0, 0.0]), []
   for run, c in costs:

@@ -16,7 +16,7 @@ _HIT = '/jax/compilation_cache/cache_hits'
 _hits = []  # one entry for each program that was found
 
 
-def use(workdir, folder=''):
+def use(workdir: pathlib.Path, folder: str = '') -> str | None:
   """Keeps programs in `folder`, or in JAX_COMPILATION_CACHE_DIR, or beside the work folder; 'off'
   keeps none.
 
@@ -38,7 +38,7 @@ def use(workdir, folder=''):
   return path
 
 
-def hits():
+def hits() -> int:
   """How many programs came from the cache so far."""
   return len(_hits)
 

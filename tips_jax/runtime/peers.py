@@ -21,13 +21,16 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax._src import distributed  # the key-value store has no public name
 
+from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.runtime import rendezvous
-from tips_jax.runtime.signals import EXIT, Stopped
+from tips_jax.runtime.signals import EXIT, Preemption, Stopped
 
 _POLL_S = 0.5
 _BEAT = 4  # polls between two signs of life
@@ -36,7 +39,7 @@ _LEAVE_S = 20  # process 0, which holds the store, waits so long for the others 
 _ROOT = 'tips_jax'
 
 
-def join(config, preemption):
+def join(config: schema.Config, preemption: Preemption) -> 'Peers':
   """Joins the other processes, before anything else touches a device: Peers. InputError names who
   is missing.
   """
@@ -69,7 +72,7 @@ def join(config, preemption):
   )
 
 
-def rows(places, batch_size):
+def rows(places: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
   """(number, count) of this process's part of a batch that lies as `places` says; some may hold the
   same part.
   """
@@ -106,7 +109,7 @@ class Peers:
 
   # --- words ---
 
-  def gather(self, name, value):
+  def gather(self, name: str, value: Any) -> list[Any]:
     """[value of each process]; every process calls it with the same name, which is used once."""
     if self.count == 1:
       return [value]
@@ -119,7 +122,7 @@ class Peers:
       f'{name}-all', [found[str(p)] for p in range(self.count)] if self.lead else None
     )
 
-  def share(self, name, value=None):
+  def share(self, name: str, value: Any = None) -> Any:
     """The value that process 0 gives (what JSON can hold). Others wait for it; Stopped where all
     stop instead.
     """
@@ -139,10 +142,10 @@ class Peers:
       if self._stop_at is not None and self._stop_at <= self._passed + 1:
         raise Stopped
 
-  def barrier(self, name):
+  def barrier(self, name: str) -> None:
     self.gather(name, None)
 
-  def agree(self, name, facts):
+  def agree(self, name: str, facts: Mapping[str, Any]) -> None:
     """One InputError, the same on every process, where a fact is not the same on all."""
     differ = rendezvous.differences(dict(enumerate(self.gather(name, facts))))
     if differ:
@@ -150,23 +153,23 @@ class Peers:
 
   # --- stopping together ---
 
-  def together(self):
+  def together(self) -> None:
     """All have come so far. From here to `apart` they stop at the same point."""
     self.barrier('together')
     self._together = True
 
-  def apart(self):
+  def apart(self) -> None:
     """All have come so far, and there is nothing more to save."""
     if self._together:
       self.barrier('apart')
       self._together = False
 
   @property
-  def can_save(self):
+  def can_save(self) -> bool:
     """Whether the others are there to save with."""
     return self.count == 1 or self._together
 
-  def check(self, point):
+  def check(self, point: int) -> None:
     """Goes through a point; Stopped where all stop. Points are numbered from 0, without gaps."""
     if self.count == 1:
       if self._preemption.requested:
@@ -193,13 +196,13 @@ class Peers:
 
   # --- leaving ---
 
-  def fail(self, code, text):
+  def fail(self, code: int, text: str) -> None:
     """Tells the others that this process ends with an error, so that they do too; then leaves."""
     if self.count > 1 and not self._left:
       self._tell('failed', code=code, text=text)
     self.leave()
 
-  def leave(self):
+  def leave(self) -> None:
     """The last thing before os._exit: process 0 goes last."""
     if self.count == 1:
       return
@@ -217,7 +220,7 @@ class Peers:
     except jax.errors.JaxRuntimeError:  # process 0 is gone
       pass
 
-  def verdict(self, error):
+  def verdict(self, error: BaseException) -> None:
     """Waits until a process must have been found lost, should `error` be that of a broken
     connection: then the thread ends this one too, and else the error is our own.
     """

@@ -13,11 +13,13 @@ import pathlib
 import platform
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 from jax._src import clusters  # jax itself looks at the cluster only inside its own rendezvous
 
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 from tips_jax.runtime.signals import EXIT
 
@@ -32,7 +34,7 @@ class Missing(InputError):
   code = EXIT
 
 
-def find():
+def find() -> tuple[str, int, int, Sequence[int] | None]:
   """(coordinator's address, number of processes, number of this one, its local devices or None for
   all).
 
@@ -78,7 +80,7 @@ def find():
   return address, count, index, devices
 
 
-def others(env):
+def others(env: Mapping[str, str]) -> str:
   """What in the environment says that there are several processes, as text; '' where nothing
   does.
   """
@@ -97,7 +99,7 @@ def others(env):
 # --- what all must have in common ---------------------------------------------------------------
 
 
-def facts(config):
+def facts(config: schema.Config) -> dict[str, Any]:
   """{name: value} of this process: hashes of the code and of each group of the config, versions of
   what it uses.
   """
@@ -117,7 +119,7 @@ def facts(config):
   }
 
 
-def short(text):
+def short(text: str) -> str:
   """Eight hexadecimal digits that stand for a text."""
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -129,7 +131,7 @@ def _version(name):
     return 'none'
 
 
-def differences(found):
+def differences(found: Mapping[int, Mapping[str, Any]]) -> str:
   """One line that names every fact in which processes differ, and who has what; '' where all agree.
 
   found: {process: {name: value}}.
@@ -144,7 +146,7 @@ def differences(found):
   return '; '.join(parts)
 
 
-def ranges(numbers):
+def ranges(numbers: Sequence[int]) -> str:
   """'0-2, 5' for 0, 1, 2, 5."""
   runs = []
   for n in sorted(numbers):
@@ -158,7 +160,7 @@ def ranges(numbers):
 # --- the meeting --------------------------------------------------------------------------------
 
 
-def meet(address, *, count, index, facts, seconds):
+def meet(address: str, *, count: int, index: int, facts: Mapping[str, Any], seconds: float) -> None:
   """Returns once all `count` processes have come and agree on `facts`; else one error, the same on
   each.
 

@@ -9,6 +9,7 @@ the same command again. In a run of several processes a signal to one is a signa
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 EXIT = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -28,7 +29,7 @@ class Preemption:
     self.requested = self.disposable = False
     self._interruptible = False
 
-  def install(self):
+  def install(self) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
     return self
@@ -42,7 +43,7 @@ class Preemption:
       raise Stopped
 
   @contextlib.contextmanager
-  def interruptible(self, *, disposable=False):
+  def interruptible(self, *, disposable: bool = False) -> Iterator[None]:
     """Code that may be left at any point; a signal that came before is honored here."""
     if self.requested:
       raise Stopped

@@ -28,10 +28,10 @@ class Watchdog:
     if seconds > 0:
       threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
 
-  def beat(self, doing):
+  def beat(self, doing: str) -> None:
     self._doing, self._since, self._said = doing, time.monotonic(), False
 
-  def close(self):
+  def close(self) -> None:
     self._closed.set()
 
   def _watch(self):

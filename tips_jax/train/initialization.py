@@ -3,20 +3,25 @@ weights mean.
 """
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tips_jax.core import strict, tree
+from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
+from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop import read
 from tips_jax.interop import weights as weights_lib
 from tips_jax.runs import folder as runs
 from tips_jax.train import state as state_lib
+from tips_jax.train.method import Method
+from tips_jax.train.state import State
 
 
-def contract(config, pipeline):
+def contract(config: schema.Config, pipeline: Pipeline) -> dict[str, Any]:
   """What weights mean: kept in every checkpoint and compared when one is read."""
   image = {n: t.patch for n, t in config.towers.items() if t.kind == 'vit'}
   return json.loads(
@@ -33,7 +38,14 @@ def contract(config, pipeline):
   )
 
 
-def initial_state(method, shardings, abstract, say, *, tokenizer_sha256=None):
+def initial_state(
+  method: Method,
+  shardings: State,
+  abstract: State,
+  say: Callable[[str], None],
+  *,
+  tokenizer_sha256: str | None = None,
+) -> State:
   """Initial weights, and the parts that `init_from` and frozen teachers bring; EMA teachers start
   as the student.
   """
@@ -239,7 +251,9 @@ def _summary(names, known):
   )
 
 
-def frozen_teacher(c, name, abstract, say):
+def frozen_teacher(
+  c: schema.Config, name: str, abstract: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
   """Weights of a frozen teacher: of another run its EMA teacher where it has one, its student
   elsewhere; or foreign.
   """

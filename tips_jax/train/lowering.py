@@ -7,9 +7,11 @@ import numpy as np
 
 from tips_jax.train import sharding, state
 from tips_jax.train import step as step_lib
+from tips_jax.train.method import Method
+from tips_jax.train.state import State
 
 
-def abstract_state(method, mesh):
+def abstract_state(method: Method, mesh: jax.sharding.Mesh) -> tuple[State, State]:
   """(shapes and shardings of the state, shardings alone)."""
   shapes = jax.eval_shape(lambda: state.init(method))
   places = sharding.shardings(method.config.mesh.rules, mesh, shapes)
@@ -18,7 +20,7 @@ def abstract_state(method, mesh):
   ), places
 
 
-def abstract_batch(method):
+def abstract_batch(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of the global batch that the data pipeline yields."""
   c, b = method.config.data, method.config.schedule.batch_size
   shape = lambda dims, dtype: jax.ShapeDtypeStruct((b, *dims), dtype)
@@ -27,7 +29,7 @@ def abstract_batch(method):
   return views | texts | {f'{n}_valid': shape((), np.bool_) for n in c.texts}
 
 
-def lower(method, mesh):
+def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state,
   batch).
   """

@@ -106,7 +106,7 @@ def _groups(c, sorter):
   return tuple(groups)
 
 
-def mask_patch(c, name):
+def mask_patch(c: schema.Config, name: str) -> int:
   """Patch size, in pixels, of the towers that read a mask."""
   reads = lambda p: any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
   sizes = {

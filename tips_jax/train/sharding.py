@@ -1,6 +1,8 @@
 """Devices and where arrays live on them: one mesh, rules from parameter names to mesh axes."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -17,7 +19,7 @@ _PARTS = (
 )
 
 
-def shape(config: schema.Mesh, devices):
+def shape(config: schema.Mesh, devices: int) -> tuple[int, int, int]:
   """Sizes of the axes for a number of devices; -1 takes what the others leave.
 
   Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and
@@ -37,7 +39,9 @@ def shape(config: schema.Mesh, devices):
   return tuple(devices // fixed if s == -1 else s for s in sizes)
 
 
-def make_mesh(config: schema.Mesh, batch_size, devices=None):
+def make_mesh(
+  config: schema.Mesh, batch_size: int, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """The mesh over all devices; InputError when the batch does not divide over it."""
   devices = jax.devices() if devices is None else devices
   sizes = shape(config, len(devices))
@@ -61,12 +65,12 @@ def make_mesh(config: schema.Mesh, batch_size, devices=None):
   return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def alone():
+def alone() -> jax.sharding.Mesh:
   """A mesh of one device of this process: what is computed on it concerns no other."""
   return jax.sharding.Mesh(jax.local_devices()[:1], ('data',), axis_types=(AxisType.Auto,))
 
 
-def spec(rules, sizes, name, leaf):
+def spec(rules: tuple, sizes: Mapping[str, int], name: str, leaf: Any) -> P:
   """PartitionSpec of one array: the rule's axes go to the trailing dimensions, where they divide
   them.
   """
@@ -76,24 +80,24 @@ def spec(rules, sizes, name, leaf):
   return P(*(axis if fits(axis, n) else None for axis, n in zip(axes, leaf.shape)))
 
 
-def specs(rules, tree_):
+def specs(rules: tuple, tree_: Any) -> Any:
   """The PartitionSpec of every leaf on the mesh in use (`jax.set_mesh`)."""
   mesh = jax.sharding.get_abstract_mesh()
   sizes = {} if mesh.empty else mesh.shape
   return tree.map_named(lambda n, x: spec(rules, sizes, n, x), tree_)
 
 
-def shardings(rules, mesh, abstract):
+def shardings(rules: tuple, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
   """A NamedSharding for every leaf of a state (or of any part of it, with names that end the
   same).
   """
   return tree.map_named(lambda n, x: NamedSharding(mesh, spec(rules, mesh.shape, n, x)), abstract)
 
 
-def batch(mesh):
+def batch(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Sharding of everything whose leading axis is the batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def replicated(mesh):
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tips_jax.core.strict import unknown
 from tips_jax.models import towers
 from tips_jax.train import optim
-from tips_jax.train.method import LOSSES
+from tips_jax.train.method import LOSSES, Method
 
 
 @flax.struct.dataclass
@@ -23,7 +23,7 @@ class State:
   skipped: Any  # int32: non-finite updates in all
 
 
-def parameters(method):
+def parameters(method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
   """(student, teachers) as they start: EMA teachers equal the student, frozen ones wait for their
   weights.
   """
@@ -40,7 +40,7 @@ def parameters(method):
   return student, teachers
 
 
-def init(method):
+def init(method: Method) -> State:
   """The first State. Jit it with the shardings of `sharding.state`, or eval_shape it: it allocates
   nothing itself.
   """
@@ -57,7 +57,7 @@ def init(method):
   )
 
 
-def loss_state(method, student, teachers):
+def loss_state(method: Method, student: dict[str, Any], teachers: dict[str, Any]) -> dict[str, Any]:
   """Zeroed memory of every term that has one; sizes come from the parameters that the term
   reads.
   """
@@ -74,7 +74,7 @@ def loss_state(method, student, teachers):
   return result
 
 
-def leaf(params, path):
+def leaf(params: dict[str, Any], path: str) -> Any:
   """params['a']['b'] for 'a.b'; InputError where there is no such parameter."""
   for key in path.split('.'):
     if not isinstance(params, dict) or key not in params:

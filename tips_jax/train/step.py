@@ -8,21 +8,25 @@ is not finite
 """
 
 import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from tips_jax.core import parallel
+from tips_jax.core import parallel, schema
 from tips_jax.models import towers
 from tips_jax.objectives import masked
 from tips_jax.train import optim, sharding
-from tips_jax.train.method import LOSSES, mask_patch
-from tips_jax.train.state import leaf
+from tips_jax.train.method import LOSSES, Method, mask_patch
+from tips_jax.train.state import State, leaf
 
 
-def make(method):
+def make(
+  method: Method,
+) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
   """(state, batch) -> (state, metrics). Batch: arrays of the data pipeline, split over the batch
   axes.
   """
@@ -63,7 +67,13 @@ def make(method):
   return step
 
 
-def loss(method, params, state, batch, rng):
+def loss(
+  method: Method,
+  params: Mapping[str, Any],
+  state: State,
+  batch: Mapping[str, jax.Array],
+  rng: jax.Array,
+) -> tuple[jax.Array, tuple[dict, dict]]:
   """(sum of weight * term, (new loss state, metrics)) of the global batch."""
   config, progress = method.config, state.step / method.config.schedule.total_steps
   weights = {name: stop_gradient({**params, **teacher}) for name, teacher in state.teachers.items()}
@@ -90,7 +100,9 @@ def loss(method, params, state, batch, rng):
   return total, (loss_state, metrics)
 
 
-def features(method, weights, roots, rng):
+def features(
+  method: Method, weights: Mapping[str, Any], roots: Mapping[str, Any], rng: jax.Array
+) -> dict[str, jax.Array]:
   """{path: array} of what losses read; every device runs the passes on its own rows.
 
   With `accumulate` in parts, each computed again in the backward pass. Terms see the features of
@@ -112,7 +124,13 @@ def features(method, weights, roots, rng):
   )
 
 
-def run_passes(method, weights, roots, rows, rng):
+def run_passes(
+  method: Method,
+  weights: Mapping[str, Any],
+  roots: Mapping[str, Any],
+  rows: jax.Array,
+  rng: jax.Array,
+) -> dict[str, jax.Array]:
   """Every pass once, in order. A teacher's inputs and weights carry no gradient."""
   config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
   feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
@@ -130,7 +148,9 @@ def run_passes(method, weights, roots, rows, rng):
   return {path: feats[path] for path in method.reads}
 
 
-def draw_mask(config, name, batch, rng):
+def draw_mask(
+  config: schema.Config, name: str, batch: Mapping[str, jax.Array], rng: jax.Array
+) -> dict[str, jax.Array]:
   """Masks of one view of the whole batch, from the step's key alone: the same on any number of
   devices.
   """
@@ -143,7 +163,9 @@ def draw_mask(config, name, batch, rng):
   )
 
 
-def update_teachers(config, teachers, params, step):
+def update_teachers(
+  config: schema.Config, teachers: Mapping[str, Any], params: Mapping[str, Any], step: jax.Array
+) -> dict[str, Any]:
   """EMA teachers move toward the new student; frozen ones stay."""
   progress = step / config.schedule.total_steps
   move = lambda t, old: optim.ema(

@@ -12,6 +12,8 @@ import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
@@ -22,7 +24,7 @@ from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.protocols import Constant, Task
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.probes import masks as segmentation
-from tips_jax.evals.tasks.spec import Evaluation
+from tips_jax.evals.tasks.spec import Evaluation, TaskSpec
 from tips_jax.evals.tasks.table import TASKS
 
 QUICK = 'quick'
@@ -40,23 +42,23 @@ class Store:
     self.mask_classes = segmentation.class_names(opened)
     self._sources = {}
 
-  def source(self, split):
+  def source(self, split: str) -> Any:
     if split not in self._sources:
       self._sources[split] = self._store.source(split)
     return self._sources[split]
 
-  def fingerprint(self, split):
+  def fingerprint(self, split: str) -> str:
     return self._store.fingerprint
 
   identity = fingerprint  # of the records
 
-  def instances(self, split):
+  def instances(self, split: str) -> list | None:
     return None
 
-  def label_names(self, split):
+  def label_names(self, split: str) -> tuple[str, ...]:
     return self._store.label_names()
 
-  def serves(self, about, texts):
+  def serves(self, about: TaskSpec, texts: bool) -> bool:
     """Whether the records hold what a TaskSpec needs."""
     if about.needs == 'captions':
       return texts and bool({'captions', 'alt_text'} & self.features)
@@ -66,7 +68,7 @@ class Store:
     return about.needs in self.features and bool(named) and (texts or not about.text)
 
   @functools.cached_property
-  def text_field(self):
+  def text_field(self) -> str:
     """'captions' where there are any, else the alt texts."""
     for split in self.counts if 'captions' in self.features else ():
       source = self.source(split)
@@ -95,20 +97,20 @@ class Benchmark:
       *(['captions'] if protocols.get(name).captions else []),
     }
 
-  def source(self, split):
+  def source(self, split: str) -> Any:
     return _Records(self._readers[split])
 
-  def label_names(self, split):
+  def label_names(self, split: str) -> tuple[str, ...]:
     return tuple(self._readers[split].label_names)
 
-  def fingerprint(self, split):
+  def fingerprint(self, split: str) -> str:
     """Of the names of all files, and of size and time of some: a million would take too long."""
     if split not in self._fingerprints:
       about = lambda path, status: f'{path} {status.st_size} {status.st_mtime_ns}'
       self._fingerprints[split] = self._digest(split, str, about)
     return self._fingerprints[split]
 
-  def identity(self, split):
+  def identity(self, split: str) -> str:
     """Of the names of all samples, and of the sizes of some files: the same wherever the data set
     lies.
     """
@@ -126,7 +128,7 @@ class Benchmark:
         digest.update(f'{about(path, os.stat(path))}\n'.encode())
     return digest.hexdigest()
 
-  def instances(self, split):
+  def instances(self, split: str) -> list | None:
     reader = self._readers[split]
     return [reader.tags_of(item) for item in reader.items] if 'tags' in self.features else None
 
@@ -178,7 +180,7 @@ def kinds(text: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(found))
 
 
-def public(names, only=()) -> dict[str, list[str]]:
+def public(names: Iterable[str], only: Iterable[str] = ()) -> dict[str, list[str]]:
   """Of names those of public benchmarks that have a task of the kinds `only` (all, where empty):
   name -> its tasks.
   """
@@ -190,7 +192,9 @@ def public(names, only=()) -> dict[str, list[str]]:
   return {name: tasks for name, tasks in found.items() if tasks}
 
 
-def benchmark(name, data_dir, *, only=(), size=0) -> list[Evaluation]:
+def benchmark(
+  name: str, data_dir: str | os.PathLike, *, only: Iterable[str] = (), size: int = 0
+) -> list[Evaluation]:
   """The jobs of one public benchmark. only: kinds; size: pixels instead of the protocol's."""
   protocol = protocols.get(name)
   tasks = [task for task in protocol.tasks if not only or task.kind in only]
@@ -211,7 +215,14 @@ def benchmark(name, data_dir, *, only=(), size=0) -> list[Evaluation]:
   ]
 
 
-def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
+def own(
+  path: str | os.PathLike,
+  *,
+  only: Iterable[str] = (),
+  size: int = 0,
+  texts: bool = True,
+  name: str = '',
+) -> list[Evaluation]:
   """Jobs on a store or a TFDS folder: those of `only`, or all that its annotations serve.
 
   size: pixels of the short side. texts: whether tasks that need them are among all.
@@ -249,7 +260,14 @@ def own(path, *, only=(), size=0, texts=True, name='') -> list[Evaluation]:
   return found
 
 
-def quick(folder, *, only=(), size=0, texts=True, progress=None) -> list[Evaluation]:
+def quick(
+  folder: str | os.PathLike,
+  *,
+  only: Iterable[str] = (),
+  size: int = 0,
+  texts: bool = True,
+  progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
   """All tasks on `scenes`, drawn below `folder` where they are not yet there. progress(done,
   total).
   """
@@ -263,7 +281,7 @@ def quick(folder, *, only=(), size=0, texts=True, progress=None) -> list[Evaluat
   return found
 
 
-def short(job) -> Evaluation:
+def short(job: Evaluation) -> Evaluation:
   """The job with a recipe that is done in minutes on two cores: not the protocol's, so published
   figures go.
   """

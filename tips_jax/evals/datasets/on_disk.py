@@ -8,7 +8,9 @@ captions that are not empty.
 
 import dataclasses
 import io
+import os
 import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -45,11 +47,18 @@ class Report:
   seconds: float = 0.0
 
   @property
-  def ok(self):
+  def ok(self) -> bool:
     return not self.problems
 
 
-def check(name: str, data_dir, *, tasks=(), sample: int = 48, seconds: float = 15.0) -> Report:
+def check(
+  name: str,
+  data_dir: str | os.PathLike,
+  *,
+  tasks: Sequence[str] = (),
+  sample: int = 48,
+  seconds: float = 15.0,
+) -> Report:
   """Compares one data set below `data_dir` with its protocol.
 
   `tasks`: names of those that will run, all where empty; only the splits that they need are looked
@@ -82,7 +91,12 @@ def check(name: str, data_dir, *, tasks=(), sample: int = 48, seconds: float = 1
 
 
 def check_all(
-  names, data_dir, *, sample: int = 48, seconds: float = 15.0, show=None
+  names: Iterable[str],
+  data_dir: str | os.PathLike,
+  *,
+  sample: int = 48,
+  seconds: float = 15.0,
+  show: Callable[[str], None] | None = None,
 ) -> list[Report]:
   """Reports of several data sets in order; `show(report)` is called after each."""
   reports = []
@@ -93,7 +107,7 @@ def check_all(
   return reports
 
 
-def require(reports) -> None:
+def require(reports: Sequence) -> None:
   """Raises InputError with the first problem of reports that have any."""
   bad = [report for report in reports if not report.ok]
   if bad:
@@ -102,7 +116,7 @@ def require(reports) -> None:
     raise InputError(f'{bad[0].problems[0]}{more}')
 
 
-def table(reports) -> str:
+def table(reports: Sequence) -> str:
   """The reports as lines for a person: one line a split, then what is wrong."""
   lines = [
     f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8} '

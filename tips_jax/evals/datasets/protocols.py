@@ -69,14 +69,14 @@ class Task:
   without: int | None = None
 
   @property
-  def name(self):
+  def name(self) -> str:
     return f'{self.kind}_{self.variant}' if self.variant else self.kind
 
   def options(self) -> dict[str, Any]:
     """The constants as keyword arguments."""
     return {name: constant.value for name, constant in self.constants.items()}
 
-  def mask_ids(self, mask):
+  def mask_ids(self, mask: np.ndarray) -> np.ndarray:
     """Ids of the stored mask (uint8) -> ids into `classes`: the class that does not count becomes
     void.
     """

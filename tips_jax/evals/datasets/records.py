@@ -4,6 +4,9 @@ Public benchmarks are looked at more closely by evals/datasets/on_disk.py; this 
 set.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from tips_jax.core.errors import InputError
@@ -13,11 +16,12 @@ from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.probes import depth, normals
 from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.tasks.spec import Evaluation
 
 SAMPLE = 24  # records of a split that are opened
 
 
-def check(encoder, jobs) -> None:
+def check(encoder: Any, jobs: Sequence[Evaluation]) -> None:
   """Raises InputError for the first job that cannot be measured.
 
   Told are: a task that needs texts and a checkpoint without a text tower or a tokenizer, a missing
@@ -30,7 +34,7 @@ def check(encoder, jobs) -> None:
   check_data(jobs)
 
 
-def check_data(jobs) -> None:
+def check_data(jobs: Sequence[Evaluation]) -> None:
   """As `check`, without a checkpoint."""
   if not jobs:
     raise InputError('evaluation: got no task; expected at least one')

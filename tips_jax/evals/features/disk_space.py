@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tips_jax.evals.features import reading as features
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.features.cache import DiskFull
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import dpt
 
 # Images from whose sizes the average of a split is estimated.
@@ -17,7 +19,7 @@ _LOOKED_AT = 16
 _SHOWN = 3
 
 
-def check(works, *, tell=None) -> None:
+def check(works: Sequence[TaskInputs], *, tell: Callable[[str], None] | None = None) -> None:
   """InputError where the disk of the cache is too small for the features of all `works`.
 
   What is in the cache already is not counted. tell(line): prints what is needed. Images of various
@@ -39,7 +41,7 @@ def check(works, *, tell=None) -> None:
     )
 
 
-def needed(works) -> dict[str, int]:
+def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
   """'data set split' -> bytes that are not yet in the cache."""
   tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:

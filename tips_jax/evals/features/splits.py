@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,16 @@ class DatasetFeatures:
     return features.records(source, self._limit or len(source))
 
   def extract(
-    self, jobs, split, numbers, prepare, *, outputs, key, source=None, **options
+    self,
+    jobs: Sequence,
+    split: str,
+    numbers: np.ndarray,
+    prepare: Callable[[dict], np.ndarray],
+    *,
+    outputs: Iterable[str],
+    key: Any,
+    source: Any = None,
+    **options,
   ) -> SplitFeatures:
     """Some records of a split, or of `source`, made of it, for jobs that share the cost."""
     data = jobs[0].data
@@ -252,7 +261,7 @@ def header(record: Mapping) -> tuple[int, int]:
     raise ValueError(f'broken image: {error}') from None
 
 
-def frame(job, encoder) -> Resize:
+def frame(job: Any, encoder: Any) -> Resize:
   """The Resize of a job: whole patches, at least as large as asked."""
   shape, side = job.shape, job.size
   if shape == 'native':

@@ -5,13 +5,15 @@ Every CLS token is measured. Metrics of the first one have plain names, the othe
 behind a projection, the projected one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tips_jax.evals.features import reading
+from tips_jax.evals.features.splits import SplitFeatures, TaskInputs
 from tips_jax.evals.probes import depth, masks
-from tips_jax.evals.tasks.spec import Metric
+from tips_jax.evals.tasks.spec import Evaluation, Metric
 
 MASK_IDS = 256  # a mask is uint8
 _BATCH = 32  # images whose predictions are held at once
@@ -30,7 +32,7 @@ DEPTH_METRICS = (
 )
 
 
-def joint(part, cls_names) -> dict:
+def joint(part: SplitFeatures, cls_names: Sequence[str]) -> dict:
   """The image embeddings [R, E] in the space of the texts, by CLS token.
 
   A token that is the embedding itself, unprojected, makes all of them candidates; else there is the
@@ -46,7 +48,7 @@ def joint(part, cls_names) -> dict:
   )
 
 
-def class_names(job) -> tuple:
+def class_names(job: Evaluation) -> tuple:
   """Names of the classes of an annotation for zero-shot tasks: the protocol's, or the data set's
   own.
   """
@@ -56,7 +58,7 @@ def class_names(job) -> tuple:
   return tuple(job.data.mask_classes if job.spec.needs == 'mask' else job.data.label_names(split))
 
 
-def tokens(names):
+def tokens(names: Sequence[str]) -> list[tuple[str, str]]:
   """(name, prefix of its metrics) of each CLS token."""
   return [(name, f'{name}/' if i else '') for i, name in enumerate(names)]
 
@@ -77,14 +79,20 @@ def majority(train_labels: Sequence[int], test_labels: Sequence[int]) -> float:
   return float((test_labels[test_labels >= 0] == common).mean())
 
 
-def for_all_tokens(chance, metrics):
+def for_all_tokens(chance: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
   """The chance numbers under the names of all tokens."""
   return {
     name: chance[name.rsplit('/', 1)[-1]] for name in metrics if name.rsplit('/', 1)[-1] in chance
   }
 
 
-def classified(work, test, metrics, chance, found):
+def classified(
+  work: TaskInputs,
+  test: SplitFeatures,
+  metrics: Mapping[str, float],
+  chance: Mapping[str, float],
+  found: np.ndarray,
+) -> dict[str, Any]:
   """Fields of an Result of a classifier whose answers for the first token are `found` [R]."""
   asked = test.label >= 0
   size = int(max(test.label.max(initial=0), found.max(initial=0))) + 1
@@ -103,29 +111,29 @@ def classified(work, test, metrics, chance, found):
   }
 
 
-def batches(part):
+def batches(part: SplitFeatures) -> list[np.ndarray]:
   """Numbers of the images of a part, a few at a time."""
   return [np.arange(i, min(i + _BATCH, len(part))) for i in range(0, len(part), _BATCH)]
 
 
-def floats(array):
+def floats(array: np.ndarray) -> np.ndarray:
   return np.asarray(array, np.float32)
 
 
-def baseline_images(part):
+def baseline_images(part: SplitFeatures) -> np.ndarray:
   """Numbers of the images that the baselines learn from."""
   return reading.records(part, _BASELINE_IMAGES)
 
 
-def share_right(counts):
+def share_right(counts: np.ndarray) -> float:
   return int(np.trace(counts)) / max(int(counts.sum()), 1)
 
 
-def scored_depth(truth, most):
+def scored_depth(truth: np.ndarray, most: float) -> np.ndarray:
   """Depth as it is scored: what lies beyond `most` meters is missing."""
   return np.where(depth.known(truth, max_depth=most), truth, 0)
 
 
-def whole_patches(pixels, encoder):
+def whole_patches(pixels: int, encoder: Any) -> int:
   """Pixels of whole patches, at least as many."""
   return -(-pixels // encoder.patch) * encoder.patch

@@ -1,6 +1,9 @@
 """Linear depth: bins of depth, by a linear probe on patches and CLS token."""
 
+from typing import Any
+
 from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import depth, depth_probe
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
@@ -14,7 +17,7 @@ from tips_jax.evals.tasks.spec import Result, TaskSpec
 _DEPTH = ('bins', 'min_depth', 'max_depth', 'steps', 'batch', 'learning_rates', 'upsample')
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """A linear layer to bins of depth; its learning rate is chosen on the last fifth of the training
   images.
   """

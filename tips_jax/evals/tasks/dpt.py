@@ -3,8 +3,10 @@
 import functools
 import json
 import pathlib
+from typing import Any
 
 from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import (
   depth,
   dpt,
@@ -45,7 +47,7 @@ _NORMALS = (
 _SMALL_DPT = {'hidden': 16, 'widths': (8, 16, 16, 16), 'epochs': 8, 'learning_rate': 2e-3}
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """A DPT decoder of depth or normals on four layers. Nothing is chosen. It is kept beside the
   results.
   """

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core.errors import InputError
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes.search import nearest, sweep
 from tips_jax.evals.tasks.common import (
   for_all_tokens,
@@ -149,7 +150,7 @@ def _nearest_of_both(found, scores, rows, tags_nT, query_tags_mT):
   return result
 
 
-def several(tags) -> list:
+def several(tags: Any) -> list:
   """The classes of one row as a list: of a text or a number, or of several; a number below 0 is
   none.
   """
@@ -222,15 +223,15 @@ class Pool:
   def __init__(self):
     self.works, self._domains, self._found = [], {}, {}
 
-  def whole(self, size) -> bool:
+  def whole(self, size: int) -> bool:
     """Whether all `size` data sets of the benchmark are there."""
     return len(self.works) == size > 1
 
-  def domains(self, name, works=None) -> dict:
+  def domains(self, name: str, works: list[TaskInputs] | None = None) -> dict:
     """data set -> Domain of the features `name`."""
     return {work.job.dataset: self._domain(name, work) for work in works or self.works}
 
-  def search(self, name) -> dict:
+  def search(self, name: str) -> dict:
     """data set -> Found, every query in the index of all data sets."""
     if name not in self._found:
       self._found[name] = search(self.domains(name), merged=True)
@@ -251,12 +252,12 @@ class Pool:
     return self._domains[key]
 
 
-def places(work) -> list:
+def places(work: TaskInputs) -> list:
   """The DatasetFeatures of the queries and, where the data set has one, of the index."""
   return [work.part(role) for role in ('test', 'index') if role in work.job.splits]
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """R@1 of the nearest image, in the index of all data sets of the benchmark and in the data set's
   own.
 

@@ -4,11 +4,13 @@ Caron et al. 2021 (arXiv 2104.14294, appendix F); DINOv2 reports the best of `KS
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import (
   search,
 )
@@ -120,7 +122,7 @@ def _vote(similarity, labels, classes, temperature):
   return result
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """k nearest neighbors, k chosen on the training split itself, each row left out in turn."""
   train, test = work.part('train'), work.part('test')
   o, metrics, chosen, first = work.job.options, {}, {}, None

@@ -1,8 +1,11 @@
 """Linear classification: logistic regression on a CLS token."""
 
+from typing import Any
+
 import numpy as np
 
 from tips_jax.evals.datasets import protocols
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic
 from tips_jax.evals.tasks.common import ACCURACY, accuracy, classified, majority, tokens
 from tips_jax.evals.tasks.spec import Result, TaskSpec
@@ -10,7 +13,7 @@ from tips_jax.evals.tasks.spec import Result, TaskSpec
 _STEPS = 500  # at most, of L-BFGS: it stops where the loss does
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """Logistic regression, its L2 strength chosen on held-out training images, brought to its optimum
   on all of them.
   """

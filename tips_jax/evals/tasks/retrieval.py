@@ -1,11 +1,14 @@
 """Image-text retrieval: recall at k in both directions, several captions per image."""
 
+from typing import Any
+
 import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading
 from tips_jax.evals.features.reading import normalize
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.tasks.common import (
   for_all_tokens,
   joint,
@@ -17,7 +20,7 @@ KS = (1, 5, 10)
 _BLOCK = 256  # queries whose scores are held at once
 
 
-def recalls(image, text, owner) -> dict[str, float]:
+def recalls(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
   """R@k of image [N, E] against text [T, E], where text t belongs to image owner[t], by cosine.
 
   't2i_r1': share of the texts whose image ranks first among all images. 'i2t_r1': share of the
@@ -42,7 +45,7 @@ def recalls(image, text, owner) -> dict[str, float]:
   }
 
 
-def chance(owner, images: int) -> dict[str, float]:
+def chance(owner: np.ndarray, images: int) -> dict[str, float]:
   """The expected recalls of a random ranking among `images` images and len(owner) texts,
   exactly.
   """
@@ -74,7 +77,7 @@ _RECALLS = tuple(
 )
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """Recalls of images by texts and of texts by images, of all texts of an image."""
   test = work.part('test')
   texts, owner = [], []

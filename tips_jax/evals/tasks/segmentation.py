@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import splits, windows
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic, masks
 from tips_jax.evals.tasks.common import (
   MASK_IDS,
@@ -20,7 +22,7 @@ from tips_jax.evals.tasks.common import (
 from tips_jax.evals.tasks.spec import Result, TaskSpec
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """A linear probe on the patches of the last layer, measured on images at their own aspect ratio.
 
   The protocol of DINOv2 (mmseg: BatchNorm and a 1x1 convolution, which is one linear layer on
@@ -91,7 +93,7 @@ def _windows(work):
   return windows.Windows(side, max(1, side * o['stride'] // o['crop']))
 
 
-def cells(work, shape):
+def cells(work: TaskInputs, shape: tuple[int, int]) -> int:
   """Patches in all windows of an image of `shape` (H, W)."""
   view = _windows(work)
   return len(view.places(shape)) * (view.side // work.encoder.patch) ** 2

@@ -6,6 +6,8 @@ length one again.
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading as features
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import (
   masks,
 )
@@ -27,7 +30,9 @@ _TEXTS = 1024  # encoded at once
 _BLOCK = 1024  # images whose scores are held at once
 
 
-def class_embeddings(encode, names, templates) -> np.ndarray:
+def class_embeddings(
+  encode: Callable[[list[str]], np.ndarray], names: Sequence, templates: Sequence[str]
+) -> np.ndarray:
   """float32 [K, E], of length one: what stands for each class.
 
   encode: texts -> [T, E], any T. names: for each class its name, or a tuple of names, whose texts
@@ -59,7 +64,7 @@ def class_embeddings(encode, names, templates) -> np.ndarray:
   return features.normalize(np.stack(means))
 
 
-def nearest(image, classes, *, k: int = 5) -> np.ndarray:
+def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray:
   """The k nearest classes [N, k] of image [N, E] by cosine to classes [K, E], the nearest first.
 
   Equal scores: the lowest class first. Images that are zero or not finite are equally far from all.
@@ -120,7 +125,14 @@ class ZeroshotScorer:
     }
 
 
-def evaluate(images, labels, classes, *, cls: str, ks=KS) -> dict[str, float]:
+def evaluate(
+  images: Mapping[str, np.ndarray],
+  labels: np.ndarray,
+  classes: np.ndarray,
+  *,
+  cls: str,
+  ks: Sequence[int] = KS,
+) -> dict[str, float]:
   """Top-k accuracies of `images[cls]` [N, E], one of the CLS tokens by name, against labels [N] and
   classes [K, E].
   """
@@ -131,7 +143,7 @@ def evaluate(images, labels, classes, *, cls: str, ks=KS) -> dict[str, float]:
   return scorer.result()
 
 
-def chance(classes: int, *, ks=KS) -> dict[str, float]:
+def chance(classes: int, *, ks: Sequence[int] = KS) -> dict[str, float]:
   """What a random order of the classes scores."""
   return {f'top{k}': k / classes for k in ks if k < max(classes, 2)}
 
@@ -146,7 +158,7 @@ def _top(image, classes, row, *, k):
 _ACCURACY = {'top1': 'accuracy'}  # metrics are named as those of other classifiers
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """Zero-shot classification: the class whose texts lie nearest."""
   test, o = work.part('test'), work.job.options
   names = class_names(work.job)

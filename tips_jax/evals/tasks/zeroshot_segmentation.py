@@ -18,6 +18,7 @@ What TIPSv2's authors chose is not published: their notebook has ADE150 alone, w
 
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading, splits
+from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.features.windows import SIDE, STRIDE, resized, windows
 from tips_jax.evals.probes import masks
 from tips_jax.evals.tasks import prompts, zeroshot
@@ -78,7 +80,7 @@ class Segmenter:
     """(height, width) that an image is resized to: see `resized`."""
     return resized(height, width, side=self.side, patch=self.patch if self.mode == 'whole' else 1)
 
-  def views(self, image_HWC) -> np.ndarray:
+  def views(self, image_HWC: np.ndarray) -> np.ndarray:
     """What the encoder must see of an image uint8 [H, W, 3]: uint8 [n, h, w, 3], the whole image or
     all its windows.
     """
@@ -90,7 +92,7 @@ class Segmenter:
       [image[rows, columns] for rows, columns in windows(height, width, self.side, self.stride)]
     )
 
-  def scores(self, patches_nhwE, shape) -> np.ndarray:
+  def scores(self, patches_nhwE: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Scores [h, w, K] of the value patches of all views of an image of `shape` (H, W): cosines or
     probabilities.
     """
@@ -100,7 +102,9 @@ class Segmenter:
     height, width = self.size(*shape[:2])
     return slide(cosines_nhwK, height, width, side=self.side, stride=self.stride)
 
-  def predict(self, patches_nhwE, shape, *, size=None) -> np.ndarray:
+  def predict(
+    self, patches_nhwE: np.ndarray, shape: tuple[int, ...], *, size: tuple[int, int] | None = None
+  ) -> np.ndarray:
     """Class ids int32 of an image of `shape` (H, W), at the resolution `size` of the mask (default:
     the image's).
     """
@@ -108,7 +112,7 @@ class Segmenter:
 
 
 def slide(
-  cosines_nhwK, height: int, width: int, *, side: int = SIDE, stride: int = STRIDE
+  cosines_nhwK: np.ndarray, height: int, width: int, *, side: int = SIDE, stride: int = STRIDE
 ) -> np.ndarray:
   """Probabilities [height, width, K]: the mean over the windows of the softmax of their cosines at
   every pixel.
@@ -131,7 +135,7 @@ def slide(
   return total / count
 
 
-def labels(scores_hwK, size) -> np.ndarray:
+def labels(scores_hwK: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Scores, bilinearly resized to size (H, W), to class ids int32 [H, W]; of equal scores the
   lowest class.
   """
@@ -196,7 +200,7 @@ class SegmentationScorer:
     )
 
 
-def cosines(classes_ME, patches_nhwE) -> np.ndarray:
+def cosines(classes_ME: np.ndarray, patches_nhwE: np.ndarray) -> np.ndarray:
   """Cosines [n, h, w, M] of patches to classes. Broken patches: 0 to all."""
   classes = reading.normalize(reading.finite(classes_ME))
   patches = reading.finite(patches_nhwE)
@@ -237,7 +241,7 @@ def _softmax(scores_hwK, rows, columns):
   )
 
 
-def measure(work):
+def measure(work: TaskInputs) -> dict[str, Any]:
   """Zero-shot segmentation: each patch takes the class whose texts lie nearest. Images of one shape
   go together.
   """
@@ -296,7 +300,7 @@ def _segmenter(work, classes):
   )
 
 
-def cells(work, shape):
+def cells(work: TaskInputs, shape: tuple[int, ...]) -> int:
   """Patches in all views of an image of `shape` (H, W) for zero-shot masks."""
   segmenter = _segmenter(work, np.zeros((1, 1)))
   size = segmenter.size(*shape)
