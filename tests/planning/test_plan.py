@@ -238,7 +238,7 @@ def test_peaks_are_those_of_the_chips():
   assert chips.of_kind('NVIDIA H200').name == 'h200'
 
 
-PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
+PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'loss_masked', 'loss_distill'}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'masked', 'distill'}
       ('masked', 'backward', 'norm'),
     ),
     (
-      'jit(step)/transpose(jvp(masked))/shard_map/while/body/dot_general',
+      'jit(step)/transpose(jvp(loss_masked))/shard_map/while/body/dot_general',
       ('loss masked', 'backward', 'loss'),
     ),
     ('jit(step)/jvp(local)/ViT/blocks/attention/pallas_call', ('local', 'forward', 'kernel')),

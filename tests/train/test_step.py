@@ -167,7 +167,7 @@ def test_masks_are_those_of_one_device(name, small):
   for count, axes in ((1, {}), (8, dict(data=4, fsdp=2))):
     mesh = small.mesh(count, **axes)
     with jax.set_mesh(mesh):
-      draw = jax.jit(lambda batch, key: step_lib.draw_mask(method.config, 'random', batch, key))
+      draw = jax.jit(lambda batch, key: step_lib.draw_mask(method, 'random', batch, key))
       masks.append(
         jax.tree.map(np.asarray, draw(small.batch(method, mesh=mesh), jax.random.key(5)))
       )

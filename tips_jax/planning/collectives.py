@@ -236,17 +236,17 @@ class _Elements:
 
 
 def _elements(
-  c: schema.Config, by: str, tower: str, params: object, sizes: dict[str, int]
+  method: Method, by: str, tower: str, params: object, sizes: dict[str, int]
 ) -> _Elements:
   """by: 'student' or a teacher's name."""
   read = set()
-  for loss in c.losses.values():
-    for path in loss.inputs.values():
-      if path.startswith(f'{by}.{tower}.'):
-        read.add(path.split('.')[2])
+  for inputs in method.losses.values():
+    for parameter in inputs.parameters.values():
+      if (parameter.by, parameter.tower) == (by, tower):
+        read.add(parameter.name)
   result = _Elements()
   for name, x in tree.named_leaves(params):
-    axes = sharding.spec(c.mesh.rules, sizes, f'{tower}/{name}', x)
+    axes = sharding.spec(method.config.mesh.rules, sizes, f'{tower}/{name}', x)
     n = x.size / (sizes['tensor'] if 'tensor' in axes else 1)
     if 'fsdp' not in axes:
       result.rest += n
@@ -274,7 +274,7 @@ def minimum(
   elements = {}
   for by, towers in (('student', abstract.params), *abstract.teachers.items()):
     for tower, params in towers.items():
-      elements[by, tower] = _elements(c, by, tower, params, sizes)
+      elements[by, tower] = _elements(method, by, tower, params, sizes)
   result = dict(gather=0.0, scatter=0.0, reduce=0.0, contrast=0.0, prototypes=0.0)
   for group in method.order:  # passes of a group share one call of their tower
     p = c.passes[group[0]]

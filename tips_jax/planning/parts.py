@@ -4,11 +4,10 @@ import dataclasses
 import re
 from collections.abc import Container
 
-from tips_jax.models import towers
 from tips_jax.planning.hlo import Array
 from tips_jax.train.method import Method
+from tips_jax.train.step import LOSS_SCOPE
 
-_TOWERS = {module.__name__ for module in towers.MODULES.values()}  # scopes of flax
 _LAYERS = (
   ('kernel', r'pallas_call|attention_kernel|fmha'),
   ('attention', r'/attention\b'),
@@ -31,17 +30,13 @@ def part(op_name: str, passes: Container[str], losses: Container[str]) -> Part:
   if 'transpose(' in op_name:
     direction = 'recompute' if 'rematted_computation' in op_name else 'backward'
   layer = next((name for name, pattern in _LAYERS if re.search(pattern, op_name)), 'rest')
-  pieces = op_name.split('/')
-  for piece, after in zip(pieces, pieces[1:] + ['']):
+  for piece in op_name.split('/'):
     # Transformations wrap a scope: 'transpose(jvp(clean))' is 'clean'.
     scope = re.sub(r'^.*\(|\)+$', '', piece)
-    plain = scope == piece
-    # A pass and a loss may share a name. Then it is the pass if a tower follows, or if the scope is
-    # not wrapped: a loss is the outermost scope that jax differentiates.
-    if scope in passes and (scope not in losses or plain or after in _TOWERS):
+    if scope in passes:
       return Part(scope, direction, layer)
-    if scope in losses and (scope not in passes or not plain):
-      return Part(f'loss {scope}', direction, 'loss')
+    if scope in losses:
+      return Part(f'loss {scope.removeprefix(LOSS_SCOPE)}', direction, 'loss')
   if op_name.startswith('jit(') and 'jvp(' not in op_name:
     return Part('update', 'forward', 'optimizer')
   return Part('other', direction, layer)
@@ -50,7 +45,7 @@ def part(op_name: str, passes: Container[str], losses: Container[str]) -> Part:
 def scopes(method: Method) -> tuple[set[str], set[str]]:
   """(scopes of the passes, scopes of the losses) as the step names them."""
   passes = {'+'.join(group) for group in method.order} | set(method.config.passes)
-  return passes, set(method.config.losses)
+  return passes, {LOSS_SCOPE + name for name in method.config.losses}
 
 
 def buffer(

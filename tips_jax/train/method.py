@@ -33,17 +33,38 @@ MASK_OUTPUTS = ('mask', 'masked_indices', 'visible')
 
 
 @dataclasses.dataclass(frozen=True)
+class Parameter:
+  """A parameter that a loss reads, 'student.head.prototypes' in a config."""
+
+  by: str  # 'student' or a teacher
+  tower: str
+  name: str  # within the tower
+
+
+@dataclasses.dataclass(frozen=True)
+class LossInputs:
+  """Where the arguments of a loss come from."""
+
+  features: dict[str, str]  # argument -> path of a feature
+  parameters: dict[str, Parameter]  # argument -> parameter
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """What a step needs to know; made by `build`, which raises InputError for anything that does not
-  fit.
+  fit. All references of the config are resolved here.
   """
 
   config: schema.Config
-  order: tuple[
-    tuple[str, ...], ...
-  ]  # passes, each after those that it reads; those of a group share one tower call
-  reads: tuple[str, ...]  # feature paths that losses read
-  student: tuple[str, ...]  # towers that are trained
+  # Passes, each after those that it reads; those of a group share one call of their tower.
+  order: tuple[tuple[str, ...], ...]
+  losses: dict[str, LossInputs]
+  # Pixels of the patches that a mask covers.
+  mask_patch: dict[str, int]
+  # Feature paths that losses read.
+  reads: tuple[str, ...]
+  # Towers that are trained.
+  student: tuple[str, ...]
 
 
 def build(config: schema.Config) -> Method:
@@ -54,41 +75,49 @@ def build(config: schema.Config) -> Method:
       raise InputError(f'teachers: got the name {name!r}; expected one that no pass or feature has')
     for tower in t.towers:
       _known(f'teachers.{name}.towers', tower, c.towers)
-  by = {'student': set(c.towers), **{n: set(t.towers) for n, t in c.teachers.items()}}
-  batch = {*c.data.views, *c.data.texts, *(f'{n}_valid' for n in c.data.texts)}
-  for name, m in c.masks.items():
-    _known(f'masks.{name}.view', m.view, c.data.views)
-    if not 0 <= m.ratio < 1:
-      raise InputError(f'masks.{name}.ratio: got {m.ratio}; expected a number from 0 to below 1')
-    mask_patch(c, name)
-  known = {f'batch.{b}' for b in batch} | {f'masks.{m}.{o}' for m in c.masks for o in MASK_OUTPUTS}
-  for name, p in c.passes.items():
-    _known(f'passes.{name}.by', p.by, by)
-    _known(f'passes.{name}.tower', p.tower, c.towers)
-    tower = c.towers[p.tower]
-    known |= {f'{name}.{o}' for o in towers.outputs(tower)}
-    takes = set(towers.inputs(tower))
-    _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.module(tower).OPTIONAL)
+  by = {'student', *c.teachers}
+  mask_patch = {name: _mask_patch(c, name) for name in c.masks}
+  known = _paths(c, by)
   for name, p in c.passes.items():
     for arg, path in p.inputs.items():
       _known(f'passes.{name}.inputs.{arg}', path, known)
-  for name, t in c.losses.items():
-    _check_term(name, t, c, known, by)
-  graph = {
-    n: {path.split('.')[0] for path in p.inputs.values()} & set(c.passes)
-    for n, p in c.passes.items()
-  }
+  losses = {name: _loss_inputs(name, loss, c, known, by) for name, loss in c.losses.items()}
+  graph = {}
+  for name, p in c.passes.items():
+    graph[name] = {path.split('.')[0] for path in p.inputs.values()} & set(c.passes)
   try:
     order = _groups(c, graphlib.TopologicalSorter(graph))
   except graphlib.CycleError as e:
     raise InputError(f'passes: got a circle {" -> ".join(e.args[1])}; expected an order') from None
-  reads = {path for t in c.losses.values() for path in t.inputs.values()}
+  reads = set()
   trained = {p.tower for p in c.passes.values() if p.by == 'student'}
-  trained |= {path.split('.')[1] for path in reads if path.startswith('student.')}
-  trained |= {t for teacher in c.teachers.values() if teacher.kind == 'ema' for t in teacher.towers}
+  for inputs in losses.values():
+    reads |= set(inputs.features.values())
+    # Parameters may be read without a pass: a temperature.
+    trained |= {p.tower for p in inputs.parameters.values() if p.by == 'student'}
+  for teacher in c.teachers.values():
+    if teacher.kind == 'ema':  # it averages the student's
+      trained |= set(teacher.towers)
   _check_numbers(c)
-  features = tuple(sorted(p for p in reads if p.split('.')[0] not in by))
-  return Method(c, order, features, tuple(t for t in c.towers if t in trained))
+  student = tuple(tower for tower in c.towers if tower in trained)
+  return Method(c, order, losses, mask_patch, tuple(sorted(reads)), student)
+
+
+def _paths(c, by):
+  """Every path of a feature: of the batch, the masks and the passes."""
+  known = set()
+  for name in (*c.data.views, *c.data.texts, *(f'{name}_valid' for name in c.data.texts)):
+    known.add(f'batch.{name}')
+  for name in c.masks:
+    known |= {f'masks.{name}.{output}' for output in MASK_OUTPUTS}
+  for name, p in c.passes.items():
+    _known(f'passes.{name}.by', p.by, by)
+    _known(f'passes.{name}.tower', p.tower, c.towers)
+    tower = c.towers[p.tower]
+    known |= {f'{name}.{output}' for output in towers.outputs(tower)}
+    takes = set(towers.inputs(tower))
+    _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.module(tower).OPTIONAL)
+  return known
 
 
 def _groups(c, sorter):
@@ -106,14 +135,17 @@ def _groups(c, sorter):
   return tuple(groups)
 
 
-def mask_patch(c: schema.Config, name: str) -> int:
+def _mask_patch(c, name):
   """Patch size, in pixels, of the towers that read a mask."""
-  reads = lambda p: any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
-  sizes = {
-    c.towers[p.tower].patch
-    for p in c.passes.values()
-    if reads(p) and hasattr(c.towers[p.tower], 'patch')
-  }
+  mask = c.masks[name]
+  _known(f'masks.{name}.view', mask.view, c.data.views)
+  if not 0 <= mask.ratio < 1:
+    raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected a number from 0 to below 1')
+  sizes = set()
+  for p in c.passes.values():
+    reads = any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
+    if reads and p.tower in c.towers and hasattr(c.towers[p.tower], 'patch'):
+      sizes.add(c.towers[p.tower].patch)
   if len(sizes) != 1:
     raise InputError(
       f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size'
@@ -121,21 +153,26 @@ def mask_patch(c: schema.Config, name: str) -> int:
   return sizes.pop()
 
 
-def _check_term(name, term, c, known, by):
-  _known(f'losses.{name}.kind', term.kind, LOSSES)
-  parameters = inspect.signature(LOSSES[term.kind].fn).parameters
+def _loss_inputs(name, loss, c, known, by):
+  """Checks the kind, inputs and args of a loss against its function; LossInputs."""
+  _known(f'losses.{name}.kind', loss.kind, LOSSES)
+  parameters = inspect.signature(LOSSES[loss.kind].fn).parameters
   inputs = {n: p for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
   required = {n for n, p in inputs.items() if p.default is p.empty}
   args = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != 'state'}
   needed = {n for n in args if parameters[n].default is inspect.Parameter.empty}
-  _signature(f'losses.{name}.inputs', term.inputs, set(inputs), required)
-  _signature(f'losses.{name}.args', term.args, args, needed)
-  for arg, path in term.inputs.items():
-    root, _, rest = path.partition('.')
-    if root in by:
-      _known(f'losses.{name}.inputs.{arg}', rest.split('.')[0], c.towers)
-    else:
+  _signature(f'losses.{name}.inputs', loss.inputs, set(inputs), required)
+  _signature(f'losses.{name}.args', loss.args, args, needed)
+  result = LossInputs({}, {})
+  for arg, path in loss.inputs.items():
+    root, *rest = path.split('.', 2)
+    if root not in by:
       _known(f'losses.{name}.inputs.{arg}', path, known)
+      result.features[arg] = path
+      continue
+    _known(f'losses.{name}.inputs.{arg}', rest[0] if rest else '', c.towers)
+    result.parameters[arg] = Parameter(root, rest[0], '.'.join(rest[1:]))
+  return result
 
 
 def _check_numbers(c):

@@ -58,17 +58,14 @@ def init(method: Method) -> State:
 
 
 def loss_state(method: Method, student: dict[str, Any], teachers: dict[str, Any]) -> dict[str, Any]:
-  """Zeroed memory of every term that has one; sizes come from the parameters that the term
-  reads.
-  """
+  """The initial state of every loss that has one; sizes come from the parameters that it reads."""
   result = {}
-  for name, term in method.config.losses.items():
+  for name, loss in method.config.losses.items():
     shapes = {}
-    for arg, path in term.inputs.items():
-      by, _, rest = path.partition('.')
-      if by == 'student' or by in teachers:
-        shapes[arg] = leaf({**student, **teachers.get(by, {})}, rest)
-    value = LOSSES[term.kind].state(shapes)
+    for arg, parameter in method.losses[name].parameters.items():
+      towers_of = {**student, **teachers.get(parameter.by, {})}
+      shapes[arg] = leaf(towers_of[parameter.tower], parameter.name)
+    value = LOSSES[loss.kind].state(shapes)
     if value:
       result[name] = value
   return result

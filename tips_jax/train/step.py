@@ -20,32 +20,43 @@ from tips_jax.core import parallel, schema
 from tips_jax.models import towers
 from tips_jax.objectives import masked
 from tips_jax.train import optim, sharding
-from tips_jax.train.method import LOSSES, Method, mask_patch
+from tips_jax.train.method import LOSSES, Method
 from tips_jax.train.state import State, leaf
 
+# Before the name of a loss in a program: a pass may have the same one (planning/parts.py).
+LOSS_SCOPE = 'loss_'
 
-def make(
-  method: Method,
-) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+Arrays = Mapping[str, jax.Array]
+Step = Callable[[State, Arrays], tuple[State, dict[str, jax.Array]]]
+
+
+def make(method: Method) -> Step:
   """(state, batch) -> (state, metrics). Batch: arrays of the data pipeline, split over the batch
   axes.
   """
   config = method.config
 
   def step(state, batch):
+    # A key of the step alone: a resumed run draws what an uninterrupted one would.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    loss_fn = lambda params: loss(method, params, state, batch, rng)
-    (value, (loss_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    def loss_of(params):
+      return loss(method, params, state, batch, rng)
+
+    (value, (loss_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
 
     norm = optax.tree.norm(grads)
-    ok = jnp.isfinite(value) & jnp.isfinite(norm)
-    direction, optimizer = optim.transform(config.optimizer).update(
-      grads, state.optimizer, state.params
-    )
+    transform = optim.transform(config.optimizer)
+    direction, optimizer = transform.update(grads, state.optimizer, state.params)
     params = optim.apply(state.params, direction, config=config, step=state.step)
     teachers = update_teachers(config, state.teachers, params, state.step)
 
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+    # One NaN in a moment, a teacher or a center would stay for good: all move, or none does.
+    ok = jnp.isfinite(value) & jnp.isfinite(norm)
+
+    def keep(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
     state = state.replace(
       params=keep(params, state.params),
       teachers=keep(teachers, state.teachers),
@@ -68,33 +79,35 @@ def make(
 
 
 def loss(
-  method: Method,
-  params: Mapping[str, Any],
-  state: State,
-  batch: Mapping[str, jax.Array],
-  rng: jax.Array,
+  method: Method, params: Mapping[str, Any], state: State, batch: Arrays, rng: jax.Array
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """(sum of weight * term, (new loss state, metrics)) of the global batch."""
-  config, progress = method.config, state.step / method.config.schedule.total_steps
-  weights = {name: stop_gradient({**params, **teacher}) for name, teacher in state.teachers.items()}
+  """(sum of weight * loss, (new state of the losses, metrics)) of the global batch."""
+  config = method.config
+  progress = state.step / config.schedule.total_steps
+  # Towers that a teacher does not cover are the student's, as they are now.
+  weights = {name: stop_gradient({**params, **own}) for name, own in state.teachers.items()}
   weights['student'] = params
   batch = jax.tree.map(parallel.constrain_batch, batch)
-  masks = {name: draw_mask(config, name, batch, rng) for name in config.masks}
+  masks = {name: draw_mask(method, name, batch, rng) for name in config.masks}
   feats = features(method, weights, {'batch': batch, 'masks': masks}, rng)
 
-  total, loss_state, metrics = jnp.float32(0), {}, {}
-  for name, term in config.losses.items():
-    inputs = {
-      a: feats[p] if p in feats else leaf(weights[p.split('.')[0]], p.partition('.')[2])
-      for a, p in term.inputs.items()
-    }
+  total = jnp.float32(0)
+  loss_state = {}
+  metrics = {}
+  for name, spec in config.losses.items():
+    inputs = {arg: feats[path] for arg, path in method.losses[name].features.items()}
+    for arg, parameter in method.losses[name].parameters.items():
+      inputs[arg] = leaf(weights[parameter.by][parameter.tower], parameter.name)
     if name in state.loss_state:
       inputs['state'] = state.loss_state[name]
-    args = {a: optim.ramp(x, progress) for a, x in term.args.items()}
-    with jax.named_scope(name):
-      result = LOSSES[term.kind].fn(**inputs, **args)
-    total += optim.ramp(term.weight, progress) * result.value
-    metrics |= {name: result.value} | {f'{name}/{k}': v for k, v in result.metrics.items()}
+    # Numbers that change with progress are traced: the step compiles once.
+    args = {arg: optim.ramp(value, progress) for arg, value in spec.args.items()}
+    with jax.named_scope(LOSS_SCOPE + name):
+      result = LOSSES[spec.kind].fn(**inputs, **args)
+    total += optim.ramp(spec.weight, progress) * result.value
+    metrics[name] = result.value
+    for metric, value in result.metrics.items():
+      metrics[f'{name}/{metric}'] = value
     if name in state.loss_state:
       loss_state[name] = stop_gradient(result.state)
   return total, (loss_state, metrics)
@@ -105,23 +118,25 @@ def features(
 ) -> dict[str, jax.Array]:
   """{path: array} of what losses read; every device runs the passes on its own rows.
 
-  With `accumulate` in parts, each computed again in the backward pass. Terms see the features of
+  With `accumulate` in parts, each computed again in the backward pass. Losses see the features of
   the whole batch, so parts change memory and time and never the loss (as GradCache, arXiv
   2101.06983).
   """
-  n = method.config.schedule.accumulate
-  split = lambda x: x.reshape(n, -1, *x.shape[1:])
-  join = lambda x: x.reshape(-1, *x.shape[2:])
+  parts = method.config.schedule.accumulate
 
   def local(weights, roots, rows):
-    part = lambda args: run_passes(method, weights, *args, rng)
-    if n == 1:
-      return part((roots, rows))
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(part), jax.tree.map(split, (roots, rows))))
+    def run(part):
+      return run_passes(method, weights, *part, rng)
 
-  return parallel.map_batch(
-    local, weights, roots, specs=sharding.specs(method.config.mesh.rules, weights)
-  )
+    if parts == 1:
+      return run((roots, rows))
+    # Without the checkpoint all parts' activations would be kept for the backward pass.
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (roots, rows))
+    feats = jax.lax.map(jax.checkpoint(run), split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), feats)
+
+  specs = sharding.specs(method.config.mesh.rules, weights)
+  return parallel.map_batch(local, weights, roots, specs=specs)
 
 
 def run_passes(
@@ -132,35 +147,48 @@ def run_passes(
   rng: jax.Array,
 ) -> dict[str, jax.Array]:
   """Every pass once, in order. A teacher's inputs and weights carry no gradient."""
-  config, feats = method.config, {f'batch.{k}': v for k, v in roots['batch'].items()}
-  feats |= {f'masks.{m}.{k}': v for m, mask in roots['masks'].items() for k, v in mask.items()}
+  config = method.config
+  feats = {f'batch.{name}': x for name, x in roots['batch'].items()}
+  for mask, arrays in roots['masks'].items():
+    feats |= {f'masks.{mask}.{name}': x for name, x in arrays.items()}
   for names in method.order:
-    by, tower = config.passes[names[0]].by, config.passes[names[0]].tower
-    inputs = [{arg: feats[path] for arg, path in config.passes[n].inputs.items()} for n in names]
-    key = jax.random.fold_in(rng, zlib.crc32(names[0].encode())) if by == 'student' else None
-    if by != 'student':
+    # The passes of a group share by and tower: one call, which gathers split weights once.
+    passes = [config.passes[name] for name in names]
+    by = passes[0].by
+    tower = passes[0].tower
+    inputs = [{arg: feats[path] for arg, path in p.inputs.items()} for p in passes]
+    key = None
+    if by == 'student':
+      key = named_key(rng, names[0])
+    else:  # neither into the views' features nor, through them, into the student
       inputs = stop_gradient(inputs)
     with jax.named_scope('+'.join(names)):
-      outs = towers.apply_all(
+      outputs = towers.apply_all(
         weights[by][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows
       )
-    feats |= {f'{name}.{k}': v for name, out in zip(names, outs) for k, v in out.items()}
+    for name, arrays in zip(names, outputs):
+      feats |= {f'{name}.{output}': x for output, x in arrays.items()}
   return {path: feats[path] for path in method.reads}
 
 
-def draw_mask(
-  config: schema.Config, name: str, batch: Mapping[str, jax.Array], rng: jax.Array
-) -> dict[str, jax.Array]:
+def draw_mask(method: Method, name: str, batch: Arrays, rng: jax.Array) -> dict[str, jax.Array]:
   """Masks of one view of the whole batch, from the step's key alone: the same on any number of
   devices.
   """
-  spec, (b, v, h, w, _) = config.masks[name], batch[config.masks[name].view].shape
-  patch = mask_patch(config, name)
-  key = jax.random.fold_in(rng, zlib.crc32(f'masks.{name}'.encode()))
-  patches = -(-h // patch) * -(-w // patch)
-  return jax.tree.map(
-    parallel.constrain_batch, masked.random_mask(key, (b, v, patches), spec.ratio)
-  )
+  mask = method.config.masks[name]
+  images, views, height, width, _ = batch[mask.view].shape
+  patch = method.mask_patch[name]
+  patches = -(-height // patch) * -(-width // patch)
+  key = named_key(rng, f'masks.{name}')
+  drawn = masked.random_mask(key, (images, views, patches), mask.ratio)
+  return jax.tree.map(parallel.constrain_batch, drawn)
+
+
+def named_key(rng: jax.Array, name: str) -> jax.Array:
+  """A key of its own for a name: what is random in one place does not depend on what else there
+  is. The checksum is the same in every process; Python's hash is not.
+  """
+  return jax.random.fold_in(rng, zlib.crc32(name.encode()))
 
 
 def update_teachers(
@@ -168,10 +196,11 @@ def update_teachers(
 ) -> dict[str, Any]:
   """EMA teachers move toward the new student; frozen ones stay."""
   progress = step / config.schedule.total_steps
-  move = lambda t, old: optim.ema(
-    old, {k: params[k] for k in old}, optim.ramp(t.momentum, progress)
-  )
-  return {
-    name: move(config.teachers[name], old) if config.teachers[name].kind == 'ema' else old
-    for name, old in teachers.items()
-  }
+  result = {}
+  for name, old in teachers.items():
+    teacher = config.teachers[name]
+    result[name] = old
+    if teacher.kind == 'ema':
+      student = {tower: params[tower] for tower in old}
+      result[name] = optim.ema(old, student, optim.ramp(teacher.momentum, progress))
+  return result

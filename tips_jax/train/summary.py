@@ -10,7 +10,7 @@ from tips_jax.core import tree
 from tips_jax.core.types import Shapes
 from tips_jax.models import towers
 from tips_jax.train import sharding, state
-from tips_jax.train.method import Method, mask_patch
+from tips_jax.train.method import Method
 
 
 def shapes(method: Method) -> Shapes:
@@ -23,7 +23,7 @@ def shapes(method: Method) -> Shapes:
     result[f'batch.{name}'] = (c.data.text_length,)
   for name, mask in c.masks.items():
     view = c.data.views[mask.view]
-    patches = math.ceil(view.size / mask_patch(c, name)) ** 2
+    patches = math.ceil(view.size / method.mask_patch[name]) ** 2
     masked = round(mask.ratio * patches)
     result[f'masks.{name}.mask'] = (view.count, patches)
     result[f'masks.{name}.masked_indices'] = (view.count, masked)
