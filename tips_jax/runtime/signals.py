@@ -3,12 +3,13 @@
 SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and
 are noted during a training step, after which the loop saves. Exit code EXIT: stopped, saved, run
 the same command again. In a run of several processes a signal to one is a signal to all
-(multihost.py).
+(peers.py).
 """
 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 EXIT = 75  # EX_TEMPFAIL of sysexits.h
@@ -29,9 +30,10 @@ class Preemption:
     self.requested = self.disposable = False
     self._interruptible = False
 
-  def install(self) -> None:
+  def install(self) -> 'Preemption':
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
+    sys.unraisablehook = _unraisable
     return self
 
   def _handle(self, number, frame):
@@ -52,3 +54,12 @@ class Preemption:
       yield
     finally:
       self._interruptible = self.disposable = False
+
+
+def _unraisable(event):
+  """Stopped may be raised inside of a callback of the garbage collector, which ignores it and
+  prints a traceback. Nothing is lost: the signal is noted, and heard at the next point where all
+  may stop.
+  """
+  if not issubclass(event.exc_type, Stopped):
+    sys.__unraisablehook__(event)
