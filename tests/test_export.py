@@ -19,7 +19,7 @@ from tips_jax.interop import parity, read, write
 from tips_jax.interop.weights import flat
 from tips_jax.runs import checkpoint
 from tips_jax.runs import folder as runs
-from tips_jax.train import initialization as start
+from tips_jax.train import initialization
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
   pipeline = types.SimpleNamespace(
     tokenizer=tokenizer.Tokenizer(workdir / runs.TOKENIZER), fingerprint='f' * 64
   )
-  contract = start.contract(config, pipeline)
+  contract = initialization.contract(config, pipeline)
   saver, states = checkpoint.Checkpoints(workdir, config.checkpoint), {}
   for step in (4, 8):
     rng = np.random.default_rng(step)

@@ -31,12 +31,12 @@ flags.DEFINE_string(
   'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
 )
 flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS
+  'tokenizer', '', 'SentencePiece model, where none is beside the weights.', flag_values=FLAGS
 )
 flags.DEFINE_string(
   'images',
   '',
-  'Files, as a glob; ** stands for folders at any depth. In sorted order.',
+  'Files, as a glob; ** matches folders at any depth. In sorted order.',
   flag_values=FLAGS,
 )
 flags.DEFINE_string(

@@ -32,7 +32,7 @@ flags.DEFINE_string(
   'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
 )
 flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none lies beside the weights.', flag_values=FLAGS
+  'tokenizer', '', 'SentencePiece model, where none is beside the weights.', flag_values=FLAGS
 )
 flags.DEFINE_string(
   'suite',
@@ -119,20 +119,20 @@ def _evaluate(argv):
   _flags(argv)
   from tips_jax.evals.datasets import jobs as suite_data
   from tips_jax.evals.datasets import (  # only now: --help and bad flags answer at once
-    on_disk as checker,
+    on_disk,
   )
-  from tips_jax.evals.report import results as sheet
+  from tips_jax.evals.report import results
 
   if FLAGS.compare and not FLAGS.checkpoint:
-    print(sheet.compare(_compared()))
+    print(results.compare(_compared()))
     return 0
-  others = [sheet.read(path) for path in _compared()]
+  others = [results.read(path) for path in _compared()]
   names, only = suite_data.names(FLAGS.suite) if FLAGS.suite else (), suite_data.kinds(FLAGS.task)
   public = suite_data.public(names, only)
   _data_folder(public)
   if FLAGS.check:
     return _check(public, only)
-  checker.require([checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()])
+  on_disk.require([on_disk.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()])
 
   import tips_jax
 
@@ -228,17 +228,16 @@ def _data_folder(public):
 def _check(public, only):
   """Says whether the data are whole; returns the exit code."""
   from tips_jax.evals.datasets import jobs as suite_data
-  from tips_jax.evals.datasets import on_disk as checker
-  from tips_jax.evals.datasets import records as suite_checks
+  from tips_jax.evals.datasets import on_disk, records
 
   if FLAGS.store:
     jobs = suite_data.own(FLAGS.store, only=only)
-    suite_checks.check_data(jobs)
+    records.check_data(jobs)
     print(f'{FLAGS.store}: ready for {", ".join(job.task.name for job in jobs)}')
     return 0
-  reports = [checker.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
+  reports = [on_disk.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
   print(
-    checker.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check'
+    on_disk.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check'
   )
   return 0 if all(report.ok for report in reports) else 2
 
@@ -261,13 +260,13 @@ def _folders():
 
 def _refuse_another(output, encoder, jobs):
   """InputError where the output holds what this run would lose."""
-  from tips_jax.evals.report import results as sheet
+  from tips_jax.evals.report import results
 
-  if not (output / sheet.FILE).exists():
+  if not (output / results.FILE).exists():
     if output.is_dir() and set(p.name for p in output.iterdir()) - {
       _RANDOM,
       'decoders',
-      sheet.PICTURES,
+      results.PICTURES,
     }:
       raise InputError(
         f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a '
@@ -275,7 +274,7 @@ def _refuse_another(output, encoder, jobs):
         'folder'
       )
     return
-  before = sheet.read(output)
+  before = results.read(output)
   if before['checkpoint']['sha256'] != encoder.sha256:
     raise InputError(
       f'--output: {str(output)!r} holds the evaluation of another checkpoint, '
@@ -298,9 +297,9 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
   """
   from tips_jax.evals import suite
   from tips_jax.evals.features import cache as cache_lib
-  from tips_jax.evals.report import results as sheet
+  from tips_jax.evals.report import results
 
-  fresh, found, data = not (output / sheet.FILE).exists(), [], [job.dataset for job in jobs]
+  fresh, found, data = not (output / results.FILE).exists(), [], [job.dataset for job in jobs]
   facts = {
     'checkpoint': FLAGS.checkpoint,
     'model': encoder.name,
@@ -309,7 +308,7 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
     'recipe': FLAGS.recipe,
     'images of a split': FLAGS.limit or 'all',
   }
-  write = lambda: sheet.write(
+  write = lambda: results.write(
     output,
     found,
     title=f'Evaluation of {name}',

@@ -52,7 +52,7 @@ flags.DEFINE_enum(
   flag_values=FLAGS,
 )
 flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none lies beside the checkpoint.', flag_values=FLAGS
+  'tokenizer', '', 'SentencePiece model, where none is beside the checkpoint.', flag_values=FLAGS
 )
 flags.DEFINE_string(
   'resolution',
@@ -132,7 +132,7 @@ def _export(argv):
     print(f'note: {note}', file=sys.stderr)
   if weights.text and not weights.tokenizer:
     raise InputError(
-      f'--tokenizer: missing, and none lies beside {FLAGS.checkpoint!r}; expected the '
+      f'--tokenizer: missing, and none is beside {FLAGS.checkpoint!r}; expected the '
       'SentencePiece '
       'model that the weights were trained with'
     )

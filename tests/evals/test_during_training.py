@@ -20,7 +20,7 @@ from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import during_training
 from tips_jax.evals.datasets import on_disk
 from tips_jax.evals.during_training import DuringTraining
-from tips_jax.evals.features import cache as cache_lib
+from tips_jax.evals.features import cache
 from tips_jax.evals.tasks import table
 from tips_jax.interop import write
 from tips_jax.interop.encoder import Encoder
@@ -185,7 +185,7 @@ def test_the_report_of_a_run(drawn, model, tmp_path):
 
 def test_nothing_stays(drawn, model, tmp_path, monkeypatch):
   """Neither files nor, once removed, files that are still open; not after an error either."""
-  folders, extract, fail = [], cache_lib.Cache.extract, False
+  folders, extract, fail = [], cache.Cache.extract, False
 
   def left():
     return list((tmp_path / 'temporary').iterdir())
@@ -193,10 +193,10 @@ def test_nothing_stays(drawn, model, tmp_path, monkeypatch):
   def spy(self, *args, **options):
     folders.append(self.folder)
     if fail:
-      raise cache_lib.DiskFull('--cache: full')
+      raise cache.DiskFull('--cache: full')
     return extract(self, *args, **options)
 
-  monkeypatch.setattr(cache_lib.Cache, 'extract', spy)
+  monkeypatch.setattr(cache.Cache, 'extract', spy)
   evaluation = DuringTraining(config_of(drawn, 'depth'))
   evaluation(model)
   assert folders and left() == []

@@ -4,16 +4,16 @@ import base64
 import json
 
 from tests.evals.stub_encoder import Stub
-from tests.evals.test_suite import TEST, jobs_of, path  # noqa: F401 (a fixture)
+from tests.evals.test_suite import TEST, jobs_of, path  # noqa: F401
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.datasets import jobs
 from tips_jax.evals.features import cache as cache_lib
-from tips_jax.evals.report import results as sheet
+from tips_jax.evals.report import results
 from tips_jax.evals.tasks import table
 from tips_jax.evals.tasks.spec import Metric, TaskSpec
 
 
-def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkeypatch):  # noqa: F811
+def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkeypatch):
   """A spec in the table is all that a new task needs."""
   drawn = base64.b64decode(
     'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
@@ -36,8 +36,8 @@ def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkey
   monkeypatch.setitem(table.TASKS, 'spread', spec)
   cache = cache_lib.Cache(tmp_path / 'cache')
   outcomes = suite.run(Stub(), jobs_of(path, 'spread', 'knn'), cache=cache)
-  text = sheet.write(tmp_path / 'out', outcomes, title='test')
-  content = json.loads((tmp_path / 'out' / sheet.FILE).read_text())
+  text = results.write(tmp_path / 'out', outcomes, title='test')
+  content = json.loads((tmp_path / 'out' / results.FILE).read_text())
   entry = content['results'][0]
   assert entry['kind'] == 'spread'
   assert entry['metrics']['spread'] == {
@@ -47,6 +47,6 @@ def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkey
     'chance': 0.5,
   }
   assert [png.read_bytes() for png in (tmp_path / 'out').rglob('*spread.png')] == [drawn]
-  assert 'spread' in text and 'k-NN' in (tmp_path / 'out' / sheet.PAGE).read_text()
-  assert spec.title in (tmp_path / 'out' / sheet.PAGE).read_text()
-  assert 'spread' in [job.task.name for job in suite_data.own(path, texts=False)]
+  assert 'spread' in text and 'k-NN' in (tmp_path / 'out' / results.PAGE).read_text()
+  assert spec.title in (tmp_path / 'out' / results.PAGE).read_text()
+  assert 'spread' in [job.task.name for job in jobs.own(path, texts=False)]

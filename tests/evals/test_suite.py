@@ -18,10 +18,9 @@ from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.protocols import Constant
 from tips_jax.evals.features import cache as cache_lib
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.features import splits as suite_parts
+from tips_jax.evals.features import reading, splits
 from tips_jax.evals.probes import dpt_train
-from tips_jax.evals.report import results as sheet
+from tips_jax.evals.report import results
 from tips_jax.evals.tasks import retrieval, table
 
 SIZE, TRAIN, TEST = 32, 20, 12
@@ -125,12 +124,12 @@ def test_results_go_to_the_sheet(everything, tmp_path):
   chosen = [
     everything[0][name] for name in ('dpt_normals', 'instance_retrieval', 'zeroshot_segmentation')
   ]
-  text = sheet.write(tmp_path, chosen, title='test', sha256='0' * 64)
-  content = json.loads((tmp_path / sheet.FILE).read_text())
+  text = results.write(tmp_path, chosen, title='test', sha256='0' * 64)
+  content = json.loads((tmp_path / results.FILE).read_text())
   assert [entry['task'] for entry in content['results']] == [outcome.task for outcome in chosen]
-  assert 'instance_retrieval' in text and (tmp_path / sheet.PAGE).stat().st_size > 10_000
-  assert len(list((tmp_path / sheet.PICTURES).iterdir())) >= 3
-  json.dumps(sheet.content(everything[0].values(), checkpoint='stub'), allow_nan=False)
+  assert 'instance_retrieval' in text and (tmp_path / results.PAGE).stat().st_size > 10_000
+  assert len(list((tmp_path / results.PICTURES).iterdir())) >= 3
+  json.dumps(results.content(everything[0].values(), checkpoint='stub'), allow_nan=False)
 
 
 def test_decoders_are_kept_and_trained_once(everything, path, monkeypatch, tmp_path):
@@ -148,8 +147,8 @@ def test_decoders_are_kept_and_trained_once(everything, path, monkeypatch, tmp_p
 def test_retrieval_is_that_of_all_captions(everything, path):
   """Against the features of the encoder, and the captions of the records."""
   source = store.open_store(path).source('test')
-  images = np.stack([suite_parts.decode(source[i]) for i in range(TEST)])
-  texts = [(t, i) for i in range(TEST) for t in features.texts_of(source[i], 'captions')]
+  images = np.stack([splits.decode(source[i]) for i in range(TEST)])
+  texts = [(t, i) for i in range(TEST) for t in reading.texts_of(source[i], 'captions')]
   embedding = Stub().inspect(images)
   text, owner = Stub().encode_text([t for t, _ in texts]), [i for _, i in texts]
   for name, prefix in (('web', ''), ('synthetic', 'synthetic/')):
@@ -252,9 +251,7 @@ def test_segmentation_keeps_the_aspect_ratio(tmp_path):
   encoder = Stub()
   [outcome] = suite.run(encoder, [job], cache=cache_lib.Cache(tmp_path / 'cache'), batch_size=1)
   assert encoder.images == 5 * 2  # 21 x 16 pixels: two windows of each image
-  masks = [
-    suite_parts.segmentation.decode_mask(job.data.source('test')[i]['mask']) for i in range(3)
-  ]
+  masks = [splits.masks.decode_mask(job.data.source('test')[i]['mask']) for i in range(3)]
   known = np.concatenate([mask[mask != 255] for mask in masks])
   np.testing.assert_array_equal(outcome.confusion.sum(1), np.bincount(known, minlength=21))
   assert outcome.examples[0]['patch'].shape == (2, 3, 8)
@@ -271,24 +268,22 @@ def test_sliding_windows(path, tmp_path):
 @pytest.mark.parametrize('asked,wanted', [(32, (32, 32)), (33, (40, 40)), (0, (32, 32))])
 def test_frames_are_whole_patches(path, asked, wanted):
   [job] = suite_data.own(path, only=('knn',), size=asked)
-  frame = suite_parts.frame(job, Stub())
+  frame = splits.frame(job, Stub())
   assert (frame.height, frame.width) == wanted
 
 
 def test_a_cut_frame_takes_the_center_of_image_and_annotation():
-  frame = suite_parts.Resize(8, 8, cut=True)
+  frame = splits.Resize(8, 8, cut=True)
   array = np.arange(10 * 6 * 3, dtype=np.uint8).reshape(10, 6, 3)
   np.testing.assert_array_equal(frame.crop(array), array[2:8])
-  np.testing.assert_array_equal(suite_parts.Resize(8, 8).crop(array), array)
-  assert suite_parts.Resize(8, 8, cut=0.875).crop(np.zeros((16, 32, 3))).shape == (14, 14, 3)
+  np.testing.assert_array_equal(splits.Resize(8, 8).crop(array), array)
+  assert splits.Resize(8, 8, cut=0.875).crop(np.zeros((16, 32, 3))).shape == (14, 14, 3)
 
 
 @pytest.mark.parametrize('resize,cut', [('square', False), ('cut', True), ('center', 0.875)])
 def test_a_protocol_says_how_images_are_resized(path, resize, cut):
   [job] = jobs_of(path, 'knn')
-  assert suite_parts.frame(with_constants(job, resize=resize), Stub()) == suite_parts.Resize(
-    SIZE, SIZE, cut
-  )
+  assert splits.frame(with_constants(job, resize=resize), Stub()) == splits.Resize(SIZE, SIZE, cut)
 
 
 # --- public benchmarks --------------------------------------------------------------------------

@@ -19,10 +19,9 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runs import checkpoint
 from tips_jax.runtime import peers as multihost
-from tips_jax.runtime import rendezvous, watchdog
-from tips_jax.runtime import signals as preemption
+from tips_jax.runtime import rendezvous, signals, watchdog
 
-EXIT = preemption.EXIT
+EXIT = signals.EXIT
 TOTAL, EVERY = 48, 8
 BROKEN = (3, 11, 17)  # training images that cannot be read
 LIMIT_S = 150  # of any wait: the machine may be busy
@@ -410,7 +409,7 @@ def test_all_stop_at_the_latest_point_that_one_has_promised(monkeypatch):
   before.
   """
   monkeypatch.setattr(multihost.signal, 'pthread_kill', lambda *_: None)
-  store, asked = Store(), [preemption.Preemption() for _ in range(3)]
+  store, asked = Store(), [signals.Preemption() for _ in range(3)]
   peers = [multihost.Peers(a, client=store, index=i, count=3) for i, a in enumerate(asked)]
   stopped = {}
 
@@ -418,7 +417,7 @@ def test_all_stop_at_the_latest_point_that_one_has_promised(monkeypatch):
     for point in range(1000):
       try:
         peers[i].check(point)
-      except preemption.Stopped:
+      except signals.Stopped:
         stopped[i] = point
         return
       time.sleep(seconds)
@@ -440,7 +439,7 @@ def test_who_waits_for_an_interrupted_evaluation_stops_there(monkeypatch):
   has heard of it.
   """
   monkeypatch.setattr(multihost.signal, 'pthread_kill', lambda *_: None)
-  store, asked = Store(), [preemption.Preemption() for _ in range(2)]
+  store, asked = Store(), [signals.Preemption() for _ in range(2)]
   lead, other = (multihost.Peers(a, client=store, index=i, count=2) for i, a in enumerate(asked))
   stopped = []
 
@@ -448,16 +447,16 @@ def test_who_waits_for_an_interrupted_evaluation_stops_there(monkeypatch):
     other.check(6)
     try:
       other.share('evaluated/3')
-    except preemption.Stopped:
+    except signals.Stopped:
       stopped.append(True)
-    with pytest.raises(preemption.Stopped):
+    with pytest.raises(signals.Stopped):
       other.check(7)
 
   thread = threading.Thread(target=wait)
   lead.check(6)
   thread.start()
   asked[0].requested = True
-  with pytest.raises(preemption.Stopped):
+  with pytest.raises(signals.Stopped):
     lead.check(7)
   thread.join()
   for p in (lead, other):

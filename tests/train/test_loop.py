@@ -11,7 +11,7 @@ import pytest
 from tips_jax.core import log
 from tips_jax.core.errors import InputError
 from tips_jax.runs import folder
-from tips_jax.runtime import signals as preemption
+from tips_jax.runtime import signals
 from tips_jax.train import loop, sharding
 
 TOTAL = 4
@@ -57,7 +57,7 @@ def train(small, scenes_store):
       'evals': dict(tasks=()),
       **changes,
     }
-    asked = asked or preemption.Preemption()
+    asked = asked or signals.Preemption()
     seen, following = [], loop.Prefetch.next
     make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
 
@@ -117,7 +117,7 @@ def whole(train, tmp_path_factory):
 def half(train, tmp_path_factory):
   """The same run, stopped by a signal during its second step."""
   workdir = tmp_path_factory.mktemp('half')
-  with pytest.raises(preemption.Stopped):
+  with pytest.raises(signals.Stopped):
     train(workdir, stop=2)
   assert steps(workdir) == [2] and [s for s, _ in losses(workdir)] == [1, 2]
   return workdir
@@ -168,7 +168,7 @@ def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_pat
 
 
 def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp_path):
-  with pytest.raises(preemption.Stopped):
+  with pytest.raises(signals.Stopped):
     train(tmp_path / 'a', init_from=str(half), stop=1)
   assert steps(tmp_path / 'a') == [1]
   initial = small.host_state('tips_v2').params['image']['posembed']
@@ -204,7 +204,7 @@ def test_batch_must_divide_over_the_devices(train, tmp_path):
 
 
 def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
-  asked, values = preemption.Preemption(), [0.1, 0.9, 0.5]
+  asked, values = signals.Preemption(), [0.1, 0.9, 0.5]
 
   def evaluate(encoder):
     assert len(jax.jit(abs)(-1.0).devices()) == 1  # evaluators disturb no other process
@@ -216,7 +216,7 @@ def test_evaluates_saves_and_keeps_the_best(train, tmp_path):
     evals=dict(tasks=(), every_steps=2),
     checkpoint=dict(every_steps=1, keep_last=1, best_metric='knn/accuracy'),
   )
-  with pytest.raises(preemption.Stopped):
+  with pytest.raises(signals.Stopped):
     train(tmp_path, 'clip', evaluation=Evaluation(evaluate), asked=asked, **options)
   assert steps(tmp_path) == [2] and len(values) == 2
   train(tmp_path, 'clip', evaluation=Evaluation(evaluate), **options)
@@ -250,16 +250,16 @@ def test_stops_after_too_many_bad_steps(train, tmp_path):
 
 
 def test_signals_are_noted_or_raised_once():
-  asked = preemption.Preemption()
-  with pytest.raises(preemption.Stopped):
+  asked = signals.Preemption()
+  with pytest.raises(signals.Stopped):
     with asked.interruptible():
       try:
         asked._handle(15, None)
       finally:
         asked._handle(15, None)  # while leaving, and saving: noted only
-  later = preemption.Preemption()
+  later = signals.Preemption()
   later._handle(15, None)
-  with pytest.raises(preemption.Stopped), later.interruptible():
+  with pytest.raises(signals.Stopped), later.interruptible():
     pytest.fail('a signal that came before is honored')
 
 

@@ -40,7 +40,9 @@ class View:
 
 @config
 class Text:
-  """One caption per image: a field of the store, and the field that stands in where it is empty."""
+  """One caption per image: a field of the store, and the field that replaces it where it is
+  empty.
+  """
 
   field: Literal['alt_text', 'captions']
   pick: Literal['first', 'random'] = 'random'  # which of several captions

@@ -76,7 +76,7 @@ def value(hint: Any, x: Any, where: str) -> Any:
 
 
 def _union(args, x, where):
-  """Groups of fields are told apart by their `kind`, else by being a group at all."""
+  """Groups of fields are distinguished by their `kind`, else by being a group at all."""
   groups = [a for a in args if dataclasses.is_dataclass(a)]
   if hasattr(x, 'to_dict') or isinstance(x, dict):
     x = _as_dict(x, where)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tips_jax.evals.datasets import records as suite_checks
-from tips_jax.evals.features import disk_space as suite_space
+from tips_jax.evals.datasets import records
+from tips_jax.evals.features import disk_space
 from tips_jax.evals.features.cache import Cache
 from tips_jax.evals.features.splits import DatasetFeatures, TaskInputs
 from tips_jax.evals.tasks import instance_retrieval
@@ -39,10 +39,10 @@ def run(
   cache: a Cache. output: folder for the decoders that are trained, or None. limit: images of each
   split, evenly spaced;
   0: all. progress(label, total) -> something with update(done) and close(). after(outcome): called
-  with each. tell(line): told how much room the features take. Raises InputError where a job cannot
-  be measured or the disk has not that room, before any feature is computed.
+  with each. tell(line): called with how much room the features take. Raises InputError where a job
+  cannot be measured or the disk has not that room, before any feature is computed.
   """
-  suite_checks.check(encoder, jobs)
+  records.check(encoder, jobs)
   groups, pools, works = {}, {}, []
   for job in jobs:
     groups.setdefault(id(job.data), []).append(job)
@@ -63,7 +63,7 @@ def run(
     if work.job.pool:
       work.pool = pools.setdefault((work.job.pool, work.job.task.name), instance_retrieval.Pool())
       work.pool.works.append(work)
-  suite_space.check(works, tell=tell)
+  disk_space.check(works, tell=tell)
   outcomes = []
   for work in works:
     outcomes.append(_outcome(work, {id(one.parts): one.parts for one in works}.values()))

@@ -125,7 +125,7 @@ def _export(path: pathlib.Path, what: str) -> Weights:
 
 
 def _without_dropout(tower: schema.Tower) -> schema.Tower:
-  """The tower as it can be told from its arrays."""
+  """The tower as its arrays show it."""
   if hasattr(tower, 'dropout'):
     return dataclasses.replace(tower, dropout=0.0)
   return tower

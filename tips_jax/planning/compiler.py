@@ -84,7 +84,7 @@ def compile_step(
   Args:
     platform: 'tpu', 'gpu' or 'cpu'.
     dump: folder that keeps the optimized HLO.
-    say: told a line now and then.
+    say: called with a line now and then.
     options: of the compiler, beside the dump's.
   Raises: TooBig.
   """

@@ -3,8 +3,9 @@ for one process.
 
 Between start-up and the end (`together` ... `apart`) every process walks through the same points
 (`check`), between
-which lies work that all must share: a step, an evaluation, a save. A signal to one host becomes a
-signal to all. Each then promises the next point at which it can stop, and all stop at the latest of
+which there is work that all must share: a step, an evaluation, a save. A signal to one host becomes
+a signal to all. Each then promises the next point at which it can stop, and all stop at the latest
+of
 these: at the same step, with no word exchanged in a step that nobody stops. Outside of that there
 is nothing to save, and each leaves at once.
 
@@ -73,8 +74,8 @@ def join(config: schema.Config, preemption: Preemption) -> 'Peers':
 
 
 def rows(places: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
-  """(number, count) of this process's part of a batch that lies as `places` says; some may hold the
-  same part.
+  """(number, count) of this process's part of a batch that is sharded as `places` says; some may
+  hold the same part.
   """
   starts = {}
   for device, index in places.devices_indices_map((batch_size,)).items():

@@ -1,6 +1,6 @@
 """Writes down what every thread is doing when nothing has finished for too long. It ends nothing.
 
-In a run of many hosts one that stands still makes all others wait for it. Each goes by its own
+In a run of many hosts a hung process makes all others wait for it. Each goes by its own
 clock, so that every host leaves its stacks.
 """
 
@@ -52,5 +52,5 @@ class Watchdog:
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
         file.write('\n')
-    except OSError:  # the disk may be what stands still
+    except OSError:  # the disk may be what hangs
       pass

@@ -44,7 +44,7 @@ from tips_jax.train.state import State
 
 _HOST = ('index', 'bad')  # entries of a batch that stay on the host
 _AHEAD = 2  # batches on their way to the device
-# Where all processes may stop, in every step: what lies between two of these, all do together.
+# Where all processes may stop, in every step: what is between two of these, all do together.
 _POINTS = ('before evaluation', 'before step')
 
 

@@ -51,7 +51,7 @@ def make_mesh(
       'devices '
       f'of the axes {BATCH_AXES}'
     )
-  # Between slices of a multi-slice job lies the slow network: of all axes only `data` crosses it.
+  # The network between slices of a multi-slice job is slow: of all axes only `data` crosses it.
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if sizes[0] % slices:
     raise InputError(f'mesh.data: got {sizes[0]}; expected a multiple of the {slices} slices')

@@ -12,8 +12,7 @@ import pytest
 from tests.data.benchmarks import fake_benchmarks as fake
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import table as benchmarks
-from tips_jax.evals.datasets import on_disk as checker
-from tips_jax.evals.datasets import protocols, published
+from tips_jax.evals.datasets import on_disk, protocols, published
 from tips_jax.evals.tasks import table
 
 ALL = list(protocols.PROTOCOLS)
@@ -196,7 +195,7 @@ def test_some_published_figures():
 @pytest.mark.parametrize('name', fake.WRITE)
 def test_a_whole_data_set_passes(tmp_path, small, name):
   fake.WRITE[name](tmp_path)
-  report = checker.check(name, tmp_path)
+  report = on_disk.check(name, tmp_path)
   assert report.problems == [] and report.ok and not report.missing
   for row in report.splits:
     assert row.found == row.opened == fake.COUNTS[name][row.split]
@@ -206,7 +205,7 @@ def broken(path, tmp_path, name, change):
   """The problems after `change` of the file that matches `path`."""
   fake.WRITE[name](tmp_path)
   change(sorted(tmp_path.glob(path))[-1])
-  report = checker.check(name, tmp_path)
+  report = on_disk.check(name, tmp_path)
   assert not report.ok
   return ' | '.join(report.problems)
 
@@ -337,16 +336,16 @@ def test_normals_that_are_none_are_told(tmp_path, small, monkeypatch):
     lambda self, row: sample(self, row)._replace(extra=sample(self, row).extra | {'normals': flat}),
   )
   assert any(
-    'not of unit length' in problem for problem in checker.check('rgbd', tmp_path).problems
+    'not of unit length' in problem for problem in on_disk.check('rgbd', tmp_path).problems
   )
 
 
 def test_only_the_splits_of_the_wanted_tasks_are_looked_at(tmp_path, small):
   fake.imagenet(tmp_path)
-  report = checker.check('imagenet', tmp_path, tasks=('zeroshot',))
+  report = on_disk.check('imagenet', tmp_path, tasks=('zeroshot',))
   assert [row.split for row in report.splits] == ['test']
   with pytest.raises(InputError, match='task of'):
-    checker.check('imagenet', tmp_path, tasks=('zero',))
+    on_disk.check('imagenet', tmp_path, tasks=('zero',))
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path, small, monkeypatch):
@@ -357,10 +356,10 @@ def test_the_sample_is_bounded_and_spread(tmp_path, small, monkeypatch):
   monkeypatch.setattr(
     reader, '_sample', lambda self, item: seen.append((self.split, item)) or sample(self, item)
   )
-  report = checker.check('cifar10', tmp_path, sample=4)
+  report = on_disk.check('cifar10', tmp_path, sample=4)
   assert sorted(seen) == [('test', i) for i in (0, 2, 5, 8)] + [('train', i) for i in (0, 3, 6, 9)]
   assert [row.opened for row in report.splits] == [4, 4]
-  assert [row.opened for row in checker.check('cifar10', tmp_path, sample=4, seconds=0).splits] == [
+  assert [row.opened for row in on_disk.check('cifar10', tmp_path, sample=4, seconds=0).splits] == [
     1,
     1,
   ]
@@ -371,17 +370,17 @@ def test_the_table_and_the_first_error(tmp_path, small):
   fake.voc(tmp_path)
   (tmp_path / 'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt').unlink()
   shown = []
-  reports = checker.check_all(('flickr8k', 'voc', 'docci', 'coco'), tmp_path, show=shown.append)
+  reports = on_disk.check_all(('flickr8k', 'voc', 'docci', 'coco'), tmp_path, show=shown.append)
   assert shown == reports and [report.ok for report in reports] == [True, False, False, False]
-  lines = checker.table(reports).splitlines()
+  lines = on_disk.table(reports).splitlines()
   assert lines[1].split() == ['flickr8k', 'test', 'dev', '2', '2', '2', 'ok']
   assert lines[2].split()[0] == 'voc' and lines[2].endswith('1 problem(s)')
   assert any("missing split 'train'" in line for line in lines)
   assert 'not there: docci, coco' in lines[-2] and lines[-1].startswith('1 of 4')
   assert max(map(len, lines[:6])) < 100
   with pytest.raises(InputError, match="voc: missing split 'train'.*and 2 more"):
-    checker.require(reports)
-  checker.require(reports[:1])
+    on_disk.require(reports)
+  on_disk.require(reports[:1])
 
 
 def test_the_page_tells_of_every_data_set():

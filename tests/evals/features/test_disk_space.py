@@ -12,7 +12,7 @@ from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
 from tips_jax.evals.datasets import jobs as suite_data
 from tips_jax.evals.features import cache as cache_lib
-from tips_jax.evals.features import disk_space as suite_space
+from tips_jax.evals.features import disk_space
 
 
 def test_room_on_the_disk(tmp_path_factory, tmp_path, monkeypatch):
@@ -20,18 +20,16 @@ def test_room_on_the_disk(tmp_path_factory, tmp_path, monkeypatch):
   kinds = ('knn', 'segmentation', 'zeroshot_segmentation')
   jobs = suite_data.own(path, only=kinds, size=32)
   encoder, cache, told = Stub(), cache_lib.Cache(tmp_path), []
-  usage = suite_space.shutil.disk_usage(tmp_path)
-  monkeypatch.setattr(suite_space.shutil, 'disk_usage', lambda _: usage._replace(free=10_000))
+  usage = disk_space.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(disk_space.shutil, 'disk_usage', lambda _: usage._replace(free=10_000))
   with pytest.raises(
     InputError, match='has 0.0 MB free; the features take about .* MB more .*scenes train .*--limit'
   ):
     suite.run(encoder, jobs, cache=cache)
   assert encoder.images == 0 and not list(tmp_path.iterdir())
-  monkeypatch.setattr(suite_space.shutil, 'disk_usage', lambda _: usage)
-  needed, check = [], suite_space.needed
-  monkeypatch.setattr(
-    suite_space, 'needed', lambda works: needed.append(check(works)) or needed[-1]
-  )
+  monkeypatch.setattr(disk_space.shutil, 'disk_usage', lambda _: usage)
+  needed, check = [], disk_space.needed
+  monkeypatch.setattr(disk_space, 'needed', lambda works: needed.append(check(works)) or needed[-1])
   suite.run(encoder, jobs, cache=cache, tell=told.append)
   assert re.match(r'features: about \d+\.\d MB to be written \(scenes .* free in ', told[0])
   written = sum(

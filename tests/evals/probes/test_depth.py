@@ -186,7 +186,7 @@ def test_naive_baselines():
   rng = np.random.default_rng(0)
   truths = random_maps(rng, 6, 5, 4)
   truths[:, 0, 0] = 0
-  mean, image = depth.naive(truths.__getitem__, range(6))
+  mean, image = depth.constant_answers(truths.__getitem__, range(6))
   masked = np.ma.masked_outside(truths.astype(np.float64), 1e-9, 10)
   assert mean == pytest.approx(masked.mean())
   np.testing.assert_allclose(image, masked.mean(0).filled(masked.mean()), rtol=1e-5)
@@ -194,4 +194,4 @@ def test_naive_baselines():
   assert found['constant']['rmse_pooled'] == pytest.approx(masked.std(), rel=1e-5)
   assert found['mean_image']['rmse_pooled'] < found['constant']['rmse_pooled']
   with pytest.raises(InputError, match='no pixel'):
-    depth.naive(np.zeros((2, 3, 3)).__getitem__, range(2))
+    depth.constant_answers(np.zeros((2, 3, 3)).__getitem__, range(2))

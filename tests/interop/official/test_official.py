@@ -9,7 +9,7 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, read, write
-from tips_jax.interop.official import npz as official
+from tips_jax.interop.official import npz
 from tips_jax.interop.weights import fit_positions, flat
 
 LAYOUTS = ('official_torch', 'official_jax')
@@ -29,14 +29,11 @@ LAYOUTS = ('official_torch', 'official_jax')
   ],
 )
 def test_released_names(name, expected):
-  assert tuple(official.released(f'somewhere/{name}').values()) == expected
+  assert tuple(npz.released(f'somewhere/{name}').values()) == expected
 
 
 def test_other_names_are_not_released_ones():
-  assert (
-    official.released('tiny_vision.npz') is None
-    and official.released('tips_oss_x14_vision.npz') is None
-  )
+  assert npz.released('tiny_vision.npz') is None and npz.released('tips_oss_x14_vision.npz') is None
 
 
 def same(one, other):
@@ -82,7 +79,7 @@ def test_a_tower_trained_with_dropout(tmp_path, model, format):
 
 @pytest.mark.parametrize('format', LAYOUTS)
 def test_without_our_contract_the_arrays_tell(tmp_path, model, monkeypatch, format):
-  monkeypatch.setitem(official.pytorch.HEADS, 32, 2)
+  monkeypatch.setitem(npz.pytorch.HEADS, 32, 2)
   weights = model()
   folder = put(weights, tmp_path / 'there', format)
   (folder / write.CONTRACT).unlink()
@@ -97,8 +94,8 @@ def test_without_our_contract_the_arrays_tell(tmp_path, model, monkeypatch, form
 
 
 def test_released_files_whose_names_disagree_are_one_model(tmp_path, model, monkeypatch):
-  monkeypatch.setitem(official._WIDTHS, 'so400m', 32)
-  monkeypatch.setitem(official.pytorch.HEADS, 32, 2)
+  monkeypatch.setitem(npz._WIDTHS, 'so400m', 32)
+  monkeypatch.setitem(npz.pytorch.HEADS, 32, 2)
   folder = put(model(grid=8), tmp_path / 'there', 'official_torch')
   (folder / write.CONTRACT).unlink()
   (folder / 'tiny_vision.npz').rename(folder / 'tips_v2_oss_so14_vision.npz')

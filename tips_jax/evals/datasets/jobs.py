@@ -22,8 +22,8 @@ from tips_jax.data.benchmarks import table as benchmarks
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.protocols import Constant, Task
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.features import reading
+from tips_jax.evals.probes import masks
 from tips_jax.evals.tasks.spec import Evaluation, TaskSpec
 from tips_jax.evals.tasks.table import TASKS
 
@@ -34,12 +34,12 @@ _LOOKED_AT = 16  # records that may show captions, and files that make a fingerp
 
 
 class Store:
-  """A store of the house, or a TFDS folder."""
+  """A store that `prepare` wrote, or a TFDS folder."""
 
   def __init__(self, opened):
     self._store = opened
     self.counts, self.features = dict(opened.splits), set(opened.features)
-    self.mask_classes = segmentation.class_names(opened)
+    self.mask_classes = masks.class_names(opened)
     self._sources = {}
 
   def source(self, split: str) -> Any:
@@ -73,8 +73,8 @@ class Store:
     for split in self.counts if 'captions' in self.features else ():
       source = self.source(split)
       if any(
-        features.texts_of(source[i], 'captions')
-        for i in features.records(source, _LOOKED_AT).tolist()
+        reading.texts_of(source[i], 'captions')
+        for i in reading.records(source, _LOOKED_AT).tolist()
       ):
         return 'captions'
     return 'alt_text' if 'alt_text' in self.features else 'captions'
@@ -112,7 +112,7 @@ class Benchmark:
 
   def identity(self, split: str) -> str:
     """Of the names of all samples, and of the sizes of some files: the same wherever the data set
-    lies.
+    is.
     """
     about = lambda path, status: f'{os.path.basename(path)} {status.st_size}'
     return self._digest(split, self._readers[split].key_of, about)
@@ -123,7 +123,7 @@ class Benchmark:
     digest = hashlib.sha256(repr([reader.name, reader.official[split], len(reader)]).encode())
     for item in reader.items:
       digest.update(f'{name(item)}\n'.encode())
-    for i in features.records(reader, _LOOKED_AT).tolist():
+    for i in reading.records(reader, _LOOKED_AT).tolist():
       for path in filter(os.path.exists, reader.files_of(reader.items[i])):
         digest.update(f'{about(path, os.stat(path))}\n'.encode())
     return digest.hexdigest()

@@ -3,7 +3,7 @@ was published.
 
 Each number carries how far it can be trusted: 'V' primary source (official code, model config, the
 data set's own page, a table of the project's page), 'T' second-hand, 'T2' two second-hand sources
-agree, 'M' from memory, 'I' inferred, '?' unknown: the house's choice. TIPS: arXiv 2410.16512;
+agree, 'M' from memory, 'I' inferred, '?' unknown: our choice. TIPS: arXiv 2410.16512;
 TIPSv2: arXiv 2604.12012.
 """
 

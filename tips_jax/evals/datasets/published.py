@@ -1,4 +1,4 @@
-"""What TIPS and TIPSv2 scored, as printed: the numbers that a table of ours stands beside.
+"""What TIPS and TIPSv2 scored, as printed: shown beside ours.
 
 Segmentation, accuracy and recall in percent; depth RMSE in meters; normals RMSE in degrees. Trust:
 as in protocols.py. The weights that were released score a little less on dense tasks than the

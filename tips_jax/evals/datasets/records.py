@@ -12,10 +12,8 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data.ingest.checks import VOID
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.features import splits as suite_parts
-from tips_jax.evals.probes import depth, normals
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.features import reading, splits
+from tips_jax.evals.probes import depth, masks, normals
 from tips_jax.evals.tasks.spec import Evaluation
 
 SAMPLE = 24  # records of a split that are opened
@@ -110,7 +108,7 @@ def _sample(job, split):
   for number in numbers.tolist():
     record = source[number]
     try:
-      size = suite_parts.header(record)
+      size = splits.header(record)
     except ValueError as error:
       broken.append(f'record {number}: {error}')
       lost += job.spec.needs == 'captions' and bool(_captions(job, record))
@@ -130,7 +128,7 @@ def _sample(job, split):
 
 
 def _captions(job, record):
-  return features.texts_of(record, job.data.text_field)
+  return reading.texts_of(record, job.data.text_field)
 
 
 def _label(job, split, record, size, where):
@@ -142,7 +140,7 @@ def _label(job, split, record, size, where):
 
 
 def _mask(job, split, record, size, where):
-  mask, names = _decoded(segmentation.decode_mask, record['mask'], where), job.data.mask_classes
+  mask, names = _decoded(masks.decode_mask, record['mask'], where), job.data.mask_classes
   if mask.shape != size:
     raise InputError(
       f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image '

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.features import splits as suite_parts
+from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.cache import DiskFull
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import dpt
@@ -46,7 +45,7 @@ def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
   tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:
     spec = work.job.spec
-    shape = 'own' if work.job.shape == 'own' else suite_parts.frame(work.job, work.encoder)
+    shape = 'own' if work.job.shape == 'own' else splits.frame(work.job, work.encoder)
     for role, split in work.job.splits.items():
       key = id(work.job.data), split, (shape, spec.measure) if shape == 'own' else shape
       tables.setdefault(key, (work, role, set()))[2].update(spec.outputs)
@@ -64,10 +63,10 @@ def _bytes(work, role, shape, outputs):
   """What a split takes: float32 for each CLS token and the embedding, float16 for patches."""
   encoder, job, numbers = work.encoder, work.job, work.parts.numbers(work.job, role)
   source = job.data.source(job.splits[role])
-  if isinstance(shape, suite_parts.Resize):
+  if isinstance(shape, splits.Resize):
     cells = shape.height * shape.width / encoder.patch**2
   else:
-    some = [_header(source[int(i)]) for i in numbers[features.records(numbers, _LOOKED_AT)]]
+    some = [_header(source[int(i)]) for i in numbers[reading.records(numbers, _LOOKED_AT)]]
     cells = np.mean([job.spec.cells(work, size) for size in some if size] or [0])
   maps = len(outputs - {'intermediate_layers'})
   vectors = len(encoder.cls_names) + 1
@@ -103,14 +102,14 @@ def _kept(work):
 
 def _seen(shape):
   """How images are seen, as a text that a Resize and what a cache holds of it have in common."""
-  if isinstance(shape, suite_parts.Resize):
+  if isinstance(shape, splits.Resize):
     return json.dumps(dataclasses.astuple(shape))
   return json.dumps(shape) if isinstance(shape[0], int) else 'own'
 
 
 def _header(record):
   try:
-    return suite_parts.header(record)
+    return splits.header(record)
   except ValueError:
     return None
 

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from tips_jax.data import views
-from tips_jax.evals.features import reading as features
-from tips_jax.evals.probes import depth, dpt, normals
-from tips_jax.evals.probes import masks as segmentation
+from tips_jax.evals.features import reading
+from tips_jax.evals.probes import depth, dpt, masks, normals
 
 EXAMPLES = 6
 # Encoded annotations held in memory: probes read them once an epoch.
@@ -79,7 +78,7 @@ class SplitFeatures:
 
   def mask(self, i: int) -> np.ndarray:
     """Class ids uint8 [H, W]."""
-    return self._crop(segmentation.decode_mask(self._annotation('mask', int(i))))
+    return self._crop(masks.decode_mask(self._annotation('mask', int(i))))
 
   def depth(self, i: int) -> np.ndarray:
     """Meters [H, W], 0 = missing."""
@@ -91,7 +90,7 @@ class SplitFeatures:
 
   def shown(self) -> list[int]:
     """At most EXAMPLES numbers, evenly spaced."""
-    return features.records(self, EXAMPLES).tolist()
+    return reading.records(self, EXAMPLES).tolist()
 
 
 class DatasetFeatures:
@@ -136,7 +135,7 @@ class DatasetFeatures:
   def numbers(self, job: Any, role: str) -> np.ndarray:
     """Numbers of the records of a split that take part."""
     source = job.data.source(job.splits[role])
-    return features.records(source, self._limit or len(source))
+    return reading.records(source, self._limit or len(source))
 
   def extract(
     self,

@@ -1,4 +1,4 @@
-"""Depth maps: decoding, bins, losses, metrics and naive baselines.
+"""Depth maps: decoding, bins, losses, metrics and baselines without features.
 
 Depth is float32 meters [H, W], 0 where it is missing; pixels beyond `max_depth` count as missing.
 """
@@ -177,7 +177,7 @@ class DepthScorer:
     }
 
 
-def naive(
+def constant_answers(
   truth: Truth, rows: Sequence[int], *, max_depth: float = MAX_DEPTH
 ) -> tuple[float, np.ndarray]:
   """(mean depth in meters, mean depth image [H, W]) of the valid pixels of truth(i), i in rows.
@@ -216,7 +216,7 @@ def baselines(
   crop: tuple[int, int, int, int] | None = None,
 ) -> dict[str, dict[str, float]]:
   """Metrics of the answers 'constant' (training mean) and 'mean_image' (training mean by pixel)."""
-  mean, image = naive(train, train_rows, max_depth=max_depth)
+  mean, image = constant_answers(train, train_rows, max_depth=max_depth)
   constant = DepthScorer(max_depth=max_depth, crop=crop)
   by_pixel = DepthScorer(max_depth=max_depth, crop=crop)
   for row in test_rows:

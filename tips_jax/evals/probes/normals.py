@@ -160,7 +160,7 @@ class NormalScorer:
     return float((np.mean(middle) + 0.5) * 180 / _BINS)
 
 
-def naive(truth: Truth, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def constant_answers(truth: Truth, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   """(mean normal [3], mean normal image [H, W, 3]) of truth(i), i in rows, of unit length.
 
   The image has the size of the first truth; where nothing is known it holds the mean. InputError
@@ -191,7 +191,7 @@ def baselines(
   train: Truth, train_rows: Sequence[int], test: Truth, test_rows: Sequence[int]
 ) -> dict[str, dict[str, float]]:
   """Metrics of the answers 'constant' (training mean) and 'mean_image' (training mean by pixel)."""
-  mean, image = naive(train, train_rows)
+  mean, image = constant_answers(train, train_rows)
   constant = NormalScorer()
   by_pixel = NormalScorer()
   for row in test_rows:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from tips_jax.evals.report import charts, plotting, tables
 from tips_jax.evals.report.page import Picture, Section
 from tips_jax.evals.report.tables import Row
-from tips_jax.evals.tasks import table as tasks
+from tips_jax.evals.tasks import table
 from tips_jax.evals.tasks.spec import Result
 
 # Sections of a run, and those of all tasks together: name -> (title, caption).
@@ -43,7 +43,7 @@ def sections(
   `losses` are drawn.
   """
   by_name = {name: Section(name, *words) for name, words in _FRONT.items()}
-  for spec in tasks.TASKS.values():
+  for spec in table.TASKS.values():
     by_name[spec.name] = Section(spec.name, spec.title, spec.caption)
   for entry in entries:
     by_name[entry['kind']].entries.append(entry)
@@ -54,8 +54,8 @@ def sections(
 
   add('losses', '', charts.losses(lines, losses))
   add('progress', '', charts.progress(lines, _logged(results)))
-  charted = [row for row in rows if tasks.spec(row.kind).charted and row.values[0] is not None]
-  labels = [f'{row.dataset}, {tasks.spec(row.kind).title}' for row in charted]
+  charted = [row for row in rows if table.spec(row.kind).charted and row.values[0] is not None]
+  labels = [f'{row.dataset}, {table.spec(row.kind).title}' for row in charted]
   add('bars', '', charts.bars(charted, labels))
   datasets = set()
   for result in results:
@@ -79,7 +79,7 @@ def _logged(results):
   metrics = {}
   for result in results:
     for name in tables.main_metrics(result.spec.name, result.metrics):
-      unit = tasks.metric(f'{result.spec.name}/{name}').unit
+      unit = table.metric(f'{result.spec.name}/{name}').unit
       label = (
         f'{result.dataset} {result.task.replace("_", " ")}, {tables.label(result.spec.name, name)}'
       )

@@ -12,7 +12,7 @@ import numpy as np
 from tips_jax.evals.datasets.protocols import UNITS
 from tips_jax.evals.report import tables
 from tips_jax.evals.report.tables import ARROWS, COLUMNS, OTHER, Row, credit, label, number
-from tips_jax.evals.tasks import table as tasks
+from tips_jax.evals.tasks import table
 
 _LEAD = 'A frozen encoder, measured on images that it was not trained on.'
 _LEAD_OF_RUN = 'The model before and after training, frozen, on images that it was not trained on.'
@@ -120,7 +120,7 @@ def _table(rows, heads, columns):
 
 
 def _metric(kind, name):
-  described = tasks.metric(f'{kind}/{name}')
+  described = table.metric(f'{kind}/{name}')
   text = html.escape(label(kind, name))
   return f'{text}<i>{UNITS[described.unit][2]} {ARROWS[described.better]}</i>'
 

@@ -19,7 +19,7 @@ from tips_jax.core import files, log
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.report import page, tables
-from tips_jax.evals.tasks import table as tasks
+from tips_jax.evals.tasks import table
 from tips_jax.evals.tasks.spec import Result
 
 SCHEMA = 2
@@ -120,7 +120,7 @@ def content(
   before: Mapping[str, float] | None = None,
   pixel_baseline: Mapping[str, float] | None = None,
 ) -> dict:
-  """What results.json holds; null stands for what is not a finite number."""
+  """What results.json holds; null is a number that is not finite."""
   columns = {'before': before, 'pixel_baseline': pixel_baseline}
   columns = {name: values for name, values in columns.items() if values is not None}
   return {
@@ -135,7 +135,7 @@ def content(
 def _entry(result, columns):
   metrics = {}
   for name, value in result.metrics.items():
-    described = tasks.metric(f'{result.spec.name}/{name}')
+    described = table.metric(f'{result.spec.name}/{name}')
     unit = described.unit
     metric = {
       'value': _printed(value, unit),
@@ -148,7 +148,7 @@ def _entry(result, columns):
     metrics[name] = metric
   published = []
   for name, figures in result.published.items():
-    unit = tasks.metric(f'{result.spec.name}/{name}').unit
+    unit = table.metric(f'{result.spec.name}/{name}').unit
     for figure in figures:
       published.append(
         {

@@ -108,7 +108,7 @@ def columns(rows: Sequence[Row]) -> list[str]:
 
 
 def heads(contents: Sequence[dict]) -> list[str]:
-  """What stands over the numbers of each evaluation; equal names with the hash behind them."""
+  """The heading of the numbers of each evaluation; equal names with the hash behind them."""
   if len(contents) == 1:
     measured = [metric for entry in contents[0]['results'] for metric in entry['metrics'].values()]
     return ['after' if any(metric.get('before') is not None for metric in measured) else 'ours']

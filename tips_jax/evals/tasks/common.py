@@ -130,7 +130,7 @@ def share_right(counts: np.ndarray) -> float:
 
 
 def scored_depth(truth: np.ndarray, most: float) -> np.ndarray:
-  """Depth as it is scored: what lies beyond `most` meters is missing."""
+  """Depth as it is scored: what is beyond `most` meters is missing."""
   return np.where(depth.known(truth, max_depth=most), truth, 0)
 
 

@@ -75,12 +75,12 @@ def measure(work: TaskInputs) -> dict[str, Any]:
             'patch': floats(test.intermediate_layers[-1][0][i]),
           }
         )
-  naive = (
+  baselines_of = (
     functools.partial(depth.baselines, max_depth=o['max_depth'])
     if task == 'depth'
     else normals.baselines
   )
-  baselines = naive(truth, baseline_images(train), getattr(test, task), range(len(test)))
+  baselines = baselines_of(truth, baseline_images(train), getattr(test, task), range(len(test)))
   rename = {'rmse': 'angular_rmse'} if task == 'normals' else {}
   named = lambda values: {rename.get(name, name): value for name, value in values.items()}
   return {

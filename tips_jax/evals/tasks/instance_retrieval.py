@@ -296,7 +296,7 @@ def _tags(job, role, part):
 
 
 def _found_instances(work, near, name, own):
-  """Queries and what lies nearest to each in the indexes of the works `near`; `own`: the Domain of
+  """Queries and what is nearest to each in the indexes of the works `near`; `own`: the Domain of
   the data set.
   """
   test, [domain], found = work.part('test'), own.values(), []
@@ -339,7 +339,7 @@ SPEC = TaskSpec(
   title='Instance retrieval',
   caption=(
     'A query image and the images nearest to it, those of the same instance framed: in a good '
-    'sheet the frames stand at the left.'
+    'result the frames are at the left.'
   ),
   measure=measure,
   metrics=_INSTANCES,

@@ -131,7 +131,7 @@ SPEC = TaskSpec(
   title='Retrieval between images and texts',
   caption=(
     'Evenly spaced test texts, not chosen ones, and the images nearest to each, the right one '
-    'framed: in a good sheet the frame stands first, and the others fit the words in part.'
+    'framed: in a good result the frame comes first, and the others fit the words in part.'
   ),
   measure=measure,
   metrics=_RECALLS,

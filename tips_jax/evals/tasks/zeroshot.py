@@ -16,7 +16,7 @@ import numpy as np
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
-from tips_jax.evals.features import reading as features
+from tips_jax.evals.features import reading
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import (
   masks,
@@ -33,7 +33,7 @@ _BLOCK = 1024  # images whose scores are held at once
 def class_embeddings(
   encode: Callable[[list[str]], np.ndarray], names: Sequence, templates: Sequence[str]
 ) -> np.ndarray:
-  """float32 [K, E], of length one: what stands for each class.
+  """float32 [K, E], of length one: an embedding of each class.
 
   encode: texts -> [T, E], any T. names: for each class its name, or a tuple of names, whose texts
   all count the same.
@@ -58,10 +58,10 @@ def class_embeddings(
       raise InputError(
         'zero-shot: got a checkpoint without a text tower; expected one with images and texts'
       )
-    parts.append(features.normalize(features.finite(part)))
+    parts.append(reading.normalize(reading.finite(part)))
   vectors = np.concatenate(parts)
   means = [vectors[[number[text] for text in texts]].mean(0, dtype=np.float64) for texts in said]
-  return features.normalize(np.stack(means))
+  return reading.normalize(np.stack(means))
 
 
 def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray:
@@ -69,7 +69,7 @@ def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray
 
   Equal scores: the lowest class first. Images that are zero or not finite are equally far from all.
   """
-  image, classes = np.asarray(image), features.normalize(features.finite(classes))
+  image, classes = np.asarray(image), reading.normalize(reading.finite(classes))
   if image.ndim != 2 or image.shape[1] != classes.shape[1]:
     raise InputError(
       f'zero-shot: got images {image.shape} and classes {classes.shape}; expected [N, E] and [K, E]'
@@ -77,7 +77,7 @@ def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray
   distinct, row = np.unique(classes, axis=0, return_inverse=True)  # equal classes tie exactly
   k, found = min(k, len(classes)), []
   for i in range(0, len(image), _BLOCK):
-    part = features.finite(image[i : i + _BLOCK])
+    part = reading.finite(image[i : i + _BLOCK])
     rows = len(part)
     part = np.pad(part, [(0, min(_BLOCK, len(image)) - rows), (0, 0)])  # one shape, one compilation
     found.append(np.asarray(_top(part, distinct, row.ravel(), k=k))[:rows])
