@@ -28,6 +28,7 @@ def measure(name):
   import numpy as np
 
   from tips_jax.core import schema, strict
+  from tips_jax.data.batch import layout
   from tips_jax.train import method as method_lib
   from tips_jax.train import sharding, state, step, summary
 
@@ -38,13 +39,10 @@ def measure(name):
   )
   c, rng = method.config, np.random.default_rng(0)
   size = c.schedule.batch_size
-  batch = {
-    n: rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8)
-    for n, v in c.data.views.items()
-  }
-  for text in c.data.texts:
-    batch[text] = rng.integers(2, 300, (size, c.data.text_length)).astype(np.int32)
-    batch[f'{text}_valid'] = np.ones(size, bool)
+  batch = {}
+  for entry_name, entry in layout(c.data).items():
+    high = {np.uint8: 256, np.int32: 300, np.bool_: 2}[entry.dtype]
+    batch[entry_name] = rng.integers(0, high, (size, *entry.shape)).astype(entry.dtype)
   mesh = sharding.make_mesh(c.mesh, size)
   with jax.set_mesh(mesh):
     s = jax.jit(lambda: state.init(method))()

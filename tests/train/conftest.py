@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tips_jax.core import schema, strict
+from tips_jax.data import batch as batches
+from tips_jax.train import lowering, sharding
 from tips_jax.train import method as method_lib
-from tips_jax.train import sharding
 from tips_jax.train import state as state_lib
 
 _RULES = dict(
@@ -79,22 +80,22 @@ class Small:
 
   def batch(self, method, *, seed=0, mesh=None):
     """Random images and ids of the method's shapes; a few rows lack a text."""
-    rng, c = np.random.default_rng(seed), method.config
-    size, batch = c.schedule.batch_size, {}
-    for name, v in c.data.views.items():
-      batch[name] = rng.integers(0, 256, (size, v.count, v.size, v.size, 3), np.uint8)
-    for i, name in enumerate(c.data.texts):
-      batch[name] = rng.integers(2, 1000, (size, c.data.text_length), np.int32)
+    rng = np.random.default_rng(seed)
+    data = method.config.data
+    size = method.config.schedule.batch_size
+    batch = batches.empty(data, size)
+    for name in batches.HOST:
+      del batch[name]
+    for name in data.views:
+      batch[name] = rng.integers(0, 256, batch[name].shape, batch[name].dtype)
+    for i, name in enumerate(data.texts):
+      batch[name] = rng.integers(2, 1000, batch[name].shape, batch[name].dtype)
       batch[name][:, 5 + i :] = 0
-      batch[f'{name}_valid'] = np.arange(size) != 2 + i
+      batch[batches.valid(name)] = np.arange(size) != 2 + i
     return jax.device_put(batch, sharding.batch(mesh)) if mesh else batch
 
   def abstract(self, method, mesh):
-    abstract = jax.eval_shape(lambda: state_lib.init(method))
-    places = sharding.shardings(method.config.mesh.rules, mesh, abstract)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places
-    )
+    return lowering.abstract_state(method, mesh)[0]
 
   @functools.cache
   def host_state(self, name):

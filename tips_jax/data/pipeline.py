@@ -28,26 +28,21 @@ from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data import views
+from tips_jax.data.batch import Batch, empty, is_reserved, valid
 from tips_jax.data.tokenizer import Tokenizer
 
-_RESERVED = ('index', 'bad')
 _TRIES = 20  # unreadable records in a row, before giving up
 _ROWS = 32  # images per task of the thread pool, at most
 _FEW = 1000  # examples below which max_bad_fraction is not yet a rate
 
 
-Batch = dict[str, np.ndarray]
-
-
 class Pipeline:
   """An endless iterator over this host's part of the global batches.
 
-  A batch is a dict: uint8 [B, V, size, size, 3] per view, int32 [B, T] and '<name>_valid' bool [B]
-  per text, 'index' int64 [B] (record number in the concatenated stores) and 'bad' int64 [B] (the
-  unreadable record that was replaced by 'index', else -1). Host p of n holds the p-th of n equal
-  parts of each global batch, as the rows of a global array are laid out over hosts. Raises
-  InputError for a config or a store that cannot work, before any thread starts, and while iterating
-  when more than `max_bad_fraction` of the images are unreadable.
+  data/batch.py says what a batch holds. Host p of n holds the p-th of n equal parts of each global
+  batch, as the rows of a global array are laid out over hosts. Raises InputError for a config or a
+  store that cannot work, before any thread starts, and while iterating when more than
+  `max_bad_fraction` of the images are unreadable.
   """
 
   next_index: int  # global index of the next example: the state; pass it as `start` to go on
@@ -178,7 +173,7 @@ def check(config: Data) -> None:
     _require(0 <= view.flip <= 1, f'{where}.flip', view.flip, 'a probability')
   names = [*config.views, *config.texts]
   for name in names:
-    free = name not in _RESERVED and not name.endswith('_valid') and names.count(name) == 1
+    free = not is_reserved(name) and names.count(name) == 1
     _require(free, 'data: name of a view or text', name, 'one that no other entry of the batch has')
   for field, least in (('threads', 1), ('workers', 0), ('prefetch', 1), ('text_length', 1)):
     value = getattr(config, field)
@@ -343,14 +338,8 @@ class _Load:
 
   def __call__(self, number: int, records: np.ndarray) -> Batch:
     size = len(records)
-    batch = {}
-    for name, view in self.config.views.items():
-      batch[name] = np.empty((size, view.count, view.size, view.size, 3), np.uint8)
-    for name in self.config.texts:
-      batch[name] = np.zeros((size, self.config.text_length), np.int32)
-      batch[f'{name}_valid'] = np.zeros(size, bool)
-    batch['index'] = np.asarray(records, np.int64)
-    batch['bad'] = np.full(size, -1, np.int64)
+    batch = empty(self.config, size)
+    batch['index'][:] = records
     start = self._first + self._stride * number
     step = max(1, min(_ROWS, size // self._threads))
     tasks = []
@@ -396,7 +385,7 @@ class _Load:
   def _text(self, batch, name, row, text):
     if text:
       batch[name][row] = self._tokenizer.encode(text, self.config.text_length)
-      batch[f'{name}_valid'][row] = batch[name][row].any()
+      batch[valid(name)][row] = batch[name][row].any()
 
 
 def _pick(example, text: Text, luck: float) -> bytes:

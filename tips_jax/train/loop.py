@@ -28,6 +28,7 @@ import numpy as np
 
 from tips_jax.core import files, log, strict
 from tips_jax.core.errors import InputError
+from tips_jax.data.batch import HOST
 from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
@@ -42,7 +43,6 @@ from tips_jax.train.encoder import RunEncoder
 from tips_jax.train.method import Method
 from tips_jax.train.state import State
 
-_HOST = ('index', 'bad')  # entries of a batch that stay on the host
 _AHEAD = 2  # batches on their way to the device
 # Where all processes may stop, in every step: what is between two of these, all do together.
 _POINTS = ('before evaluation', 'before step')
@@ -164,7 +164,7 @@ class Unread:
 
   step: int
   metrics: dict[str, jax.Array]
-  # `index` and `bad` of its batch.
+  # What of its batch stays on the host: data/batch.py.
   host: dict[str, np.ndarray]
 
 
@@ -448,7 +448,7 @@ class Prefetch:
 
   def _load(self):
     batch = next(self._pipeline)
-    host = {name: batch.pop(name) for name in _HOST}
+    host = {name: batch.pop(name) for name in HOST}
     on_device = {
       name: jax.make_array_from_process_local_data(self._to, x) for name, x in batch.items()
     }

@@ -3,8 +3,8 @@ there.
 """
 
 import jax
-import numpy as np
 
+from tips_jax.data.batch import layout
 from tips_jax.train import sharding, state
 from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method
@@ -15,18 +15,18 @@ def abstract_state(method: Method, mesh: jax.sharding.Mesh) -> tuple[State, Stat
   """(shapes and shardings of the state, shardings alone)."""
   shapes = jax.eval_shape(lambda: state.init(method))
   places = sharding.shardings(method.config.mesh.rules, mesh, shapes)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
-  ), places
+
+  def placed(x, place):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree.map(placed, shapes, places), places
 
 
 def abstract_batch(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of the global batch that the data pipeline yields."""
-  c, b = method.config.data, method.config.schedule.batch_size
-  shape = lambda dims, dtype: jax.ShapeDtypeStruct((b, *dims), dtype)
-  views = {n: shape((v.count, v.size, v.size, 3), np.uint8) for n, v in c.views.items()}
-  texts = {n: shape((c.text_length,), np.int32) for n in c.texts}
-  return views | texts | {f'{n}_valid': shape((), np.bool_) for n in c.texts}
+  rows = method.config.schedule.batch_size
+  entries = layout(method.config.data)
+  return {name: jax.ShapeDtypeStruct((rows, *e.shape), e.dtype) for name, e in entries.items()}
 
 
 def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
@@ -34,6 +34,7 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   batch).
   """
   shapes, places = abstract_state(method, mesh)
+  # The old state is given away: two of them would not fit where one of a large model does.
   jitted = jax.jit(
     step_lib.make(method),
     donate_argnums=0,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
+from tips_jax.data.batch import layout
 from tips_jax.models import towers
 from tips_jax.objectives import contrastive, distill, masked, monitor
 
@@ -105,9 +106,7 @@ def build(config: schema.Config) -> Method:
 
 def _paths(c, by):
   """Every path of a feature: of the batch, the masks and the passes."""
-  known = set()
-  for name in (*c.data.views, *c.data.texts, *(f'{name}_valid' for name in c.data.texts)):
-    known.add(f'batch.{name}')
+  known = {f'batch.{name}' for name in layout(c.data)}
   for name in c.masks:
     known |= {f'masks.{name}.{output}' for output in MASK_OUTPUTS}
   for name, p in c.passes.items():

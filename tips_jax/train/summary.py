@@ -8,6 +8,7 @@ import jax
 
 from tips_jax.core import tree
 from tips_jax.core.types import Shapes
+from tips_jax.data.batch import layout
 from tips_jax.models import towers
 from tips_jax.train import sharding, state
 from tips_jax.train.method import Method
@@ -16,11 +17,7 @@ from tips_jax.train.method import Method
 def shapes(method: Method) -> Shapes:
   """{feature path: shape} of one image: what the batch, the masks and every pass give."""
   c = method.config
-  result = {}
-  for name, view in c.data.views.items():
-    result[f'batch.{name}'] = (view.count, view.size, view.size, 3)
-  for name in c.data.texts:
-    result[f'batch.{name}'] = (c.data.text_length,)
+  result = {f'batch.{name}': entry.shape for name, entry in layout(c.data).items()}
   for name, mask in c.masks.items():
     view = c.data.views[mask.view]
     patches = math.ceil(view.size / method.mask_patch[name]) ** 2
