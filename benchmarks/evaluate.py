@@ -25,7 +25,7 @@ from tips_jax.core import schema, strict
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs
+from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features.cache import Cache
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
@@ -61,7 +61,7 @@ def run(args, folder):
   row = '{:13} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}'.format
   print(f'{args.scale}, {args.size} x {args.size}, {cores} cores; seconds')
   print(row('', 'images', 'wall', 'encoder', 'reading', 'task', 'share', 'images/s'), flush=True)
-  for job in jobs.own(path, only=TASKS, size=args.size):
+  for job in evaluations.of_store(path, only=TASKS, size=args.size):
     if job.task.kind == 'retrieval':
       job = dataclasses.replace(job, splits={'test': 'train'})
     measure(model, job, limit=BATCH)

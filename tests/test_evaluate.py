@@ -15,7 +15,7 @@ from tests.interop.conftest import model
 from tips_jax import evaluate
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.report import figures
 from tips_jax.evals.report import results as sheet
@@ -85,15 +85,17 @@ def test_a_store_of_ones_own(call, plain, store, tmp_path, monkeypatch):
 
 
 def test_all_that_the_annotations_serve(checkpoints, store):
-  with_texts, without = (suite_data.own(store, texts=texts) for texts in (True, False))
+  with_texts, without = (evaluations.of_store(store, texts=texts) for texts in (True, False))
   assert [job.task.name for job in with_texts] == list(table.TASKS)
   assert [job.task.name for job in without] == [
-    name for name, kind in table.TASKS.items() if not kind.text
+    name for name, kind in table.TASKS.items() if not kind.needs_text
   ]
 
 
 def test_quick_stands_beside_random_weights(call, plain, tmp_path, monkeypatch):
-  monkeypatch.setattr(suite_data, '_SCENES', suite_data._SCENES | dict(train=16, test=8, size=SIZE))
+  monkeypatch.setattr(
+    evaluations, '_SCENES', evaluations._SCENES | dict(train=16, test=8, size=SIZE)
+  )
   code, out, err = call(suite='quick', task='knn,instance_retrieval', batch_size=8)
   assert code == 0, err
   assert re.search(r'one +random weights +chance', out) and 'drawing scenes' in err
@@ -136,11 +138,11 @@ def test_evaluations_side_by_side(call, plain, checkpoints, store, tmp_path):
 def test_the_short_recipe_has_no_published_figures_beside_it(store):
   depth, knn = (
     dataclasses.replace(job, published={'rmse': ('figure',)})
-    for job in suite_data.own(store, only=('depth', 'knn'))
+    for job in evaluations.of_store(store, only=('depth', 'knn'))
   )
-  short = suite_data.short(depth)
+  short = evaluations.short(depth)
   assert short.options['bins'] < depth.options['bins'] and not short.published
-  assert suite_data.short(knn) == knn and knn.published  # there is nothing to shorten
+  assert evaluations.short(knn) == knn and knn.published  # there is nothing to shorten
 
 
 def test_the_recipe_is_a_fact_of_the_page(call, plain, store, tmp_path):
@@ -258,7 +260,7 @@ def test_help_says_the_flags(capsys):
 def test_eight_devices_give_the_numbers_of_one(checkpoints, store, tmp_path):
   """Features bit for bit, hence the metrics."""
   weights = read.read(checkpoints / 'one')
-  jobs = suite_data.own(
+  jobs = evaluations.of_store(
     store, only=('segmentation', 'knn', 'retrieval', 'zeroshot_segmentation'), size=SIZE
   )
   results, arrays = [], []

@@ -117,18 +117,19 @@ def main(argv: list[str]) -> int:
 
 def _evaluate(argv):
   _flags(argv)
-  from tips_jax.evals.datasets import jobs as suite_data
-  from tips_jax.evals.datasets import (  # only now: --help and bad flags answer at once
-    on_disk,
-  )
+  # Only now: --help and bad flags answer at once.
+  from tips_jax.evals.datasets import evaluations, on_disk
   from tips_jax.evals.report import results
 
   if FLAGS.compare and not FLAGS.checkpoint:
     print(results.compare(_compared()))
     return 0
   others = [results.read(path) for path in _compared()]
-  names, only = suite_data.names(FLAGS.suite) if FLAGS.suite else (), suite_data.kinds(FLAGS.task)
-  public = suite_data.public(names, only)
+  names, only = (
+    evaluations.dataset_names(FLAGS.suite) if FLAGS.suite else (),
+    evaluations.task_names(FLAGS.task),
+  )
+  public = evaluations.benchmark_tasks(names, only)
   _data_folder(public)
   if FLAGS.check:
     return _check(public, only)
@@ -147,17 +148,17 @@ def _evaluate(argv):
   jobs = [
     job
     for name in public
-    for job in suite_data.benchmark(name, FLAGS.data, only=only, size=FLAGS.size)
+    for job in evaluations.of_benchmark(name, FLAGS.data, only=only, size=FLAGS.size)
   ]
   if FLAGS.store:
-    jobs += suite_data.own(
+    jobs += evaluations.of_store(
       FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text
     )
   if FLAGS.recipe == 'short':
-    jobs = [suite_data.short(job) for job in jobs]
-  if suite_data.QUICK in names:
+    jobs = [evaluations.short(job) for job in jobs]
+  if evaluations.QUICK in names:
     with _Progress('drawing scenes', 1) as bar:
-      jobs += suite_data.quick(
+      jobs += evaluations.of_scenes(
         cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar
       )
   if not jobs:
@@ -165,7 +166,7 @@ def _evaluate(argv):
       f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs'
     )
   _refuse_another(output, encoder, jobs)
-  if suite_data.QUICK in names if FLAGS.random is None else FLAGS.random:
+  if evaluations.QUICK in names if FLAGS.random is None else FLAGS.random:
     _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
     others.insert(0, output / _RANDOM)
   print(
@@ -227,11 +228,10 @@ def _data_folder(public):
 
 def _check(public, only):
   """Says whether the data are whole; returns the exit code."""
-  from tips_jax.evals.datasets import jobs as suite_data
-  from tips_jax.evals.datasets import on_disk, records
+  from tips_jax.evals.datasets import evaluations, on_disk, records
 
   if FLAGS.store:
-    jobs = suite_data.own(FLAGS.store, only=only)
+    jobs = evaluations.of_store(FLAGS.store, only=only)
     records.check_data(jobs)
     print(f'{FLAGS.store}: ready for {", ".join(job.task.name for job in jobs)}')
     return 0

@@ -5,7 +5,7 @@ import pytest
 
 from tips_jax.data import views
 from tips_jax.evals import baselines
-from tips_jax.evals.datasets import jobs
+from tips_jax.evals.datasets import sources
 from tips_jax.evals.features import reading
 from tips_jax.evals.tasks import retrieval
 
@@ -25,7 +25,7 @@ def test_the_description_ends_with_the_color_histogram():
 
 
 def test_the_regression_finds_images_by_words_of_color(store, tokenizer):
-  data = jobs.Store(store)
+  data = sources.Store(store)
   pixels = baselines.Pixels(patch=8, size=32)
   assert not pixels.has_text
   assert pixels.fit(data, 'train', tokenizer=tokenizer, text_length=8, limit=5000)

@@ -274,7 +274,7 @@ def test_what_lacks_is_said_in_one_line(drawn, tmp_path, monkeypatch, tasks, fie
 @pytest.mark.parametrize('task', ALL)
 def test_an_annotation_that_lacks(tmp_path, write_store, task):
   bare = write_store(tmp_path / 'bare', annotations=())
-  feature = table.TASKS[task].needs
+  feature = table.TASKS[task].annotation
   if feature == 'captions':
     return
   with pytest.raises(

@@ -6,7 +6,7 @@ import json
 from tests.evals.stub_encoder import Stub
 from tests.evals.test_suite import TEST, jobs_of, path  # noqa: F401
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs
+from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.report import results
 from tips_jax.evals.tasks import table
@@ -30,7 +30,7 @@ def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkey
     measure=measure,
     metrics=(Metric('spread', 'spread', 'm', 'lower', shown=True),),
     roles=('test',),
-    needs='label',
+    annotation='label',
     draw=lambda result: drawn,
   )
   monkeypatch.setitem(table.TASKS, 'spread', spec)
@@ -49,4 +49,4 @@ def test_a_task_of_ones_own_is_measured_drawn_and_written(path, tmp_path, monkey
   assert [png.read_bytes() for png in (tmp_path / 'out').rglob('*spread.png')] == [drawn]
   assert 'spread' in text and 'k-NN' in (tmp_path / 'out' / results.PAGE).read_text()
   assert spec.title in (tmp_path / 'out' / results.PAGE).read_text()
-  assert 'spread' in [job.task.name for job in jobs.own(path, texts=False)]
+  assert 'spread' in [job.task.name for job in evaluations.of_store(path, texts=False)]

@@ -14,8 +14,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs as suite_data
-from tips_jax.evals.datasets import protocols
+from tips_jax.evals.datasets import evaluations, protocols, sources
 from tips_jax.evals.datasets.protocols import Constant
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.features import reading, splits
@@ -56,7 +55,7 @@ def tiny(jobs):
 
 
 def jobs_of(path, *kinds, **options):
-  return tiny(suite_data.own(path, only=kinds, **{'size': SIZE} | options))
+  return tiny(evaluations.of_store(path, only=kinds, **{'size': SIZE} | options))
 
 
 @pytest.fixture(scope='module')
@@ -246,7 +245,8 @@ def test_segmentation_keeps_the_aspect_ratio(tmp_path):
   """
   fake.WRITE['voc'](tmp_path / 'data')
   [job] = [
-    job for job in suite_data.benchmark('voc', tmp_path / 'data', only=('segmentation',), size=16)
+    job
+    for job in evaluations.of_benchmark('voc', tmp_path / 'data', only=('segmentation',), size=16)
   ]
   encoder = Stub()
   [outcome] = suite.run(encoder, [job], cache=cache_lib.Cache(tmp_path / 'cache'), batch_size=1)
@@ -267,7 +267,7 @@ def test_sliding_windows(path, tmp_path):
 
 @pytest.mark.parametrize('asked,wanted', [(32, (32, 32)), (33, (40, 40)), (0, (32, 32))])
 def test_frames_are_whole_patches(path, asked, wanted):
-  [job] = suite_data.own(path, only=('knn',), size=asked)
+  [job] = evaluations.of_store(path, only=('knn',), size=asked)
   frame = splits.frame(job, Stub())
   assert (frame.height, frame.width) == wanted
 
@@ -293,7 +293,7 @@ def test_a_protocol_says_how_images_are_resized(path, resize, cut):
 def test_benchmarks_in_their_official_layouts(name, tmp_path):
   """Every task of every data set runs, on a few images of each."""
   fake.WRITE[name](tmp_path / 'data')
-  jobs = tiny(suite_data.benchmark(name, tmp_path / 'data', size=16))
+  jobs = tiny(evaluations.of_benchmark(name, tmp_path / 'data', size=16))
   if name == 'imagenet':  # three classes in place of a thousand
     jobs = [
       dataclasses.replace(job, task=dataclasses.replace(job.task, classes=())) for job in jobs
@@ -317,7 +317,7 @@ def test_benchmarks_in_their_official_layouts(name, tmp_path):
 def test_a_fingerprint_tells_contents_apart(tmp_path):
   for side in ('a', 'b'):
     fake.WRITE['voc'](tmp_path / side)
-  open_voc = lambda side: suite_data.Benchmark('voc', tmp_path / side, ('train', 'test'))
+  open_voc = lambda side: sources.Benchmark('voc', tmp_path / side, ('train', 'test'))
   first = open_voc('a')
   assert (
     first.fingerprint('train') == open_voc('a').fingerprint('train') != first.fingerprint('test')
@@ -331,17 +331,17 @@ def test_a_fingerprint_tells_contents_apart(tmp_path):
 
 
 def test_names():
-  assert suite_data.names('quick,voc,uned')[:3] == ('quick', 'voc', 'uned_food2k')
-  assert len(suite_data.names('tips')) == len(set(suite_data.names('tips,voc')))
+  assert evaluations.dataset_names('quick,voc,uned')[:3] == ('quick', 'voc', 'uned_food2k')
+  assert len(evaluations.dataset_names('tips')) == len(set(evaluations.dataset_names('tips,voc')))
   with pytest.raises(InputError, match="--suite: got 'quik'.*did you mean 'quick'"):
-    suite_data.names('quik')
-  assert suite_data.kinds('dpt_normals,instance_retrieval,knn') == (
+    evaluations.dataset_names('quik')
+  assert evaluations.task_names('dpt_normals,instance_retrieval,knn') == (
     'dpt_normals',
     'instance_retrieval',
     'knn',
   )
   with pytest.raises(InputError, match="--task: got 'segmentatoin'.*did you mean 'segmentation'"):
-    suite_data.kinds('segmentatoin')
+    evaluations.task_names('segmentatoin')
 
 
 # --- bad input: one clear line before any feature -----------------------------------------------
@@ -353,7 +353,7 @@ def spoilt(path, **changes):
   """
   change = changes.pop('records', None)
   kinds = changes.pop('kinds', ())
-  jobs = suite_data.own(path, only=kinds, size=SIZE)
+  jobs = evaluations.of_store(path, only=kinds, size=SIZE)
   data = jobs[0].data
   for name, value in changes.items():
     setattr(data, name, value)
@@ -462,9 +462,11 @@ def refused(jobs, message, encoder=None):
 
 
 def test_only_what_the_annotations_serve(path):
-  data = suite_data.Store(store.open_store(path))
+  data = sources.Store(store.open_store(path))
   data.features = {'image', 'mask'}
-  serves = lambda texts: [name for name, kind in table.TASKS.items() if data.serves(kind, texts)]
+  serves = lambda texts: [
+    name for name, kind in table.TASKS.items() if evaluations.serves(data, kind, texts)
+  ]
   assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
     'segmentation'
   ]

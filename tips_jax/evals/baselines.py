@@ -13,7 +13,7 @@ import numpy as np
 
 from tips_jax.data import views
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.evals.datasets.jobs import Store
+from tips_jax.evals.datasets.sources import Store
 from tips_jax.evals.features import reading
 
 _SIDE = 16  # pixels of the shrunk image

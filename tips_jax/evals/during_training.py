@@ -18,7 +18,7 @@ from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.evals import baselines, suite
-from tips_jax.evals.datasets import jobs, on_disk, protocols, records
+from tips_jax.evals.datasets import evaluations, on_disk, protocols, records
 from tips_jax.evals.features import cache
 from tips_jax.evals.report import results as report
 from tips_jax.evals.tasks import table
@@ -154,7 +154,7 @@ class DuringTraining:
     return _metrics(self._measure(pixels, [group])) if group else {}
 
   def _check_texts(self, evaluation: Evaluation, where: str, has_text: bool) -> None:
-    if not evaluation.spec.text:
+    if not evaluation.spec.needs_text:
       return
     if not has_text:
       raise InputError(
@@ -191,23 +191,23 @@ def _of_store(opened: store.Store, config: schema.Evals) -> list[Evaluation]:
   for task in config.tasks:
     _check_store(opened, task, config.split)
   found = []
-  for evaluation in jobs.own(opened.path, only=config.tasks, size=config.size):
+  for evaluation in evaluations.of_store(opened.path, only=config.tasks, size=config.size):
     # The split may be a slice, 'train[90%:]', which the store does not list.
     evaluation.data.counts[config.split] = len(opened.source(config.split))
     splits = evaluation.splits | {'test': config.split}
-    found.append(dataclasses.replace(jobs.short(evaluation), splits=splits))
+    found.append(dataclasses.replace(evaluations.short(evaluation), splits=splits))
   return found
 
 
 def _check_store(opened: store.Store, task: str, split: str) -> None:
   spec = table.TASKS[task]
-  fields = {spec.needs}
-  if spec.needs == 'captions':
+  fields = {spec.annotation}
+  if spec.annotation == 'captions':
     fields = {'captions', 'alt_text'}
   if not fields & set(opened.features):
     raise InputError(
-      f'evals.tasks: {task!r} needs the feature {spec.needs!r}, and store {opened.path!r} has only '
-      f'{sorted(opened.features)}; leave the task out or prepare the store with it'
+      f'evals.tasks: {task!r} needs the feature {spec.annotation!r}, and store {opened.path!r} has '
+      f'only {sorted(opened.features)}; leave the task out or prepare the store with it'
     )
   splits = [split]
   if 'train' in spec.roles:
@@ -241,7 +241,7 @@ def _suite(config: schema.Evals) -> tuple[str, ...]:
 def _of_benchmark(name: str, config: schema.Evals, has_text: bool) -> list[Evaluation]:
   tasks = []
   for task in protocols.get(name).tasks:
-    if has_text or not table.TASKS[task.kind].text:
+    if has_text or not table.TASKS[task.kind].needs_text:
       tasks.append(task)
   if not tasks:
     raise InputError(
@@ -249,4 +249,4 @@ def _of_benchmark(name: str, config: schema.Evals, has_text: bool) -> list[Evalu
       'tasks of images alone'
     )
   on_disk.require([on_disk.check(name, config.data, tasks=[task.name for task in tasks])])
-  return jobs.benchmark(name, config.data, only={task.kind for task in tasks})
+  return evaluations.of_benchmark(name, config.data, only={task.kind for task in tasks})

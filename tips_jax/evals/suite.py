@@ -57,11 +57,14 @@ def run(
       label=f'({number}/{len(groups)})',
     )
     works += [
-      TaskInputs(job=job, encoder=encoder, parts=parts, cache=cache, output=output) for job in group
+      TaskInputs(evaluation=job, encoder=encoder, parts=parts, cache=cache, output=output)
+      for job in group
     ]
   for work in works:
-    if work.job.pool:
-      work.pool = pools.setdefault((work.job.pool, work.job.task.name), instance_retrieval.Pool())
+    if work.evaluation.pool:
+      work.pool = pools.setdefault(
+        (work.evaluation.pool, work.evaluation.task.name), instance_retrieval.Pool()
+      )
       work.pool.works.append(work)
   disk_space.check(works, tell=tell)
   outcomes = []
@@ -76,7 +79,7 @@ def _outcome(work, every):
   """Measures one job; `every`: the DatasetFeatures of all, whose time in the encoder is not the
   task's.
   """
-  job, total = work.job, lambda: sum(parts.total() for parts in every)
+  job, total = work.evaluation, lambda: sum(parts.total() for parts in every)
   start, before = time.monotonic(), total()
   found = job.spec.measure(work)
   own = time.monotonic() - start - (total() - before)
@@ -100,5 +103,7 @@ def _outcome(work, every):
 
 def _size(work):
   """Pixels of the short side that were asked for; 0: of the images as they are."""
-  job = work.job
-  return job.size or (0 if job.shape in ('native', 'own') else getattr(work.encoder, 'size', 224))
+  job = work.evaluation
+  return job.size or (
+    0 if job.shape in ('native', 'aspect') else getattr(work.encoder, 'size', 224)
+  )

@@ -10,7 +10,7 @@ from tests.evals.stub_encoder import Stub
 from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs as suite_data
+from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.features import disk_space
 
@@ -18,7 +18,7 @@ from tips_jax.evals.features import disk_space
 def test_room_on_the_disk(tmp_path_factory, tmp_path, monkeypatch):
   path = scenes.build(tmp_path_factory.mktemp('space') / 'scenes', train=20, test=12, size=32)
   kinds = ('knn', 'segmentation', 'zeroshot_segmentation')
-  jobs = suite_data.own(path, only=kinds, size=32)
+  jobs = evaluations.of_store(path, only=kinds, size=32)
   encoder, cache, told = Stub(), cache_lib.Cache(tmp_path), []
   usage = disk_space.shutil.disk_usage(tmp_path)
   monkeypatch.setattr(disk_space.shutil, 'disk_usage', lambda _: usage._replace(free=10_000))

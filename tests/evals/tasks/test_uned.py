@@ -6,8 +6,7 @@ import pytest
 from tests.data.benchmarks import fake_benchmarks as fake
 from tests.evals.stub_encoder import Stub
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import jobs as suite_data
-from tips_jax.evals.datasets import protocols
+from tips_jax.evals.datasets import evaluations, protocols
 from tips_jax.evals.features import cache as cache_lib
 from tips_jax.evals.features import splits as suite_parts
 from tips_jax.evals.report import results as sheet
@@ -18,7 +17,9 @@ def test_uned_is_searched_in_one_index(tmp_path):
   names = protocols.SUITES['uned']
   for name in names:
     fake.WRITE[name](tmp_path / 'data')
-  jobs = [job for name in names for job in suite_data.benchmark(name, tmp_path / 'data', size=16)]
+  jobs = [
+    job for name in names for job in evaluations.of_benchmark(name, tmp_path / 'data', size=16)
+  ]
   cache = cache_lib.Cache(tmp_path / 'cache')
   outcomes = suite.run(Stub(), jobs, cache=cache, batch_size=2)
   domains = {}

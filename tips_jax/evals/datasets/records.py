@@ -42,7 +42,7 @@ def check_data(jobs: Sequence[Evaluation]) -> None:
     _annotations(job)
   for job in jobs:
     for split in job.splits.values():
-      key = id(job.data), split, job.spec.needs
+      key = id(job.data), split, job.spec.annotation
       if key not in seen:
         _sample(job, split)
       seen.add(key)
@@ -65,7 +65,7 @@ def _splits(job):
 
 
 def _texts(encoder, job):
-  if not job.spec.text:
+  if not job.spec.needs_text:
     return
   if not encoder.has_text:
     raise InputError(
@@ -77,14 +77,14 @@ def _texts(encoder, job):
 
 
 def _annotations(job):
-  needs, there = job.spec.needs, job.data.features
+  needs, there = job.spec.annotation, job.data.features
   there = there | ({'captions'} if 'alt_text' in there else set())
   if needs and needs not in there:
     raise InputError(
       f'{job.dataset}: {job.task.name} needs the annotation {needs!r}, and there is only '
       f'{sorted(there)}; expected data with it'
     )
-  if job.spec.text and needs in ('label', 'mask'):
+  if job.spec.needs_text and needs in ('label', 'mask'):
     names = job.data.mask_classes if needs == 'mask' else job.data.label_names(job.splits['test'])
     wanted = len(job.task.classes) + (job.task.without is not None)
     if not names and not job.task.classes:
@@ -111,16 +111,16 @@ def _sample(job, split):
       size = splits.header(record)
     except ValueError as error:
       broken.append(f'record {number}: {error}')
-      lost += job.spec.needs == 'captions' and bool(_captions(job, record))
+      lost += job.spec.annotation == 'captions' and bool(_captions(job, record))
       continue
-    if job.spec.needs == 'captions':
+    if job.spec.annotation == 'captions':
       silent += not _captions(job, record)
-    elif job.spec.needs:
-      _CHECKS[job.spec.needs](job, split, record, size, f'{where}: record {number}')
+    elif job.spec.annotation:
+      _CHECKS[job.spec.annotation](job, split, record, size, f'{where}: record {number}')
   if len(broken) == len(numbers) or lost > len(numbers) // 10:
     what = 'captions without images' if lost else 'images that cannot be read'
     raise InputError(f'{where}: {what}: {len(broken)} of {len(numbers)} opened ({broken[0]})')
-  if job.spec.needs == 'captions' and silent == len(numbers) - len(broken):
+  if job.spec.annotation == 'captions' and silent == len(numbers) - len(broken):
     raise InputError(
       f'{where}: images without captions: {silent} of {len(numbers)} opened; expected texts for '
       f'{job.task.name}'

@@ -44,16 +44,18 @@ def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
   """'data set split' -> bytes that are not yet in the cache."""
   tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:
-    spec = work.job.spec
-    shape = 'own' if work.job.shape == 'own' else splits.frame(work.job, work.encoder)
-    for role, split in work.job.splits.items():
-      key = id(work.job.data), split, (shape, spec.measure) if shape == 'own' else shape
+    spec = work.evaluation.spec
+    shape = work.evaluation.shape
+    if shape != 'aspect':
+      shape = splits.frame(work.evaluation, work.encoder)
+    for role, split in work.evaluation.splits.items():
+      key = id(work.evaluation.data), split, (shape, spec.measure) if shape == 'aspect' else shape
       tables.setdefault(key, (work, role, set()))[2].update(spec.outputs)
   found, kept = {}, _kept(works[0])
   for (_, split, shape), (work, role, outputs) in tables.items():
-    name = f'{work.job.dataset} {split}'
+    name = f'{work.evaluation.dataset} {split}'
     there = kept.get(
-      (work.job.data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs))), 0
+      (work.evaluation.data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs))), 0
     )
     found[name] = found.get(name, 0) + max(_bytes(work, role, shape, outputs) - there, 0)
   return found
@@ -61,7 +63,7 @@ def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
 
 def _bytes(work, role, shape, outputs):
   """What a split takes: float32 for each CLS token and the embedding, float16 for patches."""
-  encoder, job, numbers = work.encoder, work.job, work.parts.numbers(work.job, role)
+  encoder, job, numbers = work.encoder, work.evaluation, work.parts.numbers(work.evaluation, role)
   source = job.data.source(job.splits[role])
   if isinstance(shape, splits.Resize):
     cells = shape.height * shape.width / encoder.patch**2
@@ -104,7 +106,7 @@ def _seen(shape):
   """How images are seen, as a text that a Resize and what a cache holds of it have in common."""
   if isinstance(shape, splits.Resize):
     return json.dumps(dataclasses.astuple(shape))
-  return json.dumps(shape) if isinstance(shape[0], int) else 'own'
+  return json.dumps(shape) if isinstance(shape[0], int) else 'aspect'
 
 
 def _header(record):

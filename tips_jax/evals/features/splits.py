@@ -109,7 +109,7 @@ class DatasetFeatures:
     # By (split, how images are seen): tasks that see a split alike share its features.
     self._parts = {}
     self._seconds = {id(job): {'encoder': 0.0, 'reading': 0.0} for job in jobs}
-    self._frames = {id(job): frame(job, encoder) for job in jobs if job.shape != 'own'}
+    self._frames = {id(job): frame(job, encoder) for job in jobs if job.shape != 'aspect'}
 
   def get(self, job: Any, role: str) -> SplitFeatures:
     """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
@@ -200,10 +200,10 @@ class DatasetFeatures:
 
 @dataclasses.dataclass(kw_only=True)
 class TaskInputs:
-  """What a task has to work with: its job, the encoder, the splits, where to keep what it trains,
-  and what it shares with the other jobs of its pool (tasks/instance_retrieval.Pool)."""
+  """What a task has to work with: its evaluation, the encoder, the splits, where to keep what it
+  trains, and what it shares with the others of its pool (tasks/instance_retrieval.Pool)."""
 
-  job: Any
+  evaluation: Any
   encoder: Any
   parts: DatasetFeatures
   cache: Any
@@ -211,10 +211,10 @@ class TaskInputs:
   pool: Any = None
 
   def part(self, role: str) -> SplitFeatures:
-    return self.parts.get(self.job, role)
+    return self.parts.get(self.evaluation, role)
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
-    return self.parts.texts(self.job, texts)
+    return self.parts.texts(self.evaluation, texts)
 
 
 class _Some:

@@ -55,7 +55,9 @@ def class_names(job: Evaluation) -> tuple:
   if job.task.classes:
     return job.task.classes
   split = job.splits['test']
-  return tuple(job.data.mask_classes if job.spec.needs == 'mask' else job.data.label_names(split))
+  return tuple(
+    job.data.mask_classes if job.spec.annotation == 'mask' else job.data.label_names(split)
+  )
 
 
 def tokens(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -96,7 +98,7 @@ def classified(
   """Fields of an Result of a classifier whose answers for the first token are `found` [R]."""
   asked = test.label >= 0
   size = int(max(test.label.max(initial=0), found.max(initial=0))) + 1
-  names = class_names(work.job)
+  names = class_names(work.evaluation)
   names = tuple(one if isinstance(one, str) else one[0] for one in names)
   return {
     'metrics': metrics,

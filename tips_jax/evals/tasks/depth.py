@@ -21,7 +21,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   """A linear layer to bins of depth; its learning rate is chosen on the last fifth of the training
   images.
   """
-  train, test, o = work.part('train'), work.part('test'), work.job.options
+  train, test, o = work.part('train'), work.part('test'), work.evaluation.options
   cls, most = work.encoder.cls_names[0], o['max_depth']
   patch, cells = (
     train.arrays['patch'],
@@ -87,7 +87,7 @@ SPEC = TaskSpec(
   metrics=DEPTH_METRICS,
   draw=_draw,
   outputs=('patch',),
-  needs='depth',
+  annotation='depth',
   shape='native',
   constants=protocols.LINEAR_DEPTH | {'crop': protocols.Constant(None, '?')},
   short_constants={

@@ -51,8 +51,8 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   """A DPT decoder of depth or normals on four layers. Nothing is chosen. It is kept beside the
   results.
   """
-  train, test, o = work.part('train'), work.part('test'), work.job.options
-  task = work.job.spec.needs
+  train, test, o = work.part('train'), work.part('test'), work.evaluation.options
+  task = work.evaluation.spec.annotation
   truth = getattr(train, task)
   trained = _trained(work, train, truth, task)
   scorer = (
@@ -98,7 +98,7 @@ def _trained(work, train, truth, task):
   """The decoder of a job: out of the cache, or trained; a copy goes to the output, in the official
   layout too.
   """
-  o = work.job.options
+  o = work.evaluation.options
   options = {ours: o[name] for name, ours in _DPT.items() if name in o}
   kept = work.cache.path('decoders', [train.key, task, json.loads(json.dumps(options))], '.npz')
   if kept.is_file():
@@ -110,9 +110,11 @@ def _trained(work, train, truth, task):
   if work.output:
     folder = pathlib.Path(work.output) / 'decoders'
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / f'{work.job.dataset}_{work.job.task.kind}.npz')
+    found.save(folder / f'{work.evaluation.dataset}_{work.evaluation.task.kind}.npz')
     dpt.write_official(
-      found.params, folder / f'{work.job.dataset}_{work.job.task.kind}_official.npz', task=task
+      found.params,
+      folder / f'{work.evaluation.dataset}_{work.evaluation.task.kind}_official.npz',
+      task=task,
     )
   return found
 
@@ -140,7 +142,7 @@ DEPTH = TaskSpec(
   metrics=DEPTH_METRICS,
   draw=_draw_depth,
   outputs=('intermediate_layers',),
-  needs='depth',
+  annotation='depth',
   shape='cut',
   constants=protocols.DPT_DEPTH,
   short_constants=_SMALL_DPT | {'bins': 32},
@@ -159,7 +161,7 @@ NORMALS = TaskSpec(
   metrics=_NORMALS,
   draw=_draw_normals,
   outputs=('intermediate_layers',),
-  needs='normals',
+  annotation='normals',
   shape='cut',
   constants=protocols.NORMALS,
   short_constants=_SMALL_DPT,

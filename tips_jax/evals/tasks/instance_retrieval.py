@@ -229,7 +229,7 @@ class Pool:
 
   def domains(self, name: str, works: list[TaskInputs] | None = None) -> dict:
     """data set -> Domain of the features `name`."""
-    return {work.job.dataset: self._domain(name, work) for work in works or self.works}
+    return {work.evaluation.dataset: self._domain(name, work) for work in works or self.works}
 
   def search(self, name: str) -> dict:
     """data set -> Found, every query in the index of all data sets."""
@@ -238,23 +238,23 @@ class Pool:
     return self._found[name]
 
   def _domain(self, name, work):
-    key = name, work.job.dataset
+    key = name, work.evaluation.dataset
     if key not in self._domains:
       test, index = places(work)[0], places(work)[-1]
       own = (
         {}
         if index is test
-        else dict(index=index.arrays[name], index_tags=_tags(work.job, 'index', index))
+        else dict(index=index.arrays[name], index_tags=_tags(work.evaluation, 'index', index))
       )
       self._domains[key] = Domain(
-        query=test.arrays[name], tags=_tags(work.job, 'test', test), **own
+        query=test.arrays[name], tags=_tags(work.evaluation, 'test', test), **own
       )
     return self._domains[key]
 
 
 def places(work: TaskInputs) -> list:
   """The DatasetFeatures of the queries and, where the data set has one, of the index."""
-  return [work.part(role) for role in ('test', 'index') if role in work.job.splits]
+  return [work.part(role) for role in ('test', 'index') if role in work.evaluation.splits]
 
 
 def measure(work: TaskInputs) -> dict[str, Any]:
@@ -265,19 +265,19 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   domain in its own index ('r1_own'). Which of them TIPS averaged is not published. Where not all
   domains are measured, 'r1' is of the own one.
   """
-  pool, wanted = work.pool or Pool(), work.job.options.get('merged', 1)
+  pool, wanted = work.pool or Pool(), work.evaluation.options.get('merged', 1)
   merged = pool.whole(wanted)
   metrics, even, examples = {}, {}, []
   for name, prefix in tokens(work.encoder.cls_names):
     domain = pool.domains(name, [work])
     metrics[f'{prefix}r1'] = own = evaluate(domain)['r1']
     if merged:
-      found = pool.search(name)[work.job.dataset]
+      found = pool.search(name)[work.evaluation.dataset]
       metrics |= {f'{prefix}r1': float(found.right[found.asked].mean()), f'{prefix}r1_own': own}
     if not examples:
       even['r1'] = even['r1_own'] = chance(domain)['r1']
       if merged:
-        even['r1'] = chance(pool.domains(name), merged=True)[f'r1/{work.job.dataset}']
+        even['r1'] = chance(pool.domains(name), merged=True)[f'r1/{work.evaluation.dataset}']
       examples = _found_instances(
         work, pool.works if merged else [work], name, pool.domains(name, [work])
       )
@@ -345,6 +345,6 @@ SPEC = TaskSpec(
   metrics=_INSTANCES,
   draw=_draw,
   roles=('test',),
-  needs='label',
+  annotation='label',
   charted=True,
 )

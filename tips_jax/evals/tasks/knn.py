@@ -125,7 +125,7 @@ def _vote(similarity, labels, classes, temperature):
 def measure(work: TaskInputs) -> dict[str, Any]:
   """k nearest neighbors, k chosen on the training split itself, each row left out in turn."""
   train, test = work.part('train'), work.part('test')
-  o, metrics, chosen, first = work.job.options, {}, {}, None
+  o, metrics, chosen, first = work.evaluation.options, {}, {}, None
   for name, prefix in tokens(work.encoder.cls_names):
     x = train.arrays[name]
     k, _ = choose_k(x, train.label, ks=o['k'], temperature=o['temperature'])
@@ -153,7 +153,7 @@ SPEC = TaskSpec(
   measure=measure,
   metrics=ACCURACY,
   draw=_draw,
-  needs='label',
+  annotation='label',
   constants=protocols.KNN,
   charted=True,
 )

@@ -25,7 +25,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
       train.arrays[name][seen],
       train.label[seen],
       classes=int(train.label.max()) + 1,
-      steps=work.job.options.get('steps', _STEPS),
+      steps=work.evaluation.options.get('steps', _STEPS),
     )
     found = np.concatenate(
       [probe.logits(test.arrays[name][i : i + 4096]).argmax(-1) for i in range(0, len(test), 4096)]
@@ -53,7 +53,7 @@ SPEC = TaskSpec(
   measure=measure,
   metrics=ACCURACY,
   draw=_draw,
-  needs='label',
+  annotation='label',
   constants=protocols.LINEAR,
   charted=True,
 )

@@ -82,12 +82,13 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   test = work.part('test')
   texts, owner = [], []
   for i in range(len(test)):
-    found = reading.texts_of(test.record(i), work.job.data.text_field)
+    found = reading.texts_of(test.record(i), work.evaluation.data.text_field)
     texts += found
     owner += [i] * len(found)
   if not texts:
     raise InputError(
-      f'{work.job.dataset}: images without captions: {len(test):,} of {len(test):,}; expected some'
+      f'{work.evaluation.dataset}: images without captions: {len(test):,} of {len(test):,}; '
+      'expected some'
     )
   text, owner = work.texts(texts), np.array(owner)
   metrics, examples = {}, []
@@ -137,7 +138,7 @@ SPEC = TaskSpec(
   metrics=_RECALLS,
   draw=_draw,
   roles=('test',),
-  needs='captions',
-  text=True,
+  annotation='captions',
+  needs_text=True,
   constants=protocols.RETRIEVAL,
 )

@@ -37,7 +37,9 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   probe, pixels, used = _patch_probe(work, train, view)
   counts, examples, shown = np.zeros((MASK_IDS, MASK_IDS), np.int64), [], set(test.shown())
   for rows in (
-    windows.by_image(test.rows) if work.job.shape == 'own' else np.arange(len(test))[:, None]
+    windows.by_image(test.rows)
+    if work.evaluation.shape == 'aspect'
+    else np.arange(len(test))[:, None]
   ):
     patches, truth = floats(test.arrays['patch'][rows]), test.mask(rows[0])
     found, known = view.labels(probe.logits(patches), truth.shape), truth != VOID
@@ -51,7 +53,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
           'patch': view.patches(patches, truth.shape),
         }
       )
-  names = tuple(work.job.task.classes or work.job.data.mask_classes)
+  names = tuple(work.evaluation.task.classes or work.evaluation.data.mask_classes)
   return {
     'metrics': {'miou': masks.mean_iou(counts), 'pixel_accuracy': share_right(counts)},
     'chance': {'miou': masks.majority(pixels, counts.sum(1))},
@@ -65,8 +67,8 @@ def measure(work: TaskInputs) -> dict[str, Any]:
 
 def _seen(work, role):
   """(SplitFeatures of all windows of the images of a split, what sees through them)."""
-  job = work.job
-  if job.shape != 'own':
+  job = work.evaluation
+  if job.shape != 'aspect':
     return work.part(role), windows.Whole()
   view, split = _windows(work), job.splits[role]
   source, counts = job.data.source(split), {}
@@ -88,8 +90,8 @@ def _seen(work, role):
 
 def _windows(work):
   """The windows of a job: whole patches, at least as large as asked."""
-  o = work.job.options
-  side = whole_patches(work.job.size or o['crop'], work.encoder)
+  o = work.evaluation.options
+  side = whole_patches(work.evaluation.size or o['crop'], work.encoder)
   return windows.Windows(side, max(1, side * o['stride'] // o['crop']))
 
 
@@ -105,7 +107,9 @@ def _patch_probe(work, train, view):
   """
   patch, labels, owner, pixels = train.arrays['patch'], [], [], np.zeros(MASK_IDS, np.int64)
   images = (
-    windows.by_image(train.rows) if work.job.shape == 'own' else np.arange(len(train))[:, None]
+    windows.by_image(train.rows)
+    if work.evaluation.shape == 'aspect'
+    else np.arange(len(train))[:, None]
   )
   for number, rows in enumerate(images):
     mask = train.mask(rows[0])
@@ -117,9 +121,9 @@ def _patch_probe(work, train, view):
   total, used = sum(map(len, chosen)), 'all'
   if not total:
     raise InputError(
-      f'{work.job.dataset}: every pixel of the training masks is void; expected classes'
+      f'{work.evaluation.dataset}: every pixel of the training masks is void; expected classes'
     )
-  most = min(work.job.options['patches'], _fitting(patch.shape[-1]))
+  most = min(work.evaluation.options['patches'], _fitting(patch.shape[-1]))
   if total > most:
     rng, used = np.random.default_rng(0), max(1, most // len(chosen))
     chosen = [np.sort(rng.permutation(one)[:used]) for one in chosen]
@@ -159,8 +163,8 @@ SPEC = TaskSpec(
   metrics=SEGMENTATION_METRICS,
   draw=_draw,
   outputs=('patch',),
-  needs='mask',
-  shape='own',
+  annotation='mask',
+  shape='aspect',
   cells=cells,
   constants=protocols.SEGMENTATION,
   short_constants={'mode': 'square', 'patches': 30_000},

@@ -43,13 +43,13 @@ class TaskSpec:
   # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'intermediate_layers'.
   outputs: tuple[str, ...] = ()
   # Annotation that records must carry.
-  needs: str = ''
+  annotation: str = ''
   # Whether images are compared with texts.
-  text: bool = False
+  needs_text: bool = False
   # How the encoder sees an image: 'square', squeezed; 'cut', the central square; 'center', 7/8 of
-  # it; 'native', squeezed to the shape of the first image; 'own', each at its own aspect ratio.
+  # it; 'native', squeezed to the shape of the first image; 'aspect', each at its own aspect ratio.
   shape: str = 'square'
-  # Where shape is 'own': (TaskInputs, (H, W)) -> patches kept of an image of that size.
+  # Where shape is 'aspect': (TaskInputs, (H, W)) -> patches kept of an image of that size.
   cells: Callable[[Any, tuple[int, int]], int] | None = None
   # The protocol on a store of one's own.
   constants: Mapping[str, protocols.Constant] = dataclasses.field(default_factory=dict)
@@ -69,7 +69,7 @@ class Evaluation:
   spec: TaskSpec
   # The protocol: constants, splits and classes.
   task: protocols.Task
-  # A data set as evals/datasets/jobs.py describes it.
+  # A data set as evals/datasets/sources.py describes it.
   data: Any
   # Role ('train', 'test', 'index') -> split of the data set.
   splits: dict[str, str]

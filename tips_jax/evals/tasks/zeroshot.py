@@ -160,8 +160,8 @@ _ACCURACY = {'top1': 'accuracy'}  # metrics are named as those of other classifi
 
 def measure(work: TaskInputs) -> dict[str, Any]:
   """Zero-shot classification: the class whose texts lie nearest."""
-  test, o = work.part('test'), work.job.options
-  names = class_names(work.job)
+  test, o = work.part('test'), work.evaluation.options
+  names = class_names(work.evaluation)
   classes = class_embeddings(work.texts, names, prompts.templates(o['templates']))
   metrics, first = {}, None
   embeddings = joint(test, work.encoder.cls_names)
@@ -190,8 +190,8 @@ SPEC = TaskSpec(
   metrics=(*ACCURACY, Metric('top5', 'top-5 accuracy')),
   draw=_draw,
   roles=('test',),
-  needs='label',
-  text=True,
+  annotation='label',
+  needs_text=True,
   constants=protocols.ZEROSHOT,
   short_constants={'templates': 'photo'},
   charted=True,

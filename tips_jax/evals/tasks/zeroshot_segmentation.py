@@ -245,7 +245,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   """Zero-shot segmentation: each patch takes the class whose texts lie nearest. Images of one shape
   go together.
   """
-  job, o = work.job, work.job.options
+  job, o = work.evaluation, work.evaluation.options
   names = class_names(job)
   classes = zeroshot.class_embeddings(work.texts, names, prompts.templates(o['templates']))
   segmenter = _segmenter(work, classes)
@@ -266,7 +266,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
         group,
         _View(segmenter, number),
         outputs={field},
-        key=['own', segmenter.mode, side, segmenter.stride, *size, number],
+        key=['aspect', segmenter.mode, side, segmenter.stride, *size, number],
       )
       for number in range(_views(segmenter, size))
     ]
@@ -289,8 +289,8 @@ def measure(work: TaskInputs) -> dict[str, Any]:
 
 
 def _segmenter(work, classes):
-  o = work.job.options
-  side = whole_patches(work.job.size or o['size'], work.encoder)
+  o = work.evaluation.options
+  side = whole_patches(work.evaluation.size or o['size'], work.encoder)
   return Segmenter(
     classes=classes,
     mode=o['mode'],
@@ -355,9 +355,9 @@ SPEC = TaskSpec(
   draw=_draw,
   roles=('test',),
   outputs=('value_patch',),
-  needs='mask',
-  text=True,
-  shape='own',
+  annotation='mask',
+  needs_text=True,
+  shape='aspect',
   cells=cells,
   constants=protocols.ZEROSHOT_SEGMENTATION,
   size_constant='size',
