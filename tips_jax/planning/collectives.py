@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from tips_jax.core import schema, tree
+from tips_jax.core import tree
 from tips_jax.planning import cost
 from tips_jax.planning.hlo import Instruction, Module, Run
-from tips_jax.train import sharding, state
+from tips_jax.train import sharding, state, summary
 from tips_jax.train.method import Method
 
 # The minimum, with F = size of fsdp, D = size of data, G = bytes of a tower's weights that fsdp
@@ -91,9 +91,6 @@ def _collective(
   if fused:
     kind = 'reduce-scatter'
   n = 2 if kind == 'collective-permute' else len(members[0])
-  op_name = run.op_name
-  if not op_name and around is not None:
-    op_name = around.op_name
   slices_of_group = {member * slices // grid.size for member in members[0]}
   return Collective(
     kind=kind,
@@ -102,7 +99,7 @@ def _collective(
     count=run.times,
     bytes=_bytes(kind, i, run.computation, n, fused) * run.times,
     overlapped=_overlapped(module, run),
-    op_name=op_name,
+    op_name=run.op_name,
     open_ended=run.open_ended,
     crosses=slices > 1 and len(slices_of_group) > 1,
   )
@@ -114,11 +111,11 @@ def _overlapped(module: Module, run: Run) -> bool:
   scope = run.computation
   if run.inside is not None and run.inside.opcode == 'async-start':
     i = run.inside
-    scope = next((c for c in module.computations.values() if i.name in c), {})
+    scope = module.scope(i.name)
   elif not i.opcode.endswith('-start'):
     # Synchronous, unless it is fused with a matrix product.
-    products = [x for x in run.computation.values() if x.opcode in ('convolution', 'dot')]
-    return run.inside is not None and bool(products)
+    opcodes = {x.opcode for x in run.computation.values()}
+    return run.inside is not None and not opcodes.isdisjoint(('convolution', 'dot'))
   started = False
   computing = False
   for x in scope.values():
@@ -145,8 +142,10 @@ def _bytes(kind: str, i: Instruction, computation: cost.Computation, n: int, fus
   total = sum(a.nbytes for a in arrays)
   if kind == 'reduce-scatter':
     # Of its input, which is n times its result.
-    operands = [computation[o] for o in i.operands if o in computation]
-    given = sum(operand.arrays[0].nbytes for operand in operands if operand.arrays)
+    given = 0
+    for operand in i.operands:
+      if operand in computation and computation[operand].arrays:
+        given += computation[operand].arrays[0].nbytes
     if given:
       total = given
     elif not fused:
@@ -159,10 +158,10 @@ def groups(text: str, devices: int) -> list[list[int]]:
   """[[numbers of the devices] of each group], in any of HLO's notations."""
   pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', text)
   if pairs:
-    return [_ints(pair) for pair in re.findall(r'\{(\d+,\d+)', pairs[1] + '}')]
+    return list(map(_ints, re.findall(r'\{(\d+,\d+)', pairs[1])))
   listed = re.search(r'replica_groups=\{(\{.*?\})\}', text)
   if listed:
-    return [_ints(group) for group in re.findall(r'\{([\d,]+)\}', listed[1])]
+    return list(map(_ints, re.findall(r'\{([\d,]+)\}', listed[1])))
   iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
   if iota:
     # [groups, size]<=[dims]T(permutation): the devices in order, reshaped and transposed.
@@ -178,12 +177,12 @@ def groups(text: str, devices: int) -> list[list[int]]:
 
 
 def _ints(text: str) -> list[int]:
-  return [int(number) for number in text.split(',')]
+  return list(map(int, text.split(',')))
 
 
 def _named(text: str, named: re.Match) -> list[list[int]]:
   """Groups by axes of a mesh: mesh['a'=2,'b'=4] {'b'}, with parts of axes as 'b':(1)2."""
-  sizes = {k: int(v) for k, v in re.findall(r"'?(\w+)'?=(\d+)", named[1])}
+  sizes = {axis: int(size) for axis, size in re.findall(r"'?(\w+)'?=(\d+)", named[1])}
   order = re.search(r'device_ids=\(?\[([\d,]*)\]', text)
   parts = {}
   for axis, before, size in re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", named[2]):
@@ -216,13 +215,16 @@ def axes_of(
   group = members[0]
   if not np.isin(group, grid).all():
     return ('?',)
+  axes = []
+  full = 1
   # `grid` numbers the devices in order: a number is its flat index.
-  coordinates = np.unravel_index(group, grid.shape)
-  varies = [k for k, coordinate in enumerate(coordinates) if len(set(coordinate)) > 1]
-  full = math.prod(grid.shape[k] for k in varies)
+  for name, size, coordinate in zip(names, grid.shape, np.unravel_index(group, grid.shape)):
+    if len(set(coordinate)) > 1:
+      axes.append(name)
+      full *= size
   # A permutation has groups of two, whatever the size of its axis.
-  if varies and len(group) in (full, 2):
-    return tuple(names[k] for k in varies)
+  if axes and len(group) in (full, 2):
+    return tuple(axes)
   return ('?',)
 
 
@@ -299,18 +301,10 @@ def minimum(
     tower = elements['student', name]
     result['reduce'] += 2 * (d - 1) / d * 4 * tower.sharded / f
     result['reduce'] += 2 * (d * f - 1) / (d * f) * 4 * tower.rest
-  for loss in c.losses.values():
+  shapes = summary.shapes(method)
+  for name, loss in c.losses.items():
     if 'contrastive' in loss.kind:
-      embeddings = c.schedule.batch_size * _embedding(c, loss)
+      *_, width = shapes[method.losses[name].features['texts']]
+      embeddings = c.schedule.batch_size * width
       result['contrast'] += 2 * (d * f - 1) / (d * f) * embeddings * 4
   return result
-
-
-def _embedding(c: schema.Config, loss: schema.WeightedLoss) -> int:
-  """Width of the embedding that a contrastive loss reads."""
-  for path in loss.inputs.values():
-    name = path.split('.')[0]
-    if name in c.passes:
-      tower = c.towers[c.passes[name].tower]
-      return getattr(tower, 'output', getattr(tower, 'width', 0))
-  return 0

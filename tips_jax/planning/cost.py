@@ -96,7 +96,7 @@ def flops(instruction: Instruction, computation: Computation) -> int:
 
 
 def _numbers(text: str) -> list[int]:
-  return [int(number) for number in re.findall(r'\d+', text)]
+  return list(map(int, re.findall(r'\d+', text)))
 
 
 def _dims(instruction: Instruction, computation: Computation, k: int) -> tuple[int, ...]:
@@ -105,8 +105,11 @@ def _dims(instruction: Instruction, computation: Computation, k: int) -> tuple[i
 
 
 def _dot(instruction: Instruction, computation: Computation, contracted: str) -> int:
+  products = 2 * instruction.arrays[0].size
   lhs = _dims(instruction, computation, 0)
-  return 2 * instruction.arrays[0].size * math.prod(lhs[d] for d in _numbers(contracted))
+  for d in _numbers(contracted):
+    products *= lhs[d]
+  return products
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> int:
@@ -162,7 +165,7 @@ def traffic(module: Module, instruction: Instruction, computation: Computation) 
   """HBM bytes of one run: operands and results, each once; of slices what is read or written."""
   if instruction.opcode in FREE or instruction.opcode.endswith('-done'):
     return 0
-  reads = [computation.get(o) for o in instruction.operands]
+  reads = list(map(computation.get, instruction.operands))
   if instruction.opcode in _SLICES:
     return 2 * _hbm(instruction.arrays)
   if instruction.opcode == 'dynamic-update-slice':
@@ -196,11 +199,12 @@ def _fusion(
     if arrays and arrays[0].on_chip:
       continue
     readers = [reader for reader, k in users.get(i.name, []) if k == 0]
+    opcodes = {reader.opcode for reader in readers}
     only_first = bool(readers) and len(readers) == len(users[i.name])
-    if only_first and all(r.opcode in _SLICES for r in readers):
+    if only_first and opcodes.issubset(_SLICES):
       for reader in readers:
         total += sum(a.nbytes for a in reader.arrays)
-    elif only_first and all(r.opcode == 'dynamic-update-slice' for r in readers):
+    elif only_first and opcodes == {'dynamic-update-slice'}:
       for reader in readers:
         updated |= {(a.dtype, a.dims) for a in reader.arrays}
         total += inner[reader.operands[1]].arrays[0].nbytes
@@ -248,17 +252,21 @@ def _cost(
   if estimate:
     moved = int(estimate)
   roofline = max((work + inside) / chip.flops, moved / chip.bandwidth)
+  seconds = roofline
+  source = 'roofline'
   if i.opcode in ('copy-start', 'async-start') or 'collective' in i.name and i.opcode == 'fusion':
     # Runs in the background, and the network is counted elsewhere: only the cycles to start it.
-    seconds, source = (i.cycles or 0) / (chip.clock or 1), 'compiler'
+    seconds = (i.cycles or 0) / (chip.clock or 1)
+    source = 'compiler'
   elif i.cycles and chip.clock:
-    seconds, source = i.cycles / chip.clock, 'compiler'
+    seconds = i.cycles / chip.clock
+    source = 'compiler'
   elif i.name in schedules:
-    seconds, source = max(schedules[i.name] / chip.clock, roofline), 'schedule'
+    seconds = max(schedules[i.name] / chip.clock, roofline)
+    source = 'schedule'
   elif chip.clock and i.opcode in ('custom-call', 'fusion') and not work + inside and not i.op_name:
-    seconds, source = 0.0, 'compiler'  # bookkeeping
-  else:
-    seconds, source = roofline, 'roofline'
+    seconds = 0.0  # bookkeeping
+    source = 'compiler'
   return Cost(work * run.times, moved * run.times, seconds * run.times, source)
 
 
@@ -273,8 +281,9 @@ def schedule(text: str) -> int:
   A loop extends from its header to the branch that its exit test decides. Stalls (waiting for
   memory) are not counted, and a loop whose end is not a constant counts once.
   """
-  bounds = re.findall(r'iteration_bounds: \(([^)]*)\)', text)
-  grid = max((math.prod(_numbers(b)) for b in bounds), default=1)
+  grid = 1  # steps of the pipeline
+  for bounds in re.findall(r'iteration_bounds: \(([^)]*)\)', text):
+    grid = max(grid, math.prod(_numbers(bounds)))
   ends = {}  # predicate of an exit test -> trip count
   total = [0.0]  # cycles outside of loops, then inside of each open loop, outermost first
   for line in text.splitlines():

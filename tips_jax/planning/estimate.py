@@ -2,19 +2,26 @@
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
 from tips_jax.core import tree
 from tips_jax.core.chips import DCN, Chip
-from tips_jax.planning import collectives, compiler, cost, parts
+from tips_jax.planning import collectives, compiler, cost, parts, report
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train import state as state_lib
 from tips_jax.train.method import Method
 
-GROUPS = ('params', 'teachers', 'optimizer', 'loss_state')
+# Fields of the training state, and what a plan calls them.
+GROUPS = dict(
+  params='parameters',
+  teachers='teachers',
+  optimizer='optimizer',
+  loss_state='state of the losses',
+)
 
 
 def plan(
@@ -34,28 +41,20 @@ def plan(
   A program that does not fit gives the same with `fits` False, how much it is over, and neither
   FLOPs nor time.
   """
-  c = method.config
-  result = dict(
-    header=header(method, mesh, chip, topology, slices), memory=memory(method, mesh, chip)
-  )
-  say(
-    f'lowering {c.name} for {topology}, mesh '
-    + ' x '.join(f'{k} {v}' for k, v in mesh.shape.items() if v > 1)
-  )
+  result = {}
+  result['header'] = header(method, mesh, chip, topology, slices)
+  result['memory'] = memory(method, mesh, chip)
+  say(f'lowering {method.config.name} for {topology}, mesh {report.mesh(mesh.shape)}')
   platform = mesh.devices.flat[0].platform
   try:
     lowered = lowering.lower(method, mesh)
     compiled = compiler.compile_step(
-      lowered,
-      platform='gpu' if platform in ('cuda', 'rocm') else platform,
-      dump=dump,
-      say=say,
-      options=options,
+      lowered, platform=platform, dump=dump, say=say, options=options
     )
   except compiler.TooBig as error:
-    result['memory'] |= dict(
-      fits=False, total=error.used, limit=error.limit, over=error.used - error.limit
-    )
+    # The compiler refuses before it assigns buffers: only the sum is known.
+    over = error.used - error.limit
+    result['memory'] |= dict(fits=False, total=error.used, limit=error.limit, over=over)
     result['header']['compile_seconds'] = error.seconds
     return result
   result['header']['compile_seconds'] = compiled.seconds
@@ -72,7 +71,8 @@ def plan(
 def header(
   method: Method, mesh: jax.sharding.Mesh, chip: str | Chip, topology: str, slices: int
 ) -> dict[str, Any]:
-  c, count = method.config, mesh.devices.size
+  c = method.config
+  count = mesh.devices.size
   return dict(
     config=c.name,
     chip=chip.name,
@@ -93,47 +93,55 @@ def header(
 def memory(method: Method, mesh: jax.sharding.Mesh, chip: str | Chip) -> dict[str, Any]:
   """Bytes of one chip: the state by group and the batch, exactly, from shapes and shardings."""
   abstract = jax.eval_shape(lambda: state_lib.init(method))
-  bytes_of = lambda tree_: sum(
-    math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
-    for x, s in zip(
-      jax.tree.leaves(tree_),
-      jax.tree.leaves(sharding.shardings(method.config.mesh.rules, mesh, tree_)),
-    )
-  )
-  groups = {g: bytes_of({g: getattr(abstract, g)}) for g in GROUPS}
-  devices = math.prod(mesh.shape.get(a, 1) for a in ('data', 'fsdp'))
+  groups = {}
+  for field, name in GROUPS.items():
+    # Rules of the optimizer and teachers match paths that begin with the field.
+    shards = _shards(method, mesh, {field: getattr(abstract, field)})
+    groups[name] = sum(math.prod(shape) * x.dtype.itemsize for x, shape in shards)
+  # Each example is on one chip of these axes; `tensor` repeats it.
+  devices = mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
   groups['batch'] = tree.nbytes(lowering.abstract_batch(method)) / devices
-  names = dict(params='parameters', loss_state='state of the losses')
-  return dict(groups={names.get(g, g): n for g, n in groups.items()}, limit=chip.hbm)
+  return dict(groups=groups, limit=chip.hbm)
 
 
-def _temporaries(found, compiled, method, mesh):
+def _shards(
+  method: Method, mesh: jax.sharding.Mesh, values: Any
+) -> list[tuple[jax.ShapeDtypeStruct, tuple[int, ...]]]:
+  """[(array, shape of its shard on one chip)] of a tree of abstract arrays."""
+  places = jax.tree.leaves(sharding.shardings(method.config.mesh.rules, mesh, values))
+  return [(x, place.shard_shape(x.shape)) for x, place in zip(jax.tree.leaves(values), places)]
+
+
+def _temporaries(
+  usage: dict[str, Any], compiled: compiler.Compiled, method: Method, mesh: jax.sharding.Mesh
+) -> None:
   """Adds what the compiler allocates beside the state: by kind at the peak, and in total."""
   s = compiled.stats
-  total = s['argument'] + s['output'] - s['alias'] + s['temp'] + s['generated_code']
-  abstract = jax.eval_shape(lambda: state_lib.init(method)).params
-  places = sharding.shardings(method.config.mesh.rules, mesh, abstract)
-  weights = {
-    p.shard_shape(x.shape) for x, p in zip(jax.tree.leaves(abstract), jax.tree.leaves(places))
-  }
-  weights |= {w[1:] for w in weights} - {()}
+  # Donated arguments become outputs in place: they are counted once.
+  state = s['argument'] + s['output'] - s['alias']
+  total = state + s['temp'] + s['generated_code']
+  weights = set()
+  for _, shape in _shards(method, mesh, jax.eval_shape(lambda: state_lib.init(method)).params):
+    weights.add(shape)
+    if len(shape) > 1:
+      weights.add(shape[1:])  # a scan over layers takes one of a stack
   kinds = collections.Counter()
   for size, op_name, opcode, array in compiled.peak:
     kinds[parts.buffer(op_name, opcode, array, weights)] += size
   kinds = dict(kinds.most_common())
   if kinds:
     kinds['gaps between them'] = max(0, s['temp'] - sum(kinds.values()))
-  padding = s['argument'] + s['output'] - s['alias'] - sum(found['groups'].values())
-  limit = found['limit'] or math.inf
-  found |= dict(
-    padding=padding,
+  usage |= dict(
+    padding=state - sum(usage['groups'].values()),
     code=s['generated_code'],
     temporaries=s['temp'],
     temporaries_by_kind=kinds,
     total=total,
-    fits=total <= limit,
-    over=total - limit if found['limit'] else 0,
+    fits=True,
+    over=0,
   )
+  if usage['limit']:  # else the device does not say how much memory it has
+    usage |= dict(fits=total <= usage['limit'], over=total - usage['limit'])
 
 
 def flops(method: Method, mesh: jax.sharding.Mesh, costs: Sequence) -> dict[str, Any]:
@@ -146,50 +154,68 @@ def flops(method: Method, mesh: jax.sharding.Mesh, costs: Sequence) -> dict[str,
   scopes = parts.scopes(method)
   for run, c in costs:
     if c.flops:
-      where = parts.part(run.op_name or (run.inside.op_name if run.inside else ''), *scopes)
+      where = parts.part(run.op_name, *scopes)
       table[where.name][where.direction] += c.flops
-  total = sum(sum(row.values()) for row in table.values())
+  total = sum(row.total() for row in table.values())
+  recomputed = sum(row['recompute'] for row in table.values())
   minimum = images * sum(least.values())
-  again = sum(row['recompute'] for row in table.values())
-  own = lambda name: images * sum(least.get(n, 0) for n in name.split('+'))
-  rows = {name: dict(row, minimum=own(name)) for name, row in table.items()}
+  rows = {}
+  for name, row in table.items():
+    # Passes that share a call are one part, 'clean+masked'.
+    least_of_part = sum(least.get(n, 0) for n in name.split('+'))
+    rows[name] = dict(row, minimum=images * least_of_part)
   return dict(
     total=total,
     minimum=minimum,
-    ratio=total / minimum if minimum else 0.0,
-    recomputed=again,
-    recomputed_share=again / total if total else 0.0,
+    ratio=_ratio(total, minimum),
+    recomputed=recomputed,
+    recomputed_share=_ratio(recomputed, total),
     parts=rows,
   )
+
+
+def _ratio(value: float, reference: float) -> float:
+  if not reference:  # one chip communicates nothing, for example
+    return 0.0
+  return value / reference
 
 
 def network(method: Method, mesh: jax.sharding.Mesh, moved: Sequence) -> dict[str, Any]:
   """Collectives by kind, axes, dtype, overlap and part; their bytes against the minimum of
   collectives.py.
   """
-  scopes, table = parts.scopes(method), collections.defaultdict(lambda: [0, 0.0])
+  scopes = parts.scopes(method)
+  table = {}
   for c in moved:
     where = parts.part(c.op_name, *scopes)
-    row = table[c.kind, '+'.join(c.axes), c.dtype, c.overlapped, where.name, where.direction]
-    row[0] += c.count
-    row[1] += c.bytes
-  keys = ('kind', 'axis', 'dtype', 'overlapped', 'part', 'direction', 'count', 'bytes')
-  rows = [
-    dict(zip(keys, (*key, *row)))
-    for key, row in sorted(table.items(), key=lambda item: -item[1][1])
-  ]
+    key = dict(
+      kind=c.kind,
+      axis='+'.join(c.axes),
+      dtype=c.dtype,
+      overlapped=c.overlapped,
+      part=where.name,
+      direction=where.direction,
+    )
+    row = table.setdefault(tuple(key.values()), key | dict(count=0, bytes=0.0))
+    row['count'] += c.count
+    row['bytes'] += c.bytes
   least = collectives.minimum(method, mesh)
-  total, minimum = sum(c.bytes for c in moved), sum(least.values())
+  minimum = sum(least.values())
+  total = sum(c.bytes for c in moved)
   return dict(
-    rows=rows,
+    rows=_largest_first(table.values(), 'bytes'),
     total=total,
     minimum=minimum,
     minimum_by_kind=least,
     formula=collectives.FORMULA,
-    ratio=total / minimum if minimum else 0.0,
+    ratio=_ratio(total, minimum),
     overlapped=sum(c.bytes for c in moved if c.overlapped),
     in_open_loops=sum(c.open_ended for c in moved),
   )
+
+
+def _largest_first(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+  return sorted(rows, key=operator.itemgetter(key), reverse=True)
 
 
 def time(
@@ -201,19 +227,27 @@ def time(
   price: float,
 ) -> dict[str, Any]:
   """Estimated seconds of a step, what bounds it, and what the whole schedule takes."""
-  c, count = method.config.schedule, mesh.devices.size
-  compute = sum(x.seconds for _, x in costs)
+  c = method.config.schedule
+  count = mesh.devices.size
   by_source = collections.Counter()
   for _, x in costs:
     by_source[x.source] += x.seconds
+  compute = by_source.total()
   hbm = sum(x.bytes for _, x in costs) / chip.bandwidth
-  pace = lambda x: x.bytes / (DCN / chip.host if x.crosses else chip.ici)
-  network, exposed = sum(map(pace, moved)), sum(pace(x) for x in moved if not x.overlapped)
+  network = 0.0
+  exposed = 0.0
+  for x in moved:
+    # Between slices, the chips of a host share its network.
+    seconds = x.bytes / (DCN / chip.host if x.crosses else chip.ici)
+    network += seconds
+    if not x.overlapped:
+      exposed += seconds
   bounds = dict(compute=compute, memory=hbm, network=network)
-  best = max(bounds.values())
+  # HBM and hidden communication run beside computation; exposed communication waits for it.
   scheduled = max(compute + exposed, hbm, network)
-  days, images = scheduled * c.total_steps / 86400, c.batch_size / count
-  work = sum(summary.flops(method).values()) * c.batch_size / count
+  days = scheduled * c.total_steps / 86400
+  images = c.batch_size / count
+  work = sum(summary.flops(method).values()) * images
   return dict(
     compute=compute,
     compute_by_source={k: v for k, v in by_source.items() if k},
@@ -221,7 +255,7 @@ def time(
     network=network,
     network_exposed=exposed,
     bound=max(bounds, key=bounds.get),
-    overlapped=best,
+    overlapped=max(bounds.values()),
     not_overlapped=compute + network,
     step=scheduled,
     images_per_second_per_chip=images / scheduled,
@@ -235,16 +269,22 @@ def time(
   )
 
 
-def consumers(method: Method, costs: Sequence, most: int = 200) -> list[dict[str, Any]]:
+def consumers(
+  method: Method, costs: Sequence, most: int = 200
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """(seconds by part, direction and layer; the longest single instructions), both longest first."""
-  scopes, table, single = parts.scopes(method), collections.defaultdict(lambda: [0.0, 0.0]), []
+  scopes = parts.scopes(method)
+  table = {}
+  single = []
   for run, c in costs:
     if not c.seconds:
       continue
-    i, where = run.instruction, parts.part(run.op_name, *scopes)
-    row = table[where]
-    row[0] += c.seconds
-    row[1] += c.bytes
+    w = parts.part(run.op_name, *scopes)
+    empty = dict(part=w.name, direction=w.direction, layer=w.layer, seconds=0.0, bytes=0.0)
+    row = table.setdefault(w, empty)
+    row['seconds'] += c.seconds
+    row['bytes'] += c.bytes
+    i = run.instruction
     single.append(
       dict(
         seconds=c.seconds,
@@ -257,8 +297,4 @@ def consumers(method: Method, costs: Sequence, most: int = 200) -> list[dict[str
         op_name=run.op_name,
       )
     )
-  rows = [
-    dict(part=w.name, direction=w.direction, layer=w.layer, seconds=s, bytes=b)
-    for w, (s, b) in sorted(table.items(), key=lambda item: -item[1][0])
-  ]
-  return rows, sorted(single, key=lambda x: -x['seconds'])[:most]
+  return _largest_first(table.values(), 'seconds'), _largest_first(single, 'seconds')[:most]

@@ -117,9 +117,11 @@ class Run:
   def op_name(self) -> str:
     """Its place in the model; names inside of a loop may lack their beginning."""
     op_name = self.instruction.op_name
-    if op_name.startswith('jit(') or not self.loop:
-      return op_name
-    return f'{self.loop}/{op_name}'
+    if self.loop and not op_name.startswith('jit('):
+      return f'{self.loop}/{op_name}'
+    if not op_name and self.inside is not None:
+      return self.inside.op_name
+    return op_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,10 @@ class Module:
         continue  # such as the addition of a reduce, which has no cost of its own
       for called in instruction.called:
         yield from self._walk(called, *context)
+
+  def scope(self, name: str) -> dict[str, Instruction]:
+    """The computation that an instruction is in; {} where there is none of that name."""
+    return next((c for c in self.computations.values() if name in c), {})
 
 
 def parse(text: str) -> Module:

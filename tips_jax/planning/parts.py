@@ -44,7 +44,7 @@ def part(op_name: str, passes: Container[str], losses: Container[str]) -> Part:
 
 def scopes(method: Method) -> tuple[set[str], set[str]]:
   """(scopes of the passes, scopes of the losses) as the step names them."""
-  passes = {'+'.join(group) for group in method.order} | set(method.config.passes)
+  passes = {*map('+'.join, method.order), *method.config.passes}
   return passes, {LOSS_SCOPE + name for name in method.config.losses}
 
 
@@ -58,9 +58,13 @@ def buffer(
   in_tower = re.search(r'/(ViT|TextTower)\b', op_name)
   if 'DINOHead' in op_name or differentiated and not in_tower:
     return 'logits and losses'
+  # Nothing marks a weight or its gradient, but activations of the same shape are rare.
   is_weight = array is not None and array.dims in weights
+  # The transposed program is the backward pass; its op_names have jvp( inside, too.
   if 'transpose(' in op_name:
-    return 'gradients' if is_weight else 'backward activations'
-  if 'jvp(' in op_name:
-    return 'weights in bfloat16' if is_weight else 'kept activations'
-  return 'update and other'
+    kinds = ('backward activations', 'gradients')
+  elif 'jvp(' in op_name:
+    kinds = ('kept activations', 'weights in bfloat16')
+  else:
+    return 'update and other'
+  return kinds[is_weight]

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -24,7 +24,7 @@ def text(plan: Json, top: int = 0) -> str:
       lines += _instructions(plan['instructions'][:top])
   if plan.get('suggestions'):
     lines.append(_rule('what would make it fit'))
-    lines += [f'  {line}' for line in plan['suggestions']]
+    lines += map('  {}'.format, plan['suggestions'])
   return '\n'.join(lines)
 
 
@@ -53,6 +53,11 @@ def seconds(s: float) -> str:
   return f'{milliseconds:.{digits}f} ms'
 
 
+def mesh(sizes: Mapping[str, int]) -> str:
+  """'data 4 x fsdp 2': the axes of a mesh that split anything."""
+  return ' x '.join(f'{axis} {n}' for axis, n in sizes.items() if n > 1) or 'one chip'
+
+
 def duration(days: float) -> str:
   if days >= 1:
     return f'{days:,.1f} days'
@@ -62,13 +67,13 @@ def duration(days: float) -> str:
 
 
 def _header(h: Json) -> list[str]:
-  mesh = ' x '.join(f'{axis} {n}' for axis, n in h['mesh'].items())
+  axes = ' x '.join(f'{axis} {n}' for axis, n in h['mesh'].items())
   name = f'{h["config"]} on {h["topology"]}'
   if h['slices'] > 1:
     name += f' x {h["slices"]} slices'
   return [
     _rule(name, f'compiled in {h.get("compile_seconds", 0):.0f} s'),
-    f'  {h["chips"]} {h["chip"]} chips, mesh {mesh}',
+    f'  {h["chips"]} {h["chip"]} chips, mesh {axes}',
     f'  batch {h["batch"]:,}, {h["images_per_chip"]:g} images a chip, accumulate '
     f'{h["accumulate"]}, '
     f'remat {h["remat"]}, attention {h["attention"]}, {h["dtype"]}',
@@ -112,13 +117,13 @@ def _flops(f: Json) -> list[str]:
     return f'{n / scale:>10.3f}'
 
   def computed(row: Json) -> float:
-    return sum(n for direction, n in row.items() if direction != 'minimum')
+    return sum(row.values()) - row['minimum']
 
   right = (
     f'{f["total"] / scale:,.2f} {unit}, {f["ratio"]:.3f} of the minimum '
     f'({f["minimum"] / scale:,.2f} {unit})'
   )
-  columns = ''.join(f'{c:>10}' for c in ('forward', 'backward', 'again', 'in all', 'minimum'))
+  columns = '   forward  backward     again    in all   minimum'
   lines = [_rule('FLOPs of a chip and step', right), f'  {unit + "FLOP":<36}{columns}']
   for name, row in sorted(f['parts'].items(), key=lambda item: -computed(item[1])):
     total = computed(row)
@@ -234,7 +239,6 @@ def ranking(rows: Sequence[Json], command: str) -> str:
     f'{"images/s a chip":>17}',
   ]
   for r in rows:
-    mesh = ' x '.join(f'{k} {v}' for k, v in r['mesh'].items() if v > 1) or 'one chip'
     step = '-'
     rate = '-'
     if r.get('step'):  # else it does not fit
@@ -242,8 +246,8 @@ def ranking(rows: Sequence[Json], command: str) -> str:
       rate = f'{r["images_per_second_per_chip"]:,.1f}'
     fits = 'yes' if r['fits'] else 'no'
     lines.append(
-      f'  {mesh:<32}{r["remat"]:<10}{r["accumulate"]:>6}{fits:>6}{size(r["total"]):>11}{step:>10}'
-      f'{rate:>17}'
+      f'  {mesh(r["mesh"]):<32}{r["remat"]:<10}{r["accumulate"]:>6}{fits:>6}'
+      f'{size(r["total"]):>11}{step:>10}{rate:>17}'
     )
   if command:
     lines.append(f'\n{command}')

@@ -164,11 +164,11 @@ def _command(arguments: Sequence[str], choice: Choice, batch: int) -> str:
   """The command that trains with a choice: its flags replace those that were given."""
   flags = [*choice.flags(), f'--config.schedule.batch_size={batch}']
   replaced = {flag.split('=')[0] for flag in flags}
-  kept = []
+  words = ['python -m tips_jax.main']
   for argument in arguments:
     if argument.startswith('--config') and argument.split('=')[0] not in replaced:
-      kept.append(argument)
-  return ' '.join(['python -m tips_jax.main', *kept, *flags])
+      words.append(argument)
+  return ' '.join(words + flags)
 
 
 def candidates(method: method_lib.Method, count: int, slices: int = 1) -> list[Choice]:
@@ -241,11 +241,16 @@ class Model:
     images = c.schedule.batch_size / math.prod(choice.mesh) / choice.accumulate
     kept = 0.0
     working = 0.0
-    for p in c.passes.values():
+    shapes = summary.shapes(self.method)
+    for name, p in c.passes.items():
       tower = c.towers[p.tower]
-      if tower.kind not in ('vit', 'text'):
+      if tower.kind == 'text':
+        [tokens] = shapes[p.inputs['ids']]
+      elif tower.kind == 'vit':
+        views, patches, _ = shapes[f'{name}.patch']
+        tokens = views * (patches + len(tower.cls))
+      else:  # heads are small beside the towers
         continue
-      tokens = _tokens(c, p, tower)
       hidden = tower.mlp
       if getattr(tower, 'ffn', '') == 'swiglu':
         hidden *= 2
@@ -258,9 +263,9 @@ class Model:
       if p.by == 'student':  # nothing of a teacher is differentiated
         kept += 2 * tokens * tower.depth * kept_numbers[choice.remat]
       working = max(working, 2 * tokens * (16 * tower.width + 4 * hidden))
-    prototypes = [t.prototypes for t in c.towers.values() if t.kind == 'dino_head']
+    prototypes = max(getattr(tower, 'prototypes', 0) for tower in c.towers.values())
     # Student, teacher and gradient, in float32, a chunk of tokens at a time.
-    logits = _CHUNK * max(prototypes, default=0) * 4 * 3
+    logits = _CHUNK * prototypes * 4 * 3
     gradients = self.groups(choice)['parameters'] * 1.5
     return images * (kept + working) + logits + gradients
 
@@ -292,17 +297,6 @@ class Model:
         self.memory.setdefault(remat, self.memory[choice.remat])
     if 'time' in plan:
       self.pace[choice.remat] *= plan['time']['step'] / self.seconds(choice)
-
-
-def _tokens(c: schema.Config, p: schema.Pass, tower: schema.ViT | schema.TextTower) -> int:
-  """Tokens of a pass for one image."""
-  if tower.kind == 'text':
-    return c.data.text_length
-  view = c.data.views[p.inputs['images'].removeprefix('batch.')]
-  patches = math.ceil(view.size / tower.patch) ** 2
-  if 'visible' in p.inputs:
-    patches -= round(c.masks[p.inputs['visible'].split('.')[1]].ratio * patches)
-  return view.count * (patches + len(tower.cls))
 
 
 def _abstract_mesh(choice: Choice) -> jax.sharding.AbstractMesh:

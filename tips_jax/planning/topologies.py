@@ -69,8 +69,7 @@ def devices(topology: str, slices: int = 1) -> tuple[Chip, Sequence['jax.Device'
     return of_kind(attached[0].device_kind), attached
   name, _, shape = topology.partition(':')
   if name not in TPUS:
-    examples = [f'{tpu}:{"x".join("4" * CHIPS[tpu].dims)}' for tpu in TPUS]
-    raise unknown('--topology', topology, ['auto', 'gpu', 'cpu', *examples])
+    raise unknown('--topology', topology, ['auto', 'gpu', 'cpu', *map(_example, TPUS)])
   chip = CHIPS[name]
   sides = [int(n) for n in re.findall(r'\d+', shape)]
   valid = re.fullmatch(r'\d+(x\d+)*', shape) and math.prod(sides)
@@ -93,7 +92,7 @@ def _topology(
   # libtpu locks the TPU for one process, but nothing runs on a TPU here.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # A host has up to 2 x 2 chips.
-  bounds = [min(side, bound) for side, bound in zip((*sides, 1), (2, 2, 1))]
+  bounds = list(map(min, (*sides, 1), (2, 2, 1)))
   more = {}
   if chip.config:
     more['chip_config_name'] = chip.config
@@ -133,6 +132,10 @@ def hidden_flags() -> Iterator[None]:
   finally:
     if kept is not None:
       os.environ['XLA_FLAGS'] = kept
+
+
+def _example(name: str) -> str:
+  return f'{name}:{"x".join("4" * CHIPS[name].dims)}'
 
 
 def _nearest(name: str, count: int) -> str:

@@ -32,7 +32,7 @@ def test_wrong_pixels_are_red_and_void_is_striped(strips):
   (truth,), (predicted,) = strips['truth'][0], strips['predicted'][0]
   np.testing.assert_array_equal(truth[known], colors[example['truth'][known]])
   np.testing.assert_array_equal(predicted, colors[example['predicted']])
-  assert {tuple(c) for c in truth[~known]} == {tuple(c / 255) for c in plotting._STRIPES}
+  assert {tuple(c) for c in truth[~known]} == {tuple(c) for c in style.STRIPES}
 
 
 def test_depths_share_one_scale(strips):

@@ -11,12 +11,12 @@ from tips_jax.evals.report.tables import UNITS, Row
 from tips_jax.evals.tasks.spec import Result
 
 _CLASSES = 10  # of a confusion matrix
-_VALUE, _BEFORE, _CHANCE, _PIXELS, _PUBLISHED = (
-  '#17a08f',
-  '#9fb3c1',
-  '#d97f12',
-  '#c2458b',
-  '#8172e6',
+_VALUE = '#17a08f'
+_BEFORE = '#9fb3c1'
+_PUBLISHED = '#8172e6'
+_REFERENCES = (  # column, color, name in the legend
+  ('chance', '#d97f12', 'chance'),
+  ('pixel_baseline', '#c2458b', 'raw pixels'),
 )
 _MIN_POINTS = 3  # of a curve of a metric: two points say nothing of the way between them
 
@@ -35,6 +35,7 @@ def confusion(result: Result) -> bytes | None:
   labels = [style.short_name(result.classes, i, 22) for i in chosen]
   column_labels = list(labels)
   if len(chosen) < len(share):
+    # A row sums to 100 % with the classes that are left out.
     rest = np.maximum(share[chosen].sum(1) - part.sum(1), 0)
     part = np.concatenate([part, rest[:, None]], 1)
     column_labels.append('any other')
@@ -53,10 +54,11 @@ def confusion(result: Result) -> bytes | None:
     pixels = np.concatenate([color, strength[..., None]], -1)
     axes.imshow(pixels, aspect='auto', interpolation='nearest')
     for y, x in np.ndindex(part.shape):
-      if part[y, x] >= 0.005:  # would be printed as 0
-        ink = 'white' if strength[y, x] > 0.55 else INK
-        centered = dict(ha='center', va='center', fontsize=9)
-        axes.text(x, y, f'{100 * part[y, x]:.0f}', color=ink, **centered)
+      if part[y, x] < 0.005:  # would be printed as 0
+        continue
+      ink = 'white' if strength[y, x] > 0.55 else INK
+      centered = dict(ha='center', va='center', fontsize=9)
+      axes.text(x, y, f'{100 * part[y, x]:.0f}', color=ink, **centered)
     axes.set(yticks=range(rows), yticklabels=labels, xticks=range(columns))
     axes.set_xticklabels(column_labels, rotation=38, ha='left')
     axes.xaxis.tick_top()
@@ -77,6 +79,7 @@ def most_confused(share: np.ndarray, most: int = _CLASSES) -> list[int]:
   """Classes of the largest off-diagonal entries of a confusion [K, K] with rows of sum 1."""
   off_diagonal = np.where(np.eye(len(share), dtype=bool), 0, share)
   chosen = []
+  # Both classes of a pair, or neither: one alone would show nothing.
   for flat in np.argsort(-off_diagonal, axis=None, kind='stable'):
     pair = [int(i) for i in np.unravel_index(flat, off_diagonal.shape)]
     new = [i for i in pair if i not in chosen]
@@ -92,22 +95,24 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
   """
   if not rows:
     return None
-  has_before = any(row.columns['before'] is not None for row in rows)
-  height = 0.3 if has_before else 0.36
+  # Two bars for a row, or one that takes the place of both.
+  height = 0.36
+  offset = 0
+  measured = 'measured'
+  if any(row.columns['before'] is not None for row in rows):
+    height = 0.3
+    offset = 0.17
+    measured = 'after'
 
   def draw():
     figure = style.new_figure(6, 0.58 * len(rows) + 0.3)
     axes = figure.add_axes((0, 0, 1, 1))
     places = np.arange(len(rows))[::-1]
     for y, row in zip(places, rows):
-      offset = 0.17 if has_before else 0
       if row.columns['before'] is not None:
         axes.barh(y + offset, row.columns['before'], height, color=_BEFORE, label='before')
-      _bar(axes, y - offset, row.values[0], height, 'after' if has_before else 'measured')
-      for column, color, name in (
-        ('chance', _CHANCE, 'chance'),
-        ('pixel_baseline', _PIXELS, 'raw pixels'),
-      ):
+      _bar(axes, y - offset, row.values[0], height, measured)
+      for column, color, name in _REFERENCES:
         value = row.columns[column]
         if value is not None:
           axes.vlines(value, y - 0.36, y + 0.36, color=color, linewidth=2.5, label=name)
@@ -120,6 +125,7 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
     axes.xaxis.grid(True, color=FAINT)
     axes.set_axisbelow(True)
     style.hide_frame(axes)
+    # Every bar has a label; the legend names each kind once.
     by_label = {}
     for handle, label in zip(*axes.get_legend_handles_labels()):
       by_label.setdefault(label, handle)
@@ -140,18 +146,12 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
 
 def _bar(axes, y, value, height, label):
   axes.barh(y, value, height, color=_VALUE, label=label)
-  inside = value > 12  # where the number has room in the bar
-  axes.annotate(
-    f'{value:.1f}',
-    (value, y),
-    (-5 if inside else 5, 0),
-    textcoords='offset points',
-    fontsize=9,
-    va='center',
-    ha='right' if inside else 'left',
-    color='white' if inside else _VALUE,
-    weight='bold',
-  )
+  # Inside of the bar where the number has room, else behind it.
+  place = dict(xytext=(5, 0), ha='left', color=_VALUE)
+  if value > 12:
+    place = dict(xytext=(-5, 0), ha='right', color='white')
+  words = dict(textcoords='offset points', fontsize=9, va='center', weight='bold')
+  axes.annotate(f'{value:.1f}', (value, y), **place, **words)
 
 
 def _published(axes, y, figure, side):
@@ -216,6 +216,7 @@ def _curve(lines, name):
   """(steps, values) of the lines with a number for `name`; of a repeated step the last one."""
   by_step = {}
   for line in lines:
+    # Lines of training and of evaluations alternate; a restart repeats steps.
     if isinstance(line.get(name), (int, float)):
       by_step[line['step']] = line[name]
   return np.array(list(by_step), float), np.array(list(by_step.values()), float)

@@ -49,13 +49,19 @@ def sections(
     by_name[entry['kind']].entries.append(entry)
 
   def add(name, label, png, note=''):
-    if png is not None:
+    if png is not None:  # else there is nothing to draw: no examples, or too few points
       by_name[name].pictures.append(Picture(label, png, note))
 
   add('losses', '', charts.losses(lines, losses))
   add('progress', '', charts.progress(lines, _logged(results)))
-  charted = [row for row in rows if table.spec(row.kind).charted and row.values[0] is not None]
-  labels = [f'{row.dataset}, {table.spec(row.kind).title}' for row in charted]
+  charted = []
+  labels = []
+  for row in rows:
+    spec = table.spec(row.kind)
+    # Only accuracies share an axis; a row without a number has no bar.
+    if spec.charted and row.values[0] is not None:
+      charted.append(row)
+      labels.append(f'{row.dataset}, {spec.title}')
   add('bars', '', charts.bars(charted, labels))
   datasets = set()
   for result in results:
@@ -80,8 +86,7 @@ def _logged(results):
   for result in results:
     for name in tables.main_metrics(result.spec.name, result.metrics):
       unit = table.metric(f'{result.spec.name}/{name}').unit
-      label = (
-        f'{result.dataset} {result.task.replace("_", " ")}, {tables.label(result.spec.name, name)}'
-      )
-      metrics[f'eval/{result.prefix}/{name}'] = label, unit
+      label = tables.label(result.spec.name, name)
+      title = f'{result.dataset} {result.task.replace("_", " ")}, {label}'
+      metrics[f'eval/{result.prefix}/{name}'] = title, unit
   return metrics

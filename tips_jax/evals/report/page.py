@@ -65,25 +65,23 @@ def page(
 
   rows, heads, notes: of the table of results, as in tables.py.
   """
-  columns = tables.columns(rows)
-  results = _RESULTS.format(pixels=_PIXELS if 'pixel_baseline' in columns else '')
+  left, right = tables.columns(rows)
+  lead = _LEAD_OF_RUN if 'before' in left else _LEAD
+  pixels = _PIXELS if 'pixel_baseline' in right else ''
   facts = {
     'checkpoint': content['checkpoint']['name'],
     'sha256': content['checkpoint']['sha256'][:12],
     **content['facts'],
   }
-  parts = [
-    f'<h1>{html.escape(content["title"])}</h1>',
-    f'<p>{_LEAD_OF_RUN if "before" in columns else _LEAD}</p>',
-    '<dl>',
-    *(_fact(name, text) for name, text in facts.items() if text),
-    f'</dl>\n<section><h2>Results</h2>\n<p>{results}</p>',
-    f'<div class="scroll">{_table(rows, heads, columns)}</div>',
-    *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
-    '</section>',
-    *map(_section, sections),
-    f'<footer>{_FOOTER}</footer>',
-  ]
+  parts = [f'<h1>{html.escape(content["title"])}</h1>\n<p>{lead}</p>\n<dl>']
+  parts += [_fact(name, text) for name, text in facts.items() if text]
+  parts.append(f'</dl>\n<section><h2>Results</h2>\n<p>{_RESULTS.format(pixels=pixels)}</p>')
+  # A wide table scrolls by itself: the page must not.
+  parts.append(f'<div class="scroll">{_table(rows, heads, left, right)}</div>')
+  parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
+  parts.append('</section>')
+  parts += map(_section, sections)
+  parts.append(f'<footer>{_FOOTER}</footer>')
   return _PAGE.format(title=html.escape(content['title']), style=_STYLE, body='\n'.join(parts))
 
 
@@ -91,32 +89,28 @@ def _fact(name, text):
   return f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>'
 
 
-def _table(rows, heads, columns):
-  before = [name for name in columns if name == 'before']
-  after = [name for name in columns if name != 'before']
-  titles = ['data set', 'task', 'metric', *before, *heads, *(COLUMNS[name] for name in after)]
-  titles.append('published')
-  lines = [''.join(f'<th>{html.escape(title)}</th>' for title in titles)]
+def _table(rows, heads, left, right):
+  titles = ['data set', 'task', 'metric', *left, *heads, *map(COLUMNS.get, right), 'published']
+  lines = [_cells(map(html.escape, titles), 'th')]
   previous = None
   for row in rows:
-    first = row.dataset != previous
-    previous = row.dataset
-    cells = [
-      f'<td>{html.escape(row.dataset) if first else ""}</td>',
-      f'<td>{html.escape(row.task.replace("_", " "))}</td>',
-      f'<td>{_metric(row.kind, row.metric)}</td>',
-    ]
-    cells += [f'<td>{number(row.columns[name], row.unit)}</td>' for name in before]
-    cells += [_value(row, i) for i in range(len(row.values))]
-    cells += [f'<td>{number(row.columns[name], row.unit)}</td>' for name in after]
+    cells = ['', html.escape(row.task.replace('_', ' ')), _metric(row.kind, row.metric)]
+    opening = '<tr>'
+    if row.dataset != previous:
+      # A line above it, and its name once.
+      opening = '<tr class="first">'
+      cells[0] = html.escape(row.dataset)
+      previous = row.dataset
+    values = [_value(row, i) for i in range(len(row.values))]
     published = ''.join(_published(figure, row.unit) for figure in row.published)
-    cells.append(f'<td>{published or "-"}</td>')
-    if first:
-      cells.insert(0, '<tr class="first">')
-    else:
-      cells.insert(0, '<tr>')
-    lines.append(''.join(cells))
+    line = opening + _cells(cells + tables.numbers(row, left)) + ''.join(values)
+    lines.append(line + _cells([*tables.numbers(row, right), published or '-']))
   return '<table class="wide">\n<tr>' + '</tr>\n'.join(lines) + '</tr>\n</table>'
+
+
+def _cells(texts, tag='td'):
+  """Cells of a line, from HTML."""
+  return ''.join(f'<{tag}>{text}</{tag}>' for text in texts)
 
 
 def _metric(kind, name):
@@ -126,14 +120,15 @@ def _metric(kind, name):
 
 
 def _value(row, i):
-  classes = ['value']
+  classes = 'value'
   if i in row.best:
-    classes.append('best')
+    classes += ' best'
   text = number(row.values[i], row.unit)
   if row.differences[i]:
-    classes.append('other')
+    classes += ' other'
+    # The reason appears under the pointer, and in the notes below the table.
     text += f' <abbr title="{html.escape(row.differences[i])}">{OTHER}</abbr>'
-  return f'<td class="{" ".join(classes)}">{text}</td>'
+  return f'<td class="{classes}">{text}</td>'
 
 
 def _published(figure, unit):
@@ -152,44 +147,42 @@ def _section(section):
       parts.append(f'<h3>{html.escape(picture.label)}</h3>')
     if picture.note:
       parts.append(f'<p>{html.escape(picture.note)}</p>')
+    # For readers that see no pictures; the numbers are in the tables.
     alt = html.escape(f'{section.title}: {picture.label}')
     source = _data_uri(picture.png)
     parts.append(f'<img src="{source}" style="width:{_width(picture.png)}px" alt="{alt}"></figure>')
-  parts += [_details(entry) for entry in section.entries]
+  parts += map(_details, section.entries)
   return ''.join(parts) + '</section>'
 
 
 def _details(entry):
   """All numbers of an entry of results.json, folded away."""
-  columns = [name for name in COLUMNS if any(name in m for m in entry['metrics'].values())]
-  titles = ['', 'value', *(COLUMNS[name] for name in columns)]
-  lines = [''.join(f'<th>{title}</th>' for title in titles)]
-  for name, metric in entry['metrics'].items():
+  metrics = entry['metrics']
+  # The metrics of an entry have the same columns, those of its evaluation.
+  columns = [name for name in COLUMNS if any(name in metric for metric in metrics.values())]
+  lines = [_cells(['', 'value', *map(COLUMNS.get, columns)], 'th')]
+  for name, metric in metrics.items():
     unit = metric['unit']
-    line = f'<td>{_metric(entry["kind"], name)}</td>'
+    line = _cells([_metric(entry['kind'], name)])
     line += f'<td class="value">{number(metric["value"], unit)}</td>'
-    for column in columns:
-      line += f'<td>{number(metric.get(column), unit)}</td>'
-    lines.append(line)
-  notes = []
-  for title, items in (
-    ('Time', [f'{part} {seconds:.1f} s' for part, seconds in entry['seconds'].items()]),
-    ('Protocol', _items(entry['options'])),
-    ('Chosen', _items(entry['chosen'])),
-    ('Images', [f'{split["images"]:,} of {role}' for role, split in entry['data'].items()]),
-  ):
-    if items:
-      notes.append(f'<p>{title}: {html.escape(", ".join(items))}</p>')
+    lines.append(line + _cells(number(metric.get(column), unit) for column in columns))
+  items = {
+    'Time': [f'{part} {seconds:.1f} s' for part, seconds in entry['seconds'].items()],
+    'Protocol': map('{} = {}'.format, entry['options'], entry['options'].values()),
+    'Chosen': map('{} = {}'.format, entry['chosen'], entry['chosen'].values()),
+    'Images': [f'{split["images"]:,} of {role}' for role, split in entry['data'].items()],
+  }
+  notes = ''
+  for title, texts in items.items():
+    text = ', '.join(texts)
+    if text:
+      notes += f'<p>{title}: {html.escape(text)}</p>'
   return (
     f'<details><summary>{html.escape(entry["dataset"])}, {html.escape(entry["task"])}: all numbers'
     '</summary><div class="scroll"><table><tr>'
     + '</tr><tr>'.join(lines)
-    + f'</tr></table></div>{"".join(notes)}</details>'
+    + f'</tr></table></div>{notes}</details>'
   )
-
-
-def _items(options):
-  return [f'{name} = {value}' for name, value in options.items()]
 
 
 def _data_uri(png):
@@ -201,6 +194,7 @@ def _data_uri(png):
 
 def _width(png):
   """In CSS pixels, such that the text of the picture is as large as that of the page."""
+  # Bytes 16 to 19 of a PNG are its width.
   return round(struct.unpack('>I', png[16:20])[0] / 1.28)
 
 

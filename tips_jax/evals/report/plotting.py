@@ -24,16 +24,18 @@ from matplotlib.patches import Rectangle
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.scenes import draw as scenes
 from tips_jax.evals.probes import normals as normals_lib
-from tips_jax.evals.report import style
+from tips_jax.evals.report import legends, style
 from tips_jax.evals.tasks.spec import Result
 
-_EXAMPLES, _NEAREST = 6, 6  # of a picture, of a query
-_LEGEND = 24  # classes named in a legend
-_ROW_WIDTH, _TILE_HEIGHT = 7.6, 1.6  # inches, at most
+_EXAMPLES = 6  # of a picture
+_NEAREST = 6  # of a query
+_ROW_WIDTH = 7.6  # inches, at most
+_TILE_HEIGHT = 1.6
 _TILE_PIXELS = 240  # of its long side
-_GAP, _LEFT = 0.06, 0.3  # inches between tiles; before the first, for the titles of rows
-_STRIPES = np.array([[166, 176, 189], [198, 206, 216]], np.uint8)
-_DEPTHS, _ERRORS = 'viridis', 'inferno'
+_GAP = 0.06  # inches between tiles
+# Color maps of even lightness: an edge in the picture is one in the values.
+_DEPTHS = 'viridis'
+_ERRORS = 'inferno'
 _MAX_ANGLE = 60  # degrees, the end of the scale of errors of normals
 _SCENES = (
   *('#c4dcf3', '#ddd0ee', '#b5c9b7', '#dccdaa', '#98cddb', '#ecd3c4', '#e4572e', '#2e6fba'),
@@ -49,30 +51,29 @@ def segmented(result: Result, overlay: bool = False) -> bytes | None:
     return None
   colors = palette(result.classes)
   images, truth, predicted = _maps(examples)
-  known = [mask != VOID for mask in truth]
-  tiles = {'truth': [], 'predicted': [], 'wrong': []}
+  tiles = {'truth': [], 'predicted': []}
+  if not overlay:
+    tiles['wrong'] = []
   notes = []
-  for image, true, guess, seen in zip(images, truth, predicted, known):
+  for image, true, guess in zip(images, truth, predicted):
     right = guess == true
-    notes.append(f'{100 * right[seen].mean():.0f} % right' if seen.any() else None)
+    known = true != VOID
+    notes.append(f'{100 * right[known].mean():.0f} % right' if known.any() else '')
     if overlay:
-      tiles['truth'].append(_striped(_blend(image, true, colors), seen))
+      tiles['truth'].append(_striped(_blend(image, true, colors), known))
       tiles['predicted'].append(_blend(image, guess, colors))
     else:
-      tiles['truth'].append(_striped(colors[true], seen))
+      tiles['truth'].append(_striped(colors[true], known))
       tiles['predicted'].append(colors[guess])
+      # The image, pale below the red, shows where it is wrong.
       red = matplotlib.colors.to_rgb(style.WRONG)
       wrong = np.where(right[..., None], 0.25 + 0.6 * _gray(image), red)
-      tiles['wrong'].append(_striped(wrong, seen))
-  rows = [('image', images, None), ('truth', tiles['truth'], None)]
-  if overlay:
-    rows.append(('predicted', tiles['predicted'], notes))
-  else:
-    rows += [('predicted', tiles['predicted'], None), ('wrong', tiles['wrong'], notes)]
+      tiles['wrong'].append(_striped(wrong, known))
+  rows = _rows(images, tiles, notes)
 
   def draw():
     figure = _grid(rows)
-    _class_legend(figure, truth + predicted, result.classes)
+    legends.class_legend(figure, truth + predicted, result.classes, colors)
     return figure
 
   return style.png(draw)
@@ -84,11 +85,14 @@ def depths(result: Result) -> bytes | None:
   if not examples:
     return None
   images, truth, predicted = _maps(examples, cv2.INTER_LINEAR)
-  known = [np.isfinite(depth) & (depth > 0) for depth in truth]
-  errors = [np.abs(guess - true) for guess, true in zip(predicted, truth)]
+  known = []
+  errors = []
+  for true, guess in zip(truth, predicted):
+    known.append(np.isfinite(true) & (true > 0))
+    errors.append(np.abs(guess - true))
   # One scale for all examples, so that equal colors are equal depths.
   low, high = _range(truth, known)
-  low = max(low, 1e-3)
+  low = max(low, 1e-3)  # the scale is logarithmic
   largest = max(_range(errors, known)[1], 1e-3)
   tiles = {'truth': [], 'predicted': [], 'error': []}
   for true, guess, error, seen in zip(truth, predicted, errors, known):
@@ -98,10 +102,10 @@ def depths(result: Result) -> bytes | None:
   notes = _rmse_notes(errors, known, '.2f', ' m')
 
   def draw():
-    figure = _grid(_error_rows(images, tiles, notes))
-    _color_scale(figure, 0, _DEPTHS, low, high, 'depth, meters', 'log')
-    _color_scale(figure, 1, _ERRORS, 0, largest, 'error, meters')
-    _missing_legend(figure, known)
+    figure = _grid(_rows(images, tiles, notes))
+    legends.color_scale(figure, 0, _DEPTHS, low, high, 'depth, meters', 'log')
+    legends.color_scale(figure, 1, _ERRORS, 0, largest, 'error, meters')
+    legends.missing_legend(figure, known)
     return figure
 
   return style.png(draw)
@@ -113,22 +117,27 @@ def normals(result: Result) -> bytes | None:
   if not examples:
     return None
   images, truth, predicted = _maps(examples, cv2.INTER_LINEAR)
-  truth = [normals_lib.unit(field[..., :3]) for field in truth]
-  predicted = [normals_lib.unit(field[..., :3]) for field in predicted]
-  known = [normals_lib.known(field) for field in truth]
-  errors = [normals_lib.degrees(guess, true) for guess, true in zip(predicted, truth)]
+  known = []
+  errors = []
   tiles = {'truth': [], 'predicted': [], 'error': []}
-  for true, guess, error, seen in zip(truth, predicted, errors, known):
+  for true, guess in zip(truth, predicted):
+    true = normals_lib.unit(true[..., :3])
+    guess = normals_lib.unit(guess[..., :3])
+    seen = normals_lib.known(true)
+    error = normals_lib.degrees(guess, true)
+    known.append(seen)
+    errors.append(error)
+    # From [-1, 1] to colors.
     tiles['truth'].append(_striped((true + 1) / 2, seen))
     tiles['predicted'].append((guess + 1) / 2)
     tiles['error'].append(_striped(_colored(error, _ERRORS, 0, _MAX_ANGLE), seen))
   notes = _rmse_notes(errors, known, '.0f', '°')
 
   def draw():
-    figure = _grid(_error_rows(images, tiles, notes))
-    _ball(figure)
-    _color_scale(figure, 1, _ERRORS, 0, _MAX_ANGLE, 'error, degrees')
-    _missing_legend(figure, known)
+    figure = _grid(_rows(images, tiles, notes))
+    legends.ball(figure)
+    legends.color_scale(figure, 1, _ERRORS, 0, _MAX_ANGLE, 'error, degrees')
+    legends.missing_legend(figure, known)
     return figure
 
   return style.png(draw)
@@ -141,12 +150,12 @@ def classified(result: Result) -> bytes | None:
     return None
 
   def draw():
-    figure = _grid([('', [_resized(example['image']) for example in examples], None)])
+    figure = _grid([('', _images(examples), None)])
     for axes, example in zip(figure.axes, examples):
       right = example['truth'] == example['predicted']
+      color = style.RIGHT if right else style.WRONG
       centered = dict(ha='center', va='top', transform=axes.transAxes)
       predicted = style.short_name(result.classes, example['predicted'], 21)
-      color = style.RIGHT if right else style.WRONG
       axes.text(0.5, -0.05, predicted, fontsize=9, weight='bold', color=color, **centered)
       if not right:
         truth = style.short_name(result.classes, example['truth'], 21)
@@ -161,8 +170,12 @@ def retrieved(result: Result) -> bytes | None:
   examples = _examples(result)
   if not examples:
     return None
-  query_width = 2.6 if any(example.get('text') for example in examples) else 1.25
-  columns = max(min(len(example['images']), _NEAREST) for example in examples)
+  query_width = 1.25  # in tiles
+  columns = 0
+  for example in examples:
+    columns = max(columns, min(len(example['images']), _NEAREST))
+    if example.get('text'):
+      query_width = 2.6
 
   def draw():
     figure = style.new_figure(1.12 * (query_width + columns + 0.6), 1.12 * len(examples))
@@ -179,8 +192,9 @@ def retrieved(result: Result) -> bytes | None:
     )
     for row, example in enumerate(examples):
       _query(figure, grid[row, 0], example)
-      right = example.get('right')
-      right = [] if right is None else np.atleast_1d(right).tolist()
+      right = []
+      if example.get('right') is not None:
+        right = np.atleast_1d(example['right']).tolist()
       for i, image in enumerate(example['images'][:_NEAREST]):
         axes = style.tile(figure, grid[row, i + 1], _square(image))
         if i in right:
@@ -189,11 +203,16 @@ def retrieved(result: Result) -> bytes | None:
       if row == 0:
         figure.axes[0].set_title('query', fontsize=9.5, pad=6)
         figure.axes[1].set_title('nearest first, the right ones framed', fontsize=9.5, pad=6)
-      rank = example.get('rank') or (1 + min(right) if right else None)
+      rank = example.get('rank')
+      if not rank and right:
+        rank = 1 + min(right)
       if rank:
-        color = style.RIGHT if rank <= _NEAREST else style.INK
-        weight = 'bold' if rank == 1 else 'normal'
-        _words(figure, grid[row, columns + 1], 0.06, f'rank {rank:,}', color=color, weight=weight)
+        look = dict(color=style.INK, weight='normal')
+        if rank <= _NEAREST:
+          look['color'] = style.RIGHT
+        if rank == 1:
+          look['weight'] = 'bold'
+        _words(figure, grid[row, columns + 1], 0.06, f'rank {rank:,}', **look)
     return figure
 
   return style.png(draw)
@@ -205,8 +224,9 @@ def patch_features(result: Result) -> bytes | None:
   if not examples:
     return None
   grids = [np.asarray(example['patch'], np.float32) for example in examples]
+  # Components of all images together: only then does a color mean the same in each.
   colors = components(np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]))
-  images = [_resized(example['image']) for example in examples]
+  images = _images(examples)
   maps = []
   start = 0
   for grid, image in zip(grids, images):
@@ -214,7 +234,7 @@ def patch_features(result: Result) -> bytes | None:
     part = colors[start : start + height * width].reshape(height, width, 3)
     start += height * width
     maps.append(cv2.resize(part, image.shape[1::-1], interpolation=cv2.INTER_NEAREST))
-  return style.png(lambda: _grid([('image', images, None), ('patch features', maps, None)]))
+  return style.png(lambda: _grid(_rows(images, {'patch features': maps})))
 
 
 # --- colors ---------------------------------------------------------------------------------------
@@ -257,6 +277,10 @@ def _examples(result):
   return list(result.examples)[:_EXAMPLES]
 
 
+def _images(examples):
+  return [_resized(example['image']) for example in examples]
+
+
 def _grid(rows):
   """A figure of tiles of one height.
 
@@ -265,14 +289,14 @@ def _grid(rows):
   ratios = [image.shape[1] / image.shape[0] for image in rows[0][1]]
   height = min(_TILE_HEIGHT, _ROW_WIDTH / sum(ratios))
   width = height * sum(ratios) + _GAP * (len(ratios) - 1)
-  figure = style.new_figure(width + _LEFT, height * len(rows) + _GAP * (len(rows) - 1))
+  figure = style.new_figure(width + style.LEFT, height * len(rows) + _GAP * (len(rows) - 1))
   grid = figure.add_gridspec(
     len(rows),
     len(ratios),
     width_ratios=ratios,
     wspace=_GAP * len(ratios) / width,
     hspace=_GAP / height,
-    left=_LEFT / (width + _LEFT),
+    left=style.LEFT / (width + style.LEFT),
     right=1,
     top=1,
     bottom=0,
@@ -289,19 +313,19 @@ def _grid(rows):
   return figure
 
 
-def _error_rows(images, tiles, notes):
-  return [
-    ('image', images, None),
-    ('truth', tiles['truth'], None),
-    ('predicted', tiles['predicted'], None),
-    ('error', tiles['error'], notes),
-  ]
+def _rows(images, tiles, notes=None):
+  """The rows of `_grid`: images, then tiles by title; the notes are under the last row."""
+  rows = [('image', images, None)]
+  for title, row in tiles.items():
+    rows.append((title, row, None))
+  rows[-1] = (*rows[-1][:2], notes)
+  return rows
 
 
 def _rmse_notes(errors, known, decimals, unit):
   notes = []
   for error, seen in zip(errors, known):
-    note = None
+    note = ''
     if seen.any():
       note = f'RMSE {np.sqrt(np.square(error[seen]).mean()):{decimals}}{unit}'
     notes.append(note)
@@ -328,7 +352,9 @@ def _resized(image):
   image = np.asarray(image)
   scale = _TILE_PIXELS / max(image.shape[:2])
   size = tuple(max(1, round(n * scale)) for n in image.shape[1::-1])
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+  # Only AREA averages the pixels that a smaller image leaves out.
+  how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+  return cv2.resize(image, size, interpolation=how)
 
 
 def _square(image):
@@ -336,22 +362,24 @@ def _square(image):
   image = np.asarray(image)
   height, width = image.shape[:2]
   side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
+  top = (height - side) // 2
+  left = (width - side) // 2
   return _resized(image[top : top + side, left : left + side])
 
 
 def _maps(examples, interpolation=cv2.INTER_NEAREST):
   """(images, truths, predictions) of one size each; truth is never interpolated."""
-  images, truth, predicted = [], [], []
-  for example in examples:
-    image = _resized(example['image'])
-    size = image.shape[1::-1]
-    images.append(image)
+  truth = []
+  predicted = []
+  images = _images(examples)
+  for image, example in zip(images, examples):
     for maps, name, how in (
       (truth, 'truth', cv2.INTER_NEAREST),
       (predicted, 'predicted', interpolation),
     ):
-      resized = cv2.resize(np.asarray(example[name], np.float32), size, interpolation=how)
+      resized = cv2.resize(
+        np.asarray(example[name], np.float32), image.shape[1::-1], interpolation=how
+      )
       if interpolation == cv2.INTER_NEAREST:  # class ids
         resized = resized.astype(np.int64).clip(0, VOID)
       maps.append(resized)
@@ -361,7 +389,7 @@ def _maps(examples, interpolation=cv2.INTER_NEAREST):
 def _striped(image, known):
   """The tile, with stripes where nothing is known."""
   y, x = np.indices(known.shape)
-  return np.where(known[..., None], image, _STRIPES[(x + y) // 7 % 2] / 255)
+  return np.where(known[..., None], image, style.STRIPES[(x + y) // 7 % 2])
 
 
 def _gray(image):
@@ -379,96 +407,13 @@ def _blend(image, ids, colors):
 def _range(maps, known):
   """(1 %, 99 %) quantiles of the known values: a few outliers must not stretch the scale."""
   values = np.concatenate([values[seen] for values, seen in zip(maps, known)])
-  low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 1.0)
+  if not len(values):
+    return 0.0, 1.0
+  low, high = np.percentile(values, [1, 99])
+  # A scale needs a width, even if all values are equal.
   return float(low), float(max(high, 1.001 * low, 1e-3))
 
 
 def _colored(values, cmap, low, high, scale=np.asarray):
   values = scale(np.clip(np.nan_to_num(values), low, high))
   return matplotlib.colormaps[cmap]((values - scale(low)) / (scale(high) - scale(low)))[..., :3]
-
-
-# --- scales and legends under the tiles -----------------------------------------------------------
-
-
-def _below(figure, half, width, height=0.1):
-  """Axes under the left (0) or right (1) half of the tiles; width and height in inches."""
-  w, h = figure.get_size_inches()
-  return figure.add_axes((_LEFT / w + half * 0.5, -(0.36 + height) / h, width / w, height / h))
-
-
-def _color_scale(figure, half, cmap, low, high, label, scale='linear'):
-  width = figure.get_size_inches()[0]
-  axes = _below(figure, half, min(2.4, 0.38 * width))
-  edges = np.linspace(low, high, 257) if scale == 'linear' else np.geomspace(low, high, 257)
-  axes.pcolormesh(edges, [0, 1], np.linspace(0, 1, 256)[None], cmap=cmap, rasterized=True)
-  axes.set(yticks=[], xlim=(low, high), xscale=scale)
-  ticks = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
-  ticks = [tick for tick in ticks if low <= tick <= high]
-  if scale == 'linear' or len(ticks) < 2:
-    # A narrow picture has no place for more numbers.
-    locator = matplotlib.ticker.MaxNLocator(4 if width > 3 else 2)
-    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
-  axes.set_xticks(ticks, [f'{tick:.4g}' for tick in ticks])
-  axes.set_xticks([], minor=True)
-  axes.tick_params(length=2, labelsize=8)
-  axes.set_title(label, fontsize=8.5, pad=3)
-  style.hide_frame(axes)
-
-
-def _ball(figure):
-  """The key to the colors of normals: a ball seen from the front."""
-  y, x = np.mgrid[1:-1:96j, -1:1:96j]
-  inside = x * x + y * y <= 1
-  z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
-  axes = _below(figure, 0, 0.5, 0.5)
-  axes.imshow(np.concatenate([(np.stack([x, y, z], -1) + 1) / 2, inside[..., None]], -1))
-  axes.axis('off')
-  if figure.get_size_inches()[0] > 4:
-    text = 'colors of a ball\nseen from the front'
-    axes.text(1.15, 0.5, text, va='center', fontsize=8.5, transform=axes.transAxes)
-
-
-_KEY = dict(frameon=False, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0)
-
-
-def _missing_legend(figure, known):
-  if all(seen.all() for seen in known):
-    return
-  w, h = figure.get_size_inches()
-  place = 1, -(0.3 if w > 6 else 0.85) / h  # beside the scales, or under them
-  figure.legend([_stripes()], ['missing'], loc='upper right', bbox_to_anchor=place, **_KEY)
-
-
-def _stripes():
-  dark, light = (tuple(color / 255) for color in _STRIPES)
-  return Rectangle((0, 0), 1, 1, facecolor=light, edgecolor=dark, hatch='//////', linewidth=0)
-
-
-def _class_legend(figure, maps, names):
-  """The classes with the most pixels, in the order of their ids."""
-  counts = np.bincount(np.concatenate([ids.ravel() for ids in maps]), minlength=256)
-  void = counts[VOID]
-  counts[VOID] = 0
-  present = int((counts > 0).sum())
-  ids = sorted(np.argsort(-counts, kind='stable')[: min(_LEGEND, present)].tolist())
-  colors = palette(names)
-  handles = [Rectangle((0, 0), 1, 1, color=colors[i]) for i in ids]
-  labels = [style.short_name(names, i, 15) for i in ids]
-  if void:
-    handles.append(_stripes())
-    labels.append('void')
-  if present > len(ids):
-    handles.append(Rectangle((0, 0), 1, 1, alpha=0))
-    labels.append(f'and {present - len(ids)} more')
-  w, h = figure.get_size_inches()
-  fit = int(w / (0.4 + 0.07 * max(map(len, labels))))  # entries of a line: a letter is 0.07 inches
-  figure.legend(
-    handles,
-    labels,
-    loc='upper left',
-    bbox_to_anchor=(0.2 / w, -0.22 / h),
-    ncols=max(1, min(len(handles), fit)),
-    columnspacing=1.1,
-    **_KEY,
-  )

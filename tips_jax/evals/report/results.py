@@ -5,6 +5,7 @@ are in the unit that papers print: percent, meters, degrees.
 """
 
 import collections
+import dataclasses
 import json
 import math
 import os
@@ -23,7 +24,10 @@ from tips_jax.evals.tasks import table
 from tips_jax.evals.tasks.spec import Result
 
 SCHEMA = 2
-FILE, PAGE, PICTURES, REPORT = 'results.json', 'index.html', 'pictures', 'report.json'
+FILE = 'results.json'
+PAGE = 'index.html'
+PICTURES = 'pictures'
+REPORT = 'report.json'
 
 
 def write(
@@ -61,6 +65,7 @@ def write(
     before=before,
     pixel_baseline=pixel_baseline,
   )
+  # The first of the table, to which the others are compared.
   contents = [measured]
   for other in others:
     contents.append(other if isinstance(other, dict) else read(other))
@@ -86,13 +91,14 @@ def write(
 
 def compare(paths: Sequence) -> str:
   """The table of several results.json (or folders that hold one), side by side."""
-  return tables.table([read(path) for path in paths])
+  return tables.table(list(map(read, paths)))
 
 
 def read(path: str | os.PathLike) -> dict:
   """The content of a results.json, or of the folder that holds it; InputError where it is none."""
   path = pathlib.Path(path)
-  path = path / FILE if path.is_dir() else path
+  if path.is_dir():
+    path /= FILE
   try:
     parsed = json.loads(path.read_text(encoding='utf-8'))
   except OSError as error:
@@ -102,6 +108,7 @@ def read(path: str | os.PathLike) -> dict:
       f'results: got {str(path)!r}, which is not JSON; expected a {FILE} of an evaluation'
     ) from None
   schema = parsed.get('schema') if isinstance(parsed, dict) else None
+  # Numbers of another schema may have other units or protocols.
   if schema != SCHEMA:
     raise InputError(
       f'results: got schema {schema!r} in {str(path)!r}; expected {SCHEMA}, a {FILE} of an '
@@ -121,8 +128,11 @@ def content(
   pixel_baseline: Mapping[str, float] | None = None,
 ) -> dict:
   """What results.json holds; null is a number that is not finite."""
-  columns = {'before': before, 'pixel_baseline': pixel_baseline}
-  columns = {name: values for name, values in columns.items() if values is not None}
+  columns = {}
+  if before is not None:
+    columns['before'] = before
+  if pixel_baseline is not None:
+    columns['pixel_baseline'] = pixel_baseline
   return {
     'schema': SCHEMA,
     'title': title,
@@ -146,31 +156,28 @@ def _entry(result, columns):
     for column, values in columns.items():
       metric[column] = _printed(values.get(f'{result.prefix}/{name}'), unit)
     metrics[name] = metric
-  published = []
-  for name, figures in result.published.items():
-    unit = table.metric(f'{result.spec.name}/{name}').unit
-    for figure in figures:
-      published.append(
-        {
-          'metric': name,
-          'model': figure.model,
-          'value': figure.value,
-          'unit': unit,
-          'trust': figure.trust,
-          'source': figure.source,
-        }
-      )
   return {
     'dataset': result.dataset,
     'task': result.task,
     'kind': result.spec.name,
     'metrics': metrics,
-    'published': published,
+    'published': _published(result),
     'seconds': {name: round(float(value), 3) for name, value in result.seconds.items()},
+    # What decides whether numbers may be compared (tables.py).
     'options': _plain(result.options),
     'chosen': _plain(result.chosen),
     'data': _plain(result.data),
   }
+
+
+def _published(result):
+  published = []
+  for name, figures in result.published.items():
+    unit = table.metric(f'{result.spec.name}/{name}').unit
+    for figure in figures:
+      # The reader of results.json has no table of units.
+      published.append({'metric': name, 'unit': unit} | dataclasses.asdict(figure))
+  return published
 
 
 def _with_averages(entries):
@@ -179,6 +186,7 @@ def _with_averages(entries):
   Published figures of a group hold for its average, so they move there, and only where all of its
   data sets were measured.
   """
+  sizes = collections.Counter(protocol.group for protocol in protocols.PROTOCOLS.values())
   groups = collections.defaultdict(list)
   for entry in entries:
     protocol = protocols.PROTOCOLS.get(entry['dataset'])
@@ -186,20 +194,21 @@ def _with_averages(entries):
       groups[protocol.group, entry['task']].append(entry)
   averaged = list(entries)
   for (group, _), members in groups.items():
-    complete = len(members) == sum(p.group == group for p in protocols.PROTOCOLS.values())
-    published = members[0]['published'] if complete else []
+    published = members[0]['published'] if len(members) == sizes[group] else []
     for member in members:
       member['published'] = []
     if len(members) == 1:
       continue
     data = {}
     for member in members:
+      # Each data set has roles of the same names.
       for role, split in member['data'].items():
         data[f'{member["dataset"]} {role}'] = split
     average = {
       'dataset': f'{group}, mean of {len(members)}',
       'metrics': {name: _mean_metric(name, members) for name in members[0]['metrics']},
       'published': published,
+      # Of time and choices there is no mean.
       'seconds': {},
       'chosen': {},
       'data': data,
@@ -222,8 +231,14 @@ def _printed(value, unit):
   """A number in the unit that papers print; None where there is none."""
   if value is None:
     return None
-  value = float(value) * tables.UNITS[unit][0]
-  return value if math.isfinite(value) else None
+  return _finite(float(value) * tables.UNITS[unit][0])
+
+
+def _finite(value):
+  """None for what is not finite (JSON has no NaN) or null in a metrics.jsonl."""
+  if value is None or not math.isfinite(value):
+    return None
+  return float(value)
 
 
 def _plain(x):
@@ -231,32 +246,27 @@ def _plain(x):
   if isinstance(x, dict):
     return {str(name): _plain(value) for name, value in x.items()}
   if isinstance(x, (list, tuple, np.ndarray)):
-    return [_plain(value) for value in x]
+    return list(map(_plain, x))
   if isinstance(x, np.generic):
     x = x.item()
-  if x is None or isinstance(x, (bool, int, str)):
+  if x is None or isinstance(x, (bool, int, str)) or isinstance(x, float) and math.isfinite(x):
     return x
-  return x if isinstance(x, float) and math.isfinite(x) else str(x)
+  return str(x)
 
 
 def _report(results, before, pixel_baseline):
   """report.json: {column: {f'{result.prefix}/{metric}': number}}, in the units of the results."""
-  after, chance = {}, {}
+  after = {}
+  chance = {}
   for result in results:
     for name, value in result.metrics.items():
       after[f'{result.prefix}/{name}'] = value
     for name, value in result.chance.items():
       chance[f'{result.prefix}/{name}'] = value
-  columns = {'before': before, 'after': after, 'chance': chance, 'pixel_baseline': pixel_baseline}
-  return {column: _finite(values) for column, values in columns.items()}
-
-
-def _finite(values):
-  finite = {}
-  for name, value in values.items():
-    # A metrics.jsonl has null for what is not a number; JSON has no NaN.
-    finite[name] = float(value) if value is not None and math.isfinite(value) else None
-  return finite
+  report = {'before': before, 'after': after, 'chance': chance, 'pixel_baseline': pixel_baseline}
+  for column, values in report.items():
+    report[column] = {name: _finite(value) for name, value in values.items()}
+  return report
 
 
 def _write_pictures(folder, sections):
@@ -264,6 +274,7 @@ def _write_pictures(folder, sections):
   names = set()
   for section in sections:
     for picture in section.pictures:
+      # Labels have spaces and commas, and come from the names of data sets.
       name = re.sub(r'[^\w.]+', '-', f'{picture.label} {section.name}').strip('-.') + '.png'
       files.write(folder / name, picture.png)
       names.add(name)

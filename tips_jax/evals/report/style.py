@@ -13,7 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
 # Colors that read on a light and on a dark page.
-INK, FAINT, RIGHT, WRONG = '#6f7f93', '#8a97a85c', '#1fa855', '#e5484d'
+INK = '#6f7f93'
+FAINT = '#8a97a85c'
+RIGHT = '#1fa855'
+WRONG = '#e5484d'
+STRIPES = np.array([[166, 176, 189], [198, 206, 216]]) / 255  # where nothing is known
+LEFT = 0.3  # inches before the first tile of a row, for the titles of rows
 STYLE = {
   'font.family': 'sans-serif',
   'font.size': 10,
@@ -48,6 +53,7 @@ def png(draw: Callable[[], Figure]) -> bytes:
 
 def new_figure(width: float, height: float) -> Figure:
   """A figure of so many inches that belongs to no window."""
+  # pyplot would keep every figure, and choose a backend for all of the process.
   figure = Figure(figsize=(width, height))
   FigureCanvasAgg(figure)
   return figure
@@ -70,5 +76,7 @@ def hide_frame(axes: Axes) -> None:
 def short_name(names: Sequence[str], label: Any, width: int) -> str:
   """The name of a class, or its number where it has none, in at most `width` letters."""
   if not isinstance(label, str):
-    label = names[int(label)] if int(label) < len(names) else int(label)
+    label = int(label)  # NumPy's scalars print with their type
+    if label < len(names):
+      label = names[label]
   return textwrap.shorten(str(label), width, placeholder='…')

@@ -47,13 +47,16 @@ class Row:
     for i, value in enumerate(self.values):
       if value is not None and not self.differences[i]:
         comparable[i] = value
-    best = (max if self.better == 'higher' else min)(comparable.values(), default=None)
+    choose = {'higher': max, 'lower': min}[self.better]
+    best = choose(comparable.values(), default=None)
+    # Equal numbers are all the best.
     return {i for i, value in comparable.items() if value == best}
 
 
 def rows(contents: Sequence[dict]) -> list[Row]:
   """One row for each data set, task and main metric that any of the evaluations has."""
-  by_key, first_entries = {}, {}
+  by_key = {}
+  first_entries = {}
   for i, content in enumerate(contents):
     for entry in content['results']:
       for name in main_metrics(entry['kind'], entry['metrics']):
@@ -82,8 +85,9 @@ def rows(contents: Sequence[dict]) -> list[Row]:
         if not row.published:
           figures = [figure for figure in entry['published'] if figure['metric'] == name]
           row.published = nearest(figures, contents[0]['checkpoint']['name'])
-  order = {dataset: i for i, dataset in enumerate(dict.fromkeys(key[0] for key in by_key))}
-  return sorted(by_key.values(), key=lambda row: order[row.dataset])
+  # A data set is in one place, even if a later evaluation adds a task of it.
+  order = list(dict.fromkeys(row.dataset for row in by_key.values()))
+  return sorted(by_key.values(), key=lambda row: order.index(row.dataset))
 
 
 def main_metrics(kind: str, metrics: Iterable[str]) -> list[str]:
@@ -95,23 +99,37 @@ def main_metrics(kind: str, metrics: Iterable[str]) -> list[str]:
 def label(kind: str, name: str) -> str:
   """A metric of a task as papers print it; the CLS token before the slash is put behind it."""
   token, _, _ = name.rpartition('/')
-  return tasks.metric(f'{kind}/{name}').label + (f' ({token})' if token else '')
+  text = tasks.metric(f'{kind}/{name}').label
+  if token:
+    text += f' ({token})'
+  return text
 
 
-def columns(rows: Sequence[Row]) -> list[str]:
-  """The columns of the table beside the measured numbers: chance, and those that have numbers."""
-  return [
-    name
-    for name in COLUMNS
-    if name == 'chance' or any(row.columns[name] is not None for row in rows)
-  ]
+def columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+  """The columns left and right of the measured numbers: chance, and those that have numbers."""
+  left = []
+  right = ['chance']
+  for row in rows:
+    if row.columns['before'] is not None:
+      left = ['before']
+    if row.columns['pixel_baseline'] is not None:
+      right = ['chance', 'pixel_baseline']
+  return left, right
+
+
+def numbers(row: Row, names: Iterable[str]) -> list[str]:
+  """The numbers of a row in columns beside the measured ones."""
+  return [number(row.columns[name], row.unit) for name in names]
 
 
 def heads(contents: Sequence[dict]) -> list[str]:
   """The heading of the numbers of each evaluation; equal names with the hash behind them."""
   if len(contents) == 1:
-    measured = [metric for entry in contents[0]['results'] for metric in entry['metrics'].values()]
-    return ['after' if any(metric.get('before') is not None for metric in measured) else 'ours']
+    for entry in contents[0]['results']:
+      for metric in entry['metrics'].values():
+        if metric.get('before') is not None:
+          return ['after']
+    return ['ours']
   names = [content['checkpoint']['name'] for content in contents]
   heads = []
   for i, content in enumerate(contents):
@@ -136,33 +154,33 @@ def notes(contents: Sequence[dict], rows: Sequence[Row]) -> list[str]:
       f'{OTHER} measured otherwise than the first number of its row, so not to be compared with '
       'it:',
     )
+  # The metrics of a task differ for the same reason.
   return list(dict.fromkeys(notes))
 
 
 def table(contents: Sequence[dict]) -> str:
   """The table as text; of several evaluations the best number of a row has a star."""
   body = rows(contents)
-  extra = columns(body)
-  before = [name for name in extra if name == 'before']
-  after = [name for name in extra if name != 'before']
-  titles = [COLUMNS[name] for name in before] + heads(contents) + [COLUMNS[name] for name in after]
+  left, right = columns(body)
+  titles = [*map(COLUMNS.get, left), *heads(contents), *map(COLUMNS.get, right)]
   lines = [['data set', 'task', 'metric', '', *titles, 'published', '']]
   previous = None
   for row in body:
-    line = [
-      row.dataset if row.dataset != previous else '',
-      row.task,
-      label(row.kind, row.metric),
-      f'{UNITS[row.unit][2]} {ARROWS[row.better]}',
-    ]
-    previous = row.dataset
-    line += [number(row.columns[name], row.unit) for name in before]
+    line = ['', row.task, label(row.kind, row.metric), f'{UNITS[row.unit][2]} {ARROWS[row.better]}']
+    if row.dataset != previous:
+      line[0] = previous = row.dataset
+    line += numbers(row, left)
     for i, value in enumerate(row.values):
-      line.append(number(value, row.unit) + (_mark(row, i) if len(contents) > 1 else ''))
-    line += [number(row.columns[name], row.unit) for name in after]
-    figures = [[number(figure['value'], row.unit), credit(figure)] for figure in row.published]
-    lines.append(line + (figures[0] if figures else ['-', '']))
-    for figure in figures[1:]:
+      cell = number(value, row.unit)
+      if len(contents) > 1:
+        cell += _mark(row, i)
+      line.append(cell)
+    line += numbers(row, right)
+    published = [[number(figure['value'], row.unit), credit(figure)] for figure in row.published]
+    published = published or [['-', '']]
+    lines.append(line + published[0])
+    # Further figures have lines of their own, below the first.
+    for figure in published[1:]:
       lines.append([''] * len(line) + figure)
   return '\n'.join(_aligned(lines) + notes(contents, body))
 
@@ -170,7 +188,9 @@ def table(contents: Sequence[dict]) -> str:
 def _mark(row, i):
   if row.differences[i]:
     return OTHER
-  return '*' if i in row.best else ' '
+  if i in row.best:
+    return '*'
+  return ' '  # so that digits of a column stay below each other
 
 
 def _aligned(lines):
@@ -179,10 +199,9 @@ def _aligned(lines):
   words = {0, 1, 2, len(widths) - 1}
   aligned = []
   for line in lines:
-    cells = [
-      f'{cell:<{width}}' if i in words else f'{cell:>{width}}'
-      for i, (cell, width) in enumerate(zip(line, widths))
-    ]
+    cells = list(map(str.rjust, line, widths))
+    for i in words:
+      cells[i] = line[i].ljust(widths[i])
     aligned.append('  '.join(cells).rstrip())
   return aligned
 
@@ -215,22 +234,21 @@ def nearest(figures: Sequence[dict], name: str) -> list[dict]:
     )
     if other not in best or distance < best[other][0]:
       best[other] = distance, figure
-  chosen = [generation] if generation in best else sorted(best)
-  return [best[key][1] for key in chosen]
+  if generation in best:
+    return [best[generation][1]]
+  return [best[other][1] for other in sorted(best)]
 
 
 def _model(name):
   """(generation or '', place of the size in _ORDER, resolution), read off the name of a model."""
   lower = name.lower()
   # The name of this package says nothing of the model.
-  generation = re.search(r'tips(?![-_ ]?jax)[-_ ]?(v2)?', lower)
+  match = re.search(r'tips(?![-_ ]?jax)[-_ ]?(v2)?', lower)
+  generation = re.sub(r'[-_ ]', '', match.group()) if match else ''
   size = _SIZE.search(lower)
   letter = size.group().replace('so400m', '4').strip('-_ ')[0] if size else 's'
-  return (
-    re.sub(r'[-_ ]', '', generation.group()) if generation else '',
-    _ORDER.index(letter),
-    'lr' if re.search(r'\blr\b|low', lower) else 'hr',
-  )
+  resolution = 'lr' if re.search(r'\blr\b|low', lower) else 'hr'
+  return generation, _ORDER.index(letter), resolution
 
 
 def _differences(entry, first):
@@ -238,16 +256,19 @@ def _differences(entry, first):
   if entry is first:
     return ''
   differences = []
-  options, expected = entry['options'], first['options']
+  options = entry['options']
+  expected = first['options']
   for name in dict.fromkeys([*expected, *options]):
     if options.get(name) != expected.get(name):
       differences.append(f'{name} {_short(options.get(name))}, not {_short(expected.get(name))}')
   for role in dict.fromkeys([*first['data'], *entry['data']]):
-    split, expected = entry['data'].get(role, {}), first['data'].get(role, {})
-    images, expected_images = split.get('images', 0), expected.get('images', 0)
+    split = entry['data'].get(role, {})
+    expected = first['data'].get(role, {})
+    images = split.get('images', 0)
+    expected_images = expected.get('images', 0)
     if images != expected_images:
       differences.append(f'{images:,} images of {role}, not {expected_images:,}')
-    elif split != expected:
+    elif split != expected:  # the fingerprint, of as many images
       differences.append(f'other images of {role}')
   return '; '.join(differences)
 
