@@ -70,10 +70,11 @@ def test_every_line_of_the_tree_says_something():
 
 
 def flags_of(path):
-  """Flags that a program defines, from its source; booleans with their 'no'."""
+  """Flags that a program defines; booleans with their 'no'."""
   source = path.read_text()
-  if 'cli.define_config(' in source:
-    source += (ROOT / 'tips_jax/core/cli.py').read_text()
+  if 'cli.Flags()' in source:
+    values = importlib.import_module(f'tips_jax.{path.stem}').FLAGS
+    return {*values} | {f'no{n}' for n in values if values[n].boolean}
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
   return names | {f'no{n}' for n in re.findall(r"DEFINE_bool\(\s*'(\w+)'", source)}
 

@@ -4,10 +4,9 @@
   --output=features.npz
 
 PATH is a work folder (WORKDIR or WORKDIR@step), a Hugging Face folder, an export, or official npz
-files. The file holds
-what was asked for: paths [N], cls [N, C, D], cls_names [C], image_embedding [N, E], patch [N, h, w,
-D]; texts [T], text [T, E]; temperature. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by
-Ctrl-C or SIGTERM, which leaves nothing.
+files. The file holds what was asked for: paths [N], cls [N, C, D], cls_names [C], image_embedding
+[N, E], patch [N, h, w, D]; texts [T], text [T, E]; temperature. Exit codes: 0 done, 2 bad input,
+130 or 143 stopped by Ctrl-C or SIGTERM, which leaves nothing.
 """
 
 import collections
@@ -18,45 +17,20 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
 from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-  'checkpoint', '', 'Work folder[@step], Hugging Face folder, export, or npz.', flag_values=FLAGS
+FLAGS = cli.Flags()
+FLAGS.model()
+FLAGS.string('images', '', 'Files, as a glob; ** matches folders at any depth. In sorted order.')
+FLAGS.string('texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.')
+FLAGS.string('output', '', 'The new .npz file; must not exist.')
+FLAGS.integer(
+  'size', 0, 'Pixels that images are resized to, square; 0: what the model is best at.', 0
 )
-flags.DEFINE_string(
-  'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none is beside the weights.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'images',
-  '',
-  'Files, as a glob; ** matches folders at any depth. In sorted order.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_string(
-  'texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.', flag_values=FLAGS
-)
-flags.DEFINE_string('output', '', 'The new .npz file; must not exist.', flag_values=FLAGS)
-flags.DEFINE_integer(
-  'size',
-  0,
-  'Pixels that images are resized to, square; 0: what the model is best at.',
-  0,
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  'batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0, flag_values=FLAGS
-)
-flags.DEFINE_bool(
-  'patches', False, 'Also the features of every patch, which are large.', flag_values=FLAGS
-)
-flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.', flag_values=FLAGS)
+FLAGS.integer('batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0)
+FLAGS.boolean('patches', False, 'Also the features of every patch, which are large.')
+FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
 
 _AHEAD = 2  # groups of images that are decoded while the device works
 
@@ -70,7 +44,9 @@ def _encode(argv):
   paths, texts, output = _inputs(argv)
   import tips_jax  # only now: --help and bad flags answer at once
 
-  options = {'batch_size': FLAGS.batch_size} if FLAGS.batch_size else {}
+  options = {}
+  if FLAGS.batch_size:  # else the encoder's own default, which depends on the device
+    options['batch_size'] = FLAGS.batch_size
   encoder = tips_jax.load(
     FLAGS.checkpoint,
     weights=FLAGS.weights,
@@ -87,6 +63,7 @@ def _encode(argv):
   if texts:
     arrays['texts'] = texts
     arrays['text'] = _texts(encoder, texts)
+  # With it, a reader turns cosines into the logits of the contrastive loss.
   if 'logit' in encoder.weights.towers:
     arrays['temperature'] = encoder.temperature
   _write(output, arrays)
@@ -111,8 +88,10 @@ def _inputs(argv):
   if output.suffix != '.npz':
     raise InputError(f'--output: got {FLAGS.output!r}; expected a file name that ends in .npz')
   _refuse_existing(output)
+  # All of this before the model is loaded, which takes longest.
   if not output.absolute().parent.is_dir():
     raise InputError(f'--output: got {FLAGS.output!r}; expected a file in a folder that exists')
+  # ** matches folders, too.
   matches = glob.glob(os.path.expanduser(FLAGS.images), recursive=True)
   paths = sorted(filter(os.path.isfile, matches))
   if FLAGS.images and not paths:
@@ -157,12 +136,14 @@ def _images(encoder, paths):
   if FLAGS.patches:
     names.append('patch')
   features = {name: [] for name in names}
-  readable, count = [], 0
+  readable = []
+  count = 0
   try:
     for group in _read_ahead(encoder, paths, size):
       images = []
       for path, image in group:
         if isinstance(image, InputError):
+          # One broken file must not end a long run; it is named, and missing in `paths`.
           progress.message(f'left out: {image}')
           continue
         images.append(image)
@@ -179,7 +160,6 @@ def _images(encoder, paths):
     raise InputError(
       f'--images: none of the {len(paths)} files that {FLAGS.images!r} matches is a readable image'
     )
-
   features = {name: np.concatenate(groups) for name, groups in features.items()}
   arrays = {
     'paths': readable,
@@ -215,6 +195,7 @@ def _read_ahead(encoder, paths, size):
     for jobs in pending:
       yield [job.result() for job in jobs]
   finally:
+    # After Ctrl-C, images that were submitted are of no use.
     pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -224,7 +205,8 @@ def _texts(encoder, texts):
   from tips_jax.core.log import Progress
 
   progress = Progress(len(texts), label='text')
-  step, embeddings = 8 * encoder.group(), []
+  step = 8 * encoder.group()  # texts are shorter than images
+  embeddings = []
   try:
     for start in range(0, len(texts), step):
       embeddings.append(encoder.encode_text(texts[start : start + step]))
@@ -241,7 +223,7 @@ def _write(output, arrays):
   columns = {name: np.asarray(array) for name, array in arrays.items()}
   try:
     files.write(output, lambda file: np.savez(file, **columns), replace=False)
-  except FileExistsError:
+  except FileExistsError:  # it appeared while the features were computed
     _refuse_existing(output)
   except OSError as error:
     raise InputError(f'--output: cannot write {str(output)!r} ({error.strerror})') from None

@@ -16,97 +16,56 @@ run goes on where it was. Exit codes: 0 done, 2 bad input, 130 or 143 stopped.
 import pathlib
 import sys
 
-from absl import flags
-
-from tips_jax.core import cli as command
+from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-  'checkpoint',
-  '',
-  'TaskInputs folder[@step], Hugging Face folder, export, or npz.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_string(
-  'weights', '', 'Of a work folder: student, teacher, or a name of a teacher.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none is beside the weights.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'suite',
-  '',
-  "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.",
-  flag_values=FLAGS,
-)
-flags.DEFINE_string('data', '', 'Folder of the data sets.', flag_values=FLAGS)
-flags.DEFINE_string(
+FLAGS = cli.Flags()
+FLAGS.model()
+FLAGS.string('suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.")
+FLAGS.string('data', '', 'Folder of the data sets.')
+FLAGS.string(
   'task',
   '',
   'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
   'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_string(
-  'store',
-  '',
-  'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.',
-  flag_values=FLAGS,
+FLAGS.string(
+  'store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.'
 )
-flags.DEFINE_string(
-  'output',
-  '',
-  'Folder for the results; evaluation/NAME beside the checkpoint if not given.',
-  flag_values=FLAGS,
+FLAGS.string(
+  'output', '', 'Folder for the results; evaluation/NAME beside the checkpoint if not given.'
 )
-flags.DEFINE_string(
-  'cache',
-  '',
-  'Folder for features; evaluation/cache beside the checkpoint if not given.',
-  flag_values=FLAGS,
+FLAGS.string(
+  'cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.'
 )
-flags.DEFINE_string(
+FLAGS.string(
   'compare',
   '',
   'Folders of other finished evaluations, with commas: further columns. Without a '
   'checkpoint: only their table.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_bool(
-  'check', False, 'Only looks whether the data are whole; computes nothing.', flag_values=FLAGS
+FLAGS.boolean('check', False, 'Only looks whether the data are whole; computes nothing.')
+FLAGS.boolean(
+  'random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.'
 )
-flags.DEFINE_bool(
-  'random',
-  None,
-  'Also evaluates the same towers with random weights. Default: with --suite=quick.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_enum(
+FLAGS.enum(
   'recipe',
   'protocol',
   ['protocol', 'short'],
   'How probes and decoders are trained; short: in '
   'minutes on a CPU, with no published figures beside it.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_integer(
-  'size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'limit', 0, 'Images of each split, evenly spaced; 0: all.', 0, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'batch_size', 64, 'Images that the encoder gets at once.', 1, flag_values=FLAGS
-)
-flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.', flag_values=FLAGS)
+FLAGS.integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0)
+FLAGS.integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0)
+FLAGS.integer('batch_size', 64, 'Images that the encoder gets at once.', 1)
+FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
 
 _RANDOM = 'random_weights'  # folder of their results, inside the output
 
 
 def main(argv: list[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return command.run(
+  return cli.run(
     _evaluate,
     argv,
     FLAGS,
@@ -184,7 +143,7 @@ def _evaluate(argv):
 
 
 def _flags(argv):
-  command.parse(FLAGS, argv)
+  cli.parse(FLAGS, argv)
   if FLAGS.compare and not FLAGS.checkpoint:
     given = [
       name

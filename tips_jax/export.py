@@ -4,8 +4,8 @@ that they agree.
   python -m tips_jax.export --checkpoint=WORKDIR[@step] --to=hf --output=DIR
 
 The files are read back, and compared with the model on fixed inputs; where they differ, nothing is
-left behind. Exit
-codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143 stopped.
+left behind. Exit codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143
+stopped.
 """
 
 from __future__ import annotations
@@ -15,51 +15,23 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import flags
-
 from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
 if TYPE_CHECKING:  # interop imports jax: --help and bad flags answer at once
   from tips_jax.interop.weights import Weights
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-  'checkpoint',
-  '',
-  'WORKDIR or WORKDIR@step of a run; a Hugging Face folder, an export, or official npz files.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_enum(
+FLAGS = cli.Flags()
+FLAGS.model()
+FLAGS.enum(
   'to',
   None,
   ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
   'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_string('output', '', 'Folder to write; must not exist.', flag_values=FLAGS)
-flags.DEFINE_string(
-  'weights',
-  '',
-  "Of a run: 'student', 'teacher' or a teacher's name. Default: those that its evaluations used.",
-  flag_values=FLAGS,
-)
-flags.DEFINE_enum(
-  'dtype',
-  'float32',
-  ['float32', 'bfloat16', 'float16'],
-  'Of the numbers in the files.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_string(
-  'tokenizer', '', 'SentencePiece model, where none is beside the checkpoint.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'resolution',
-  'dynamic',
-  "ONNX: pixels of the square images, 'native' or 'dynamic'.",
-  flag_values=FLAGS,
-)
+FLAGS.string('output', '', 'Folder to write; must not exist.')
+FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.')
+FLAGS.string('resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'.")
 
 
 # Who reads the files, by the key of parity.TOLERANCE.
@@ -96,7 +68,7 @@ def reproduces(
     outputs = {'onnx': parity.onnx_outputs(folder, inputs)}
   else:
     outputs = {'jax': parity.reference(read.read(folder), inputs)}
-  if format == 'hf':
+  if format == 'hf':  # our own reader could share a mistake with our writer
     outputs['torch'] = parity.torch_outputs(folder, inputs)
   good = True
   for reader, features in outputs.items():
@@ -118,10 +90,8 @@ def _export(argv):
         f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
         '--output=DIR'
       )
-
   if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
     raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
-
   from tips_jax.interop import onnx, read, write  # only now: --help and bad flags answer at once
 
   write.refuse_existing(FLAGS.output)
@@ -130,13 +100,14 @@ def _export(argv):
   )
   for note in weights.about.get('notes', ()):
     print(f'note: {note}', file=sys.stderr)
+  # Token ids mean nothing without the model that made them.
   if weights.text and not weights.tokenizer:
     raise InputError(
-      f'--tokenizer: missing, and none is beside {FLAGS.checkpoint!r}; expected the '
-      'SentencePiece '
+      f'--tokenizer: missing, and none is beside {FLAGS.checkpoint!r}; expected the SentencePiece '
       'model that the weights were trained with'
     )
-  options, size = {}, None
+  options = {}
+  size = None
   if FLAGS.to == 'onnx':
     options['resolution'] = FLAGS.resolution
     size = onnx.fixed_size(weights.image, FLAGS.resolution)
@@ -152,6 +123,7 @@ def _export(argv):
 def _write(weights, options, size):
   from tips_jax.interop import write
 
+  # Files that do not reproduce the model raise inside of it, and the folder is gone.
   with write.new_folder(FLAGS.output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
     if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:

@@ -22,41 +22,29 @@ import pathlib
 import traceback
 from typing import Any
 
-from absl import flags
-
 from tips_jax.core import cli, schema, strict
 from tips_jax.core.errors import InputError
 
-FLAGS = flags.FlagValues()
-cli.define_config(FLAGS)
-flags.DEFINE_string(
-  'workdir', None, 'Folder of the run: checkpoints, metrics, report.', flag_values=FLAGS
-)
-flags.DEFINE_bool(
+FLAGS = cli.Flags()
+FLAGS.config_file()
+FLAGS.string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
+FLAGS.boolean(
   'multihost',
   None,
   'Join the other processes before anything else. Addresses come from the cluster (Cloud TPU, '
   'GKE, SLURM, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_string(
+FLAGS.string(
   'compilation_cache',
   '',
   "Folder for compiled programs, or 'off'. Default: JAX_COMPILATION_CACHE_DIR, else "
   '.jax_cache beside the work folder.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_bool(
-  'dry_run',
-  False,
-  'Print the config, parameters, FLOPs and memory; allocate nothing.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
+FLAGS.boolean('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
+FLAGS.integer(
   'verbosity',
   None,
   'What the libraries log: 0 information, -1 warnings. Default: warnings of jax alone.',
-  flag_values=FLAGS,
 )
 
 # The processes of the run, once they are known: how `run` ends depends on them.
@@ -66,7 +54,7 @@ PEERS = []
 def main() -> None:
   """Trains, or with --dry_run describes, what the flags say."""
   config = cli.load_config(FLAGS)
-  if FLAGS.dry_run:
+  if FLAGS.dry_run:  # accelerators may belong to a run
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # These import jax, which no signal may end halfway.
   from tips_jax.evals import during_training
@@ -82,6 +70,7 @@ def main() -> None:
   with SIGNALS.interruptible(disposable=True):
     peers = join(config)  # before anything touches a device
   method = method_lib.build(config)
+  # Everything that is missing (data, tokenizer, benchmarks) is an error before the first step.
   with SIGNALS.interruptible(disposable=True):
     folder = workdir.open_workdir(FLAGS.workdir, '--workdir', peers)
     keep_programs(peers, folder)
@@ -91,7 +80,7 @@ def main() -> None:
       evaluation = during_training.DuringTraining(method.config)
   try:
     encoder = loop.train(method, folder, SIGNALS, evaluation=evaluation, peers=peers)
-  except loop.Diverged as error:
+  except loop.Diverged as error:  # another start would diverge again: not the code of a restart
     print(f'diverged: {error}', file=sys.stderr)
     sys.exit(3)
   with SIGNALS.interruptible(disposable=True):
@@ -119,6 +108,7 @@ def join(config: schema.Config) -> Any:
     peers = peers_lib.join(config, SIGNALS)
   else:
     others = rendezvous.others(os.environ)
+    # Each process would train alone, and all would write to one folder.
     if others and FLAGS.multihost is None:
       raise InputError(
         f'--multihost: missing, and there are several processes ({others}); expected --multihost, '
@@ -151,17 +141,22 @@ def run() -> None:
     main()
     return
   except InputError as error:
-    code, text = getattr(error, 'code', 2), str(error)
+    code = getattr(error, 'code', 2)
+    text = str(error)
     print(f'error: {text}', file=sys.stderr)
   except Stopped:
-    code, text = EXIT, ''
+    code = EXIT
+    text = ''
     print('stopped by a signal; all is saved: run the same command again to go on', file=sys.stderr)
   except Exception as error:
     if not PEERS or PEERS[0].count == 1:
       raise
+    # Of a lost process the others see broken connections: its own error is the one to report.
     PEERS[0].verdict(error)
     traceback.print_exc()
-    code, text = 1, f'{type(error).__name__}: {error}'.splitlines()[0]
+    code = 1
+    text = f'{type(error).__name__}: {error}'.splitlines()[0]
+  # The other processes would wait for this one in their next collective.
   for peers in PEERS:
     if text:
       peers.fail(code, text)

@@ -12,50 +12,29 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
 from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
-FLAGS = flags.FlagValues()
-cli.define_config(FLAGS)
-flags.DEFINE_string(
+FLAGS = cli.Flags()
+FLAGS.config_file()
+FLAGS.string(
   'topology',
   None,
   'v5e:4x4, v5p:8x8x8 and so on: ahead of time, with libtpu; gpu or '
   'cpu: the attached devices; auto: search, for --chips of --chip.',
-  flag_values=FLAGS,
 )
-flags.DEFINE_integer(
-  'batch', 0, 'Global batch size in place of schedule.batch_size.', 0, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0, flag_values=FLAGS
-)
-flags.DEFINE_string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.', flag_values=FLAGS)
-flags.DEFINE_integer(
-  'slices', 1, 'TPU slices of that topology, joined by the slower network.', 1, flag_values=FLAGS
-)
-flags.DEFINE_float(
-  'price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0, flag_values=FLAGS
-)
-flags.DEFINE_bool('json', False, 'Print one JSON object instead of the page.', flag_values=FLAGS)
-flags.DEFINE_integer(
-  'top', 0, 'Also the longest single instructions, this many.', 0, flag_values=FLAGS
-)
-flags.DEFINE_string('dump', '', 'Folder that keeps the compiled HLO.', flag_values=FLAGS)
-flags.DEFINE_bool(
-  'suggest',
-  False,
-  'Where it does not fit, compile what may: a few more compilations.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer('tries', 6, 'How many plans --topology=auto compiles.', 1, flag_values=FLAGS)
-flags.DEFINE_list(
-  'compiler_options',
-  [],
-  'Options of XLA for this compilation, as NAME=VALUE,NAME=VALUE.',
-  flag_values=FLAGS,
+FLAGS.integer('batch', 0, 'Global batch size in place of schedule.batch_size.', 0)
+FLAGS.integer('chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0)
+FLAGS.string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.')
+FLAGS.integer('slices', 1, 'TPU slices of that topology, joined by the slower network.', 1)
+FLAGS.number('price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0)
+FLAGS.boolean('json', False, 'Print one JSON object instead of the page.')
+FLAGS.integer('top', 0, 'Also the longest single instructions, this many.', 0)
+FLAGS.string('dump', '', 'Folder that keeps the compiled HLO.')
+FLAGS.boolean('suggest', False, 'Where it does not fit, compile what may: a few more compilations.')
+FLAGS.integer('tries', 6, 'How many plans --topology=auto compiles.', 1)
+FLAGS.strings(
+  'compiler_options', [], 'Options of XLA for this compilation, as NAME=VALUE,NAME=VALUE.'
 )
 
 
@@ -69,41 +48,45 @@ def _plan(argv):
   config = cli.load_config(FLAGS)
   if not FLAGS.topology:
     raise InputError('--topology: missing; expected v5e:4x4, v5p:8x8x8, auto, gpu or cpu')
+  options = {}
+  for option in FLAGS.compiler_options:
+    name, equals, value = option.partition('=')
+    if not equals:
+      raise InputError(f'--compiler_options: got {option!r}; expected NAME=VALUE')
+    options[name] = value
   if FLAGS.batch:
     schedule = dataclasses.replace(config.schedule, batch_size=FLAGS.batch)
     config = dataclasses.replace(config, schedule=schedule)
+  # Ahead of time, or for the CPU: devices that are attached here are left alone.
   if FLAGS.topology != 'gpu':
     os.environ['JAX_PLATFORMS'] = 'cpu'
+  # Only now: --help and bad flags answer at once.
   from tips_jax.planning import compiler, report, search
   from tips_jax.train import method as method_lib
 
-  compiler.prepare()
+  compiler.prepare()  # before anything loads libtpu
   method = method_lib.build(config)
-  options = dict(o.split('=', 1) for o in FLAGS.compiler_options if '=' in o)
   common = dict(
-    slices=FLAGS.slices, dump=FLAGS.dump, price=FLAGS.price_per_chip_hour, options=options
+    chips=FLAGS.chips,
+    slices=FLAGS.slices,
+    dump=FLAGS.dump,
+    price=FLAGS.price_per_chip_hour,
+    options=options,
   )
   if FLAGS.topology == 'auto':
-    result = search.auto(
-      method,
-      chip=FLAGS.chip,
-      chips=FLAGS.chips,
-      tries=FLAGS.tries,
-      command=argv[1:],
-      **common,
-    )
+    # The arguments become the command that trains with the fastest plan.
+    result = search.auto(method, chip=FLAGS.chip, tries=FLAGS.tries, command=argv[1:], **common)
   else:
-    result = search.one(
-      method, topology=FLAGS.topology, chips=FLAGS.chips, suggest=FLAGS.suggest, **common
-    )
+    result = search.one(method, topology=FLAGS.topology, suggest=FLAGS.suggest, **common)
   if FLAGS.json:
+    # A step has thousands of instructions.
     result['instructions'] = result.get('instructions', [])[: FLAGS.top]
     print(json.dumps(result, indent=1))
   else:
-    print(report.text(result, top=FLAGS.top) if result['memory'] else '')
+    print(report.text(result, top=FLAGS.top))
     if 'ranking' in result:
       print(report.ranking(result['ranking'], result['command']))
-  return 0 if result['memory'] and result['memory']['fits'] else 1
+  return 0 if result['memory']['fits'] else 1
 
 
 if __name__ == '__main__':

@@ -8,96 +8,48 @@ name. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM. 
 nothing behind; the same command starts anew.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
-
-from absl import flags
 
 from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string('input', '', 'File, folder, glob pattern or TFDS name.', flag_values=FLAGS)
-flags.DEFINE_string('output', '', 'Folder of the new store; must not exist.', flag_values=FLAGS)
-flags.DEFINE_string('split', 'train', 'Name of the split that --input becomes.', flag_values=FLAGS)
-flags.DEFINE_string(
-  'input_split',
-  '',
-  'Split to read from --input, where it has several; as --split if not given.',
-  flag_values=FLAGS,
+FLAGS = cli.Flags()
+FLAGS.string('input', '', 'File, folder, glob pattern or TFDS name.')
+FLAGS.string('output', '', 'Folder of the new store; must not exist.')
+FLAGS.string('split', 'train', 'Name of the split that --input becomes.')
+FLAGS.string(
+  'input_split', '', 'Split to read from --input, where it has several; as --split if not given.'
 )
-flags.DEFINE_string(
-  'test_input', '', 'A second input, which becomes the split "test".', flag_values=FLAGS
+FLAGS.string('test_input', '', 'A second input, which becomes the split "test".')
+FLAGS.string('test_input_split', 'test', 'Split to read from --test_input, where it has several.')
+FLAGS.number('test_fraction', 0.0, 'Share of --input that becomes the split "test".', 0.0, 0.9)
+FLAGS.string('images', '', 'Folder or zip with the images of a table; else beside it.')
+FLAGS.string('test_images', '', 'The same for --test_input.')
+FLAGS.string('image_column', '', 'Column with the image; guessed if not given.')
+FLAGS.string(
+  'alt_text_column', '', 'Column with the alt text; guessed if not given, "none": there is none.'
 )
-flags.DEFINE_string(
-  'test_input_split',
-  'test',
-  'Split to read from --test_input, where it has several.',
-  flag_values=FLAGS,
+FLAGS.strings('captions_column', [], 'Column or columns with captions; as above.')
+FLAGS.string('label_column', '', 'Column with a class, carried over as "label".')
+FLAGS.string(
+  'mask_column', '', 'Column with a mask of class ids (255: ignore), carried over as "mask".'
 )
-flags.DEFINE_float(
-  'test_fraction',
-  0.0,
-  'Share of --input that becomes the split "test".',
-  0.0,
-  0.9,
-  flag_values=FLAGS,
+FLAGS.boolean(
+  'first_caption_as_alt_text', False, 'Without alt text, the first caption takes its place.'
 )
-flags.DEFINE_string(
-  'images', '', 'Folder or zip with the images of a table; else beside it.', flag_values=FLAGS
+FLAGS.string(
+  'tokenizer', '', '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.'
 )
-flags.DEFINE_string('test_images', '', 'The same for --test_input.', flag_values=FLAGS)
-flags.DEFINE_string(
-  'image_column', '', 'Column with the image; guessed if not given.', flag_values=FLAGS
+FLAGS.integer(
+  'vocab_size', 32_000, 'Pieces of the trained tokenizer; fewer where the texts give no more.', 260
 )
-flags.DEFINE_string(
-  'alt_text_column',
-  '',
-  'Column with the alt text; guessed if not given, "none": there is none.',
-  flag_values=FLAGS,
+FLAGS.integer('min_side', 16, 'Images with a shorter side (pixels) are left out.', 1)
+FLAGS.integer(
+  'max_pixels', 50_000_000, 'Images with more pixels are refused before they are decoded.', 1
 )
-flags.DEFINE_list(
-  'captions_column', [], 'Column or columns with captions; as above.', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'label_column', '', 'Column with a class, carried over as "label".', flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'mask_column',
-  '',
-  'Column with a mask of class ids (255: ignore), carried over as "mask".',
-  flag_values=FLAGS,
-)
-flags.DEFINE_bool(
-  'first_caption_as_alt_text',
-  False,
-  'Without alt text, the first caption takes its place.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_string(
-  'tokenizer',
-  '',
-  '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.',
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  'vocab_size',
-  32_000,
-  'Pieces of the trained tokenizer; fewer where the texts give no more.',
-  260,
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  'min_side', 16, 'Images with a shorter side (pixels) are left out.', 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'max_pixels',
-  50_000_000,
-  'Images with more pixels are refused before they are decoded.',
-  1,
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer('limit', 0, 'Samples to read from each input; 0: all.', 0, flag_values=FLAGS)
+FLAGS.integer('limit', 0, 'Samples to read from each input; 0: all.', 0)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,21 +64,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare(argv):
-  cli.parse(
-    FLAGS, ['--tokenizer=train' if arg in ('--tokenizer', '-tokenizer') else arg for arg in argv]
-  )
+  # absl has no flag with an optional value.
+  bare = {'--tokenizer': '--tokenizer=train', '-tokenizer': '--tokenizer=train'}
+  cli.parse(FLAGS, [bare.get(argument, argument) for argument in argv])
   for name in ('input', 'output'):
     if not FLAGS[name].value:
       raise InputError(
         f'--{name}: missing; expected python -m tips_jax.prepare --input=PATH --output=STORE'
       )
+  # Records of two sources would be mixed in one split.
   if FLAGS.test_input and (FLAGS.test_fraction or FLAGS.split == 'test'):
     raise InputError(
       '--test_input: got it beside --test_fraction or --split=test; expected one source of test'
     )
-
+  # Only now: --help and bad flags answer at once.
   from tips_jax.data import store
-  from tips_jax.data.ingest import convert  # only now: --help and bad flags answer at once
+  from tips_jax.data.ingest import convert
   from tips_jax.data.ingest.columns import Columns
   from tips_jax.data.ingest.formats import open_input
   from tips_jax.data.ingest.reader import Options
@@ -144,12 +97,11 @@ def _prepare(argv):
     images=FLAGS.images,
     first_caption_as_alt_text=FLAGS.first_caption_as_alt_text,
   )
-  store.refuse_existing(FLAGS.output)
+  store.refuse_existing(FLAGS.output)  # before the input is read, which may take hours
   readers = {FLAGS.split: open_input(FLAGS.input, options)}
   if FLAGS.test_input:
-    test = Options(
-      **{**vars(options), 'split': FLAGS.test_input_split, 'images': FLAGS.test_images}
-    )
+    # Both inputs have the same columns, so that the splits of the store agree.
+    test = dataclasses.replace(options, split=FLAGS.test_input_split, images=FLAGS.test_images)
     readers['test'] = open_input(FLAGS.test_input, test)
   report = convert.convert(
     readers,

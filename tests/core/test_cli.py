@@ -37,14 +37,25 @@ def test_importing_every_module_changes_no_logger():
 
 @pytest.fixture
 def values():
-  values = flags.FlagValues()
-  flags.DEFINE_integer('number', 1, 'A number.', flag_values=values)
+  values = cli.Flags()
+  values.integer('number', 1, 'A number.', 0)
   return values
+
+
+def test_the_help_gives_flags_to_the_program_that_defines_them(values):
+  lines = values.main_module_help() + values.module_help(sys.modules[__name__])
+  assert '--number: A number.' in lines
+  assert cli.__name__ not in values.flags_by_module_dict()
+
+
+def test_a_bound_of_a_flag_holds(values):
+  with pytest.raises(flags.IllegalFlagValueError, match='number'):
+    values(['program', '--number=-1'])
 
 
 @pytest.fixture
 def values_with_config(values, monkeypatch):
-  cli.define_config(values)
+  values.config_file()
 
   def parse(*words):
     argv = ['program', *words]

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from tests.train.conftest import METHODS, Small
+from tips_jax import plan
 from tips_jax.core import chips
 from tips_jax.core.errors import InputError
 from tips_jax.planning import compiler, estimate, parts, report, search, topologies
@@ -323,3 +324,10 @@ def test_bad_input_is_one_line(words, message):
   done = run(*words)
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith(f'error: {message}') and done.stderr.count('\n') == 1
+
+
+def test_a_compiler_option_without_a_value_is_an_error_in_one_line(capsys):
+  arguments = ['--config=configs/quickstart.py', '--topology=cpu', '--compiler_options=fast']
+  assert plan.main(['plan', *arguments]) == 2
+  expected = "error: --compiler_options: got 'fast'; expected NAME=VALUE\n"
+  assert capsys.readouterr().err == expected
