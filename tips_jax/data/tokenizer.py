@@ -10,12 +10,12 @@ import io
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece as spm
 
+from tips_jax.core import files
 from tips_jax.core.errors import InputError
 
 PAD_ID = 0
@@ -62,7 +62,7 @@ def train(
     )
   except RuntimeError as error:
     raise _training_error(str(error), vocab_size) from error
-  _write_atomically(path, model.getvalue())
+  files.write(path, model.getvalue())
   return spm.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
 
 
@@ -78,19 +78,6 @@ def _training_error(message, vocab_size):
       f'occur in the texts'
     )
   return InputError(f'tokenizer training with vocab_size={vocab_size}: {message}')
-
-
-def _write_atomically(path, data):
-  folder = os.path.dirname(os.path.abspath(path))
-  descriptor, temporary = tempfile.mkstemp(dir=folder, prefix='.tokenizer-')
-  try:
-    with os.fdopen(descriptor, 'wb') as file:
-      file.write(data)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 class Tokenizer:

@@ -19,7 +19,7 @@ from tips_jax.evals.features import reading
 _SIDE = 16  # pixels of the shrunk image
 _BINS = 4  # of the color histogram, per channel
 _WORDS = 1000  # the commonest tokens make the bag
-# times the mean variance of the features: chosen once, on held-out training images of `scenes`
+# Times the mean variance of the features: chosen once, on held-out training images of `scenes`.
 _RIDGE = 1.0
 
 
@@ -39,7 +39,7 @@ class Pixels:
     self.width = 3 * max(patch, _SIDE) ** 2
     self.sha256 = hashlib.sha256(f'pixels {patch} {size}'.encode()).hexdigest()
     self.has_text = False
-    self._regression = self._weights = None
+    self._regression = None
 
   def inspect(
     self,
@@ -72,7 +72,9 @@ class Pixels:
     if split not in data.counts:
       return False
     source = data.source(split)
-    seen, ids, owner = [], [], []
+    seen = []
+    ids = []
+    owner = []  # which of the images a text belongs to
     for number in reading.records(source, limit).tolist():
       record = source[number]
       texts = reading.texts_of(record, data.text_field)
@@ -88,6 +90,7 @@ class Pixels:
       seen.append(_describe(image[None])[0])
     if not seen:
       return False
+    # Of how many texts each token is a part.
     present = [np.unique(row[row > 0]) for row in ids]
     counts = np.bincount(np.concatenate(present), minlength=tokenizer.vocab_size)
     self._tokenizer = tokenizer
@@ -120,9 +123,9 @@ class Pixels:
 
 
 def _shrink(images_BHWC):
-  small = np.stack(
-    [cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for image in images_BHWC]
-  )
+  small = np.empty((len(images_BHWC), _SIDE, _SIDE, 3), np.uint8)
+  for image, output in zip(images_BHWC, small):
+    cv2.resize(image, (_SIDE, _SIDE), output, interpolation=cv2.INTER_AREA)
   return small.reshape(len(small), -1).astype(np.float32) / 255 - 0.5
 
 
@@ -139,6 +142,7 @@ def _cut(images_BHWC, patch):
   left out.
   """
   images = images_BHWC.astype(np.float32) / 255
-  h, w = images.shape[1] // patch, images.shape[2] // patch
+  h = images.shape[1] // patch
+  w = images.shape[2] // patch
   cells = images[:, : h * patch, : w * patch].reshape(len(images), h, patch, w, patch, 3)
   return cells.transpose(0, 1, 3, 2, 4, 5).reshape(len(images), h, w, -1)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tips_jax.core import files
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading
 
@@ -30,7 +32,8 @@ VERSION = 1
 _AHEAD = max(4, min(os.cpu_count() or 1, 16))
 _FLUSH_S = 2.0  # seconds of work that a kill may cost
 _HALF = 65_504.0  # the largest float16
-_DONE, _UNREADABLE = 1, 2
+_DONE = 1
+_UNREADABLE = 2
 
 
 class DiskFull(InputError):
@@ -162,7 +165,8 @@ class Cache:
       if progress:
         progress.update(min(i + batch_size, len(unique)))
     embeddings = np.concatenate(parts)
-    _write(path, embeddings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, lambda file: np.save(file, embeddings))
     return embeddings[row.ravel()], time.monotonic() - start
 
   def path(self, folder: str, key: Any, suffix: str) -> pathlib.Path:
@@ -205,9 +209,12 @@ class _Table:
     self._done = done
 
   def _create(self, values):
-    shapes = {name: (self._count, *value.shape[1:]) for name, value in values.items()}
+    shapes = {}
+    need = 0
+    for name, value in values.items():
+      shapes[name] = (self._count, *value.shape[1:])
+      need += math.prod(shapes[name]) * value.itemsize
     self._folder.parent.mkdir(parents=True, exist_ok=True)
-    need = sum(int(np.prod(shape)) * values[name].itemsize for name, shape in shapes.items())
     free = shutil.disk_usage(self._folder.parent).free
     if need > free:
       raise DiskFull(
@@ -271,13 +278,12 @@ class _Table:
     if len(rows) < self._count:
       arrays = {name: Rows(array, rows) for name, array in arrays.items()}
     label = np.asarray(arrays.pop('label'))
-    intermediate_layers = tuple(
-      (arrays.pop(f'layer{i}_patch'), arrays.pop(f'layer{i}_cls'))
-      for i in range(len(self._about['intermediate_layers']))
-    )
+    layers = []
+    for i in range(len(self._about['intermediate_layers'])):
+      layers.append((arrays.pop(f'layer{i}_patch'), arrays.pop(f'layer{i}_cls')))
     return CachedFeatures(
       arrays=arrays,
-      intermediate_layers=intermediate_layers,
+      intermediate_layers=tuple(layers),
       rows=rows,
       label=label,
       seconds=seconds,
@@ -309,7 +315,10 @@ def _batches(source, prepare, numbers, size) -> Iterator[tuple]:
   size = min(size, 1 << max(len(numbers) - 1, 0).bit_length())
 
   def read(chunk):
-    rows, images, labels, bad = [], [], [], []
+    rows = []
+    images = []
+    labels = []
+    bad = []
     for number in chunk.tolist():
       try:
         record = source[number]
@@ -344,12 +353,3 @@ def _batches(source, prepare, numbers, size) -> Iterator[tuple]:
 
 def _digest(about):
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _write(path, array):
-  """Writes a .npy file completely or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix='.new-')
-  with os.fdopen(descriptor, 'wb') as file:
-    np.save(file, array)
-  os.replace(temporary, path)

@@ -16,7 +16,8 @@ from tips_jax.evals.features import splits
 from tips_jax.evals.probes import masks
 
 # Pixels of a window, and between windows: TCL's and TIPSv2's.
-SIDE, STRIDE = 448, 336
+SIDE = 448
+STRIDE = 336
 # Upper bound of the windows of an image: number * _MOST + window identifies one.
 _MOST = 10_000
 
@@ -100,10 +101,10 @@ class Windows:
   def patches(self, patch_nhwD: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The patches of an image as one grid [h, w, D], for a picture; of overlaps the last window."""
     side = patch_nhwD.shape[1]
-    starts = [
-      (round(rows.start * side / self.side), round(columns.start * side / self.side))
-      for rows, columns in self.places(shape)
-    ]
+    starts = []
+    for rows, columns in self.places(shape):
+      # From pixels to patches.
+      starts.append(tuple(round(part.start * side / self.side) for part in (rows, columns)))
     height, width = np.max(starts, axis=0) + side
     grid = np.zeros((height, width, patch_nhwD.shape[-1]), np.float32)
     for (top, left), patch in zip(starts, patch_nhwD, strict=True):
@@ -139,7 +140,9 @@ class Source:
 
 def codes(counts: Mapping[int, int]) -> np.ndarray:
   """Numbers in a Source of all windows of records; counts: number of a record -> its windows."""
-  result = [number * _MOST + i for number, count in counts.items() for i in range(count)]
+  result = []
+  for number, count in counts.items():
+    result += range(number * _MOST, number * _MOST + count)
   return np.array(result, np.int64)
 
 

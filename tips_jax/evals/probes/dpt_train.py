@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tips_jax.core import tree
+from tips_jax.core import files, tree
 from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth, dpt, normals
 from tips_jax.evals.probes.minibatches import Truth, minibatches
@@ -62,9 +61,8 @@ class Decoder:
   def save(self, path: str | pathlib.Path) -> None:
     """Writes an npz of the complete decoder, with the uncertainty; replaces `path` at the end."""
     about = {'task': self.task, 'min_depth': self.min_depth, 'max_depth': self.max_depth}
-    with open(f'{path}.tmp', 'wb') as file:
-      np.savez(file, about=np.array(json.dumps(about)), **dict(tree.named_leaves(self.params)))
-    os.replace(f'{path}.tmp', path)
+    arrays = {'about': np.array(json.dumps(about)), **dict(tree.named_leaves(self.params))}
+    files.write(path, lambda file: np.savez(file, **arrays))
 
 
 # What NumPy and JSON raise for a file that is missing, cut or something else.
