@@ -36,6 +36,16 @@ class View:
   scale: tuple[float, float] = (0.4, 1.0)  # share of the image area
   ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
   flip: float = 0.5  # probability of a horizontal flip
+  # Color, in this order (data/color.py). Blur and solarize: one number, or one for each crop.
+  jitter: float = 0.0  # probability of the four below, in random order
+  brightness: float = 0.4  # times 1 - it to 1 + it, as contrast and saturation
+  contrast: float = 0.4
+  saturation: float = 0.2
+  hue: float = 0.1  # turned by at most this share of the color circle
+  gray: float = 0.0  # probability
+  blur: float | tuple[float, ...] = 0.0  # probability
+  blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+  solarize: float | tuple[float, ...] = 0.0  # probability that bytes from 128 are inverted
 
 
 @config

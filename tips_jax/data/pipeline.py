@@ -170,7 +170,19 @@ def check(config: Data) -> None:
     _require(0 < least <= most <= 1, f'{where}.scale', view.scale, '0 < least <= most <= 1')
     least, most = view.ratio
     _require(0 < least <= most, f'{where}.ratio', view.ratio, '0 < least <= most')
-    _require(0 <= view.flip <= 1, f'{where}.flip', view.flip, 'a probability')
+    for field in ('flip', 'jitter', 'gray', 'hue'):
+      value = getattr(view, field)
+      _require(0 <= value <= 1, f'{where}.{field}', value, 'a number from 0 to 1')
+    for field in ('brightness', 'contrast', 'saturation'):
+      value = getattr(view, field)
+      _require(value >= 0, f'{where}.{field}', value, 'at least 0')
+    for field in ('blur', 'solarize'):
+      value = getattr(view, field)
+      numbers = value if isinstance(value, tuple) else (value,) * view.count
+      good = len(numbers) == view.count and all(0 <= x <= 1 for x in numbers)
+      _require(good, f'{where}.{field}', value, f'a probability, or {view.count} of them')
+    least, most = view.blur_sigma
+    _require(0 < least <= most, f'{where}.blur_sigma', view.blur_sigma, '0 < least <= most')
   names = [*config.views, *config.texts]
   for name in names:
     free = not is_reserved(name) and names.count(name) == 1

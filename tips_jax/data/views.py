@@ -20,6 +20,7 @@ import simplejpeg
 from PIL import Image
 
 from tips_jax.core.schema import View
+from tips_jax.data import color
 
 Box = tuple[int, int, int, int, bool]  # top, left, height, width in pixels, and whether to flip
 
@@ -49,17 +50,21 @@ def crops(
   """
   height, width, decode = _open(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
+  colors = {name: color.draw(view, rng) for name, view in views.items() if color.is_on(view)}
   # Source pixels per output pixel of the crop that needs the finest image.
   least = min(min(box[2:4]) / views[name].size for name, drawn in boxes.items() for box in drawn)
   reduction = next((r for r in _REDUCTIONS if r <= least), 1)
   pyramid = _Pyramid(decode(reduction), reduction)
   out = out or {name: np.empty((v.count, v.size, v.size, 3), np.uint8) for name, v in views.items()}
   for name, drawn in boxes.items():
-    for target, (top, left, box_height, box_width, flip) in zip(out[name], drawn):
+    for i, (top, left, box_height, box_width, flip) in enumerate(drawn):
       crop = pyramid.resize(top, left, box_height, box_width, views[name].size)
       if flip:
         crop = cv2.flip(crop, 1)
+      target = out[name][i]
       cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB, dst=target)
+      if name in colors:
+        target[:] = color.augment(target, views[name], i, colors[name][i])
   return out
 
 
