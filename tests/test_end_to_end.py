@@ -24,10 +24,9 @@ LIMITED = (
 
 
 @pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # as conftest.py
+def env(plain_xla, tmp_path_factory):
   env = kills.environment(tmp_path_factory.mktemp('compiled'))
-  return {**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} {plain}'}
+  return {**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} {plain_xla}'}
 
 
 @pytest.fixture(scope='module')

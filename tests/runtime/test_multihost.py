@@ -30,10 +30,11 @@ LIMIT_S = 150  # of any wait: the machine may be busy
 class Processes:
   """Starts runs and never leaves a process behind."""
 
-  def __init__(self, folder, store):
-    # as tests/conftest.py
-    plain = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-    self.folder, self.store, self.plain, self.running = folder, store, plain, []
+  def __init__(self, folder, store, plain_xla):
+    self.folder = folder
+    self.store = store
+    self.plain_xla = plain_xla
+    self.running = []
 
   def start(self, workdir, *, count=2, devices=2, only=None, own=None, **fields):
     """`count` processes of `devices` devices each (or those of `only`); own: {process: fields of
@@ -61,7 +62,7 @@ class Processes:
         **kills.environment(self.folder / 'compiled'),
         'NPROC': '32',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {self.plain}',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {self.plain_xla}',
       }
       if count > 1:
         command.append('--multihost')
@@ -133,7 +134,7 @@ def losses(workdir):
 
 
 @pytest.fixture(scope='module')
-def processes(tmp_path_factory):
+def processes(plain_xla, tmp_path_factory):
   folder = tmp_path_factory.mktemp('processes')
   example = scenes.example
 
@@ -146,7 +147,7 @@ def processes(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scenes, 'example', broken)
     store = scenes.build(str(folder / 'store'), train=40, test=8, size=48)
-  processes = Processes(folder, store)
+  processes = Processes(folder, store, plain_xla)
   yield processes
   processes.close()
 
