@@ -172,7 +172,7 @@ def test_exit_codes_are_the_documented_ones():
   assert codes == ['0', '2', '3', str(EXIT), str(128 + signal.SIGABRT)]  # the last one is jax's
   source = (ROOT / 'tips_jax/main.py').read_text()
   assert all(
-    line in source for line in ('sys.exit(3)', "getattr(error, 'code', 2)", 'code, text = EXIT,')
+    line in source for line in ('sys.exit(3)', "getattr(error, 'code', 2)", 'code = EXIT\n')
   )
 
 
