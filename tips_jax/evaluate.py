@@ -13,6 +13,7 @@ sets by name; docs/datasets.md says where they come from. Features are kept in -
 run goes on where it was. Exit codes: 0 done, 2 bad input, 130 or 143 stopped.
 """
 
+import contextlib
 import pathlib
 import sys
 
@@ -84,18 +85,18 @@ def _evaluate(argv):
     print(results.compare(_compared()))
     return 0
   others = [results.read(path) for path in _compared()]
-  names, only = (
-    evaluations.dataset_names(FLAGS.suite) if FLAGS.suite else (),
-    evaluations.task_names(FLAGS.task),
-  )
+  names = evaluations.dataset_names(FLAGS.suite) if FLAGS.suite else ()
+  only = evaluations.task_names(FLAGS.task)
   public = evaluations.benchmark_tasks(names, only)
   _data_folder(public)
   if FLAGS.check:
     return _check(public, only)
-  on_disk.require([on_disk.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()])
+  # Before the checkpoint is loaded, which takes longer.
+  on_disk.require(_reports(public))
 
   import tips_jax
 
+  # Exact: cached features must not depend on which images shared a batch.
   encoder = tips_jax.load(
     FLAGS.checkpoint,
     weights=FLAGS.weights,
@@ -104,58 +105,60 @@ def _evaluate(argv):
     exact=True,
   )
   output, cache = _folders()
-  jobs = [
-    job
-    for name in public
-    for job in evaluations.of_benchmark(name, FLAGS.data, only=only, size=FLAGS.size)
-  ]
+  jobs = _jobs(names, public, only, encoder, cache)
+  _refuse_another(output, encoder, jobs)
+  # Drawn scenes have no published numbers: random weights show what training has added.
+  random = evaluations.QUICK in names if FLAGS.random is None else FLAGS.random
+  if random:
+    _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
+    others.insert(0, output / _RANDOM)
+  name = pathlib.Path(FLAGS.checkpoint).name or encoder.name
+  print(_run(encoder, jobs, output, cache, others=others, name=name))
+  print(f'written: {output / "index.html"}')
+  return 0
+
+
+def _jobs(names, public, only, encoder, cache):
+  """The evaluations that the flags ask for."""
+  from tips_jax.core.log import Progress
+  from tips_jax.evals.datasets import evaluations
+
+  jobs = []
+  for name in public:
+    jobs += evaluations.of_benchmark(name, FLAGS.data, only=only, size=FLAGS.size)
   if FLAGS.store:
-    jobs += evaluations.of_store(
-      FLAGS.store, only=only, size=FLAGS.size or encoder.size, texts=encoder.has_text
-    )
+    # A store has no protocol that says a size.
+    size = FLAGS.size or encoder.size
+    jobs += evaluations.of_store(FLAGS.store, only=only, size=size, texts=encoder.has_text)
   if FLAGS.recipe == 'short':
-    jobs = [evaluations.short(job) for job in jobs]
+    jobs = list(map(evaluations.short, jobs))
   if evaluations.QUICK in names:
-    with _Progress('drawing scenes', 1) as bar:
+    with contextlib.closing(Progress(1, label='drawing scenes')) as bar:
+
+      def progress(done, total):
+        bar.total = total
+        bar.update(done)
+
+      # In the cache, since every checkpoint is measured on the same scenes.
       jobs += evaluations.of_scenes(
-        cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=bar
+        cache, only=only, size=FLAGS.size, texts=encoder.has_text, progress=progress
       )
   if not jobs:
     raise InputError(
       f'--task: got {FLAGS.task!r}, which none of {", ".join(names)} has; expected one of theirs'
     )
-  _refuse_another(output, encoder, jobs)
-  if evaluations.QUICK in names if FLAGS.random is None else FLAGS.random:
-    _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
-    others.insert(0, output / _RANDOM)
-  print(
-    _run(
-      encoder,
-      jobs,
-      output,
-      cache,
-      others=others,
-      name=pathlib.Path(FLAGS.checkpoint).name or encoder.name,
-    )
-  )
-  print(f'written: {output / "index.html"}')
-  return 0
+  return jobs
 
 
 def _flags(argv):
   cli.parse(FLAGS, argv)
   if FLAGS.compare and not FLAGS.checkpoint:
-    given = [
-      name
-      for name in ('check', 'suite', 'store', 'task', 'output', 'random')
-      if FLAGS[name].present
-    ]
-    if given:
-      raise InputError(
-        f'--compare, --{given[0]}: got both without --checkpoint; expected --compare=DIR,DIR '
-        'alone, '
-        'which prints a table, or --checkpoint=PATH to evaluate'
-      )
+    for name in ('check', 'suite', 'store', 'task', 'output', 'random'):
+      if FLAGS[name].present:
+        raise InputError(
+          f'--compare, --{name}: got both without --checkpoint; expected --compare=DIR,DIR alone, '
+          'which prints a table, or --checkpoint=PATH to evaluate'
+        )
     if len(_compared()) < 2:
       raise InputError(
         f'--compare: got {FLAGS.compare!r} alone; expected two evaluations or more, or --checkpoint'
@@ -179,10 +182,19 @@ def _compared():
 def _data_folder(public):
   if public and not (FLAGS.data and pathlib.Path(FLAGS.data).expanduser().is_dir()):
     got = f'got {FLAGS.data!r}, which is no folder' if FLAGS.data else 'missing'
+    names = list(public)
+    if len(names) > 3:  # one line, also for a whole suite
+      names = [*names[:3], '...']
     raise InputError(
-      f'--data: {got}; expected the folder of {", ".join(list(public)[:3])}'
-      f'{", ..." if len(public) > 3 else ""}; docs/datasets.md says how it must look'
+      f'--data: {got}; expected the folder of {", ".join(names)}; docs/datasets.md says how it '
+      'must look'
     )
+
+
+def _reports(public):
+  from tips_jax.evals.datasets import on_disk
+
+  return [on_disk.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
 
 
 def _check(public, only):
@@ -194,10 +206,11 @@ def _check(public, only):
     records.check_data(jobs)
     print(f'{FLAGS.store}: ready for {", ".join(job.task.name for job in jobs)}')
     return 0
-  reports = [on_disk.check(name, FLAGS.data, tasks=tasks) for name, tasks in public.items()]
-  print(
-    on_disk.table(reports) if reports else 'quick: the scenes are drawn; there is nothing to check'
-  )
+  reports = _reports(public)
+  if not reports:
+    print('quick: the scenes are drawn; there is nothing to check')
+    return 0
+  print(on_disk.table(reports))
   return 0 if all(report.ok for report in reports) else 2
 
 
@@ -207,14 +220,18 @@ def _folders():
 
   folder, step = runs.split(FLAGS.checkpoint)
   folder = pathlib.Path(folder)
-  run = runs.is_run(FLAGS.checkpoint)
-  place = (folder if run else folder.parent) / 'evaluation'
-  name = FLAGS.suite.replace(',', '+') or pathlib.Path(FLAGS.store).name
-  step = '' if step is None else f'step{step}'
-  marks = [FLAGS.task.replace(',', '+'), '' if run else folder.stem, FLAGS.weights, step]
-  default = place / '-'.join([name, *filter(None, marks)])
-  expand = lambda flag, other: pathlib.Path(flag).expanduser() if flag else other
-  return expand(FLAGS.output, default), expand(FLAGS.cache, place / 'cache')
+  marks = [FLAGS.suite.replace(',', '+') or pathlib.Path(FLAGS.store).name]
+  marks.append(FLAGS.task.replace(',', '+'))
+  if not runs.is_run(FLAGS.checkpoint):
+    # Several checkpoints may be in one folder.
+    marks.append(folder.stem)
+    folder = folder.parent
+  marks.append(FLAGS.weights)
+  if step is not None:
+    marks.append(f'step{step}')
+  output = FLAGS.output or folder / 'evaluation' / '-'.join(filter(None, marks))
+  cache = FLAGS.cache or folder / 'evaluation' / 'cache'
+  return pathlib.Path(output).expanduser(), pathlib.Path(cache).expanduser()
 
 
 def _refuse_another(output, encoder, jobs):
@@ -222,15 +239,12 @@ def _refuse_another(output, encoder, jobs):
   from tips_jax.evals.report import results
 
   if not (output / results.FILE).exists():
-    if output.is_dir() and set(p.name for p in output.iterdir()) - {
-      _RANDOM,
-      'decoders',
-      results.PICTURES,
-    }:
+    # A stopped run leaves these.
+    ours = {_RANDOM, 'decoders', results.PICTURES}
+    if output.is_dir() and not ours.issuperset(path.name for path in output.iterdir()):
       raise InputError(
         f'--output: got {str(output)!r}, which holds other things than an evaluation; expected a '
-        'new '
-        'folder'
+        'new folder'
       )
     return
   before = results.read(output)
@@ -241,24 +255,27 @@ def _refuse_another(output, encoder, jobs):
       'overwritten'
     )
   now = {(job.dataset, job.task.name) for job in jobs}
-  gone = [r for r in before['results'] if r['seconds'] and (r['dataset'], r['task']) not in now]
-  if gone:
-    raise InputError(
-      f'--output: {str(output)!r} holds {gone[0]["dataset"]} {gone[0]["task"]}, which this run '
-      'does not '
-      'measure; expected another folder, --output=DIR: nothing is overwritten'
-    )
+  for entry in before['results']:
+    # An average of data sets has no time of its own; it is made anew.
+    if entry['seconds'] and (entry['dataset'], entry['task']) not in now:
+      raise InputError(
+        f'--output: {str(output)!r} holds {entry["dataset"]} {entry["task"]}, which this run does '
+        'not measure; expected another folder, --output=DIR: nothing is overwritten'
+      )
 
 
 def _run(encoder, jobs, output, cache, *, name, others=()):
   """Runs the jobs and writes the results, after every data set while there are none yet; returns
   the table.
   """
+  from tips_jax.core.log import Progress
   from tips_jax.evals import suite
   from tips_jax.evals.features import cache as cache_lib
   from tips_jax.evals.report import results
 
-  fresh, found, data = not (output / results.FILE).exists(), [], [job.dataset for job in jobs]
+  # Results of an earlier run stay whole until these are.
+  fresh = not (output / results.FILE).exists()
+  finished = []
   facts = {
     'checkpoint': FLAGS.checkpoint,
     'model': encoder.name,
@@ -267,22 +284,28 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
     'recipe': FLAGS.recipe,
     'images of a split': FLAGS.limit or 'all',
   }
-  write = lambda: results.write(
-    output,
-    found,
-    title=f'Evaluation of {name}',
-    facts=facts,
-    checkpoint=name,
-    sha256=encoder.sha256,
-    others=others,
-  )
 
-  def after(outcome):
-    found.append(outcome)
-    shown = ', '.join(f'{k} {v:.3f}' for k, v in list(outcome.metrics.items())[:2])
-    print(f'{name}: {outcome.dataset} {outcome.task}: {shown}', file=sys.stderr)
-    if fresh and (len(found) == len(data) or data[len(found)] != outcome.dataset):
+  def write():
+    return results.write(
+      output,
+      finished,
+      title=f'Evaluation of {name}',
+      facts=facts,
+      checkpoint=name,
+      sha256=encoder.sha256,
+      others=others,
+    )
+
+  def after(result):
+    finished.append(result)
+    metrics = ', '.join(f'{k} {v:.3f}' for k, v in list(result.metrics.items())[:2])
+    say(f'{result.dataset} {result.task}: {metrics}')
+    remaining = jobs[len(finished) :]
+    if fresh and remaining and remaining[0].dataset != result.dataset:
       write()
+
+  def say(line):
+    print(f'{name}: {line}', file=sys.stderr)
 
   suite.run(
     encoder,
@@ -291,9 +314,9 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
     output=output,
     batch_size=FLAGS.batch_size,
     limit=FLAGS.limit,
-    progress=_Progress,
+    progress=lambda label, total: Progress(total, label=label),
     after=after,
-    tell=lambda line: print(f'{name}: {line}', file=sys.stderr),
+    tell=say,
   )
   return write()
 
@@ -308,31 +331,6 @@ def _random(encoder):
   return Encoder(
     weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True
   )
-
-
-class _Progress:
-  """A progress line on stderr; calls with (done, total) move it too."""
-
-  def __init__(self, label, total):
-    from tips_jax.core.log import Progress
-
-    self._bar = Progress(total, label=label)
-
-  def update(self, done):
-    self._bar.update(done)
-
-  def __call__(self, done, total):
-    self._bar.total = total
-    self._bar.update(done)
-
-  def close(self):
-    self._bar.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
 
 
 if __name__ == '__main__':

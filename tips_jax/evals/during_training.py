@@ -11,6 +11,8 @@ import gc
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tips_jax.core import log, schema
 from tips_jax.core.errors import InputError
@@ -36,6 +38,7 @@ def check(config: schema.Config) -> None:
       raise unknown(f'evals.tasks[{i}]', task, table.TASKS)
   _suite(config.evals)
   best = config.checkpoint.best_metric
+  # 'TASK/METRIC' of the store, 'DATASET/TASK/METRIC' of a public benchmark.
   if best and not set(best.split('/')[:-1]) & {*config.evals.tasks, *_task_names(config.evals)}:
     raise unknown('checkpoint.best_metric: task', best, config.evals.tasks)
 
@@ -84,14 +87,8 @@ class DuringTraining:
     config = self._config
     if not self._results:  # a run that was resumed at its end
       self(encoder)
-    first = {}
-    for line in log.read(workdir / log.FILE):
-      if line['step'] == 0 and not first:
-        first = {
-          name.removeprefix('eval/'): value
-          for name, value in line.items()
-          if name.startswith('eval/') and name != 'eval/seconds'
-        }
+    lines = log.read(workdir / log.FILE)
+    # A term of weight zero is a monitor, not a part of the loss.
     losses = [name for name, term in config.losses.items() if term.weight]
     return report.write(
       workdir,
@@ -99,7 +96,7 @@ class DuringTraining:
       title=config.name,
       checkpoint=config.name,
       sha256=encoder.sha256,
-      before=first,
+      before=_before_training(lines),
       pixel_baseline=self._pixels(encoder),
       metrics_path=workdir / log.FILE,
       losses=['loss', *losses],
@@ -134,14 +131,13 @@ class DuringTraining:
   def _pixels(self, encoder) -> dict[str, float]:
     """What raw pixels reach on the tasks of the store, where they can be measured on them."""
     config = self._config
-    group = []
-    for evaluation in self._own:
-      if evaluation.task.kind in _OF_PIXELS:
-        group.append(evaluation)
+    group = [evaluation for evaluation in self._own if evaluation.task.kind in _OF_PIXELS]
     if not group:
       return {}
     pixels = baselines.Pixels(patch=encoder.patch, size=config.evals.size)
-    if any(evaluation.task.kind == 'retrieval' for evaluation in group):
+    kinds = {evaluation.task.kind for evaluation in group}
+    if 'retrieval' in kinds:
+      # Pixels have no texts to compare with: a regression on the training split makes some.
       fitted = pixels.fit(
         group[0].data,
         'train',
@@ -151,7 +147,9 @@ class DuringTraining:
       )
       if not fitted:  # no texts to learn from
         group = [evaluation for evaluation in group if evaluation.task.kind != 'retrieval']
-    return _metrics(self._measure(pixels, [group])) if group else {}
+    if not group:
+      return {}
+    return _metrics(self._measure(pixels, [group]))
 
   def _check_texts(self, evaluation: Evaluation, where: str, has_text: bool) -> None:
     if not evaluation.spec.needs_text:
@@ -165,6 +163,20 @@ class DuringTraining:
       raise InputError(
         f'{where} needs a tokenizer; expected data.tokenizer, or a store prepared with --tokenizer'
       )
+
+
+def _before_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The metrics of the evaluation at step 0; {} where there was none."""
+  metrics = {}
+  for line in lines:
+    if line['step'] != 0:
+      continue
+    for name, value in line.items():
+      if name.startswith('eval/') and name != 'eval/seconds':
+        metrics[name.removeprefix('eval/')] = value
+    if metrics:  # a restart repeats the step
+      break
+  return metrics
 
 
 def _metrics(results: list[Result]) -> dict[str, float]:
@@ -248,5 +260,6 @@ def _of_benchmark(name: str, config: schema.Evals, has_text: bool) -> list[Evalu
       f'evals.suite: {name!r} needs a text tower; expected one that evals.text_tower names, or '
       'tasks of images alone'
     )
-  on_disk.require([on_disk.check(name, config.data, tasks=[task.name for task in tasks])])
+  names = [task.name for task in tasks]
+  on_disk.require([on_disk.check(name, config.data, tasks=names)])
   return evaluations.of_benchmark(name, config.data, only={task.kind for task in tasks})

@@ -35,17 +35,19 @@ def run(
   """The outcomes of all jobs; those of one data set stand together.
 
   encoder: `inspect`, `encode_text`, cls_names, patch, width, depth, name, sha256, has_text as of
-  interop's Encoder.
-  cache: a Cache. output: folder for the decoders that are trained, or None. limit: images of each
-  split, evenly spaced;
-  0: all. progress(label, total) -> something with update(done) and close(). after(outcome): called
-  with each. tell(line): called with how much room the features take. Raises InputError where a job
-  cannot be measured or the disk has not that room, before any feature is computed.
+  interop's Encoder. output: folder for the decoders that are trained, or None. limit: images of
+  each split, evenly spaced; 0: all. progress(label, total) -> something with update(done) and
+  close(). after(outcome): called with each. tell(line): called with how much space the features
+  take. Raises InputError where a job cannot be measured or the disk has not that space, before any
+  feature is computed.
   """
   records.check(encoder, jobs)
-  groups, pools, works = {}, {}, []
+  groups = {}  # of jobs on one data set, which share features
   for job in jobs:
     groups.setdefault(id(job.data), []).append(job)
+  works = []
+  pools = {}
+  every = []
   for number, group in enumerate(groups.values(), start=1):
     parts = DatasetFeatures(
       encoder,
@@ -56,20 +58,20 @@ def run(
       progress=progress,
       label=f'({number}/{len(groups)})',
     )
-    works += [
-      TaskInputs(evaluation=job, encoder=encoder, parts=parts, cache=cache, output=output)
-      for job in group
-    ]
-  for work in works:
-    if work.evaluation.pool:
-      work.pool = pools.setdefault(
-        (work.evaluation.pool, work.evaluation.task.name), instance_retrieval.Pool()
-      )
-      work.pool.works.append(work)
+    every.append(parts)
+    for job in group:
+      work = TaskInputs(evaluation=job, encoder=encoder, parts=parts, cache=cache, output=output)
+      works.append(work)
+      if job.pool:
+        # All members before any is measured: each searches the indexes of all.
+        key = (job.pool, job.task.name)
+        work.pool = pools.setdefault(key, instance_retrieval.Pool())
+        work.pool.works.append(work)
+  # Hours later, a full disk would end the evaluation.
   disk_space.check(works, tell=tell)
   outcomes = []
   for work in works:
-    outcomes.append(_outcome(work, {id(one.parts): one.parts for one in works}.values()))
+    outcomes.append(_outcome(work, every))
     if after:
       after(outcomes[-1])
   return outcomes
@@ -79,15 +81,18 @@ def _outcome(work, every):
   """Measures one job; `every`: the DatasetFeatures of all, whose time in the encoder is not the
   task's.
   """
-  job, total = work.evaluation, lambda: sum(parts.total() for parts in every)
-  start, before = time.monotonic(), total()
-  found = job.spec.measure(work)
-  own = time.monotonic() - start - (total() - before)
-  options = job.options | {'size': _size(work)} | found.pop('options', {})
-  data = {
-    role: {'images': len(work.parts.numbers(job, role)), 'sha256': job.data.identity(split)}
-    for role, split in job.splits.items()
-  }
+  job = work.evaluation
+  encoding = _encoding(every)
+  start = time.monotonic()
+  fields = job.spec.measure(work)
+  # A task encodes what it needs while it is measured, also of the other members of its pool.
+  task_seconds = time.monotonic() - start - (_encoding(every) - encoding)
+  # What a task says of its options is more precise than the protocol.
+  options = job.options | {'size': _size(work)} | fields.pop('options', {})
+  data = {}
+  for role, split in job.splits.items():
+    images = len(work.parts.numbers(job, role))
+    data[role] = {'images': images, 'sha256': job.data.identity(split)}
   return Result(
     dataset=job.dataset,
     task=job.task.name,
@@ -95,15 +100,20 @@ def _outcome(work, every):
     prefix=job.prefix,
     data=data,
     published=job.published,
-    seconds={**work.parts.seconds(job), 'task': own},
+    seconds={**work.parts.seconds(job), 'task': task_seconds},
     options=options,
-    **found,
+    **fields,
   )
+
+
+def _encoding(every):
+  """Seconds so far in the encoder and for reading its images."""
+  return sum(parts.total() for parts in every)
 
 
 def _size(work):
   """Pixels of the short side that were asked for; 0: of the images as they are."""
   job = work.evaluation
-  return job.size or (
-    0 if job.shape in ('native', 'aspect') else getattr(work.encoder, 'size', 224)
-  )
+  if job.size or job.shape in ('native', 'aspect'):
+    return job.size
+  return getattr(work.encoder, 'size', 224)

@@ -1,5 +1,6 @@
 """Disk space for the features of an evaluation, checked before any is computed."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -24,11 +25,17 @@ def check(works: Sequence[TaskInputs], *, tell: Callable[[str], None] | None = N
   What is in the cache already is not counted. tell(line): prints what is needed. Images of various
   shapes are estimated from a sample.
   """
-  needs = sorted(needed(works).items(), key=lambda one: -one[1])
-  need, folder = sum(size for _, size in needs), works[0].cache.folder
-  free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
-  largest = ', '.join(f'{name} {_text(size)}' for name, size in needs[:_SHOWN] if size)
-  largest = f' ({largest}{", ..." if len(needs) > _SHOWN else ""})' if largest else ''
+  needs = needed(works)
+  need = needs.total()
+  names = [f'{name} {_text(size)}' for name, size in needs.most_common(_SHOWN) if size]
+  if names and len(needs) > _SHOWN:
+    names.append('...')
+  largest = f' ({", ".join(names)})' if names else ''
+  folder = works[0].cache.folder
+  disk = folder.absolute()
+  while not disk.is_dir():  # the cache may not exist yet
+    disk = disk.parent
+  free = shutil.disk_usage(disk).free
   if need > free:
     raise DiskFull(
       f'--cache: {str(folder)!r} has {_text(free)} free; the features take about {_text(need)} '
@@ -40,7 +47,7 @@ def check(works: Sequence[TaskInputs], *, tell: Callable[[str], None] | None = N
     )
 
 
-def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
+def needed(works: Sequence[TaskInputs]) -> collections.Counter[str]:
   """'data set split' -> bytes that are not yet in the cache."""
   tables = {}  # (data set, split, how images are seen) -> (work, role, outputs)
   for work in works:
@@ -48,28 +55,31 @@ def needed(works: Sequence[TaskInputs]) -> dict[str, int]:
     shape = work.evaluation.shape
     if shape != 'aspect':
       shape = splits.frame(work.evaluation, work.encoder)
+    else:  # each of these tasks has windows of its own, and shares none
+      shape = (shape, spec.measure)
     for role, split in work.evaluation.splits.items():
-      key = id(work.evaluation.data), split, (shape, spec.measure) if shape == 'aspect' else shape
-      tables.setdefault(key, (work, role, set()))[2].update(spec.outputs)
-  found, kept = {}, _kept(works[0])
+      key = (id(work.evaluation.data), split, shape)
+      _, _, outputs = tables.setdefault(key, (work, role, set()))
+      outputs.update(spec.outputs)
+  kept = _kept(works[0])
+  result = collections.Counter()
   for (_, split, shape), (work, role, outputs) in tables.items():
-    name = f'{work.evaluation.dataset} {split}'
-    there = kept.get(
-      (work.evaluation.data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs))), 0
-    )
-    found[name] = found.get(name, 0) + max(_bytes(work, role, shape, outputs) - there, 0)
-  return found
+    data = work.evaluation.data
+    key = (data.fingerprint(split), split, _seen(shape), tuple(sorted(outputs)))
+    missing = _bytes(work, role, shape, outputs) - kept[key]
+    result[f'{work.evaluation.dataset} {split}'] += max(missing, 0)
+  return result
 
 
 def _bytes(work, role, shape, outputs):
   """What a split takes: float32 for each CLS token and the embedding, float16 for patches."""
-  encoder, job, numbers = work.encoder, work.evaluation, work.parts.numbers(work.evaluation, role)
-  source = job.data.source(job.splits[role])
+  encoder = work.encoder
+  job = work.evaluation
+  numbers = work.parts.numbers(job, role)
   if isinstance(shape, splits.Resize):
     cells = shape.height * shape.width / encoder.patch**2
   else:
-    some = [_header(source[int(i)]) for i in numbers[reading.records(numbers, _LOOKED_AT)]]
-    cells = np.mean([job.spec.cells(work, size) for size in some if size] or [0])
+    cells = _mean_cells(work, job.data.source(job.splits[role]), numbers)
   maps = len(outputs - {'intermediate_layers'})
   vectors = len(encoder.cls_names) + 1
   if 'intermediate_layers' in outputs:
@@ -80,11 +90,23 @@ def _bytes(work, role, shape, outputs):
   return int(len(numbers) * encoder.width * (4 * vectors + 2 * cells * maps))
 
 
+def _mean_cells(work, source, numbers):
+  """Patches of an image on average, from a sample; broken images have none."""
+  cells = []
+  for i in numbers[reading.records(numbers, _LOOKED_AT)]:
+    try:
+      size = splits.header(source[int(i)])
+    except ValueError:
+      continue
+    cells.append(work.evaluation.spec.cells(work, size))
+  return np.mean(cells or [0])
+
+
 def _kept(work):
   """(fingerprint, split, how images are seen, outputs) -> bytes of this checkpoint's features on
   the disk.
   """
-  found = {}
+  kept = collections.Counter()
   for path in (work.cache.folder / 'features').glob('*/about.json'):
     try:
       about = json.loads(path.read_text())
@@ -92,14 +114,14 @@ def _kept(work):
       outputs = list(about['outputs'])
       if about['intermediate_layers']:
         outputs.append('intermediate_layers')
-      what = key['data'], key['split'], _seen(key['frame']), tuple(sorted(outputs))
+      what = (key['data'], key['split'], _seen(key['frame']), tuple(sorted(outputs)))
     except (OSError, ValueError, KeyError, TypeError):  # not one of ours
       continue
     if about.get('checkpoint') == work.encoder.sha256:
       # Blocks on the disk: an array that is half computed is sparse.
       blocks = sum(file.stat().st_blocks for file in path.parent.glob('*.npy'))
-      found[what] = found.get(what, 0) + 512 * blocks
-  return found
+      kept[what] += 512 * blocks
+  return kept
 
 
 def _seen(shape):
@@ -107,13 +129,6 @@ def _seen(shape):
   if isinstance(shape, splits.Resize):
     return json.dumps(dataclasses.astuple(shape))
   return json.dumps(shape) if isinstance(shape[0], int) else 'aspect'
-
-
-def _header(record):
-  try:
-    return splits.header(record)
-  except ValueError:
-    return None
 
 
 def _text(size):

@@ -2,6 +2,7 @@
 annotations beside them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -113,14 +114,16 @@ class DatasetFeatures:
 
   def get(self, job: Any, role: str) -> SplitFeatures:
     """The SplitFeatures of a job's split: 'train', 'test' or 'index'."""
-    split, shape = job.splits[role], self._frames[id(job)]
+    split = job.splits[role]
+    shape = self._frames[id(job)]
     if (split, shape) not in self._parts:
-      users = [
-        one
-        for one in self._jobs
-        if self._frames.get(id(one)) == shape and split in one.splits.values()
-      ]
-      outputs = {output for one in users for output in one.spec.outputs}
+      users = []
+      outputs = set()
+      for other in self._jobs:
+        if self._frames.get(id(other)) == shape and split in other.splits.values():
+          users.append(other)
+          outputs.update(other.spec.outputs)
+      # One pass of the encoder gives what any of them needs.
       self._parts[split, shape] = self.extract(
         users,
         split,
@@ -152,12 +155,16 @@ class DatasetFeatures:
     """Some records of a split, or of `source`, made of it, for jobs that share the cost."""
     data = jobs[0].data
     source = source or data.source(split)
+    # All that the features depend on: equal keys are equal arrays.
     about = {
       'data': data.fingerprint(split),
       'split': split,
       'frame': key,
       'records': hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest(),
     }
+    layers = ()
+    if 'intermediate_layers' in outputs:
+      layers = dpt.intermediate_layers_of(self._encoder.depth)
     with self._bar(f'{jobs[0].dataset} {split}', len(numbers)) as bar:
       found = self._cache.extract(
         self._encoder,
@@ -165,9 +172,7 @@ class DatasetFeatures:
         prepare,
         key=about,
         outputs=sorted(set(outputs) - {'intermediate_layers'}),
-        intermediate_layers=dpt.intermediate_layers_of(self._encoder.depth)
-        if 'intermediate_layers' in outputs
-        else (),
+        intermediate_layers=layers,
         batch_size=self._batch_size,
         progress=bar,
       )
@@ -190,12 +195,16 @@ class DatasetFeatures:
     return sum(sum(one.values()) for one in self._seconds.values())
 
   def _charge(self, jobs, seconds):
+    # Jobs share the time evenly: none of them is more to blame for it than another.
     for job in jobs:
       for name, value in seconds.items():
         self._seconds[id(job)][name] += value / len(jobs)
 
   def _bar(self, label, total):
-    return _Bar(self._progress(f'{self._label} {label}', total) if self._progress else None)
+    """A progress line, or None, as a context that closes it."""
+    if not self._progress:
+      return contextlib.nullcontext()
+    return contextlib.closing(self._progress(f'{self._label} {label}', total))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -231,20 +240,6 @@ class _Some:
     return self._source[int(self._numbers[i])]
 
 
-class _Bar:
-  """A progress line, or none, that is closed whatever happens."""
-
-  def __init__(self, bar):
-    self._bar = bar
-
-  def __enter__(self):
-    return self._bar
-
-  def __exit__(self, *_):
-    if self._bar:
-      self._bar.close()
-
-
 def decode(record: Mapping) -> np.ndarray:
   """uint8 [H, W, 3]; ValueError where the image is missing or broken."""
   _check_image(record)
@@ -262,14 +257,17 @@ def header(record: Mapping) -> tuple[int, int]:
 
 def frame(job: Any, encoder: Any) -> Resize:
   """The Resize of a job: whole patches, at least as large as asked."""
-  shape, side = job.shape, job.size
-  if shape == 'native':
+  if job.shape == 'native':
     height, width = _native(job.data.source(job.splits['train']))
-    scale = side / min(height, width) if side else 1
-    size = round(scale * height), round(scale * width)
+    scale = job.size / min(height, width) if job.size else 1
+    height = round(scale * height)
+    width = round(scale * width)
   else:
-    size = (side or getattr(encoder, 'size', 224),) * 2
-  return Resize(*(-(-n // encoder.patch) * encoder.patch for n in size), cut=_CUT.get(shape, False))
+    height = width = job.size or getattr(encoder, 'size', 224)
+  # Up to whole patches: nothing is cut off.
+  height = -(-height // encoder.patch) * encoder.patch
+  width = -(-width // encoder.patch) * encoder.patch
+  return Resize(height, width, cut=_CUT.get(job.shape, False))
 
 
 def _native(source):
