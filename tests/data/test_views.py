@@ -364,21 +364,3 @@ def test_evaluation_is_an_antialiased_bilinear_resize_of_the_whole_image(height,
   want = np.einsum('sh,hwc,tw->stc', triangle(height, size), image, triangle(width, size))
   got = views.evaluation(encode(Image.fromarray(image), 'PNG'), size)
   assert got.dtype == np.uint8 and np.abs(got - want).max() <= 1.5
-
-
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_masks_are_resized_by_nearest_neighbor(dtype):
-  mask = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)
-  data = encode(Image.fromarray(mask), 'PNG')
-  for size in (16, 80):
-    want = np.array(
-      [
-        [mask[int((i + 0.5) * 37 / size), int((j + 0.5) * 53 / size)] for j in range(size)]
-        for i in range(size)
-      ]
-    )
-    got = views.evaluation_mask(data, size)
-    assert got.dtype == dtype
-    np.testing.assert_array_equal(got, want)
-  with pytest.raises(ValueError, match='channels'):
-    views.evaluation_mask(encode(halves(), 'PNG'), 8)

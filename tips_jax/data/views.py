@@ -234,17 +234,3 @@ def evaluation(data: bytes, size: int) -> np.ndarray:
   Bilinear and antialiased, as the official TIPS preprocessing. Raises ValueError with the reason.
   """
   return np.asarray(Image.fromarray(decode(data)).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def evaluation_mask(data: bytes, size: int) -> np.ndarray:
-  """A one-channel PNG (class ids, depth) resized by nearest neighbor: [size, size], its dtype."""
-  image = _pillow(data)
-  try:
-    mask = np.asarray(image)
-  except Exception as error:
-    raise ValueError(f'broken {image.format}: {error}') from error
-  if mask.ndim != 2:
-    raise ValueError(f'mask: got {mask.shape[-1]} channels; expected one')
-  # The source pixel under the center of each output pixel.
-  rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
-  return mask[np.ix_(rows, columns)]

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -88,23 +88,6 @@ def check(
     row.opened = _look(protocol, reader, sample, seconds, report)
   report.seconds = time.monotonic() - start
   return report
-
-
-def check_all(
-  names: Iterable[str],
-  data_dir: str | os.PathLike,
-  *,
-  sample: int = 48,
-  seconds: float = 15.0,
-  show: Callable[[str], None] | None = None,
-) -> list[Report]:
-  """Reports of several data sets in order; `show(report)` is called after each."""
-  reports = []
-  for name in names:
-    reports.append(check(name, data_dir, sample=sample, seconds=seconds))
-    if show:
-      show(reports[-1])
-  return reports
 
 
 def require(reports: Sequence) -> None:
