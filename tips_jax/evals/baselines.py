@@ -11,6 +11,7 @@ import logging
 import cv2
 import numpy as np
 
+from tips_jax.core import vectors
 from tips_jax.data import views
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.evals.datasets.sources import Store
@@ -119,7 +120,7 @@ class Pixels:
     row, where = np.nonzero(places >= 0)
     bag = np.zeros((len(ids), len(self._tokens)), np.float32)
     bag[row, places[row, where]] = 1
-    return reading.normalize(bag * self._weights)
+    return vectors.unit(bag * self._weights)
 
 
 def _shrink(images_BHWC):

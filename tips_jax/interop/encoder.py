@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from tips_jax.core import parallel, schema
+from tips_jax.core import parallel, schema, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import BATCH_AXES
@@ -183,7 +183,8 @@ class Encoder:
       raise InputError(
         f'similarity: got images {x.shape} and texts {y.shape}; expected [I, E] and [T, E]'
       )
-    return (_unit(x) @ _unit(y).T / scale + np.float32(logit.get('bias', 0))).astype(np.float32)
+    cosines = vectors.unit(x) @ vectors.unit(y).T
+    return (cosines / scale + np.float32(logit.get('bias', 0))).astype(np.float32)
 
   @property
   def temperature(self) -> float:
@@ -475,8 +476,3 @@ def _checked(images):
       'further'
     )
   return x
-
-
-def _unit(x):
-  x = np.asarray(x, np.float32)
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tips_jax.core import schema
+from tips_jax.core import schema, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.interop import onnx
 from tips_jax.interop.weights import Weights
@@ -181,16 +181,12 @@ def _joint(out: Outputs, inputs: Inputs) -> Outputs:
   if 'text' not in out:
     return out
   h, w = inputs.images[0].shape[1:3]
-  text = _unit(out.get('text embedding', out['text']))
-  image = _unit(out.get(f'{h}x{w} embedding', out[f'{h}x{w} cls'])[:, 0])
+  text = vectors.unit(out.get('text embedding', out['text']))
+  image = vectors.unit(out.get(f'{h}x{w} embedding', out[f'{h}x{w} cls'])[:, 0])
   out = out | {'text unit': text}
   if image.shape[1] == text.shape[1]:
     out['similarity'] = image @ text.T
   return out
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @contextlib.contextmanager

@@ -33,9 +33,3 @@ def finite(features: np.ndarray) -> np.ndarray:
   """float32 with every row [..., D] that holds a nan or an infinity set to zero."""
   features = np.asarray(features, np.float32)
   return np.where(np.isfinite(features).all(-1, keepdims=True), features, np.float32(0))
-
-
-def normalize(features: np.ndarray) -> np.ndarray:
-  """Rows of unit length; zero rows stay zero."""
-  features = np.asarray(features, np.float32)
-  return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -153,7 +153,7 @@ def _step(merge, state, queries, index):
   def local(state, queries, index):  # on each device its share of the queries
     x, (query_group, query_columns) = queries
     y, (group, rows, columns) = index
-    scores = jnp.dot(_unit(x), _unit(y).T, precision='highest')
+    scores = jnp.dot(unit(x), unit(y).T, precision='highest')
     scores = jnp.where(scores == 0, 0.0, scores)  # -0 would sort below 0
     candidate = (group >= 0) & (group != query_group[:, None])
     scores = jnp.where(candidate, scores, -jnp.inf)
@@ -163,7 +163,7 @@ def _step(merge, state, queries, index):
   return jax.shard_map(local, in_specs=specs, out_specs=P('data'))(state, queries, index)
 
 
-def _unit(x):
+def unit(x: jax.Array) -> jax.Array:
   """Rows of unit length; rows that are zero or not finite become zero."""
   x = jnp.where(jnp.isfinite(x).all(-1, keepdims=True), x, 0)
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from tips_jax.core import vectors
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading
-from tips_jax.evals.features.reading import normalize
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.tasks.common import (
   for_all_tokens,
@@ -27,7 +27,7 @@ def recalls(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str,
   images with text for which one of their texts ranks first among all texts. A wrong candidate with
   the same score as the right one ranks before it, so that constant features score 0.
   """
-  image, text, owner = normalize(image), normalize(text), np.asarray(owner)
+  image, text, owner = vectors.unit(image), vectors.unit(text), np.asarray(owner)
   t2i = np.concatenate(
     [
       _ranks_of_images(text[i : i + _BLOCK] @ image.T, owner[i : i + _BLOCK])
@@ -105,9 +105,9 @@ def measure(work: TaskInputs) -> dict[str, Any]:
 
 def _found_images(test, image, text, texts, owner):
   """Texts and the images nearest to each."""
-  image, examples = reading.normalize(image), []
+  image, examples = vectors.unit(image), []
   for t in reading.records(texts, len(test.shown())).tolist():
-    scores = image @ reading.normalize(text[t])
+    scores = image @ vectors.unit(text[t])
     order = np.argsort(-scores, kind='stable')
     place = int(np.flatnonzero(order == owner[t])[0])
     examples.append(

@@ -13,14 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tips_jax.core import strict
+from tips_jax.core import strict, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading
 from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.probes import (
-  masks,
-)
+from tips_jax.evals.probes import masks, search
 from tips_jax.evals.tasks import prompts
 from tips_jax.evals.tasks.common import ACCURACY, class_names, classified, joint, tokens
 from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
@@ -58,10 +56,10 @@ def class_embeddings(
       raise InputError(
         'zero-shot: got a checkpoint without a text tower; expected one with images and texts'
       )
-    parts.append(reading.normalize(reading.finite(part)))
-  vectors = np.concatenate(parts)
-  means = [vectors[[number[text] for text in texts]].mean(0, dtype=np.float64) for texts in said]
-  return reading.normalize(np.stack(means))
+    parts.append(vectors.unit(reading.finite(part)))
+  embeddings = np.concatenate(parts)
+  means = [embeddings[[number[text] for text in texts]].mean(0, dtype=np.float64) for texts in said]
+  return vectors.unit(np.stack(means))
 
 
 def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray:
@@ -69,7 +67,7 @@ def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray
 
   Equal scores: the lowest class first. Images that are zero or not finite are equally far from all.
   """
-  image, classes = np.asarray(image), reading.normalize(reading.finite(classes))
+  image, classes = np.asarray(image), vectors.unit(reading.finite(classes))
   if image.ndim != 2 or image.shape[1] != classes.shape[1]:
     raise InputError(
       f'zero-shot: got images {image.shape} and classes {classes.shape}; expected [N, E] and [K, E]'
@@ -150,8 +148,7 @@ def chance(classes: int, *, ks: Sequence[int] = KS) -> dict[str, float]:
 
 @functools.partial(jax.jit, static_argnames='k')
 def _top(image, classes, row, *, k):
-  length = jnp.maximum(jnp.linalg.norm(image, axis=-1, keepdims=True), 1e-12)
-  scores = jnp.dot(image / length, classes.T, precision='highest')
+  scores = jnp.dot(search.unit(image), classes.T, precision='highest')
   return jax.lax.top_k(scores[:, row], k)[1]  # of equal scores it takes the lower index
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tips_jax.core import strict
+from tips_jax.core import strict, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
@@ -202,14 +202,14 @@ class SegmentationScorer:
 
 def cosines(classes_ME: np.ndarray, patches_nhwE: np.ndarray) -> np.ndarray:
   """Cosines [n, h, w, M] of patches to classes. Broken patches: 0 to all."""
-  classes = reading.normalize(reading.finite(classes_ME))
+  classes = vectors.unit(reading.finite(classes_ME))
   patches = reading.finite(patches_nhwE)
   if classes.ndim != 2 or patches.shape[-1] != classes.shape[1]:
     raise InputError(
       f'zero-shot segmentation: got patches {patches.shape} and classes {classes.shape}; expected '
       '[n, h, w, E] and [M, E]'
     )
-  return reading.normalize(patches) @ classes.T
+  return vectors.unit(patches) @ classes.T
 
 
 def _between(n, m):
