@@ -75,8 +75,7 @@ def _header(h: Json) -> list[str]:
     _rule(name, f'compiled in {h.get("compile_seconds", 0):.0f} s'),
     f'  {h["chips"]} {h["chip"]} chips, mesh {axes}',
     f'  batch {h["batch"]:,}, {h["images_per_chip"]:g} images a chip, accumulate '
-    f'{h["accumulate"]}, '
-    f'remat {h["remat"]}, attention {h["attention"]}, {h["dtype"]}',
+    f'{h["accumulate"]}, remat {h["remat"]}, attention {h["attention"]}, {h["dtype"]}',
   ]
 
 

@@ -79,13 +79,20 @@ def one(
   if chips > len(devices):
     raise InputError(f'--chips: got {chips}; expected at most the {len(devices)} that there are')
   devices = devices[: chips or len(devices)]
-  mesh = sharding.make_mesh(method.config.mesh, method.config.schedule.batch_size, devices=devices)
-  result = estimate.plan(method, mesh, chip, topology=topology, slices=slices, **options)
+  options |= dict(topology=topology, slices=slices)
+  result = _plan(method, devices, chip, **options)
   if not result['memory']['fits']:
-    result['suggestions'] = suggestions(
-      method, mesh, chip, result, topology, devices, suggest, slices=slices, **options
-    )
+    result['suggestions'] = suggestions(method, devices, chip, result, suggest, **options)
   return result
+
+
+def _plan(
+  method: method_lib.Method, devices: Sequence[jax.Device], chip: Chip, **options: Any
+) -> dict[str, Any]:
+  """`estimate.plan` on the mesh that the config makes of the devices."""
+  c = method.config
+  mesh = sharding.make_mesh(c.mesh, c.schedule.batch_size, devices=devices)
+  return estimate.plan(method, mesh, chip, **options)
 
 
 def auto(
@@ -114,10 +121,8 @@ def auto(
   kind, devices = topologies.devices(topology, slices)
   model = Model(method, kind)
   choices = candidates(method, len(devices), slices)
-  say(
-    f'{len(choices)} candidates on {topology}; the {min(tries, len(choices))} most promising are '
-    'compiled'
-  )
+  compiled = min(tries, len(choices))
+  say(f'{len(choices)} candidates on {topology}; the {compiled} most promising are compiled')
   rows = []
   plans = {}
   begin = time.time()
@@ -131,18 +136,15 @@ def auto(
       per_plan = (time.time() - begin) / turn
       remaining = f'; about {per_plan * (tries - turn):.0f} s to go'
     say(f'plan {turn + 1} of {tries}{remaining}: {" ".join(choice.flags())}')
-    changed = choice.apply(method)
-    mesh = sharding.make_mesh(
-      changed.config.mesh, changed.config.schedule.batch_size, devices=devices
+    plan = _plan(
+      choice.apply(method), devices, kind, topology=topology, slices=slices, say=say, **options
     )
-    plans[choice] = plan = estimate.plan(
-      changed, mesh, kind, topology=topology, slices=slices, say=say, **options
-    )
+    plans[choice] = plan
     model.learn(choice, plan)
     rows.append(
       dict(
         choice=dataclasses.asdict(choice),
-        mesh=dict(mesh.shape),
+        mesh=plan['header']['mesh'],
         remat=choice.remat,
         accumulate=choice.accumulate,
         fits=plan['memory']['fits'],
@@ -305,11 +307,9 @@ def _abstract_mesh(choice: Choice) -> jax.sharding.AbstractMesh:
 
 def suggestions(
   method: method_lib.Method,
-  mesh: jax.sharding.Mesh,
+  devices: Sequence[jax.Device],
   chip: Chip,
   result: dict[str, Any],
-  topology: str,
-  devices: Sequence[jax.Device],
   compile_: bool,
   **options: Any,
 ) -> list[str]:
@@ -319,10 +319,7 @@ def suggestions(
   """
   model = Model(method, chip)
   c = method.config
-  sizes = mesh.shape
-  now = Choice(
-    sizes['data'], sizes['fsdp'], sizes['tensor'], c.compute.remat, c.schedule.accumulate
-  )
+  now = Choice(**result['header']['mesh'], remat=c.compute.remat, accumulate=c.schedule.accumulate)
   model.learn(now, result)
   choices = candidates(method, len(devices), options.get('slices', 1))
   choices = [choice for choice in choices if choice != now]
@@ -349,11 +346,7 @@ def suggestions(
     if not compile_:
       lines.append(f'{flags}   (about {report.size(model.total(choice))}, by estimate)')
       continue
-    changed = choice.apply(method)
-    mesh = sharding.make_mesh(
-      changed.config.mesh, changed.config.schedule.batch_size, devices=devices
-    )
-    plan = estimate.plan(changed, mesh, chip, topology=topology, **options)
+    plan = _plan(choice.apply(method), devices, chip, **options)
     total = report.size(plan['memory']['total'])
     verdict = 'fits' if plan['memory']['fits'] else 'does not fit'
     if 'time' in plan:
