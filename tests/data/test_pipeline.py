@@ -1,4 +1,5 @@
 import os
+import shutil
 import threading
 import time
 
@@ -221,6 +222,50 @@ def test_too_many_unreadable_records_stop_the_run(folders, opened):
     read(pipeline, 300)
   with pytest.raises(InputError, match='unreadable images in a row'):
     next(opened(config(folders, store=folders['ruined'])))
+
+
+def test_a_flipped_byte_in_a_shard_costs_one_record(folders, opened, tmp_path):
+  path = tmp_path / 'flipped'
+  shutil.copytree(folders['clean'], path)
+  shard = next(path.glob('*.array_record*'))
+  data = bytearray(shard.read_bytes())
+  data[data.index(b'id20') + 40] ^= 1
+  shard.write_bytes(data)
+  pipeline = opened(config(folders, store=str(path)))
+  batches = read(pipeline, COUNT // 8)
+  bad = np.concatenate([batch['bad'] for batch in batches])
+  assert sorted(bad)[-2:] == [-1, 20]
+  assert 20 not in np.concatenate([batch['index'] for batch in batches])
+  name, reason = pipeline.explain(20)
+  assert name == '20' and 'damaged record' in reason and 'hash mismatch' in reason
+  alone = opened(config(folders, store=str(path), views={}))
+  bad = np.concatenate([batch['bad'] for batch in read(alone, COUNT // 8)])
+  assert sorted(bad)[-2:] == [-1, 20]
+
+
+def test_more_damaged_records_than_allowed_stop_the_run_with_one_line(folders, opened, tmp_path):
+  path = tmp_path / 'flipped'
+  shutil.copytree(folders['clean'], path)
+  shard = next(path.glob('*.array_record*'))
+  data = bytearray(shard.read_bytes())
+  for i in range(10):
+    data[data.index(b'id%d' % (20 + i)) + 40] ^= 1
+  shard.write_bytes(data)
+  pipeline = opened(config(folders, store=str(path), max_bad_fraction=0.02))
+  with pytest.raises(InputError, match=r'among .*damaged record.*max_bad_fraction=0.02') as error:
+    read(pipeline, 300)
+  assert '\n' not in str(error.value)
+
+
+def test_too_little_shared_memory_for_the_workers_is_refused(folders, monkeypatch):
+  little = shutil.disk_usage('/')._replace(free=10_000)
+  monkeypatch.setattr('tips_jax.data.pipeline.shutil.disk_usage', lambda path: little)
+  message = 'data.workers: got 2, whose batches take .* MiB of /dev/shm; it has 0.0 MiB free'
+  with pytest.raises(InputError, match=message):
+    Pipeline(config(folders, workers=2), batch_size=8, seed=0)
+  monkeypatch.setattr('tips_jax.data.pipeline._SHARED_MEMORY', '/nowhere')
+  with pytest.raises(InputError, match='MiB of /nowhere; it has 0.0 MiB free'):
+    Pipeline(config(folders, workers=2), batch_size=8, seed=0)
 
 
 # --- mixtures -----------------------------------------------------------------------------------

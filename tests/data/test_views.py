@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from tips_jax.core.schema import View
-from tips_jax.data import views
+from tips_jax.data import images, views
 
 GLOBAL = View(size=64, scale=(0.4, 1.0))
 LOCAL = View(size=28, count=6, scale=(0.05, 0.4), flip=0.0)
@@ -104,9 +104,9 @@ def rounded(start, length, scale, limit):
 def test_crops_equal_antialiased_crops_of_the_full_decode(height, width):
   """Against Pillow's bilinear resize of the same boxes, rounded as `crops` says.
 
-  What remains: the blur comes in steps, the decoder is the fast one, DCT scaling is another
-  low-pass. On this texture (deviation 45) a shift of half an output pixel costs 7 to 10 levels, a
-  wrong box, flip or channel order 25 and more.
+  What remains: the blur comes in steps, DCT scaling is another low-pass. On this texture (deviation
+  45) a shift of half an output pixel costs 7 to 10 levels, a wrong box, flip or channel order 25
+  and more.
   """
   data = jpeg(texture(height, width))
   full = Image.fromarray(simplejpeg.decode_jpeg(data))
@@ -171,7 +171,7 @@ def test_jpegs_are_read_at_the_coarsest_scale_that_loses_nothing(monkeypatch):
     seen.append(image.shape)
     return image
 
-  monkeypatch.setattr(views.simplejpeg, 'decode_jpeg', spy)
+  monkeypatch.setattr(images.simplejpeg, 'decode_jpeg', spy)
   data = jpeg(texture(512, 640))
   for size, expected in (
     (512, 512),
@@ -294,14 +294,6 @@ def test_sixteen_bits_are_scaled_not_clipped():
   assert np.abs(crop[5, :, 1] - ramp[5] / 257).max() <= 1
 
 
-def test_orientation_tags_are_ignored():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  for data in (encode(halves(), 'JPEG', quality=95, exif=exif), encode(halves(), 'PNG', exif=exif)):
-    assert close(crop_whole(data, 32), RED, BLUE, tolerance=12)
-    assert close(views.evaluation(data, 32).astype(int), RED, BLUE, tolerance=12)
-
-
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -333,7 +325,7 @@ def jpeg_header(width, height):
     (b'<html>404</html>' * 9, 'no known image format'),
     (b'\xff\xd8\xff', 'no known image format'),
     (jpeg(texture(64, 64))[:900], 'truncated'),
-    (encode(halves(), 'PNG')[:-60], 'broken|truncated|not a readable'),
+    (encode(halves(), 'PNG')[:-60], 'broken PNG'),
     (png_header(10_000, 10_000), '10000 x 10000 pixels'),
     (jpeg_header(10_000, 9_000), '10000 x 9000 pixels'),
     (png_header(60_000, 60_000), '.'),
@@ -356,6 +348,16 @@ def triangle(n, size):
   center = (np.arange(size)[:, None] + 0.5) * scale
   weights = np.maximum(0, 1 - np.abs(np.arange(n) + 0.5 - center) / max(scale, 1))
   return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize('subsampling', ['444', '420'])
+def test_training_and_evaluation_see_the_same_levels(subsampling):
+  image = texture(96, 96)
+  data = simplejpeg.encode_jpeg(image, quality=90, colorsubsampling=subsampling)
+  np.testing.assert_array_equal(crop_whole(data, 96), images.decode(data))
+  for size in (20, 48, 70):
+    difference = crop_whole(data, size) - views.evaluation(data, size)
+    assert abs(difference.mean()) < 0.2
 
 
 @pytest.mark.parametrize('height, width, size', [(90, 130, 32), (20, 31, 48)])

@@ -13,6 +13,9 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import shutil
+import sys
 import typing
 import weakref
 from collections.abc import Mapping, Sequence
@@ -31,6 +34,7 @@ from tips_jax.data import views
 from tips_jax.data.batch import Batch, empty, is_reserved, valid
 from tips_jax.data.tokenizer import Tokenizer
 
+_SHARED_MEMORY = '/dev/shm'
 _TRIES = 20  # unreadable records in a row, before giving up
 _ROWS = 32  # images per task of the thread pool, at most
 _FEW = 1000  # examples below which max_bad_fraction is not yet a rate
@@ -75,6 +79,7 @@ class Pipeline:
     self._seen = 0
     self._bad = 0
     share = batch_size // process_count
+    _check_shared_memory(config, share)
     shares = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)
     self._load = _Load(
       config,
@@ -112,17 +117,23 @@ class Pipeline:
 
   def explain(self, record: int) -> tuple[str, str]:
     """(id, reason) of a record of batch['bad'], for the quarantine file; '' if it is readable."""
-    example = self._load.records[int(record)]
+    name = str(record)
     reason = ''
     try:
+      example = self._load.records[int(record)]
+      name = _bytes(example, 'id').decode('utf-8', 'replace') or name
       views.crops(_bytes(example, 'image'), self._load.config.views, np.random.default_rng(0))
     except ValueError as error:
       reason = str(error)
-    return _bytes(example, 'id').decode('utf-8', 'replace') or str(record), reason
+    return name, reason
 
   def close(self) -> None:
     """Stops the threads and processes; the pipeline cannot be read any more."""
     self._stop()
+
+
+def _batches_per_worker(config):
+  return math.ceil(config.prefetch / config.workers)
 
 
 def _read_ahead(batches, config):
@@ -135,10 +146,10 @@ def _read_ahead(batches, config):
     return batches
   if not flags.FLAGS.is_parsed():  # grain's workers read an absl flag
     flags.FLAGS.mark_as_parsed()
-  per_worker = math.ceil(config.prefetch / config.workers)
-  batches = batches.mp_prefetch(
-    grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=per_worker)
+  options = grain.MultiprocessingOptions(
+    num_workers=config.workers, per_worker_buffer_size=_batches_per_worker(config)
   )
+  batches = batches.mp_prefetch(options)
   return grain.experimental.ThreadPrefetchIterDataset(batches.map(_copied), prefetch_buffer_size=1)
 
 
@@ -214,6 +225,24 @@ def _check_share(batch_size, seed, process_index, process_count, start):
   _require(start >= 0, 'start', start, 'at least 0')
 
 
+def _check_shared_memory(config, share):
+  """Workers hand over their batches in shared memory; one that finds none is killed (SIGBUS)."""
+  if not config.workers or sys.platform != 'linux':
+    return
+  free = 0
+  if os.path.isdir(_SHARED_MEMORY):
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+  batch = sum(array.nbytes for array in empty(config, share).values())
+  # Each worker makes one more than it keeps, and one is read.
+  needed = batch * (config.workers * (_batches_per_worker(config) + 1) + 1)
+  if free < needed:
+    raise InputError(
+      f'data.workers: got {config.workers}, whose batches take {needed / 2**20:,.1f} MiB of '
+      f'{_SHARED_MEMORY}; it has {free / 2**20:,.1f} MiB free; enlarge it (docker: --shm-size), or '
+      f'take fewer, or data.workers=0 with more data.threads'
+    )
+
+
 def _check_stores(config, opened, sources):
   known = set()
   for store, source in zip(opened, sources):
@@ -270,7 +299,7 @@ def _order(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.M
 class _Records:
   """Stores end to end as one sequence of tf.train.Example feature maps.
 
-  Parsed here: five times faster than TFDS's parser.
+  Parsed here: five times faster than TFDS's parser. A damaged record is a ValueError.
   """
 
   def __init__(self, sources):
@@ -282,8 +311,11 @@ class _Records:
 
   def __getitem__(self, record: int) -> Mapping[str, typing.Any]:
     part = bisect.bisect_right(self._starts, record) - 1
-    raw = self._raw[part][record - self._starts[part]]
-    return tf_example_pb2.Example.FromString(raw).features.feature
+    try:
+      raw = self._raw[part][record - self._starts[part]]
+      return tf_example_pb2.Example.FromString(raw).features.feature
+    except Exception as error:  # array_record and protobuf raise their own
+      raise ValueError(f'damaged record: {error}') from error
 
 
 def _values(example, name):
@@ -365,7 +397,7 @@ class _Load:
   def _fill(self, batch, rows, start):
     """Fills some rows of a batch, whose first row is the global example `start`."""
     # Stage by stage, not row by row: each stage finds its own tables in the processor's cache.
-    examples = [self.records[record] for record in batch['index'][rows.start : rows.stop].tolist()]
+    examples = [self._read(record) for record in batch['index'][rows.start : rows.stop].tolist()]
     luck = []
     for i, row in enumerate(rows):
       rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + row)))
@@ -375,11 +407,20 @@ class _Load:
       for (name, text), draw in zip(self.config.texts.items(), draws):
         self._text(batch, name, row, _pick(example, text, draw))
 
+  def _read(self, record):
+    """The example of a record, or the ValueError that says how it is damaged."""
+    try:
+      return self.records[record]
+    except ValueError as error:
+      return error
+
   def _images(self, batch, row, example, rng):
     """Fills the views of a row; returns its example, or the random one that replaces it."""
     out = {name: batch[name][row] for name in self.config.views}
     for _ in range(_TRIES):
       try:
+        if isinstance(example, ValueError):
+          raise example
         if out:
           views.crops(_bytes(example, 'image'), self.config.views, rng, out)
         return example
@@ -389,7 +430,7 @@ class _Load:
           batch['bad'][row] = batch['index'][row]
         # Drawn from the example's generator, so it too depends on the example index alone.
         batch['index'][row] = rng.integers(len(self.records))
-        example = self.records[int(batch['index'][row])]
+        example = self._read(int(batch['index'][row]))
     raise InputError(
       f'data: got {_TRIES} unreadable images in a row (the last one: {reason}); expected images'
     )

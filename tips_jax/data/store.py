@@ -33,6 +33,7 @@ TFDS_FILES = ('dataset_info.json', 'features.json')
 TFDS_NAME = r'\w+(/[\w.-]+)*(:[\w.]+)?'  # name/config:1.0.0
 TEMPORARY_SUFFIX = '.partial'
 ANNOTATIONS = ('label', 'mask', 'depth', 'normals', 'boxes', 'region_captions', 'tags')
+PLACED = ('mask', 'depth', 'normals', 'boxes')  # annotations of places in the upright image
 _SHARD_BYTES = 256 * 2**20
 
 Path = str | os.PathLike

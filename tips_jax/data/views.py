@@ -3,36 +3,27 @@
 A JPEG is decoded at the coarsest DCT scale (1/2, 1/4, 1/8) that still gives every crop at least one
 pixel per output pixel; where the full image itself has fewer, it is decoded at full scale. The
 scales between (7/8, 3/4 ...) cost more than a full decode. Crops are then read from a pyramid of
-half octaves (halved, or blurred, and sampled linearly), so shrinking is antialiased. Other formats
-go through Pillow: transparency is composited on white, gray and palettes become RGB, 16 bits are
-scaled to 8, only the first frame counts. EXIF orientation is ignored everywhere, in training as in
-evaluation.
+half octaves (halved, or blurred, and sampled linearly), so shrinking is antialiased. images.py says
+how pixels are made of bytes, the same for training and evaluation.
 """
 
-import io
 import math
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from tips_jax.core.schema import View
-from tips_jax.data import color
+from tips_jax.data import color, images
 
 Box = tuple[int, int, int, int, bool]  # top, left, height, width in pixels, and whether to flip
 
-MAX_PIXELS = 50_000_000
 _REDUCTIONS = (8, 4, 2)
 _TRIES = 10
 _BLUR_ABOVE = 1.2  # shrink factor from which aliasing costs more than the blur
 # Of a 3-tap kernel with variance 1/4: with linear sampling that of a triangle filter at factor 1.6.
 _BLUR_SIGMA = 0.507
-
-# The pipeline's threads each take an image; OpenCV's threads would only compete with them.
-cv2.setNumThreads(0)
 
 
 def crops(
@@ -48,13 +39,13 @@ def crops(
   read from (at most half an output pixel). Raises ValueError with the reason when the image cannot
   be decoded.
   """
-  height, width, decode = _open(data)
+  height, width, rgbx = images.encoded(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
   colors = {name: color.draw(view, rng) for name, view in views.items() if color.is_on(view)}
   # Source pixels per output pixel of the crop that needs the finest image.
   least = min(min(box[2:4]) / views[name].size for name, drawn in boxes.items() for box in drawn)
   reduction = next((r for r in _REDUCTIONS if r <= least), 1)
-  pyramid = _Pyramid(decode(reduction), reduction)
+  pyramid = _Pyramid(rgbx(reduction), reduction)
   out = out or {name: np.empty((v.count, v.size, v.size, 3), np.uint8) for name, v in views.items()}
   for name, drawn in boxes.items():
     for i, (top, left, box_height, box_width, flip) in enumerate(drawn):
@@ -136,96 +127,7 @@ def _to_grid(start, length, limit):
   return min(round(start), limit - length), length
 
 
-# --- decoding -----------------------------------------------------------------------------------
-
-
-def _open(data: bytes) -> tuple[int, int, Callable[[int], np.ndarray]]:
-  """(height, width, decode) of encoded bytes.
-
-  decode(reduction) gives uint8 [H, W, 4]: OpenCV is faster on four channels, of which the last is
-  unused.
-  """
-  if data[:2] == b'\xff\xd8':
-    try:
-      height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):
-      space = ''  # Pillow says what is wrong, or can read it
-    if space in ('YCbCr', 'RGB', 'Gray'):
-      _check_size(height, width)
-      return height, width, lambda reduction: _decode_jpeg(data, height, width, reduction)
-  image = _pillow(data)
-  return image.height, image.width, lambda reduction: _reduced(_rgbx(rgb(image)), reduction)
-
-
-def _decode_jpeg(data, height, width, reduction):
-  try:
-    return simplejpeg.decode_jpeg(
-      data,
-      'RGBX',
-      fastdct=True,
-      min_height=-(-height // reduction),
-      min_width=-(-width // reduction),
-    )
-  except (ValueError, KeyError):
-    # The decoder is strict: harmless oddities are errors too. Pillow tells them from damage.
-    return _reduced(_rgbx(rgb(_pillow(data))), reduction)
-
-
-def _rgbx(rgb):
-  return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
-
-
-def _reduced(image, reduction):
-  if reduction == 1:
-    return image
-  height, width = (-(-n // reduction) for n in image.shape[:2])
-  below = height * reduction - image.shape[0]
-  right = width * reduction - image.shape[1]
-  padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
-  return cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def _check_size(height, width):
-  if height * width > MAX_PIXELS:
-    raise ValueError(
-      f'image of {width} x {height} pixels; expected at most {MAX_PIXELS / 1e6:.0f} million'
-    )
-
-
-def _pillow(data):
-  """An opened Pillow image whose pixels are not decoded yet."""
-  try:
-    image = Image.open(io.BytesIO(data))
-  except (Image.DecompressionBombError, OSError, SyntaxError, struct.error) as error:
-    reason = str(error)
-    if isinstance(error, Image.UnidentifiedImageError):  # an OSError that prints the BytesIO
-      reason = 'no known image format'
-    raise ValueError(f'not a readable image: {reason} ({len(data)} bytes)') from error
-  _check_size(image.height, image.width)
-  return image
-
-
-def rgb(image: Image.Image) -> np.ndarray:
-  """uint8 [H, W, 3] RGB of an opened Pillow image."""
-  try:
-    image.load()
-    if image.mode.startswith('I'):  # 16 bits; Pillow's conversion would clip them
-      gray = np.asarray(image).astype(np.int64)
-      return np.repeat(np.clip(gray >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
-      image = image.convert('RGBA')
-      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return np.asarray(image.convert('RGB'))
-  except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them
-    raise ValueError(f'broken {image.format or "image"}: {error}') from error
-
-
 # --- evaluation ---------------------------------------------------------------------------------
-
-
-def decode(data: bytes) -> np.ndarray:
-  """The full image: uint8 [H, W, 3] RGB, exact decoder. Raises ValueError with the reason."""
-  return rgb(_pillow(data))
 
 
 def evaluation(data: bytes, size: int) -> np.ndarray:
@@ -233,4 +135,5 @@ def evaluation(data: bytes, size: int) -> np.ndarray:
 
   Bilinear and antialiased, as the official TIPS preprocessing. Raises ValueError with the reason.
   """
-  return np.asarray(Image.fromarray(decode(data)).resize((size, size), Image.Resampling.BILINEAR))
+  image = Image.fromarray(images.decode(data))
+  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

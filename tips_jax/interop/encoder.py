@@ -27,6 +27,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import BATCH_AXES
 from tips_jax.data import tokenizer, views
+from tips_jax.data.images import rgb
 from tips_jax.interop.weights import Weights, flat
 from tips_jax.models import towers
 
@@ -323,10 +324,10 @@ class Encoder:
         f'image: got {type(image).__name__}{shape}; expected a path, a PIL image or uint8 [H, W, 3]'
       )
     try:
-      rgb = Image.fromarray(views.rgb(image))
+      pixels = Image.fromarray(rgb(image))
     except ValueError as error:
       raise InputError(f'image: {error}') from None
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))
 
   def group(self, size: int | None = None) -> int:
     """How many images fill the devices a few times over: a good number to hand over at once."""

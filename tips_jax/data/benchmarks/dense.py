@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import class_names
 from tips_jax.data.benchmarks import reader as base
+from tips_jax.data.images import FORMATS
 from tips_jax.data.ingest.reader import Sample
 
 Pair = tuple[pathlib.Path, pathlib.Path]  # the files of an image and of its annotation
@@ -261,8 +262,8 @@ class Navi(base.Benchmark):
   def _sample(self, item):
     height, width = item.size
     image_path, depth_path = self.files_of(item)
-    image = Image.open(image_path)
-    code = ImageOps.exif_transpose(Image.open(depth_path))
+    image = Image.open(image_path, formats=FORMATS)
+    code = ImageOps.exif_transpose(Image.open(depth_path, formats=FORMATS))
     if sorted(image.size) != sorted((width, height)) or code.size != (width, height):
       raise ValueError(
         f'image {image.size}, depth {code.size}; expected both {(width, height)}, the size in '

@@ -7,16 +7,15 @@ fifth of its film, `cifar10` and `flickr8k` have official ones, `coco_mini` is f
 """
 
 import functools
-import io
 import pathlib
 import typing
 import zipfile
 
 import numpy as np
-from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
+from tips_jax.data.images import open_image
 from tips_jax.data.ingest.checks import VOID
 
 _NO_CLASS = 254  # a mask value that no class has: the checks of the data set report it
@@ -109,7 +108,7 @@ class Rgbd(_Pack):
   def _extra(self, row):
     data = self._read(row['depth'])
     focal, _, x, y = row['fx_fy_cx_cy']
-    depth = np.asarray(Image.open(io.BytesIO(data)))
+    depth = np.asarray(open_image(data))
     normals, valid = base.normals_from_depth(
       depth, focal, center=(x, y), step=self.step, jump=self.jump
     )

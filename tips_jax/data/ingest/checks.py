@@ -4,12 +4,17 @@ The header is read first: an image too large for memory is refused without being
 """
 
 import io
+import sys
 import typing
 
+import numpy as np
 from PIL import Image
 
+from tips_jax.data import images
+
 VOID = 255  # in a mask: a pixel without class, ignored in training and evaluation
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
+_LOSSLESS = ('PNG', 'BMP', 'GIF', 'TIFF', 'PPM')
+_NO_CLASS_IDS = {'1': '1 bit', 'I': '16 bits', 'I;16': '16 bits', 'I;16B': '16 bits'}  # by mode
 
 
 class Check(typing.NamedTuple):
@@ -17,54 +22,68 @@ class Check(typing.NamedTuple):
 
   problem: str  # '' (none), 'unreadable', 'tiny' or 'giant'
   detail: str
-  size: tuple[int, int]  # (width, height); (0, 0) where unknown
+  size: tuple[int, int]  # (width, height), upright; (0, 0) where unknown
+  orientation: int = 1  # EXIF's, as it is stored: 1 is upright
 
 
 def check_image(data: bytes, *, min_side: int, max_pixels: int) -> Check:
   """Checks the header of an encoded image, then decodes it. `min_side` is in pixels."""
   size = (0, 0)
+  if not data:
+    return Check('unreadable', 'empty file', size)
   try:
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    size = width, height = image.size
+    image = images.open_image(data, max_pixels=sys.maxsize)
+    height, width = images.size(image)
+    size = (width, height)
     if width * height > max_pixels:
       return Check('giant', f'{width}x{height} is more than {max_pixels:,} pixels', size)
     if min(size) < min_side:
       return Check('tiny', f'{width}x{height} has a side under {min_side} pixels', size)
+    turn = images.orientation(image)
     image.draft(None, (1, 1))  # JPEG: reads every byte, but computes 1/8 of the pixels
     image.load()
-  except Image.DecompressionBombError as error:
-    return Check('giant', str(error).partition(',')[0], size)
-  except Image.UnidentifiedImageError:
-    detail = f'{len(data)} bytes that are no image' if data else 'empty file'
-    return Check('unreadable', detail, size)
+  except images.TooLarge as error:
+    return Check('giant', str(error), size)
   except Exception as error:  # decoders raise anything, and one bad file must not end the run
-    return Check('unreadable', f'{type(error).__name__}: {error}', size)
-  return Check('', '', size)
+    return Check('unreadable', str(error) or type(error).__name__, size)
+  return Check('', '', size, turn)
 
 
-def open_mask(data: bytes) -> Image.Image:
-  """An opened mask of class ids, gray or palette; ValueError for colors or 16 bits."""
-  mask = Image.open(io.BytesIO(data), formats=_FORMATS)
+def open_mask(data: bytes, *, max_pixels: int = images.MAX_PIXELS) -> Image.Image:
+  """An opened mask of class ids, gray or palette; ValueError says why it is none."""
+  mask = images.open_image(data, max_pixels=max_pixels)
+  if mask.format not in _LOSSLESS or mask.info.get('compression') == 'jpeg':
+    raise ValueError(f'mask: got a lossy {mask.format}, which changes class ids; expected a PNG')
   if mask.mode not in ('L', 'P'):
-    raise ValueError(f'mask: got mode {mask.mode}; expected class ids in a gray or palette PNG')
+    kind = _NO_CLASS_IDS.get(mask.mode, f'colors ({mask.mode})')
+    raise ValueError(f'mask: got {kind}; expected class ids of 8 bits in a gray or palette PNG')
   return mask
 
 
-def mask_png(data: bytes, *, size: tuple[int, int], max_pixels: int) -> bytes | None:
-  """A PNG of uint8 class ids of `size` (width, height) from an encoded mask; None if it has none.
+def mask_png(data: bytes, image: Check, *, max_pixels: int) -> tuple[bytes | None, str]:
+  """(PNG of the uint8 class ids, upright) of an encoded mask, or (None, why it has none).
 
-  A gray PNG stays as it is, byte for byte; a palette image becomes the indices of its palette.
+  A gray PNG stays as it is, byte for byte; a palette image becomes the indices of its palette. A
+  mask of the size that the image has before EXIF turns it was drawn on the stored pixels, and is
+  turned along; one of the upright size is taken as upright.
   """
+  if not data:
+    return None, 'no mask'
   try:
-    mask = open_mask(data)
-    if mask.size != size or size[0] * size[1] > max_pixels:
-      return None
-    mask.load()
-  except Exception:  # as above
-    return None
-  if mask.format == 'PNG' and mask.mode == 'L':
-    return data
-  return png(Image.frombytes('L', mask.size, mask.tobytes()))
+    mask = open_mask(data, max_pixels=max_pixels)
+    turn = images.orientation(mask)
+    ids = images.upright(np.asarray(mask), turn)
+  except Exception as error:  # as above
+    return None, str(error) or type(error).__name__
+  if ids.shape[::-1] != image.size and ids.shape == image.size and image.orientation > 4:
+    turn = image.orientation
+    ids = images.upright(ids, turn)
+  if ids.shape[::-1] != image.size:
+    height, width = ids.shape
+    return None, f'mask: got {width}x{height}; expected {image.size[0]}x{image.size[1]}, the image'
+  if mask.format == 'PNG' and mask.mode == 'L' and turn == 1:
+    return data, ''
+  return png(Image.fromarray(ids)), ''
 
 
 def ignored_mask(size: tuple[int, int]) -> bytes:

@@ -43,6 +43,7 @@ NOTED = {
   'empty_caption': 'kept: images with an empty caption among theirs (left out)',
   'bad_metadata': 'kept: samples whose metadata cannot be read',
   'bad_mask': 'kept: images without a usable mask (all pixels ignored)',
+  'turned': 'kept: images that EXIF turns, whose annotations are taken as upright',
 }
 TRAIN_TOKENIZER = 'train'
 REPORT_FILE = 'report.json'
@@ -212,7 +213,7 @@ class _Conversion:
       'id': sample.key,
       'alt_text': sample.alt_text,
       'captions': captions,
-      **self._annotated(sample, check.size, split, reader),
+      **self._annotated(sample, check, split, reader),
     }
     self._writer.add(split, example)
     counts['written'] += 1
@@ -221,7 +222,7 @@ class _Conversion:
     if learn:
       self._texts.writelines(text + '\n' for text in (sample.alt_text, *captions) if text)
 
-  def _annotated(self, sample, size, split, reader):
+  def _annotated(self, sample, check, split, reader):
     """The annotations of a sample, complete: an unknown label is -1, an unusable mask all void."""
     values = {name: sample.extra[name] for name in self.annotations if name in sample.extra}
     if 'label' in self.annotations:
@@ -230,10 +231,13 @@ class _Conversion:
         label = reader.label_names[label] if 0 <= label < len(reader.label_names) else ''
       values['label'] = self._label_ids.get(label, -1)
     if 'mask' in self.annotations:
-      mask = checks.mask_png(values.get('mask') or b'', size=size, max_pixels=self._max_pixels)
-      if mask is None:
-        self._note('bad_mask', split, sample.key, '')
-      values['mask'] = mask or checks.ignored_mask(size)
+      data = values.get('mask') or b''
+      mask, problem = checks.mask_png(data, check, max_pixels=self._max_pixels)
+      if problem:
+        self._note('bad_mask', split, sample.key, problem)
+      values['mask'] = mask or checks.ignored_mask(check.size)
+    if check.orientation > 1 and set(values) & set(store.PLACED):
+      self._note('turned', split, sample.key, f'EXIF orientation {check.orientation}')
     return values
 
   def _note(self, kind, split, key, detail):

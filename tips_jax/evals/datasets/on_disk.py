@@ -7,21 +7,21 @@ captions that are not empty.
 """
 
 import dataclasses
-import io
 import os
 import time
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as benchmarks_reader
 from tips_jax.data.benchmarks import table as benchmarks
+from tips_jax.data.images import open_image
 from tips_jax.data.ingest import checks
 from tips_jax.evals.datasets import protocols
 
 _MAX_SHOWN = 3
+_MAX_PIXELS = 200_000_000
 
 
 @dataclasses.dataclass
@@ -191,7 +191,7 @@ def _troubles(protocol, reader, one):
   if one.image is None:
     yield ('missing files' if 'no such file' in one.problem else 'unreadable'), one.problem
     return
-  image = checks.check_image(one.image, min_side=1, max_pixels=200_000_000)
+  image = checks.check_image(one.image, min_side=1, max_pixels=_MAX_PIXELS)
   if image.problem:
     yield 'unreadable images', image.detail
     return
@@ -205,7 +205,7 @@ def _troubles(protocol, reader, one):
   for name in ('mask', 'depth', 'normals'):
     if name in reader.annotations:
       try:
-        array = np.asarray(Image.open(io.BytesIO(one.extra[name])))
+        array = np.asarray(open_image(one.extra[name], max_pixels=_MAX_PIXELS))
       except Exception as error:  # a decoder raises anything
         yield f'unreadable {name}', f'{type(error).__name__}: {error}'
         continue

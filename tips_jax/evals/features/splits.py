@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tips_jax.data import views
+from tips_jax.data import images
 from tips_jax.evals.features import reading
 from tips_jax.evals.probes import depth, dpt, masks, normals
 
@@ -243,16 +242,13 @@ class _Some:
 def decode(record: Mapping) -> np.ndarray:
   """uint8 [H, W, 3]; ValueError where the image is missing or broken."""
   _check_image(record)
-  return views.decode(record['image'])
+  return images.decode(record['image'])
 
 
 def header(record: Mapping) -> tuple[int, int]:
   """(height, width) of a record's image, without decoding it; ValueError where there is none."""
   _check_image(record)
-  try:
-    return Image.open(io.BytesIO(record['image'])).size[::-1]
-  except Exception as error:  # Pillow raises whatever a broken file makes of it
-    raise ValueError(f'broken image: {error}') from None
+  return images.encoded(record['image'])[:2]
 
 
 def frame(job: Any, encoder: Any) -> Resize:
