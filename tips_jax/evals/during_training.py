@@ -99,7 +99,7 @@ class DuringTraining:
       before=_before_training(lines),
       pixel_baseline=self._pixels(encoder),
       metrics_path=workdir / log.FILE,
-      losses=['loss', *losses],
+      losses=[*losses, 'loss'],
     )
 
   def _measure(self, encoder, groups) -> list[Result]:

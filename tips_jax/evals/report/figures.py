@@ -10,7 +10,11 @@ from tips_jax.evals.tasks.spec import Result
 
 # Sections of a run, and those of all tasks together: name -> (title, caption).
 _FRONT = {
-  'losses': ('Losses', 'Each term of the loss by step: as logged (pale) and smoothed.'),
+  'losses': (
+    'Losses',
+    'Each loss by step, unweighted, as logged (pale) and smoothed. The last, `loss`, is their '
+    'weighted sum: it climbs where weights ramp in.',
+  ),
   'progress': ('Progress', 'The metrics, measured while training ran.'),
   'bars': (
     'Classification and retrieval at a glance',
