@@ -88,7 +88,8 @@ def _evaluate(argv):
   names = evaluations.dataset_names(FLAGS.suite) if FLAGS.suite else ()
   only = evaluations.task_names(FLAGS.task)
   public = evaluations.benchmark_tasks(names, only)
-  _data_folder(public)
+  if public:
+    on_disk.require_folder('--data', FLAGS.data, public)
   if FLAGS.check:
     return _check(public, only)
   # Before the checkpoint is loaded, which takes longer.
@@ -177,18 +178,6 @@ def _flags(argv):
 
 def _compared():
   return [part.strip() for part in FLAGS.compare.split(',') if part.strip()]
-
-
-def _data_folder(public):
-  if public and not (FLAGS.data and pathlib.Path(FLAGS.data).expanduser().is_dir()):
-    got = f'got {FLAGS.data!r}, which is no folder' if FLAGS.data else 'missing'
-    names = list(public)
-    if len(names) > 3:  # one line, also for a whole suite
-      names = [*names[:3], '...']
-    raise InputError(
-      f'--data: {got}; expected the folder of {", ".join(names)}; docs/datasets.md says how it '
-      'must look'
-    )
 
 
 def _reports(public):

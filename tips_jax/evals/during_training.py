@@ -8,7 +8,6 @@ limit.
 
 import dataclasses
 import gc
-import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -105,11 +104,11 @@ class DuringTraining:
   def _measure(self, encoder, groups) -> list[Result]:
     """Features are kept in a temporary folder, those of one data set at a time."""
     config = self._config.evals
-    found = []
+    results = []
     for group in groups:
       try:
         with tempfile.TemporaryDirectory(prefix='tips_jax-evaluation-') as folder:
-          found += suite.run(
+          results += suite.run(
             encoder,
             group,
             cache=cache.Cache(folder),
@@ -126,7 +125,7 @@ class DuringTraining:
       finally:
         # Features refer to themselves, and a removed file takes room as long as one has it open.
         gc.collect()
-    return found
+    return results
 
   def _pixels(self, encoder) -> dict[str, float]:
     """What raw pixels reach on the tasks of the store, where they can be measured on them."""
@@ -181,11 +180,11 @@ def _before_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _metrics(results: list[Result]) -> dict[str, float]:
   """{'knn/accuracy': ...}"""
-  found = {}
+  metrics = {}
   for result in results:
     for name, value in result.metrics.items():
-      found[f'{result.prefix}/{name}'] = float(value)
-  return found
+      metrics[f'{result.prefix}/{name}'] = float(value)
+  return metrics
 
 
 def _task_names(config: schema.Evals) -> set[str]:
@@ -202,13 +201,13 @@ def _of_store(opened: store.Store, config: schema.Evals) -> list[Evaluation]:
     return []
   for task in config.tasks:
     _check_store(opened, task, config.split)
-  found = []
+  selected = []
   for evaluation in evaluations.of_store(opened.path, only=config.tasks, size=config.size):
     # The split may be a slice, 'train[90%:]', which the store does not list.
     evaluation.data.counts[config.split] = len(opened.source(config.split))
     splits = evaluation.splits | {'test': config.split}
-    found.append(dataclasses.replace(evaluations.short(evaluation), splits=splits))
-  return found
+    selected.append(dataclasses.replace(evaluations.short(evaluation), splits=splits))
+  return selected
 
 
 def _check_store(opened: store.Store, task: str, split: str) -> None:
@@ -239,14 +238,7 @@ def _suite(config: schema.Evals) -> tuple[str, ...]:
     names = protocols.names(config.suite)
   except InputError as error:
     raise InputError(f'evals.suite: {error}') from None
-  if not (config.data and os.path.isdir(os.path.expanduser(config.data))):
-    got = 'missing'
-    if config.data:
-      got = f'got {config.data!r}, which is no folder'
-    raise InputError(
-      f'evals.data: {got}; expected the folder of {", ".join(names)}; docs/datasets.md says how it '
-      'must look'
-    )
+  on_disk.require_folder('evals.data', config.data, names)
   return names
 
 

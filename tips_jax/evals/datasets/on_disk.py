@@ -9,7 +9,7 @@ captions that are not empty.
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -88,6 +88,20 @@ def check(
     row.opened = _look(protocol, reader, sample, seconds, report)
   report.seconds = time.monotonic() - start
   return report
+
+
+def require_folder(what: str, data_dir: str, names: Iterable[str]) -> None:
+  """InputError where the folder of data sets does not exist. what: its flag or field."""
+  if data_dir and os.path.isdir(os.path.expanduser(data_dir)):
+    return
+  got = f'got {data_dir!r}, which is no folder' if data_dir else 'missing'
+  names = list(names)
+  if len(names) > 3:  # one line, also for a whole suite
+    names = [*names[:3], '...']
+  raise InputError(
+    f'{what}: {got}; expected the folder of {", ".join(names)}; docs/datasets.md says how it must '
+    'look'
+  )
 
 
 def require(reports: Sequence) -> None:

@@ -51,12 +51,12 @@ class Resize:
 class SplitFeatures:
   """A split, or some of its records, with its features; i counts the readable images."""
 
-  def __init__(self, source, numbers, found, crop=lambda array: array):
-    self.arrays = found.arrays
-    self.intermediate_layers = found.intermediate_layers
-    self.label = found.label
-    self.key = found.key
-    self.rows = numbers[found.rows]
+  def __init__(self, source, numbers, features, crop=lambda array: array):
+    self.arrays = features.arrays
+    self.intermediate_layers = features.intermediate_layers
+    self.label = features.label
+    self.key = features.key
+    self.rows = numbers[features.rows]
     self._source = source
     self._crop = crop
     # Encoded, not decoded: a PNG takes a fraction of its pixels.
@@ -165,7 +165,7 @@ class DatasetFeatures:
     if 'intermediate_layers' in outputs:
       layers = dpt.intermediate_layers_of(self._encoder.depth)
     with self._bar(f'{jobs[0].dataset} {split}', len(numbers)) as bar:
-      found = self._cache.extract(
+      features = self._cache.extract(
         self._encoder,
         _Some(source, numbers),
         prepare,
@@ -175,15 +175,15 @@ class DatasetFeatures:
         batch_size=self._batch_size,
         progress=bar,
       )
-    self._charge(jobs, found.seconds)
-    return SplitFeatures(source, numbers, found, **options)
+    self._charge(jobs, features.seconds)
+    return SplitFeatures(source, numbers, features, **options)
 
   def texts(self, job: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings [T, E] of texts."""
     with self._bar('texts', len(set(texts))) as bar:
-      found, seconds = self._cache.texts(self._encoder, texts, progress=bar)
+      embeddings, seconds = self._cache.texts(self._encoder, texts, progress=bar)
     self._charge([job], {'encoder': seconds})
-    return found
+    return embeddings
 
   def seconds(self, job: Any) -> dict[str, float]:
     """'encoder' and 'reading' of a job so far, its share of what it has in common with others."""
@@ -191,7 +191,7 @@ class DatasetFeatures:
 
   def total(self) -> float:
     """Seconds in the encoder and reading, of all jobs."""
-    return sum(sum(one.values()) for one in self._seconds.values())
+    return sum(sum(seconds.values()) for seconds in self._seconds.values())
 
   def _charge(self, jobs, seconds):
     # Jobs share the time evenly: none of them is more to blame for it than another.
