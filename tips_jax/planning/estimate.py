@@ -27,7 +27,7 @@ GROUPS = dict(
 def plan(
   method: Method,
   mesh: jax.sharding.Mesh,
-  chip: str | Chip,
+  chip: Chip,
   *,
   topology: str,
   slices: int = 1,
@@ -69,7 +69,7 @@ def plan(
 
 
 def header(
-  method: Method, mesh: jax.sharding.Mesh, chip: str | Chip, topology: str, slices: int
+  method: Method, mesh: jax.sharding.Mesh, chip: Chip, topology: str, slices: int
 ) -> dict[str, Any]:
   c = method.config
   count = mesh.devices.size
@@ -90,12 +90,12 @@ def header(
   )
 
 
-def memory(method: Method, mesh: jax.sharding.Mesh, chip: str | Chip) -> dict[str, Any]:
+def memory(method: Method, mesh: jax.sharding.Mesh, chip: Chip) -> dict[str, Any]:
   """Bytes of one chip: the state by group and the batch, exactly, from shapes and shardings."""
   abstract = jax.eval_shape(lambda: state_lib.init(method))
   groups = {}
   for field, name in GROUPS.items():
-    # Rules of the optimizer and teachers match paths that begin with the field.
+    # Rules match the ends of names: a part of the state is sharded as it is within the whole.
     shards = _shards(method, mesh, {field: getattr(abstract, field)})
     groups[name] = sum(math.prod(shape) * x.dtype.itemsize for x, shape in shards)
   # Each example is on one chip of these axes; `tensor` repeats it.
@@ -221,7 +221,7 @@ def _largest_first(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, A
 def time(
   method: Method,
   mesh: jax.sharding.Mesh,
-  chip: str | Chip,
+  chip: Chip,
   costs: Sequence,
   moved: Sequence,
   price: float,
