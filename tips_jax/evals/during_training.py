@@ -136,7 +136,7 @@ class DuringTraining:
     pixels = baselines.Pixels(patch=encoder.patch, size=config.evals.size)
     kinds = {evaluation.task.kind for evaluation in group}
     if 'retrieval' in kinds:
-      # Pixels have no texts to compare with: a regression on the training split makes some.
+      # Pixels and words have no joint space: a regression on the training split makes one.
       fitted = pixels.fit(
         group[0].data,
         'train',

@@ -61,7 +61,7 @@ def prepare() -> None:
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # Else libtpu asks a server that is not there.
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  # libtpu needs one to start; it says nothing about what is compiled for.
+  # It says nothing about what is compiled for.
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
   if _schedules is None:
     _schedules = tempfile.mkdtemp(prefix='tips_plan_')

@@ -52,7 +52,7 @@ def plan(
       lowered, platform=platform, dump=dump, say=say, options=options
     )
   except compiler.TooBig as error:
-    # The compiler refuses before it assigns buffers: only the sum is known.
+    # A refusal says the sum alone, and not by kind.
     over = error.used - error.limit
     result['memory'] |= dict(fits=False, total=error.used, limit=error.limit, over=over)
     result['header']['compile_seconds'] = error.seconds
@@ -243,7 +243,7 @@ def time(
     if not x.overlapped:
       exposed += seconds
   bounds = dict(compute=compute, memory=hbm, network=network)
-  # HBM and hidden communication run beside computation; exposed communication waits for it.
+  # HBM and hidden communication run beside computation, which waits for what is exposed.
   scheduled = max(compute + exposed, hbm, network)
   days = scheduled * c.total_steps / 86400
   images = c.batch_size / count

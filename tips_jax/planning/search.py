@@ -251,7 +251,7 @@ class Model:
       elif tower.kind == 'vit':
         views, patches, _ = shapes[f'{name}.patch']
         tokens = views * (patches + len(tower.cls))
-      else:  # heads are small beside the towers
+      else:  # heads and decoders are small beside the towers
         continue
       hidden = tower.mlp
       if getattr(tower, 'ffn', '') == 'swiglu':

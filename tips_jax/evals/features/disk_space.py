@@ -55,7 +55,7 @@ def needed(works: Sequence[TaskInputs]) -> collections.Counter[str]:
     shape = work.evaluation.shape
     if shape != 'aspect':
       shape = splits.frame(work.evaluation, work.encoder)
-    else:  # each of these tasks has windows of its own, and shares none
+    else:  # each of these tasks sees windows of its own
       shape = (shape, spec.measure)
     for role, split in work.evaluation.splits.items():
       key = (id(work.evaluation.data), split, shape)

@@ -76,6 +76,7 @@ def write(
   sections = figures.sections(results, measured['results'], rows, lines, losses)
   try:
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
+    # First, so that the numbers are there even if a picture cannot be written.
     _write_json(output / FILE, measured)
     if before is not None:
       _write_json(output / REPORT, _report(results, before, pixel_baseline or {}))
@@ -278,6 +279,7 @@ def _write_pictures(folder, sections):
       name = re.sub(r'[^\w.]+', '-', f'{picture.label} {section.name}').strip('-.') + '.png'
       files.write(folder / name, picture.png)
       names.add(name)
+  # Else a picture of an earlier evaluation would be taken for one of this.
   for path in folder.glob('*.png'):
     if path.name not in names:
       path.unlink()

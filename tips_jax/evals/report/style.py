@@ -76,7 +76,7 @@ def hide_frame(axes: Axes) -> None:
 def short_name(names: Sequence[str], label: Any, width: int) -> str:
   """The name of a class, or its number where it has none, in at most `width` letters."""
   if not isinstance(label, str):
-    label = int(label)  # NumPy's scalars print with their type
+    label = int(label)
     if label < len(names):
       label = names[label]
   return textwrap.shorten(str(label), width, placeholder='…')
