@@ -31,7 +31,7 @@ SIZE, TRAIN, TEST = 32, 20, 12
 THREE = ('retrieval', 'knn', 'segmentation')
 ALL = (*THREE, 'depth', 'dpt_depth', 'dpt_normals', 'linear', 'instance_retrieval')
 ALL += ('zeroshot', 'zeroshot_segmentation')
-SMALL = dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10)
+SMALL = dict(channels=4, widths=(4, 4, 4, 4), epochs=1, batch=10)
 TINY = {
   'segmentation': dict(mode='square'),
   'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),

@@ -25,8 +25,8 @@ from tips_jax.evals.tasks import retrieval, table
 SIZE, TRAIN, TEST = 32, 20, 12
 TINY = {
   'depth': dict(steps=4, batch=4, learning_rates=(1e-3, 1e-2), upsample=1, bins=8),
-  'dpt_depth': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, bins=8, batch=10),
-  'dpt_normals': dict(hidden=4, widths=(4, 4, 4, 4), epochs=1, batch=10),
+  'dpt_depth': dict(channels=4, widths=(4, 4, 4, 4), epochs=1, bins=8, batch=10),
+  'dpt_normals': dict(channels=4, widths=(4, 4, 4, 4), epochs=1, batch=10),
   'linear': dict(steps=5),
   'knn': dict(k=(1, 3)),
   'zeroshot': dict(templates='photo'),

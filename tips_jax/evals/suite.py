@@ -66,7 +66,7 @@ def run(
         # All members before any is measured: each searches the indexes of all.
         key = (job.pool, job.task.name)
         work.pool = pools.setdefault(key, instance_retrieval.Pool())
-        work.pool.works.append(work)
+        work.pool.members.append(work)
   # Hours later, a full disk would end the evaluation.
   disk_space.check(works, tell=tell)
   outcomes = []

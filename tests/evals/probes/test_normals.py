@@ -52,7 +52,7 @@ def test_scores_equal_numpy():
     errors.append(reference(predicted, truth))
   everything = np.concatenate(errors)
   expected = {
-    'rmse': np.mean([np.sqrt(np.mean(e**2)) for e in errors]),
+    'angular_rmse': np.mean([np.sqrt(np.mean(e**2)) for e in errors]),
     'mean': everything.mean(),
     'rmse_pooled': np.sqrt(np.mean(everything**2)),
   }
@@ -75,14 +75,14 @@ def test_adversarial_images():
     scorer = normals.NormalScorer()
     scorer.add(predicted, single)
     found = scorer.result()
-    assert found['rmse'] == found['rmse_pooled'] == found['mean'] == angle
+    assert found['angular_rmse'] == found['rmse_pooled'] == found['mean'] == angle
     assert abs(found['median'] - angle) <= 0.005 + 1e-9
     assert found['within_11.25'] == (angle == 0)
   tiny = np.tile(np.float32([1e-6, 0, 1]), (4, 4, 1))  # lost by an arccos in float32
   assert normals.degrees(tiny, up)[0, 0] == pytest.approx(np.degrees(1e-6), rel=1e-4)
   scorer = normals.NormalScorer()
   scorer.add(np.full((4, 4, 3), np.nan), up)
-  assert all(np.isnan(scorer.result()[k]) for k in ('rmse', 'mean', 'median'))
+  assert all(np.isnan(scorer.result()[k]) for k in ('angular_rmse', 'mean', 'median'))
   scorer = normals.NormalScorer()
   scorer.add(up, up, valid=np.zeros((4, 4)))  # all left out by depth
   assert scorer.rows == []
@@ -159,6 +159,6 @@ def test_naive_baselines():
   found = normals.baselines(truths.__getitem__, range(8), truths.__getitem__, range(8))
   errors = [reference(np.broadcast_to(mean, t.shape), t) for t in truths if t.any()]
   assert found['constant']['mean'] == pytest.approx(np.concatenate(errors).mean(), abs=1e-3)
-  assert found['mean_image']['rmse'] < found['constant']['rmse']
+  assert found['mean_image']['angular_rmse'] < found['constant']['angular_rmse']
   with pytest.raises(InputError, match='no pixel'):
     normals.constant_answers(np.zeros((2, 3, 3, 3)).__getitem__, range(2))

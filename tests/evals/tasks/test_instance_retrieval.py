@@ -78,11 +78,15 @@ def test_several_classes_and_none():
   )
   numbers = np.where(rng.random(60) < 0.3, -1, rng.integers(0, 9, 60))
   found = instance.search({'a': Domain(query=x, tags=numbers)})['a']
-  assert found.right[found.asked].mean() == pytest.approx(reference(x, numbers))
-  assert not found.asked[
-    numbers < 0
-  ].any()  # without a class nothing is asked, but it may stand in the way
-  assert set(found.miss[found.asked]) & set(np.flatnonzero(numbers < 0))
+  assert found.right[found.answerable].mean() == pytest.approx(reference(x, numbers))
+
+
+def test_an_image_without_a_class_is_no_question_but_may_stand_in_the_way():
+  x = np.array([[1, 0], [1, 0.1], [1, 0.3]], np.float32)
+  found = instance.search({'a': Domain(query=x, tags=np.array([0, -1, 0]))})['a']
+  assert found.answerable.tolist() == [True, False, True] and not found.right.any()
+  found = instance.search({'a': Domain(query=x[::2], tags=np.array([0, 0]))})['a']
+  assert found.right.all()
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -137,28 +141,26 @@ def test_one_merged_index():
   first = dict(sop=0, gldv2=50, cars=91)
   for name, d in parts.items():
     own = [f'{name}/{t}' for t in d.tags]
-    hits = []
+    hits = {}
     for q, x in enumerate(d.query):
       cosine = index @ x / np.linalg.norm(index, axis=1) / np.linalg.norm(x)
       if d.index is None:
         cosine[first[name] + q] = -2
       if any(t == own[q] and c > -2 for t, c in zip(tags, cosine)):
-        hits.append(tags[cosine.argmax()] == own[q])
-        side = 'hit' if hits[-1] else 'miss'
-        place = (
-          getattr(searched[name], side)[q]
-          + list(first.values())[getattr(searched[name], side + '_domain')[q]]
-        )
-        assert place == cosine.argmax()
-    assert found[f'r1/{name}'] == pytest.approx(np.mean(hits))
+        hits[q] = tags[cosine.argmax()] == own[q]
+    assert np.flatnonzero(searched[name].answerable).tolist() == list(hits)
+    assert searched[name].right[list(hits)].tolist() == list(hits.values())
+    assert found[f'r1/{name}'] == pytest.approx(np.mean(list(hits.values())))
 
 
-def test_the_pictures_are_the_nearest_right_and_wrong_ones():
+def test_a_query_is_right_where_its_class_is_nearest():
   x = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1], [0, 1]], np.float32)
   found = instance.search({'a': Domain(query=x, tags=['a', 'b', 'a', 'c', 'd'])})['a']
-  assert found.asked.tolist() == [True, False, True, False, False]
-  assert found.hit.tolist() == [2, -1, 0, -1, -1] and found.miss.tolist() == [1, 2, 1, 4, 3]
-  assert found.right[found.asked].tolist() == [False, False] and not found.hit_domain.any()
+  assert found.answerable.tolist() == [True, False, True, False, False]
+  assert found.right[found.answerable].tolist() == [False, False]
+  found = instance.search({'a': Domain(query=x, tags=['a', 'a', 'b', 'c', 'b'])})['a']
+  assert found.answerable.tolist() == [True, True, True, False, True]
+  assert found.right.tolist() == [True, False, False, False, False]
 
 
 def test_chance_is_what_random_features_score():
@@ -189,7 +191,7 @@ def test_features_on_disk_blocks_and_devices_change_nothing(tmp_path, monkeypatc
   monkeypatch.setattr(search, '_ROWS', 1024)
   monkeypatch.setattr(search, '_BLOCK', 512)
   block = instance.search({'a': Domain(query=x, tags=tags)})['a']
-  for field in ('asked', 'right', 'hit', 'miss'):
+  for field in ('answerable', 'right'):
     np.testing.assert_array_equal(getattr(one, field), getattr(whole, field))
     np.testing.assert_array_equal(getattr(one, field), getattr(block, field))
 

@@ -151,7 +151,7 @@ LINEAR_DEPTH = {
 }
 DPT = {
   'size': _C(512, 'V', 'Probe3D, square'),
-  'hidden': _C(512, 'V'),
+  'channels': _C(512, 'V'),
   'learning_rate': _C(5e-4, 'V', 'AdamW'),
   'epochs': _C(10, 'V'),
   'warmup_epochs': _C(1.5, 'V', 'then cosine'),
@@ -161,8 +161,8 @@ DPT_DEPTH = DPT | {
   'bins': _C(256, '?', 'number of bins'),
   'min_depth': _C(0.001, 'V', 'meters'),
   'max_depth': _C(10.0, 'V', 'meters'),
-  'sigloss': _C(10.0, 'V', 'weight'),
-  'gradient': _C(0.5, 'V', 'weight'),
+  'sig_weight': _C(10.0, 'V', 'weight'),
+  'gradient_weight': _C(0.5, 'V', 'weight'),
 }
 NORMALS = DPT | {'loss': _C('uncertainty-aware angular', 'V')}
 RESIZE = {

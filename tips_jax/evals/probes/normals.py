@@ -130,17 +130,17 @@ class NormalScorer:
       self.histogram += np.bincount(bins, minlength=_BINS)
 
   def result(self) -> dict[str, float]:
-    """Degrees, and shares in [0, 1]. 'rmse' and 'within_11.25' ... are means over images of each
-    image's value, as in Probe3D; 'rmse_pooled', 'mean' and 'median' (to 0.005 degrees) are over all
-    valid pixels alike. Images without a valid pixel are left out; nan without any.
+    """Degrees, and shares in [0, 1]. 'angular_rmse' and 'within_11.25' ... are means over images of
+    each image's value, as in Probe3D; 'rmse_pooled', 'mean' and 'median' (to 0.005 degrees) are
+    over all valid pixels alike. Images without a valid pixel are left out; nan without any.
     """
     within = [f'within_{threshold:g}' for threshold in WITHIN]
     if not self.rows:
-      return dict.fromkeys(('rmse', 'rmse_pooled', 'mean', 'median', *within), float('nan'))
+      return dict.fromkeys(('angular_rmse', 'rmse_pooled', 'mean', 'median', *within), float('nan'))
     count = len(self.rows)
     pixels, squares, errors, *hits = zip(*self.rows)
     result = {
-      'rmse': math.fsum(math.sqrt(s / n) for s, n in zip(squares, pixels)) / count,
+      'angular_rmse': math.fsum(math.sqrt(s / n) for s, n in zip(squares, pixels)) / count,
       'rmse_pooled': math.sqrt(math.fsum(squares) / sum(pixels)),
       'mean': math.fsum(errors) / sum(pixels),
       'median': self._median(sum(pixels)),

@@ -1,23 +1,28 @@
 """What several tasks share.
 
 Every CLS token is measured. Metrics of the first one have plain names, the others' are
-'TOKEN/NAME'; tasks with texts use the tokens that lie in the space of the texts: all of them, or,
+'TOKEN/NAME'; tasks with texts use the tokens that are in the space of the texts: all of them, or,
 behind a projection, the projected one.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tips_jax.evals.features import reading
+from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.splits import SplitFeatures, TaskInputs
 from tips_jax.evals.probes import depth, masks
 from tips_jax.evals.tasks.spec import Evaluation, Metric
 
-MASK_IDS = 256  # a mask is uint8
-_BATCH = 32  # images whose predictions are held at once
-_BASELINE_IMAGES = 2000  # training images that the baselines without features learn from
+# A mask is uint8.
+MASK_IDS = 256
+# Images whose predictions are held at once.
+_BATCH = 32
+# Training images that the baselines without features learn from.
+_BASELINE_IMAGES = 2000
 
 ACCURACY = (Metric('accuracy', 'accuracy', shown=True),)
 SEGMENTATION_METRICS = (
@@ -25,11 +30,32 @@ SEGMENTATION_METRICS = (
   Metric('pixel_accuracy', 'pixel accuracy'),
 )
 DEPTH_METRICS = (
+  # The mean over images of each image's RMSE, as papers print it; pooled: over all pixels.
   Metric('rmse', 'RMSE', 'm', 'lower', shown=True),
   Metric('rmse_pooled', 'RMSE, pooled', 'm', 'lower'),
   Metric('abs_rel', 'relative error', better='lower'),
   Metric('delta1', 'within 25 %'),
 )
+
+
+# --- CLS tokens ---------------------------------------------------------------------------------
+
+
+def tokens(names: Iterable[str]) -> list[tuple[str, str]]:
+  """(name, prefix of its metrics) of each CLS token."""
+  first, *others = names
+  return [(first, ''), *((name, f'{name}/') for name in others)]
+
+
+def for_all_tokens(chance: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+  """The chance numbers under the names of all tokens."""
+  result = {}
+  for name in metrics:
+    # Chance knows no image, so it is the same for every token.
+    plain = name.rsplit('/', 1)[-1]
+    if plain in chance:
+      result[name] = chance[plain]
+  return result
 
 
 def joint(part: SplitFeatures, cls_names: Sequence[str]) -> dict:
@@ -38,31 +64,33 @@ def joint(part: SplitFeatures, cls_names: Sequence[str]) -> dict:
   A token that is the embedding itself, unprojected, makes all of them candidates; else there is the
   embedding alone.
   """
-  same = any(
-    np.array_equal(part.arrays[name][:8], part.arrays['embedding'][:8]) for name in cls_names
-  )
-  return (
-    {name: part.arrays[name] for name in cls_names}
-    if same
-    else {'embedding': part.arrays['embedding']}
-  )
+  embedding = part.arrays['embedding']
+  for name in cls_names:
+    # Some rows are enough: a projection changes all of them.
+    if np.array_equal(part.arrays[name][:8], embedding[:8]):
+      return {name: part.arrays[name] for name in cls_names}
+  return {'embedding': embedding}
 
 
-def class_names(job: Evaluation) -> tuple:
+# --- classifiers --------------------------------------------------------------------------------
+
+
+def class_names(evaluation: Evaluation) -> tuple:
   """Names of the classes of an annotation for zero-shot tasks: the protocol's, or the data set's
   own.
   """
-  if job.task.classes:
-    return job.task.classes
-  split = job.splits['test']
-  return tuple(
-    job.data.mask_classes if job.spec.annotation == 'mask' else job.data.label_names(split)
-  )
+  if evaluation.task.classes:
+    return evaluation.task.classes
+  if evaluation.spec.annotation == 'mask':
+    return tuple(evaluation.data.mask_classes)
+  return tuple(evaluation.data.label_names(evaluation.splits['test']))
 
 
-def tokens(names: Sequence[str]) -> list[tuple[str, str]]:
-  """(name, prefix of its metrics) of each CLS token."""
-  return [(name, f'{name}/' if i else '') for i, name in enumerate(names)]
+def synonyms(name: str | Sequence[str]) -> tuple[str, ...]:
+  """All names of a class, which may have several; the first one is shown."""
+  if isinstance(name, str):
+    return (name,)
+  return tuple(name)
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -81,36 +109,34 @@ def majority(train_labels: Sequence[int], test_labels: Sequence[int]) -> float:
   return float((test_labels[test_labels >= 0] == common).mean())
 
 
-def for_all_tokens(chance: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-  """The chance numbers under the names of all tokens."""
-  return {
-    name: chance[name.rsplit('/', 1)[-1]] for name in metrics if name.rsplit('/', 1)[-1] in chance
-  }
-
-
 def classified(
-  work: TaskInputs,
+  inputs: TaskInputs,
   test: SplitFeatures,
   metrics: Mapping[str, float],
   chance: Mapping[str, float],
-  found: np.ndarray,
+  predicted: np.ndarray,
 ) -> dict[str, Any]:
-  """Fields of an Result of a classifier whose answers for the first token are `found` [R]."""
-  asked = test.label >= 0
-  size = int(max(test.label.max(initial=0), found.max(initial=0))) + 1
-  names = class_names(work.evaluation)
-  names = tuple(one if isinstance(one, str) else one[0] for one in names)
+  """Fields of a Result of a classifier whose answers for the first token are `predicted` [R]."""
+  labeled = test.label >= 0
+  names = tuple(synonyms(name)[0] for name in class_names(inputs.evaluation))
+  # A store may have labels without names, so the larger of both counts.
+  size = max(int(test.label.max(initial=0)) + 1, int(predicted.max(initial=0)) + 1, len(names))
+  examples = []
+  for i in test.shown():
+    if labeled[i]:
+      examples.append(
+        {'image': test.image(i), 'truth': int(test.label[i]), 'predicted': int(predicted[i])}
+      )
   return {
     'metrics': metrics,
     'chance': for_all_tokens(chance, metrics),
     'classes': names,
-    'confusion': masks.confusion(test.label[asked], found[asked], size=max(size, len(names))),
-    'examples': [
-      {'image': test.image(i), 'truth': int(test.label[i]), 'predicted': int(found[i])}
-      for i in test.shown()
-      if test.label[i] >= 0
-    ],
+    'confusion': masks.confusion(test.label[labeled], predicted[labeled], size=size),
+    'examples': examples,
   }
+
+
+# --- dense tasks --------------------------------------------------------------------------------
 
 
 def batches(part: SplitFeatures) -> list[np.ndarray]:
@@ -119,6 +145,7 @@ def batches(part: SplitFeatures) -> list[np.ndarray]:
 
 
 def floats(array: np.ndarray) -> np.ndarray:
+  """float32: the cache keeps patches as float16, whose sums lose their digits."""
   return np.asarray(array, np.float32)
 
 
@@ -139,3 +166,18 @@ def scored_depth(truth: np.ndarray, most: float) -> np.ndarray:
 def whole_patches(pixels: int, encoder: Any) -> int:
   """Pixels of whole patches, at least as many."""
   return -(-pixels // encoder.patch) * encoder.patch
+
+
+def readable(source: Any, numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int]]]:
+  """(number, (height, width)) of the records with an image; a warning for each without one."""
+  for number in numbers.tolist():
+    try:
+      yield number, splits.header(source[number])
+    except ValueError as error:
+      logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
+
+
+def recipe_options(recipe: type, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The options that are fields of a recipe: a protocol has others too, such as the size."""
+  fields = {field.name for field in dataclasses.fields(recipe)}
+  return {name: value for name, value in options.items() if name in fields}

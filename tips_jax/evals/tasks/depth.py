@@ -5,52 +5,58 @@ from typing import Any
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import depth, depth_probe
+from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
   baseline_images,
   batches,
   floats,
+  recipe_options,
   scored_depth,
 )
-from tips_jax.evals.tasks.spec import Result, TaskSpec
-
-_DEPTH = ('bins', 'min_depth', 'max_depth', 'steps', 'batch', 'learning_rates', 'upsample')
+from tips_jax.evals.tasks.spec import TaskSpec
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """A linear layer to bins of depth; its learning rate is chosen on the last fifth of the training
   images.
   """
-  train, test, o = work.part('train'), work.part('test'), work.evaluation.options
-  cls, most = work.encoder.cls_names[0], o['max_depth']
-  patch, cells = (
-    train.arrays['patch'],
-    o.get('cells'),
-  )  # a patch is so many pixels of truth in training; None: all
+  train = inputs.part('train')
+  test = inputs.part('test')
+  options = inputs.evaluation.options
+  most = options['max_depth']
+  crop = options.get('crop')
+  # As TIPS does: every patch token beside the global embedding, which is the first CLS token.
+  cls = inputs.encoder.cls_names[0]
+  patch = train.arrays['patch']
+  shape = None
+  if options.get('cells'):
+    # The short recipe trains on so many pixels of truth for a patch; the protocol on all of them.
+    shape = [options['cells'] * n for n in patch.shape[1:3]]
   probe = depth_probe.fit(
     patch,
     train.arrays[cls],
     train.depth,
-    shape=cells and [cells * n for n in patch.shape[1:3]],
-    recipe=depth_probe.DepthRecipe(**{name: o[name] for name in _DEPTH if name in o}),
+    shape=shape,
+    recipe=depth_probe.DepthRecipe(**recipe_options(depth_probe.DepthRecipe, options)),
   )
-  scorer, examples, shown = (
-    depth.DepthScorer(max_depth=most, crop=o.get('crop')),
-    [],
-    set(test.shown()),
-  )
+  scorer = depth.DepthScorer(max_depth=most, crop=crop)
+  examples = []
+  shown = set(test.shown())
+  # A few at a time: predictions are as large as the images.
   for rows in batches(test):
     patches = floats(test.arrays['patch'][rows])
-    for i, own, found in zip(rows, patches, probe.predict(patches, test.arrays[cls][rows])):
+    predictions = probe.predict(patches, test.arrays[cls][rows])
+    for i, image_patches, predicted in zip(rows, patches, predictions):
       truth = test.depth(i)
-      scorer.add(found, truth)
+      scorer.add(predicted, truth)
       if i in shown:
         examples.append(
           {
             'image': test.image(i),
             'truth': scored_depth(truth, most),
-            'predicted': found,
-            'patch': own,
+            'predicted': predicted,
+            'patch': image_patches,
           }
         )
   baselines = depth.baselines(
@@ -59,7 +65,7 @@ def measure(work: TaskInputs) -> dict[str, Any]:
     test.depth,
     range(len(test)),
     max_depth=most,
-    crop=o.get('crop'),
+    crop=crop,
   )
   return {
     'metrics': scorer.result(),
@@ -67,12 +73,6 @@ def measure(work: TaskInputs) -> dict[str, Any]:
     'examples': examples,
     'chosen': {'learning_rate': probe.learning_rate, 'mean_image': baselines['mean_image']},
   }
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.depths(result)
 
 
 SPEC = TaskSpec(
@@ -85,10 +85,12 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=DEPTH_METRICS,
-  draw=_draw,
+  draw=drawing.depths,
   outputs=('patch',),
   annotation='depth',
+  # The cameras of a data set have one shape, which a square would distort.
   shape='native',
+  # The Eigen crop is NYU's: no other camera has its borders.
   constants=protocols.LINEAR_DEPTH | {'crop': protocols.Constant(None, '?')},
   short_constants={
     'steps': 2000,

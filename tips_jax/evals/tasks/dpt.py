@@ -6,37 +6,22 @@ import pathlib
 from typing import Any
 
 from tips_jax.evals.datasets import protocols
-from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.probes import (
-  depth,
-  dpt,
-  dpt_train,
-  normals,
-)
+from tips_jax.evals.features.splits import SplitFeatures, TaskInputs
+from tips_jax.evals.probes import depth, dpt, dpt_train, normals
 from tips_jax.evals.probes.normals import WITHIN
+from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
   baseline_images,
   batches,
   floats,
+  recipe_options,
   scored_depth,
 )
-from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
+from tips_jax.evals.tasks.spec import Metric, TaskSpec
 
-_DPT = {'hidden': 'channels', 'sigloss': 'sig_weight', 'gradient': 'gradient_weight'} | {
-  name: name
-  for name in (
-    'learning_rate',
-    'epochs',
-    'warmup_epochs',
-    'batch',
-    'bins',
-    'min_depth',
-    'max_depth',
-    'widths',
-  )
-}
 _NORMALS = (
+  # The mean over images of each image's RMSE, as Probe3D prints it; pooled: over all pixels.
   Metric('angular_rmse', 'RMSE', 'deg', 'lower', shown=True),
   Metric('rmse_pooled', 'RMSE, pooled', 'deg', 'lower'),
   Metric('mean', 'mean angle', 'deg', 'lower'),
@@ -44,91 +29,86 @@ _NORMALS = (
   *(Metric(f'within_{degrees:g}', f'within {degrees:g}°') for degrees in WITHIN),
 )
 # A decoder that is trained in minutes.
-_SMALL_DPT = {'hidden': 16, 'widths': (8, 16, 16, 16), 'epochs': 8, 'learning_rate': 2e-3}
+_SMALL_DPT = {'channels': 16, 'widths': (8, 16, 16, 16), 'epochs': 8, 'learning_rate': 2e-3}
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
-  """A DPT decoder of depth or normals on four layers. Nothing is chosen. It is kept beside the
-  results.
-  """
-  train, test, o = work.part('train'), work.part('test'), work.evaluation.options
-  task = work.evaluation.spec.annotation
-  truth = getattr(train, task)
-  trained = _trained(work, train, truth, task)
-  scorer = (
-    depth.DepthScorer(max_depth=o['max_depth']) if task == 'depth' else normals.NormalScorer()
-  )
-  examples, shown = [], set(test.shown())
+def measure_depth(inputs: TaskInputs) -> dict[str, Any]:
+  """A DPT decoder of depth on four layers. Nothing is chosen. It is kept beside the results."""
+  most = inputs.evaluation.options['max_depth']
+  baselines = functools.partial(depth.baselines, max_depth=most)
+  return _measure(inputs, depth.DepthScorer(max_depth=most), baselines)
+
+
+def measure_normals(inputs: TaskInputs) -> dict[str, Any]:
+  """As `measure_depth`, of surface normals."""
+  return _measure(inputs, normals.NormalScorer(), normals.baselines)
+
+
+def _measure(inputs, scorer, baselines):
+  train = inputs.part('train')
+  test = inputs.part('test')
+  annotation = inputs.evaluation.spec.annotation
+  # SplitFeatures.depth or .normals: number of an image -> its truth.
+  train_truth = getattr(train, annotation)
+  test_truth = getattr(test, annotation)
+  decoder = _decoder(inputs, train)
+  examples = []
+  shown = set(test.shown())
   for rows in batches(test):
-    found = trained.predict([(patch[rows], cls[rows]) for patch, cls in test.intermediate_layers])
-    for i, one in zip(rows, found):
-      one = one if task == 'depth' else one[..., :3]
-      own = getattr(test, task)(i)
-      scorer.add(one, own)
+    layers = [(patch[rows], cls[rows]) for patch, cls in test.intermediate_layers]
+    for i, predicted in zip(rows, decoder.predict(layers)):
+      truth = test_truth(i)
+      if annotation == 'normals':
+        # The fourth output is the uncertainty, which only the loss needs.
+        predicted = predicted[..., :3]
+      scorer.add(predicted, truth)
       if i in shown:
-        own = scored_depth(own, o['max_depth']) if task == 'depth' else own
+        if annotation == 'depth':
+          truth = scored_depth(truth, inputs.evaluation.options['max_depth'])
         examples.append(
           {
             'image': test.image(i),
-            'truth': own,
-            'predicted': one,
+            'truth': truth,
+            'predicted': predicted,
             'patch': floats(test.intermediate_layers[-1][0][i]),
           }
         )
-  baselines_of = (
-    functools.partial(depth.baselines, max_depth=o['max_depth'])
-    if task == 'depth'
-    else normals.baselines
-  )
-  baselines = baselines_of(truth, baseline_images(train), getattr(test, task), range(len(test)))
-  rename = {'rmse': 'angular_rmse'} if task == 'normals' else {}
-  named = lambda values: {rename.get(name, name): value for name, value in values.items()}
+  answers = baselines(train_truth, baseline_images(train), test_truth, range(len(test)))
   return {
-    'metrics': named(scorer.result()),
-    'chance': named(baselines['constant']),
+    'metrics': scorer.result(),
+    'chance': answers['constant'],
     'examples': examples,
     'chosen': {
-      'intermediate_layers': dpt.intermediate_layers_of(work.encoder.depth),
-      'mean_image': named(baselines['mean_image']),
+      'intermediate_layers': dpt.intermediate_layers_of(inputs.encoder.depth),
+      'mean_image': answers['mean_image'],
     },
   }
 
 
-def _trained(work, train, truth, task):
-  """The decoder of a job: out of the cache, or trained; a copy goes to the output, in the official
-  layout too.
+def _decoder(inputs: TaskInputs, train: SplitFeatures) -> dpt_train.Decoder:
+  """The decoder of an evaluation: out of the cache, or trained; a copy goes to the output, in the
+  official layout too.
   """
-  o = work.evaluation.options
-  options = {ours: o[name] for name, ours in _DPT.items() if name in o}
-  kept = work.cache.path('decoders', [train.key, task, json.loads(json.dumps(options))], '.npz')
-  if kept.is_file():
-    found = dpt_train.load(kept)
+  evaluation = inputs.evaluation
+  task = evaluation.spec.annotation
+  options = recipe_options(dpt_train.DPTRecipe, evaluation.options)
+  # Through JSON, so that a tuple of the protocol and a list of a file are one key.
+  key = [train.key, task, json.loads(json.dumps(options))]
+  # In the cache, as training takes hours: an evaluation that was stopped goes on behind it.
+  path = inputs.cache.path('decoders', key, '.npz')
+  if path.is_file():
+    decoder = dpt_train.load(path)
   else:
     recipe = dpt_train.DPTRecipe(task=task, **options)
-    found = dpt_train.fit(train.intermediate_layers, truth, recipe)
-    found.save(kept)
-  if work.output:
-    folder = pathlib.Path(work.output) / 'decoders'
+    decoder = dpt_train.fit(train.intermediate_layers, getattr(train, task), recipe)
+    decoder.save(path)
+  if inputs.output:
+    folder = pathlib.Path(inputs.output) / 'decoders'
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / f'{work.evaluation.dataset}_{work.evaluation.task.kind}.npz')
-    dpt.write_official(
-      found.params,
-      folder / f'{work.evaluation.dataset}_{work.evaluation.task.kind}_official.npz',
-      task=task,
-    )
-  return found
-
-
-def _draw_depth(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.depths(result)
-
-
-def _draw_normals(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.normals(result)
+    name = f'{evaluation.dataset}_{evaluation.task.kind}'
+    decoder.save(folder / f'{name}.npz')
+    dpt.write_official(decoder.params, folder / f'{name}_official.npz', task=task)
+  return decoder
 
 
 DEPTH = TaskSpec(
@@ -138,11 +118,12 @@ DEPTH = TaskSpec(
     'Depth from a trained decoder beside the truth, on one logarithmic scale of colors, and '
     'the error: good depth has sharp outlines, and an error row that stays dark.'
   ),
-  measure=measure,
+  measure=measure_depth,
   metrics=DEPTH_METRICS,
-  draw=_draw_depth,
+  draw=drawing.depths,
   outputs=('intermediate_layers',),
   annotation='depth',
+  # Probe3D's: a central square, as the decoder has one shape.
   shape='cut',
   constants=protocols.DPT_DEPTH,
   short_constants=_SMALL_DPT | {'bins': 32},
@@ -157,9 +138,9 @@ NORMALS = TaskSpec(
     'between prediction and truth: good normals have flat walls of one color and bend only '
     'where surfaces do.'
   ),
-  measure=measure,
+  measure=measure_normals,
   metrics=_NORMALS,
-  draw=_draw_normals,
+  draw=drawing.normals,
   outputs=('intermediate_layers',),
   annotation='normals',
   shape='cut',

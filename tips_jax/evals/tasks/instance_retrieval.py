@@ -15,58 +15,50 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes.search import nearest, sweep
-from tips_jax.evals.tasks.common import (
-  for_all_tokens,
-  tokens,
-)
-from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
+from tips_jax.evals.tasks import drawing
+from tips_jax.evals.tasks.common import for_all_tokens, tokens
+from tips_jax.evals.tasks.spec import Metric, TaskSpec
+
+# Images of an example.
+_TOP = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
-  """query [M, D] and index [N, D] features, which may lie on disk; without an index the queries are
-  it.
+  """The queries of a data set, and the index that they are searched in.
 
-  tags, index_tags: the class of each row, a text or a number, or several; a row without (none, or a
-  label below 0) is not right for any query. Classes of two domains are different ones, even of the
-  same name.
+  The class of a row is a text or a number, or several; a row without (none, or a label below 0) is
+  not right for any query. Classes of two domains are different ones, even of the same name.
   """
 
+  # Features [M, D], which may be memory maps, and the class of each.
   query: Any
   tags: Any
+  # Features [N, D] and their classes; without, the queries are searched among each other.
   index: Any = None
   index_tags: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-  """Of the M queries of a domain. `asked` [M] bool: some image of the index is right; only those
-  count.
+class Hits:
+  """What became of the M queries of a domain."""
 
-  `right` [M] bool: such an image is nearer than all others. `hit`, `miss` [M] int: rows of the
-  nearest right and wrong image, -1 where there is none, in the index of domain number `hit_domain`,
-  `miss_domain` [M].
-  """
-
-  asked: np.ndarray
+  # bool [M]: some image of the index is right; UnED counts only those.
+  answerable: np.ndarray
+  # bool [M]: such an image is nearer than all others.
   right: np.ndarray
-  hit: np.ndarray
-  miss: np.ndarray
-  hit_domain: np.ndarray
-  miss_domain: np.ndarray
+
+  @property
+  def r1(self) -> float:
+    return float(self.right[self.answerable].mean())
 
 
 def evaluate(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, float]:
   """'r1', the mean over the domains, and 'r1/NAME' of each; see `search`."""
-  return _mean(
-    {
-      name: float(found.right[found.asked].mean())
-      for name, found in search(domains, merged=merged).items()
-    }
-  )
+  return _mean({name: hits.r1 for name, hits in search(domains, merged=merged).items()})
 
 
-def search(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, Found]:
+def search(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, Hits]:
   """Searches every domain in its own index or, `merged`, in those of all domains together.
 
   A wrong image with the same cosine as the right one counts as nearer, so that constant features
@@ -74,8 +66,12 @@ def search(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, Fou
   a domain has no query that can be right.
   """
   _check(domains)
-  together = [list(domains.items())] if merged else [[item] for item in domains.items()]
-  return {name: found for group in together for name, found in _search(dict(group)).items()}
+  if merged:
+    return _search(domains)
+  hits = {}
+  for name, domain in domains.items():
+    hits |= _search({name: domain})
+  return hits
 
 
 def chance(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, float]:
@@ -84,83 +80,93 @@ def chance(domains: dict[str, Domain], *, merged: bool = False) -> dict[str, flo
   sizes = {name: len(_index(domain)[1]) for name, domain in domains.items()}
   result = {}
   for name, domain in domains.items():
-    size = sum(sizes.values()) if merged else sizes[name]
+    size = sizes[name]
+    if merged:
+      size = sum(sizes.values())
+    if domain.index is None:
+      size -= 1  # the query itself is no candidate
     right = _right_images(domain)
-    result[name] = float(right[right > 0].mean() / (size - (domain.index is None)))
+    result[name] = float(right[right > 0].mean() / size)
   return _mean(result)
 
 
 def _mean(values):
-  return {
-    'r1': float(np.mean(list(values.values()))),
-    **{f'r1/{name}': value for name, value in values.items()},
-  }
+  result = {'r1': float(np.mean(list(values.values())))}
+  for name, value in values.items():
+    result[f'r1/{name}'] = value
+  return result
 
 
 def _search(domains):
   """All queries of the domains in all of their indexes."""
-  numbers, groups, query_groups, first = {}, [], [], 0
-  tags, index_tags = [], []
+  groups, query_groups, tags, index_tags = [], [], [], []
+  numbers = {}  # (domain, class) -> number: equal names in two domains are two classes
+  first = 0
   for name, domain in domains.items():
     rows = first + np.arange(len(_index(domain)[1]))
-    groups.append(rows)
-    query_groups.append(
-      rows if domain.index is None else np.full(len(domain.query), -1)
-    )  # never itself
-    number = lambda tag, name=name: numbers.setdefault((name, tag), len(numbers))
-    tags += [[number(tag) for tag in row] for row in map(several, domain.tags)]
-    index_tags += [[number(tag) for tag in row] for row in map(several, _index(domain)[1])]
     first += len(rows)
-  start = {side: (np.float32(-np.inf), np.int32(-1)) for side in ('right', 'wrong')}
-  found = sweep(
+    groups.append(rows)
+    if domain.index is None:
+      query_groups.append(rows)  # each row is its own group, so that no query finds itself
+    else:
+      query_groups.append(np.full(len(domain.query), -1))
+    tags += _numbered(name, domain.tags, numbers)
+    index_tags += _numbered(name, _index(domain)[1], numbers)
+  right, wrong = sweep(
     _nearest_of_both,
-    start,
-    [_index(d)[0] for d in domains.values()],
-    [d.query for d in domains.values()],
+    (np.float32(-np.inf), np.float32(-np.inf)),
+    [_index(domain)[0] for domain in domains.values()],
+    [domain.query for domain in domains.values()],
     groups=np.concatenate(groups),
     query_groups=np.concatenate(query_groups),
+    # Two fillers, so that rows without a class do not match.
     columns=_rectangle(index_tags, -2),
     query_columns=_rectangle(tags, -1),
   )
-  (hit_score, hit), (miss_score, miss) = found['right'], found['wrong']
-  starts, begin, result = np.array([rows[0] for rows in groups]), 0, {}
+  hits = {}
+  begin = 0
   for name, domain in domains.items():
-    own = slice(begin, begin + len(domain.query))
-    fields = {'asked': hit[own] >= 0, 'right': hit_score[own] > miss_score[own]}
-    for side, rows in (('hit', hit[own]), ('miss', miss[own])):
-      place = np.searchsorted(starts, np.maximum(rows, 0), side='right') - 1
-      fields |= {side: np.where(rows >= 0, rows - starts[place], -1), f'{side}_domain': place}
-    result[name] = Found(**fields)
-    begin = own.stop
-  return result
+    queries = slice(begin, begin + len(domain.query))
+    begin = queries.stop
+    # Not >=: an equally near wrong image comes first.
+    nearer = right[queries] > wrong[queries]
+    hits[name] = Hits(answerable=np.isfinite(right[queries]), right=nearer)
+  return hits
 
 
-def _nearest_of_both(found, scores, rows, tags_nT, query_tags_mT):
-  """The nearest image with a class of the query and the nearest without; the first of equals."""
+def _nearest_of_both(state, scores, rows, tags_nT, query_tags_mT):
+  """The best cosine of an image with a class of the query, and of an image without."""
+  del rows
+  right, wrong = state
   same = (query_tags_mT[:, None, :, None] == tags_nT[None, :, None, :]).any((2, 3))
-  result = {}
-  for side, mask in (('right', same), ('wrong', ~same)):
-    own = jnp.where(mask, scores, -jnp.inf)
-    best, before = own.max(1), found[side]
-    nearer = best > before[0]
-    result[side] = (
-      jnp.where(nearer, best, before[0]),
-      jnp.where(nearer, rows[own.argmax(1)], before[1]),
-    )
-  return result
+  right = jnp.maximum(right, jnp.where(same, scores, -jnp.inf).max(1))
+  wrong = jnp.maximum(wrong, jnp.where(same, -jnp.inf, scores).max(1))
+  return right, wrong
 
 
 def several(tags: Any) -> list:
   """The classes of one row as a list: of a text or a number, or of several; a number below 0 is
   none.
   """
-  one = isinstance(tags, (str, bytes)) or np.ndim(tags) == 0
-  tags = [tags] if one else list(tags)
-  tags = [
-    tag.decode() if isinstance(tag, bytes) else tag.item() if hasattr(tag, 'item') else tag
-    for tag in tags
-  ]
-  return [tag for tag in tags if isinstance(tag, str) or tag >= 0]
+  if isinstance(tags, (str, bytes)) or np.ndim(tags) == 0:
+    tags = [tags]
+  result = []
+  for tag in tags:
+    if isinstance(tag, bytes):  # as TFDS gives texts
+      tag = tag.decode()
+    elif hasattr(tag, 'item'):
+      tag = tag.item()
+    if isinstance(tag, str) or tag >= 0:
+      result.append(tag)
+  return result
+
+
+def _numbered(domain, tags, numbers):
+  """The classes of each row as numbers, which `numbers` gets where they are new."""
+  rows = []
+  for row in map(several, tags):
+    rows.append([numbers.setdefault((domain, tag), len(numbers)) for tag in row])
+  return rows
 
 
 def _rectangle(rows, missing):
@@ -177,42 +183,42 @@ def _index(domain):
 
 def _right_images(domain):
   """How many images of the index are right for each query [M]."""
-  rows_of, known = collections.defaultdict(set), {}
-  for row, tags in enumerate(map(several, _index(domain)[1])):
-    for tag in tags:
+  rows_of = collections.defaultdict(set)
+  for row, tags in enumerate(_index(domain)[1]):
+    for tag in several(tags):
       rows_of[tag].add(row)
+  counts = []
+  known = {}  # many queries have the same classes
   for tags in map(several, domain.tags):
-    if tuple(tags) not in known:
-      known[tuple(tags)] = len(set().union(*(rows_of.get(tag, ()) for tag in tags)))
-  own = domain.index is None
-  return np.array(
-    [known[tuple(tags)] - (own and bool(tags)) for tags in map(several, domain.tags)], np.int64
-  )
+    key = tuple(tags)
+    if key not in known:
+      # A union: an image that shares two classes counts once.
+      known[key] = len(set().union(*(rows_of.get(tag, ()) for tag in tags)))
+      if domain.index is None and tags:
+        known[key] -= 1  # the query itself
+    counts.append(known[key])
+  return np.array(counts, np.int64)
 
 
 def _check(domains):
+  if not domains:
+    raise InputError('instance retrieval: got no domain; expected at least one')
   for name, domain in domains.items():
+    where = f'instance retrieval, {name!r}: got {len(domain.query)} queries'
     index, index_tags = _index(domain)
-    if index_tags is None or len(index) != len(index_tags) or len(domain.query) != len(domain.tags):
+    tags = 'no'
+    if index_tags is not None:
+      tags = len(index_tags)
+    if len(index) != tags or len(domain.query) != len(domain.tags):
       raise InputError(
-        f'instance retrieval, {name!r}: got {len(domain.query)} queries with {len(domain.tags)} '
-        'tags, '
-        f'and an index of {len(index)} with {len(index_tags) if index_tags is not None else "no"} '
-        'tags; '
+        f'{where} with {len(domain.tags)} tags, and an index of {len(index)} with {tags} tags; '
         'expected a class, or several, for each'
       )
     if not _right_images(domain).any():
       raise InputError(
-        f'instance retrieval, {name!r}: got {len(domain.query)} queries, none of which shares a '
-        'class '
-        f'with another image among the {len(index)} of the index; expected some'
+        f'{where}, none of which shares a class with another image among the {len(index)} of the '
+        'index; expected some'
       )
-  if not domains:
-    raise InputError('instance retrieval: got no domain; expected at least one')
-
-
-_TOP = 6  # images of an example
-_INSTANCES = (Metric('r1', 'R@1', shown=True), Metric('r1_own', 'R@1, own index'))
 
 
 class Pool:
@@ -221,43 +227,38 @@ class Pool:
   """
 
   def __init__(self):
-    self.works, self._domains, self._found = [], {}, {}
+    self.members: list[TaskInputs] = []
+    self._domains = {}
+    self._hits = {}
 
-  def whole(self, size: int) -> bool:
+  def complete(self, size: int) -> bool:
     """Whether all `size` data sets of the benchmark are there."""
-    return len(self.works) == size > 1
+    return len(self.members) == size > 1
 
-  def domains(self, name: str, works: list[TaskInputs] | None = None) -> dict:
-    """data set -> Domain of the features `name`."""
-    return {work.evaluation.dataset: self._domain(name, work) for work in works or self.works}
-
-  def search(self, name: str) -> dict:
-    """data set -> Found, every query in the index of all data sets."""
-    if name not in self._found:
-      self._found[name] = search(self.domains(name), merged=True)
-    return self._found[name]
-
-  def _domain(self, name, work):
-    key = name, work.evaluation.dataset
+  def domain(self, token: str, inputs: TaskInputs) -> Domain:
+    """The Domain of a data set, of the features of a CLS token."""
+    key = token, inputs.evaluation.dataset
     if key not in self._domains:
-      test, index = places(work)[0], places(work)[-1]
-      own = (
-        {}
-        if index is test
-        else dict(index=index.arrays[name], index_tags=_tags(work.evaluation, 'index', index))
-      )
-      self._domains[key] = Domain(
-        query=test.arrays[name], tags=_tags(work.evaluation, 'test', test), **own
-      )
+      queries, index = _searched(inputs)
+      indexed = {}
+      if index is not queries:
+        indexed = {'index': index.arrays[token], 'index_tags': _tags(inputs, 'index', index)}
+      tags = _tags(inputs, 'test', queries)
+      self._domains[key] = Domain(query=queries.arrays[token], tags=tags, **indexed)
     return self._domains[key]
 
+  def domains(self, token: str) -> dict[str, Domain]:
+    """data set -> Domain."""
+    return {inputs.evaluation.dataset: self.domain(token, inputs) for inputs in self.members}
 
-def places(work: TaskInputs) -> list:
-  """The DatasetFeatures of the queries and, where the data set has one, of the index."""
-  return [work.part(role) for role in ('test', 'index') if role in work.evaluation.splits]
+  def search(self, token: str) -> dict[str, Hits]:
+    """data set -> Hits, every query in the index of all data sets."""
+    if token not in self._hits:
+      self._hits[token] = search(self.domains(token), merged=True)
+    return self._hits[token]
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """R@1 of the nearest image, in the index of all data sets of the benchmark and in the data set's
   own.
 
@@ -265,73 +266,87 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   domain in its own index ('r1_own'). Which of them TIPS averaged is not published. Where not all
   domains are measured, 'r1' is of the own one.
   """
-  pool, wanted = work.pool or Pool(), work.evaluation.options.get('merged', 1)
-  merged = pool.whole(wanted)
-  metrics, even, examples = {}, {}, []
-  for name, prefix in tokens(work.encoder.cls_names):
-    domain = pool.domains(name, [work])
-    metrics[f'{prefix}r1'] = own = evaluate(domain)['r1']
+  dataset = inputs.evaluation.dataset
+  pool = inputs.pool or Pool()
+  size = inputs.evaluation.options.get('merged', 1)
+  merged = pool.complete(size)
+  metrics = {}
+  for token, prefix in tokens(inputs.encoder.cls_names):
+    r1_own = evaluate({dataset: pool.domain(token, inputs)})['r1']
+    metrics[f'{prefix}r1'] = r1_own
     if merged:
-      found = pool.search(name)[work.evaluation.dataset]
-      metrics |= {f'{prefix}r1': float(found.right[found.asked].mean()), f'{prefix}r1_own': own}
-    if not examples:
-      even['r1'] = even['r1_own'] = chance(domain)['r1']
-      if merged:
-        even['r1'] = chance(pool.domains(name), merged=True)[f'r1/{work.evaluation.dataset}']
-      examples = _found_instances(
-        work, pool.works if merged else [work], name, pool.domains(name, [work])
-      )
+      metrics[f'{prefix}r1'] = pool.search(token)[dataset].r1
+      metrics[f'{prefix}r1_own'] = r1_own
+  first = inputs.encoder.cls_names[0]
+  domain = pool.domain(first, inputs)
+  r1_own = chance({dataset: domain})['r1']
+  chances = {'r1': r1_own, 'r1_own': r1_own}
+  searched = [inputs]
+  if merged:
+    chances['r1'] = chance(pool.domains(first), merged=True)[f'r1/{dataset}']
+    searched = pool.members
+  else:
+    size = 1
   return {
     'metrics': metrics,
-    'chance': for_all_tokens(even, metrics),
-    'examples': examples,
-    'options': {'merged': wanted if merged else 1},
+    'chance': for_all_tokens(chances, metrics),
+    'examples': _examples(inputs, searched, first, domain),
+    'options': {'merged': size},
   }
 
 
-def _tags(job, role, part):
+def _searched(inputs):
+  """SplitFeatures of the queries and of the index; the same ones, where there is no index."""
+  queries = inputs.part('test')
+  if 'index' in inputs.evaluation.splits:
+    return queries, inputs.part('index')
+  return queries, queries
+
+
+def _tags(inputs, role, part):
   """The class, or classes, of each row."""
-  found = job.data.instances(job.splits[role])
-  return part.label if found is None else [found[i] for i in part.rows]
+  instances = inputs.evaluation.data.instances(inputs.evaluation.splits[role])
+  if instances is None:
+    return part.label
+  # Images that cannot be read have no row.
+  return [instances[i] for i in part.rows]
 
 
-def _found_instances(work, near, name, own):
-  """Queries and what is nearest to each in the indexes of the works `near`; `own`: the Domain of
-  the data set.
-  """
-  test, [domain], found = work.part('test'), own.values(), []
-  tags = domain.tags if domain.index is None else domain.index_tags
+def _examples(inputs, searched, token, domain):
+  """Queries of the Domain of `inputs`, and what is nearest to each in the indexes of `searched`."""
+  test = inputs.part('test')
+  tags = _index(domain)[1]
   shown = np.array(test.shown())
-  queries = np.asarray(test.arrays[name][shown])
-  for other in near:
-    part = places(other)[-1]
-    alone = other is work and part is test  # an image is not found by itself
-    groups = dict(groups=np.arange(len(part)), query_groups=shown) if alone else {}
-    scores, rows = nearest(part.arrays[name], queries, k=min(_TOP, len(part) - alone), **groups)
-    found += [(scores[:, k], rows[:, k], part, other is work) for k in range(rows.shape[1])]
+  queries = np.asarray(test.arrays[token][shown])
+  candidates = []  # (cosines to all queries, rows, SplitFeatures) of each rank in each index
+  for other in searched:
+    _, index = _searched(other)
+    groups = {}
+    count = len(index)
+    if index is test:  # an image is not found by itself
+      groups = {'groups': np.arange(count), 'query_groups': shown}
+      count -= 1
+    cosines, rows = nearest(index.arrays[token], queries, k=min(_TOP, count), **groups)
+    for rank in range(rows.shape[1]):
+      candidates.append((cosines[:, rank], rows[:, rank], index))
+  own = _searched(inputs)[1]
   examples = []
-  for q, i in enumerate(shown.tolist()):
-    wanted = set(several(domain.tags[i]))
-    best = sorted(found, key=lambda one: -one[0][q])[:_TOP]
-    right = [
-      place
-      for place, (_, rows, _, here) in enumerate(best)
-      if here and wanted & set(several(tags[rows[q]]))
-    ]
+  for q, query in enumerate(shown.tolist()):
+    classes = set(several(domain.tags[query]))
+    best = sorted(candidates, key=lambda candidate: -candidate[0][q])[:_TOP]
+    right = []
+    for place, (_, rows, index) in enumerate(best):
+      # Classes of another data set are others, even of the same name.
+      if index is own and classes & set(several(tags[rows[q]])):
+        right.append(place)
     examples.append(
       {
-        'image': test.image(i),
-        'images': [part.image(rows[q]) for _, rows, part, _ in best],
+        'image': test.image(query),
+        'images': [index.image(rows[q]) for _, rows, index in best],
         'right': right,
       }
     )
   return examples
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.retrieved(result)
 
 
 SPEC = TaskSpec(
@@ -342,8 +357,8 @@ SPEC = TaskSpec(
     'result the frames are at the left.'
   ),
   measure=measure,
-  metrics=_INSTANCES,
-  draw=_draw,
+  metrics=(Metric('r1', 'R@1', shown=True), Metric('r1_own', 'R@1, own index')),
+  draw=drawing.retrieved,
   roles=('test',),
   annotation='label',
   charted=True,

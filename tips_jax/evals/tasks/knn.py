@@ -11,21 +11,16 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.probes import (
-  search,
-)
-from tips_jax.evals.tasks.common import (
-  ACCURACY,
-  accuracy,
-  classified,
-  majority,
-  tokens,
-)
-from tips_jax.evals.tasks.spec import Result, TaskSpec
+from tips_jax.evals.probes import search
+from tips_jax.evals.tasks import drawing
+from tips_jax.evals.tasks.common import ACCURACY, accuracy, classified, majority, tokens
+from tips_jax.evals.tasks.spec import TaskSpec
 
 KS = (10, 20, 100, 200)
-_VOTES = 1024  # queries whose votes are counted at once
-_CHOOSING = 12_000  # rows that choose k
+# Queries whose votes are counted at once.
+_VOTES = 1024
+# Rows that choose k: enough for a difference of a tenth of a percent.
+_CHOOSING = 12_000
 
 
 def predict(
@@ -122,25 +117,27 @@ def _vote(similarity, labels, classes, temperature):
   return result
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
-  """k nearest neighbors, k chosen on the training split itself, each row left out in turn."""
-  train, test = work.part('train'), work.part('test')
-  o, metrics, chosen, first = work.evaluation.options, {}, {}, None
-  for name, prefix in tokens(work.encoder.cls_names):
-    x = train.arrays[name]
-    k, _ = choose_k(x, train.label, ks=o['k'], temperature=o['temperature'])
-    found = predict(x, train.label, test.arrays[name], k=k, temperature=o['temperature'])
-    first = found if first is None else first
-    metrics[f'{prefix}accuracy'], chosen[f'{prefix}k'] = accuracy(found, test.label), k
-  return classified(work, test, metrics, {'accuracy': majority(train.label, test.label)}, first) | {
-    'chosen': chosen
-  }
+def measure(inputs: TaskInputs) -> dict[str, Any]:
+  """k nearest neighbors, k chosen on the training split itself, each row left out in turn.
 
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.classified(result)
+  DINOv2 chooses k on the split that is measured.
+  """
+  train = inputs.part('train')
+  test = inputs.part('test')
+  options = inputs.evaluation.options
+  temperature = options['temperature']
+  metrics, chosen, predicted = {}, {}, {}
+  for name, prefix in tokens(inputs.encoder.cls_names):
+    features = train.arrays[name]
+    k, _ = choose_k(features, train.label, ks=options['k'], temperature=temperature)
+    predicted[name] = predict(
+      features, train.label, test.arrays[name], k=k, temperature=temperature
+    )
+    metrics[f'{prefix}accuracy'] = accuracy(predicted[name], test.label)
+    chosen[f'{prefix}k'] = k
+  chance = {'accuracy': majority(train.label, test.label)}
+  first = predicted[inputs.encoder.cls_names[0]]
+  return classified(inputs, test, metrics, chance, first) | {'chosen': chosen}
 
 
 SPEC = TaskSpec(
@@ -152,7 +149,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=ACCURACY,
-  draw=_draw,
+  draw=drawing.classified,
   annotation='label',
   constants=protocols.KNN,
   charted=True,

@@ -7,40 +7,41 @@ import numpy as np
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic
+from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import ACCURACY, accuracy, classified, majority, tokens
-from tips_jax.evals.tasks.spec import Result, TaskSpec
+from tips_jax.evals.tasks.spec import TaskSpec
 
-_STEPS = 500  # at most, of L-BFGS: it stops where the loss does
+# At most, of L-BFGS: it stops where the loss does.
+_STEPS = 500
+# Images whose logits are held at once.
+_BLOCK = 4096
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """Logistic regression, its L2 strength chosen on held-out training images, brought to its optimum
   on all of them.
   """
-  train, test = work.part('train'), work.part('test')
-  metrics, chosen, first = {}, {}, None
-  seen = np.flatnonzero(train.label >= 0)
-  for name, prefix in tokens(work.encoder.cls_names):
+  train = inputs.part('train')
+  test = inputs.part('test')
+  labeled = np.flatnonzero(train.label >= 0)
+  metrics, chosen, predicted = {}, {}, {}
+  for name, prefix in tokens(inputs.encoder.cls_names):
     probe = logistic.fit(
-      train.arrays[name][seen],
-      train.label[seen],
+      train.arrays[name][labeled],
+      train.label[labeled],
       classes=int(train.label.max()) + 1,
-      steps=work.evaluation.options.get('steps', _STEPS),
+      steps=inputs.evaluation.options.get('steps', _STEPS),
     )
-    found = np.concatenate(
-      [probe.logits(test.arrays[name][i : i + 4096]).argmax(-1) for i in range(0, len(test), 4096)]
-    )
-    first = found if first is None else first
-    metrics[f'{prefix}accuracy'], chosen[f'{prefix}l2'] = accuracy(found, test.label), probe.l2
-  return classified(work, test, metrics, {'accuracy': majority(train.label, test.label)}, first) | {
-    'chosen': chosen
-  }
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.classified(result)
+    # In blocks: the logits of all images and a thousand classes would be large.
+    answers = []
+    for i in range(0, len(test), _BLOCK):
+      answers.append(probe.logits(test.arrays[name][i : i + _BLOCK]).argmax(-1))
+    predicted[name] = np.concatenate(answers)
+    metrics[f'{prefix}accuracy'] = accuracy(predicted[name], test.label)
+    chosen[f'{prefix}l2'] = probe.l2
+  chance = {'accuracy': majority(train.label, test.label)}
+  first = predicted[inputs.encoder.cls_names[0]]
+  return classified(inputs, test, metrics, chance, first) | {'chosen': chosen}
 
 
 SPEC = TaskSpec(
@@ -52,7 +53,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=ACCURACY,
-  draw=_draw,
+  draw=drawing.classified,
   annotation='label',
   constants=protocols.LINEAR,
   charted=True,

@@ -9,15 +9,24 @@ from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading
 from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.tasks.common import (
-  for_all_tokens,
-  joint,
-  tokens,
-)
-from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
+from tips_jax.evals.tasks import drawing
+from tips_jax.evals.tasks.common import for_all_tokens, joint, tokens
+from tips_jax.evals.tasks.spec import Metric, TaskSpec
 
 KS = (1, 5, 10)
-_BLOCK = 256  # queries whose scores are held at once
+# Queries whose scores are held at once.
+_BLOCK = 256
+# Images of an example.
+_TOP = 6
+_RECALLS = (
+  # Tables have R@1, as TIPS prints it; the page has all.
+  Metric('t2i_r1', 'text to image R@1', shown=True),
+  Metric('t2i_r5', 'text to image R@5'),
+  Metric('t2i_r10', 'text to image R@10'),
+  Metric('i2t_r1', 'image to text R@1', shown=True),
+  Metric('i2t_r5', 'image to text R@5'),
+  Metric('i2t_r10', 'image to text R@10'),
+)
 
 
 def recalls(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
@@ -27,41 +36,47 @@ def recalls(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str,
   images with text for which one of their texts ranks first among all texts. A wrong candidate with
   the same score as the right one ranks before it, so that constant features score 0.
   """
-  image, text, owner = vectors.unit(image), vectors.unit(text), np.asarray(owner)
-  t2i = np.concatenate(
-    [
-      _ranks_of_images(text[i : i + _BLOCK] @ image.T, owner[i : i + _BLOCK])
-      for i in range(0, len(text), _BLOCK)
-    ]
-  )
+  image = vectors.unit(image)
+  text = vectors.unit(text)
+  owner = np.asarray(owner)
+  t2i = []
+  # In blocks: the scores of all pairs would not fit.
+  for i in range(0, len(text), _BLOCK):
+    scores = text[i : i + _BLOCK] @ image.T
+    t2i.append(_ranks_of_images(scores, owner[i : i + _BLOCK]))
   i2t = []
+  # Images without a text are candidates, but nothing is asked about them.
   queries = np.unique(owner)
   for i in range(0, len(queries), _BLOCK):
     rows = queries[i : i + _BLOCK]
     i2t.append(_ranks_of_texts(image[rows] @ text.T, rows[:, None] == owner[None]))
-  return {
-    **{f't2i_r{k}': float((t2i < k).mean()) for k in KS},
-    **{f'i2t_r{k}': float((np.concatenate(i2t) < k).mean()) for k in KS},
-  }
+  result = {}
+  for way, ranks in {'t2i': np.concatenate(t2i), 'i2t': np.concatenate(i2t)}.items():
+    for k in KS:
+      result[f'{way}_r{k}'] = float((ranks < k).mean())
+  return result
 
 
 def chance(owner: np.ndarray, images: int) -> dict[str, float]:
   """The expected recalls of a random ranking among `images` images and len(owner) texts,
   exactly.
   """
-  texts, own = len(owner), np.bincount(owner)
-  own = own[own > 0]
+  texts = len(owner)
+  counts = np.bincount(owner)
+  counts = counts[counts > 0]
   result = {f't2i_r{k}': min(k / images, 1.0) for k in KS}
-  for k in KS:  # 1 - C(T - c, k) / C(T, k): none of an image's c texts is among k of T
+  for k in KS:
+    # 1 - C(T - c, k) / C(T, k): none of an image's c texts is among k of T.
     drawn = np.arange(min(k, texts))
-    missed = np.prod(np.maximum(texts - own[:, None] - drawn, 0) / (texts - drawn), axis=1)
+    missed = np.prod(np.maximum(texts - counts[:, None] - drawn, 0) / (texts - drawn), axis=1)
     result[f'i2t_r{k}'] = float((1 - missed).mean())
   return result
 
 
 def _ranks_of_images(scores_BN, right_B):
   right = np.take_along_axis(scores_BN, right_B[:, None], 1)
-  return (~(scores_BN < right)).sum(1) - 1  # not below, so that ties (and nan) count; less itself
+  # Not below, so that ties (and nan) count; less the right one itself.
+  return (~(scores_BN < right)).sum(1) - 1
 
 
 def _ranks_of_texts(scores_BT, right_BT):
@@ -69,62 +84,54 @@ def _ranks_of_texts(scores_BT, right_BT):
   return (~(scores_BT < best) & ~right_BT).sum(1)
 
 
-_TOP = 6  # images of an example
-_RECALLS = tuple(
-  Metric(f'{way}_r{k}', f'{label} R@{k}', shown=k == 1)
-  for way, label in (('t2i', 'text to image'), ('i2t', 'image to text'))
-  for k in (1, 5, 10)
-)
-
-
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """Recalls of images by texts and of texts by images, of all texts of an image."""
-  test = work.part('test')
-  texts, owner = [], []
+  test = inputs.part('test')
+  data = inputs.evaluation.data
+  texts = []
+  owner = []
   for i in range(len(test)):
-    found = reading.texts_of(test.record(i), work.evaluation.data.text_field)
-    texts += found
-    owner += [i] * len(found)
+    texts_of_image = reading.texts_of(test.record(i), data.text_field)
+    texts += texts_of_image
+    owner += [i] * len(texts_of_image)
   if not texts:
     raise InputError(
-      f'{work.evaluation.dataset}: images without captions: {len(test):,} of {len(test):,}; '
+      f'{inputs.evaluation.dataset}: images without captions: {len(test):,} of {len(test):,}; '
       'expected some'
     )
-  text, owner = work.texts(texts), np.array(owner)
-  metrics, examples = {}, []
-  embeddings = joint(test, work.encoder.cls_names)
+  text = inputs.texts(texts)
+  owner = np.array(owner)
+  metrics = {}
+  embeddings = joint(test, inputs.encoder.cls_names)
   for name, prefix in tokens(embeddings):
-    metrics |= {prefix + k: v for k, v in recalls(embeddings[name], text, owner).items()}
-    examples = examples or _found_images(test, embeddings[name], text, texts, owner)
+    for metric, value in recalls(embeddings[name], text, owner).items():
+      metrics[prefix + metric] = value
   return {
     'metrics': metrics,
     'chance': for_all_tokens(chance(owner, len(test)), metrics),
-    'examples': examples,
+    'examples': _examples(test, next(iter(embeddings.values())), text, texts, owner),
   }
 
 
-def _found_images(test, image, text, texts, owner):
+def _examples(test, image, text, texts, owner):
   """Texts and the images nearest to each."""
-  image, examples = vectors.unit(image), []
+  image = vectors.unit(image)
+  examples = []
   for t in reading.records(texts, len(test.shown())).tolist():
-    scores = image @ vectors.unit(text[t])
-    order = np.argsort(-scores, kind='stable')
-    place = int(np.flatnonzero(order == owner[t])[0])
+    order = np.argsort(-(image @ vectors.unit(text[t])), kind='stable')
+    rank = int(np.flatnonzero(order == owner[t])[0])
+    right = None
+    if rank < _TOP:
+      right = rank
     examples.append(
       {
         'text': texts[t],
         'images': [test.image(i) for i in order[:_TOP]],
-        'rank': place + 1,
-        'right': place if place < _TOP else None,
+        'rank': rank + 1,
+        'right': right,
       }
     )
   return examples
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.retrieved(result)
 
 
 SPEC = TaskSpec(
@@ -136,7 +143,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=_RECALLS,
-  draw=_draw,
+  draw=drawing.retrieved,
   roles=('test',),
   annotation='captions',
   needs_text=True,

@@ -1,6 +1,5 @@
 """Linear segmentation: classes of pixels, by a linear probe on the patches."""
 
-import logging
 import os
 from typing import Any
 
@@ -12,17 +11,19 @@ from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import splits, windows
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic, masks
+from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   MASK_IDS,
   SEGMENTATION_METRICS,
   floats,
+  readable,
   share_right,
   whole_patches,
 )
-from tips_jax.evals.tasks.spec import Result, TaskSpec
+from tips_jax.evals.tasks.spec import TaskSpec
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """A linear probe on the patches of the last layer, measured on images at their own aspect ratio.
 
   The protocol of DINOv2 (mmseg: BatchNorm and a 1x1 convolution, which is one linear layer on
@@ -33,122 +34,134 @@ def measure(work: TaskInputs) -> dict[str, Any]:
   and the probe is brought to its optimum (L-BFGS), not through 40,000 steps. Its strength is chosen
   on held-out training images. Mode 'square' squeezes whole images into one window.
   """
-  (train, view), (test, _) = _seen(work, 'train'), _seen(work, 'test')
-  probe, pixels, used = _patch_probe(work, train, view)
-  counts, examples, shown = np.zeros((MASK_IDS, MASK_IDS), np.int64), [], set(test.shown())
-  for rows in (
-    windows.by_image(test.rows)
-    if work.evaluation.shape == 'aspect'
-    else np.arange(len(test))[:, None]
-  ):
-    patches, truth = floats(test.arrays['patch'][rows]), test.mask(rows[0])
-    found, known = view.labels(probe.logits(patches), truth.shape), truth != VOID
-    counts += masks.confusion(truth[known], found[known], size=MASK_IDS)
+  train, view, train_images = _windowed(inputs, 'train')
+  test, _, test_images = _windowed(inputs, 'test')
+  probe, pixels, used = _fit_probe(inputs, train, view, train_images)
+  counts = np.zeros((MASK_IDS, MASK_IDS), np.int64)
+  examples = []
+  shown = set(test.shown())
+  for rows in test_images:
+    patches = floats(test.arrays['patch'][rows])
+    truth = test.mask(rows[0])
+    predicted = view.labels(probe.logits(patches), truth.shape)
+    known = truth != VOID
+    counts += masks.confusion(truth[known], predicted[known], size=MASK_IDS)
+    # Several windows of one image may be shown: the limit is on images.
     if shown & set(rows.tolist()) and len(examples) < splits.EXAMPLES:
       examples.append(
         {
           'image': test.image(rows[0]),
           'truth': truth,
-          'predicted': found,
+          'predicted': predicted,
           'patch': view.patches(patches, truth.shape),
         }
       )
-  names = tuple(work.evaluation.task.classes or work.evaluation.data.mask_classes)
-  return {
+  result = {
     'metrics': {'miou': masks.mean_iou(counts), 'pixel_accuracy': share_right(counts)},
     'chance': {'miou': masks.majority(pixels, counts.sum(1))},
-    'classes': names,
     'examples': examples,
     'options': {'patches': used},
     'chosen': {'l2': probe.l2},
-    'confusion': counts[: len(names), : len(names)] if names else None,
   }
+  names = tuple(inputs.evaluation.task.classes or inputs.evaluation.data.mask_classes)
+  if names:
+    result |= {'classes': names, 'confusion': counts[: len(names), : len(names)]}
+  return result
 
 
-def _seen(work, role):
-  """(SplitFeatures of all windows of the images of a split, what sees through them)."""
-  job = work.evaluation
-  if job.shape != 'aspect':
-    return work.part(role), windows.Whole()
-  view, split = _windows(work), job.splits[role]
-  source, counts = job.data.source(split), {}
-  for number in work.parts.numbers(job, role).tolist():
-    try:
-      counts[number] = len(view.places(splits.header(source[number])))
-    except ValueError as error:
-      logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
-  return work.parts.extract(
-    [job],
+def _windowed(inputs, role):
+  """(SplitFeatures of all windows of the images of a split, what sees through them, the rows of
+  each image).
+  """
+  evaluation = inputs.evaluation
+  if evaluation.shape != 'aspect':
+    part = inputs.part(role)
+    return part, windows.Whole(), np.arange(len(part))[:, None]
+  view = _windows(inputs)
+  split = evaluation.splits[role]
+  source = evaluation.data.source(split)
+  counts = {}
+  # The headers say how many windows there are, so that no image is decoded twice.
+  for number, shape in readable(source, inputs.parts.numbers(evaluation, role)):
+    counts[number] = len(view.places(shape))
+  part = inputs.parts.extract(
+    [evaluation],
     split,
     windows.codes(counts),
     view,
     outputs={'patch'},
     source=windows.Source(source),
     key=['windows', view.side, view.stride],
-  ), view
-
-
-def _windows(work):
-  """The windows of a job: whole patches, at least as large as asked."""
-  o = work.evaluation.options
-  side = whole_patches(work.evaluation.size or o['crop'], work.encoder)
-  return windows.Windows(side, max(1, side * o['stride'] // o['crop']))
-
-
-def cells(work: TaskInputs, shape: tuple[int, int]) -> int:
-  """Patches in all windows of an image of `shape` (H, W)."""
-  view = _windows(work)
-  return len(view.places(shape)) * (view.side // work.encoder.patch) ** 2
-
-
-def _patch_probe(work, train, view):
-  """(Probe on training patches, pixels [256] of each class in the masks, patches of a window: a
-  number or 'all').
-  """
-  patch, labels, owner, pixels = train.arrays['patch'], [], [], np.zeros(MASK_IDS, np.int64)
-  images = (
-    windows.by_image(train.rows)
-    if work.evaluation.shape == 'aspect'
-    else np.arange(len(train))[:, None]
   )
+  return part, view, windows.by_image(part.rows)
+
+
+def _windows(inputs):
+  """The windows of an evaluation: whole patches, at least as large as asked."""
+  options = inputs.evaluation.options
+  side = whole_patches(inputs.evaluation.size or options['crop'], inputs.encoder)
+  # The share by which windows overlap is the protocol's at every size.
+  return windows.Windows(side, max(1, side * options['stride'] // options['crop']))
+
+
+def cells(inputs: TaskInputs, shape: tuple[int, int]) -> int:
+  """Patches in all windows of an image of `shape` (H, W)."""
+  view = _windows(inputs)
+  return len(view.places(shape)) * (view.side // inputs.encoder.patch) ** 2
+
+
+def _fit_probe(inputs, train, view, images):
+  """(LinearProbe on training patches, pixels [256] of each class in the masks, patches of a window
+  that it learned from: a number or 'all').
+  """
+  patch = train.arrays['patch']
+  width = patch.shape[-1]
+  pixels = np.zeros(MASK_IDS, np.int64)
+  labels = []
+  # The probe holds out whole images: windows of one overlap.
+  image_of_window = []
   for number, rows in enumerate(images):
     mask = train.mask(rows[0])
     pixels += np.bincount(mask.ravel(), minlength=MASK_IDS)
-    labels += [masks.patch_labels(one, patch.shape[1:3]).ravel() for one in view.masks(mask)]
-    owner += [number] * len(rows)
+    for window in view.masks(mask):
+      labels.append(masks.patch_labels(window, patch.shape[1:3]).ravel())
+      image_of_window.append(number)
   pixels[VOID] = 0
-  chosen = [np.flatnonzero(one != VOID) for one in labels]
-  total, used = sum(map(len, chosen)), 'all'
+  chosen = [np.flatnonzero(classes != VOID) for classes in labels]
+  total = sum(map(len, chosen))
   if not total:
     raise InputError(
-      f'{work.evaluation.dataset}: every pixel of the training masks is void; expected classes'
+      f'{inputs.evaluation.dataset}: every pixel of the training masks is void; expected classes'
     )
-  most = min(work.evaluation.options['patches'], _fitting(patch.shape[-1]))
+  most = min(inputs.evaluation.options['patches'], _fitting(width))
+  used = 'all'
   if total > most:
-    rng, used = np.random.default_rng(0), max(1, most // len(chosen))
-    chosen = [np.sort(rng.permutation(one)[:used]) for one in chosen]
-  ends = np.cumsum([len(one) for one in chosen])
-  x = np.empty((ends[-1], patch.shape[-1]), np.float32)
-  for row, (one, end) in enumerate(zip(chosen, ends)):
-    x[end - len(one) : end] = patch[row].reshape(-1, x.shape[1])[one]
-  y = np.concatenate([label[one] for label, one in zip(labels, chosen)])
-  groups = np.repeat(owner, [len(one) for one in chosen])
-  return logistic.fit(x, y, classes=int(y.max()) + 1, groups=groups), pixels, used
+    # As many of every window, so that no image outweighs the others; sorted, as a file is read.
+    used = max(1, most // len(chosen))
+    rng = np.random.default_rng(0)
+    chosen = [np.sort(rng.permutation(candidates)[:used]) for candidates in chosen]
+  counts = list(map(len, chosen))
+  # Filled window by window: the features are on the disk, and a second copy may not fit.
+  x = np.empty((sum(counts), width), np.float32)
+  y = np.empty(len(x), np.int64)
+  end = 0
+  for window, rows in enumerate(chosen):
+    start = end
+    end += len(rows)
+    x[start:end] = patch[window].reshape(-1, width)[rows]
+    y[start:end] = labels[window][rows]
+  groups = np.repeat(image_of_window, counts)
+  probe = logistic.fit(x, y, classes=int(y.max()) + 1, groups=groups)
+  return probe, pixels, used
 
 
 def _fitting(width):
-  """Rows of features that the memory holds: the probe has them thrice."""
+  """Rows of features that half of the memory holds: the probe has them thrice."""
   try:
-    free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  except (ValueError, OSError):  # not every system tells
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  except (ValueError, OSError):  # not every system has these names
     return 1 << 40
-  return max(1, free // 2 // (3 * 4 * width))
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.segmented(result)
+  return max(1, memory // 2 // (3 * 4 * width))
 
 
 SPEC = TaskSpec(
@@ -161,7 +174,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=SEGMENTATION_METRICS,
-  draw=_draw,
+  draw=drawing.segmented,
   outputs=('patch',),
   annotation='mask',
   shape='aspect',

@@ -6,26 +6,35 @@ length one again.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tips_jax.core import strict, vectors
+from tips_jax.core import vectors
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import masks, search
-from tips_jax.evals.tasks import prompts
-from tips_jax.evals.tasks.common import ACCURACY, class_names, classified, joint, tokens
-from tips_jax.evals.tasks.spec import Metric, Result, TaskSpec
+from tips_jax.evals.tasks import drawing, prompts
+from tips_jax.evals.tasks.common import (
+  ACCURACY,
+  class_names,
+  classified,
+  joint,
+  synonyms,
+  tokens,
+)
+from tips_jax.evals.tasks.spec import Metric, TaskSpec
 
 KS = (1, 5)
-_TEXTS = 1024  # encoded at once
-_BLOCK = 1024  # images whose scores are held at once
+# Encoded at once.
+_TEXTS = 1024
+# Images whose scores are held at once.
+_BLOCK = 1024
 
 
 def class_embeddings(
@@ -39,26 +48,30 @@ def class_embeddings(
   equal exactly. Raises InputError where there are no classes, names or templates, or no text tower
   (`encode` gives None).
   """
-  names = [(one,) if isinstance(one, str) else tuple(one) for one in names]
+  names = list(map(synonyms, names))
   if not names or not all(names) or not templates:
     raise InputError(
       f'zero-shot: got {len(names)} classes, {sum(map(bool, names))} of them with a name, and '
       f'{len(templates)} templates; expected one of each at least'
     )
-  said = [[template.replace('{}', name) for name in one for template in templates] for one in names]
-  number = {
-    text: i for i, text in enumerate(dict.fromkeys(text for texts in said for text in texts))
-  }
-  texts, parts = list(number), []
+  # text -> its row among the vectors
+  rows = {}
+  rows_of_classes = []
+  for of_class in names:
+    texts = [template.replace('{}', name) for name in of_class for template in templates]
+    rows_of_classes.append([rows.setdefault(text, len(rows)) for text in texts])
+  texts = list(rows)
+  blocks = []
   for i in range(0, len(texts), _TEXTS):
-    part = encode(texts[i : i + _TEXTS])
-    if part is None:
+    block = encode(texts[i : i + _TEXTS])
+    if block is None:
       raise InputError(
         'zero-shot: got a checkpoint without a text tower; expected one with images and texts'
       )
-    parts.append(vectors.unit(reading.finite(part)))
-  embeddings = np.concatenate(parts)
-  means = [embeddings[[number[text] for text in texts]].mean(0, dtype=np.float64) for texts in said]
+    blocks.append(vectors.unit(reading.finite(block)))
+  embeddings = np.concatenate(blocks)
+  # In float64, so that the order of the templates does not show in the last digits.
+  means = [embeddings[rows].mean(0, dtype=np.float64) for rows in rows_of_classes]
   return vectors.unit(np.stack(means))
 
 
@@ -72,14 +85,20 @@ def nearest(image: np.ndarray, classes: np.ndarray, *, k: int = 5) -> np.ndarray
     raise InputError(
       f'zero-shot: got images {image.shape} and classes {classes.shape}; expected [N, E] and [K, E]'
     )
-  distinct, row = np.unique(classes, axis=0, return_inverse=True)  # equal classes tie exactly
-  k, found = min(k, len(classes)), []
+  # A matrix product may give equal classes scores that differ in the last digit: each is scored
+  # once.
+  distinct, row = np.unique(classes, axis=0, return_inverse=True)
+  k = min(k, len(classes))
+  if not len(image):
+    return np.zeros((0, k), np.int32)
+  blocks = []
   for i in range(0, len(image), _BLOCK):
-    part = reading.finite(image[i : i + _BLOCK])
-    rows = len(part)
-    part = np.pad(part, [(0, min(_BLOCK, len(image)) - rows), (0, 0)])  # one shape, one compilation
-    found.append(np.asarray(_top(part, distinct, row.ravel(), k=k))[:rows])
-  return np.concatenate(found) if found else np.zeros((0, k), np.int32)
+    block = reading.finite(image[i : i + _BLOCK])
+    count = len(block)
+    # One shape, one compilation.
+    block = np.pad(block, [(0, min(_BLOCK, len(image)) - count), (0, 0)])
+    blocks.append(np.asarray(_top(block, distinct, row.ravel(), k=k))[:count])
+  return np.concatenate(blocks)
 
 
 class ZeroshotScorer:
@@ -93,87 +112,77 @@ class ZeroshotScorer:
   def __init__(self, classes, *, ks=KS):
     self.classes = np.asarray(classes, np.float32)
     size = len(self.classes)
-    self.ks = tuple(k for k in ks if k < max(size, 2))
-    self.counts, self.hits = np.zeros((size, size), np.int64), np.zeros(len(self.ks), np.int64)
+    self.ks = _informative(ks, size)
+    self.counts = np.zeros((size, size), np.int64)
+    self.hits = np.zeros(len(self.ks), np.int64)
 
   def __call__(self, image, labels):
     """image [B, E], labels [B]."""
-    image, labels = np.asarray(image), np.asarray(labels)
+    image = np.asarray(image)
+    labels = np.asarray(labels)
     size = len(self.classes)
     if len(image) != len(labels) or labels.max(initial=-1) >= size:
       raise InputError(
         f'zero-shot: got {len(image)} images and {len(labels)} labels up to '
-        f'{labels.max(initial=-1)}; '
-        f'expected a label for each, below the number of classes, {size}'
+        f'{labels.max(initial=-1)}; expected a label for each, below the number of classes, {size}'
       )
-    asked = labels >= 0
-    labels = labels[asked]
-    near = nearest(image[asked], self.classes, k=max(self.ks))
+    labeled = labels >= 0
+    labels = labels[labeled]
+    near = nearest(image[labeled], self.classes, k=max(self.ks))
     right = near == labels[:, None]
-    self.hits += np.array([right[:, :k].sum() for k in self.ks], np.int64)
+    for i, k in enumerate(self.ks):
+      self.hits[i] += right[:, :k].sum()
     self.counts += masks.confusion(labels, near[:, 0], size=size)
 
   def result(self) -> dict[str, float]:
-    """'top1', 'top5': shares of the images whose class is the nearest, among the 5 nearest; nan
+    """'accuracy', 'top5': shares of the images whose class is the nearest, among the 5 nearest; nan
     without images.
     """
     total = int(self.counts.sum())
-    return {
-      f'top{k}': int(n) / total if total else float('nan') for k, n in zip(self.ks, self.hits)
-    }
-
-
-def evaluate(
-  images: Mapping[str, np.ndarray],
-  labels: np.ndarray,
-  classes: np.ndarray,
-  *,
-  cls: str,
-  ks: Sequence[int] = KS,
-) -> dict[str, float]:
-  """Top-k accuracies of `images[cls]` [N, E], one of the CLS tokens by name, against labels [N] and
-  classes [K, E].
-  """
-  if cls not in images:
-    raise strict.unknown('zero-shot: the CLS token', cls, images)
-  scorer = ZeroshotScorer(classes, ks=ks)
-  scorer(images[cls], labels)
-  return scorer.result()
+    if not total:
+      return {_metric(k): float('nan') for k in self.ks}
+    return {_metric(k): int(hits) / total for k, hits in zip(self.ks, self.hits)}
 
 
 def chance(classes: int, *, ks: Sequence[int] = KS) -> dict[str, float]:
   """What a random order of the classes scores."""
-  return {f'top{k}': k / classes for k in ks if k < max(classes, 2)}
+  return {_metric(k): k / classes for k in _informative(ks, classes)}
+
+
+def _informative(ks, classes):
+  return tuple(k for k in ks if k < max(classes, 2))
+
+
+def _metric(k):
+  # Top-1 goes by the name that it has in other classifiers, beside which it is drawn.
+  if k == 1:
+    return 'accuracy'
+  return f'top{k}'
 
 
 @functools.partial(jax.jit, static_argnames='k')
 def _top(image, classes, row, *, k):
   scores = jnp.dot(search.unit(image), classes.T, precision='highest')
-  return jax.lax.top_k(scores[:, row], k)[1]  # of equal scores it takes the lower index
+  # Of equal scores it takes the lower index.
+  return jax.lax.top_k(scores[:, row], k)[1]
 
 
-_ACCURACY = {'top1': 'accuracy'}  # metrics are named as those of other classifiers
-
-
-def measure(work: TaskInputs) -> dict[str, Any]:
+def measure(inputs: TaskInputs) -> dict[str, Any]:
   """Zero-shot classification: the class whose texts lie nearest."""
-  test, o = work.part('test'), work.evaluation.options
-  names = class_names(work.evaluation)
-  classes = class_embeddings(work.texts, names, prompts.templates(o['templates']))
-  metrics, first = {}, None
-  embeddings = joint(test, work.encoder.cls_names)
+  test = inputs.part('test')
+  names = class_names(inputs.evaluation)
+  templates = prompts.templates(inputs.evaluation.options['templates'])
+  classes = class_embeddings(inputs.texts, names, templates)
+  metrics = {}
+  embeddings = joint(test, inputs.encoder.cls_names)
   for name, prefix in tokens(embeddings):
-    scores = evaluate(embeddings, test.label, classes, cls=name)
-    metrics |= {prefix + _ACCURACY.get(k, k): v for k, v in scores.items()}
-    first = nearest(embeddings[name], classes, k=1)[:, 0] if first is None else first
-  even = {_ACCURACY.get(k, k): v for k, v in chance(len(names)).items()}
-  return classified(work, test, metrics, even, first)
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.classified(result)
+    scorer = ZeroshotScorer(classes)
+    scorer(embeddings[name], test.label)
+    for metric, value in scorer.result().items():
+      metrics[prefix + metric] = value
+  first = next(iter(embeddings.values()))
+  predicted = nearest(first, classes, k=1)[:, 0]
+  return classified(inputs, test, metrics, chance(len(names)), predicted)
 
 
 SPEC = TaskSpec(
@@ -185,7 +194,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=(*ACCURACY, Metric('top5', 'top-5 accuracy')),
-  draw=_draw,
+  draw=drawing.classified,
   roles=('test',),
   annotation='label',
   needs_text=True,

@@ -17,7 +17,7 @@ What TIPSv2's authors chose is not published: their notebook has ADE150 alone, w
 """
 
 import dataclasses
-import logging
+import functools
 from typing import Any
 
 import jax
@@ -31,34 +31,38 @@ from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.features.windows import SIDE, STRIDE, resized, windows
+from tips_jax.evals.features.windows import SIDE, STRIDE, Place, resized, windows
 from tips_jax.evals.probes import masks
-from tips_jax.evals.tasks import prompts, zeroshot
+from tips_jax.evals.tasks import drawing, prompts, zeroshot
 from tips_jax.evals.tasks.common import (
   SEGMENTATION_METRICS,
   class_names,
   floats,
+  readable,
+  synonyms,
   whole_patches,
 )
-from tips_jax.evals.tasks.spec import Result, TaskSpec
+from tips_jax.evals.tasks.spec import TaskSpec
 
 MODES = ('whole', 'slide')
-_ROWS = 16  # rows of pixels whose scores are held at once
-_ROUND = 64  # shapes are rounded up to this many pixels or patches, so that few are compiled
+# Rows of pixels whose scores are held at once: those of ADE150 at every pixel would be a GB.
+_ROWS = 16
+# Shapes are rounded up to this many pixels or patches, so that few are compiled.
+_ROUND = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segmenter:
-  """Patches -> class ids.
+  """Patches -> class ids."""
 
-  classes: [K, E]. side, stride, patch: pixels of the short side and of a window, between windows,
-  of a patch.
-  """
-
+  # Embeddings [K, E].
   classes: np.ndarray
   mode: str = 'whole'
+  # Pixels of the short side, and of a window.
   side: int = SIDE
+  # Pixels between windows.
   stride: int = STRIDE
+  # Pixels of a patch.
   patch: int = 14
 
   def __post_init__(self):
@@ -67,18 +71,22 @@ class Segmenter:
     if self.side % self.patch or self.mode == 'slide' and not 0 < self.stride <= self.side:
       raise InputError(
         f'zero-shot segmentation: got side {self.side}, stride {self.stride} and patch '
-        f'{self.patch}; '
-        'expected a side of whole patches, and a stride of at most a side'
+        f'{self.patch}; expected a side of whole patches, and a stride of at most a side'
       )
-
-  @property
-  def count(self) -> int:
-    """Number of classes."""
-    return len(self.classes)
 
   def size(self, height: int, width: int) -> tuple[int, int]:
     """(height, width) that an image is resized to: see `resized`."""
-    return resized(height, width, side=self.side, patch=self.patch if self.mode == 'whole' else 1)
+    # Windows are whole patches already; an image as a whole must become so.
+    patch = 1
+    if self.mode == 'whole':
+      patch = self.patch
+    return resized(height, width, side=self.side, patch=patch)
+
+  def places(self, height: int, width: int) -> list[Place]:
+    """The views of an image that was resized to `height` and `width`: (rows, columns) of each."""
+    if self.mode == 'whole':
+      return [(slice(0, height), slice(0, width))]
+    return list(windows(height, width, self.side, self.stride))
 
   def views(self, image_HWC: np.ndarray) -> np.ndarray:
     """What the encoder must see of an image uint8 [H, W, 3]: uint8 [n, h, w, 3], the whole image or
@@ -86,11 +94,7 @@ class Segmenter:
     """
     height, width = self.size(*image_HWC.shape[:2])
     image = np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
-    if self.mode == 'whole':
-      return image[None]
-    return np.stack(
-      [image[rows, columns] for rows, columns in windows(height, width, self.side, self.stride)]
-    )
+    return np.stack([image[place] for place in self.places(height, width)])
 
   def scores(self, patches_nhwE: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Scores [h, w, K] of the value patches of all views of an image of `shape` (H, W): cosines or
@@ -100,7 +104,21 @@ class Segmenter:
     if self.mode == 'whole':
       return cosines_nhwK[0]
     height, width = self.size(*shape[:2])
-    return slide(cosines_nhwK, height, width, side=self.side, stride=self.stride)
+    places = self.places(height, width)
+    if len(places) != len(cosines_nhwK):
+      raise InputError(
+        f'zero-shot segmentation: got {len(cosines_nhwK)} views of {height} x {width} pixels; '
+        f'expected {len(places)} windows'
+      )
+    total = np.zeros((height, width, cosines_nhwK.shape[-1]), np.float32)
+    count = np.zeros((height, width, 1), np.float32)
+    for place, cosines_hwK in zip(places, cosines_nhwK):
+      # Probabilities are averaged, not cosines, as TCL does: a window may be surer than another.
+      rows = _between(cosines_hwK.shape[0], total[place].shape[0])
+      columns = _between(cosines_hwK.shape[1], total[place].shape[1])
+      total[place] += _softmax(cosines_hwK, rows, columns)
+      count[place] += 1
+    return total / count
 
   def predict(
     self, patches_nhwE: np.ndarray, shape: tuple[int, ...], *, size: tuple[int, int] | None = None
@@ -111,41 +129,16 @@ class Segmenter:
     return labels(self.scores(patches_nhwE, shape), size or shape[:2])
 
 
-def slide(
-  cosines_nhwK: np.ndarray, height: int, width: int, *, side: int = SIDE, stride: int = STRIDE
-) -> np.ndarray:
-  """Probabilities [height, width, K]: the mean over the windows of the softmax of their cosines at
-  every pixel.
-  """
-  places = list(windows(height, width, side, stride))
-  if len(places) != len(cosines_nhwK):
-    raise InputError(
-      f'zero-shot segmentation: got {len(cosines_nhwK)} views of {height} x {width} pixels; '
-      'expected '
-      f'{len(places)} windows'
-    )
-  total = np.zeros((height, width, cosines_nhwK.shape[-1]), np.float32)
-  count = np.zeros((height, width, 1), np.float32)
-  for place, one in zip(places, cosines_nhwK):
-    shape = total[place].shape[:2]
-    total[place] += _softmax(
-      one, _between(one.shape[0], shape[0]), _between(one.shape[1], shape[1])
-    )
-    count[place] += 1
-  return total / count
-
-
 def labels(scores_hwK: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Scores, bilinearly resized to size (H, W), to class ids int32 [H, W]; of equal scores the
   lowest class.
   """
-  scores, (height, width) = np.asarray(scores_hwK), size
-  rows, columns = _between(scores.shape[0], height), _between(scores.shape[1], width)
-  up = lambda n: -(-n // _ROUND) * _ROUND
-  scores = np.pad(scores, [(0, up(n) - n) for n in scores.shape[:2]] + [(0, 0)])
-  rows, columns = (
-    tuple(np.pad(x, (0, up(n) - n)) for x in line) for line, n in ((rows, height), (columns, width))
-  )
+  scores = np.asarray(scores_hwK)
+  height, width = size
+  # Nothing reads what is padded here: the weights are those of the true shapes.
+  rows = _padded(_between(scores.shape[0], height))
+  columns = _padded(_between(scores.shape[1], width))
+  scores = np.pad(scores, [*((0, -n % _ROUND) for n in scores.shape[:2]), (0, 0)])
   return np.asarray(_labels(scores, rows, columns))[:height, :width]
 
 
@@ -159,45 +152,45 @@ class SegmentationScorer:
 
   def __call__(self, predicted, mask):
     """Class ids and mask of one shape. Raises InputError for ids of classes that there are not."""
-    predicted, mask, size = np.asarray(predicted), np.asarray(mask), len(self.counts)
+    predicted = np.asarray(predicted)
+    mask = np.asarray(mask)
+    size = len(self.counts)
     if predicted.shape != mask.shape:
       raise InputError(
-        f'zero-shot segmentation: got ids {predicted.shape} and a mask {mask.shape}; expected one '
-        'shape'
+        f'zero-shot segmentation: got ids {predicted.shape} and a mask {mask.shape}; '
+        'expected one shape'
       )
     known = mask != VOID
-    truth, found = mask[known], predicted[known]
-    if max(truth.max(initial=0), found.max(initial=0)) >= size:
+    truth = mask[known]
+    predicted = predicted[known]
+    if max(truth.max(initial=0), predicted.max(initial=0)) >= size:
       raise InputError(
         f'zero-shot segmentation: got class {truth.max(initial=0)} in a mask and '
-        f'{found.max(initial=0)} in a prediction; expected ids below {size}, the number of classes'
+        f'{predicted.max(initial=0)} in a prediction; expected ids below {size}, the '
+        'number of classes'
       )
-    self.counts += masks.confusion(truth, found, size=size)
-
-  def classes(self) -> np.ndarray:
-    """Intersection over union [K]; nan for a class that is neither in the truth nor predicted."""
-    return masks.class_iou(self.counts)
+    self.counts += masks.confusion(truth, predicted, size=size)
 
   def result(self) -> dict[str, float]:
     """'miou', over the classes that occur in the truth or a prediction, and 'pixel_accuracy'; nan
     without pixels.
     """
     total = int(self.counts.sum())
-    return {
-      'miou': masks.mean_iou(self.counts),
-      'pixel_accuracy': int(np.trace(self.counts)) / total if total else float('nan'),
-    }
+    if not total:
+      return {'miou': float('nan'), 'pixel_accuracy': float('nan')}
+    right = int(np.trace(self.counts))
+    return {'miou': masks.mean_iou(self.counts), 'pixel_accuracy': right / total}
 
   def chance(self) -> dict[str, float]:
     """What classes drawn evenly for every pixel score on the masks that were counted."""
-    truth, classes = self.counts.sum(1), len(self.counts)
+    truth = self.counts.sum(1)
+    classes = len(self.counts)
+    if not truth.any():
+      return self.result()
+    # Expected counts; every class is predicted, so that all of them are in the mean.
     hit = truth / classes
     union = truth + truth.sum() / classes - hit
-    return (
-      {'miou': float((hit / union).mean()), 'pixel_accuracy': 1 / classes}
-      if truth.any()
-      else self.result()
-    )
+    return {'miou': float((hit / union).mean()), 'pixel_accuracy': 1 / classes}
 
 
 def cosines(classes_ME: np.ndarray, patches_nhwE: np.ndarray) -> np.ndarray:
@@ -221,126 +214,108 @@ def _between(n, m):
   return low, np.minimum(low + 1, n - 1).astype(np.int32), (x - low).astype(np.float32)
 
 
+def _padded(interpolation):
+  return tuple(np.pad(x, (0, -len(x) % _ROUND)) for x in interpolation)
+
+
 def _resize_rows(scores_hwK, row, columns):
   """One row [W, K] of the resized scores."""
-  (low, high, weight), (left, right, share) = row, columns
+  low, high, weight = row
+  left, right, share = columns
   line = scores_hwK[low] * (1 - weight) + scores_hwK[high] * weight
   return line[left] * (1 - share[:, None]) + line[right] * share[:, None]
 
 
 @jax.jit
 def _labels(scores_hwK, rows, columns):
-  one = lambda row: jnp.argmax(_resize_rows(scores_hwK, row, columns), -1).astype(jnp.int32)
-  return jax.lax.map(one, rows, batch_size=_ROWS)
+  def classes(row):
+    return jnp.argmax(_resize_rows(scores_hwK, row, columns), -1).astype(jnp.int32)
+
+  return jax.lax.map(classes, rows, batch_size=_ROWS)
 
 
 @jax.jit
 def _softmax(scores_hwK, rows, columns):
-  return jax.lax.map(
-    lambda row: jax.nn.softmax(_resize_rows(scores_hwK, row, columns)), rows, batch_size=_ROWS
-  )
+  def probabilities(row):
+    return jax.nn.softmax(_resize_rows(scores_hwK, row, columns))
+
+  return jax.lax.map(probabilities, rows, batch_size=_ROWS)
 
 
-def measure(work: TaskInputs) -> dict[str, Any]:
-  """Zero-shot segmentation: each patch takes the class whose texts lie nearest. Images of one shape
-  go together.
-  """
-  job, o = work.evaluation, work.evaluation.options
-  names = class_names(job)
-  classes = zeroshot.class_embeddings(work.texts, names, prompts.templates(o['templates']))
-  segmenter = _segmenter(work, classes)
-  side = segmenter.side
-  field = 'value_patch' if o['value_attention'] else 'patch'
-  scorer, examples, numbers = (
-    SegmentationScorer(segmenter.count),
-    [],
-    work.parts.numbers(job, 'test'),
-  )
+def measure(inputs: TaskInputs) -> dict[str, Any]:
+  """Zero-shot segmentation: each patch takes the class whose texts lie nearest."""
+  evaluation = inputs.evaluation
+  options = evaluation.options
+  split = evaluation.splits['test']
+  names = class_names(evaluation)
+  templates = prompts.templates(options['templates'])
+  segmenter = _segmenter(inputs, zeroshot.class_embeddings(inputs.texts, names, templates))
+  field = 'patch'
+  if options['value_attention']:
+    field = 'value_patch'
+  scorer = SegmentationScorer(len(names))
+  examples = []
+  numbers = inputs.parts.numbers(evaluation, 'test')
   shown = set(numbers[reading.records(numbers, splits.EXAMPLES)].tolist())
-  groups = _by_shape(job.data.source(job.splits['test']), numbers, segmenter)
-  for size, group in groups.items():
-    views = [
-      work.parts.extract(
-        [job],
-        job.splits['test'],
-        group,
-        _View(segmenter, number),
+  # Images of one shape go together: the encoder is compiled for each.
+  groups = {}
+  for number, shape in readable(evaluation.data.source(split), numbers):
+    groups.setdefault(segmenter.size(*shape), []).append(number)
+  for size, group in sorted(groups.items()):
+    views = []
+    for number in range(len(segmenter.places(*size))):
+      part = inputs.parts.extract(
+        [evaluation],
+        split,
+        np.array(group),
+        functools.partial(_view, segmenter, number),
         outputs={field},
-        key=['aspect', segmenter.mode, side, segmenter.stride, *size, number],
+        key=['aspect', segmenter.mode, segmenter.side, segmenter.stride, *size, number],
       )
-      for number in range(_views(segmenter, size))
-    ]
+      views.append(part)
     part = views[0]
     for i in range(len(part)):
-      truth, shape = job.task.mask_ids(part.mask(i)), splits.header(part.record(i))
-      found = segmenter.predict(
-        np.stack([floats(view.arrays[field][i]) for view in views]), shape, size=truth.shape
-      )
-      scorer(found, truth)
+      truth = evaluation.task.mask_ids(part.mask(i))
+      patches = np.stack([floats(view.arrays[field][i]) for view in views])
+      predicted = segmenter.predict(patches, splits.header(part.record(i)), size=truth.shape)
+      scorer(predicted, truth)
       if int(part.rows[i]) in shown:
-        examples.append({'image': part.image(i), 'truth': truth, 'predicted': found})
+        examples.append({'image': part.image(i), 'truth': truth, 'predicted': predicted})
   return {
     'metrics': scorer.result(),
     'chance': scorer.chance(),
     'examples': examples,
     'confusion': scorer.counts,
-    'classes': tuple(one if isinstance(one, str) else one[0] for one in names),
+    'classes': tuple(synonyms(name)[0] for name in names),
   }
 
 
-def _segmenter(work, classes):
-  o = work.evaluation.options
-  side = whole_patches(work.evaluation.size or o['size'], work.encoder)
+def _segmenter(inputs, classes):
+  options = inputs.evaluation.options
+  side = whole_patches(inputs.evaluation.size or options['size'], inputs.encoder)
   return Segmenter(
     classes=classes,
-    mode=o['mode'],
+    mode=options['mode'],
     side=side,
-    stride=min(o['stride'], side),
-    patch=work.encoder.patch,
+    stride=min(options['stride'], side),
+    patch=inputs.encoder.patch,
   )
 
 
-def cells(work: TaskInputs, shape: tuple[int, ...]) -> int:
-  """Patches in all views of an image of `shape` (H, W) for zero-shot masks."""
-  segmenter = _segmenter(work, np.zeros((1, 1)))
-  size = segmenter.size(*shape)
-  seen = size if segmenter.mode == 'whole' else (segmenter.side,) * 2
-  return _views(segmenter, size) * int(np.prod([n // segmenter.patch for n in seen]))
+def cells(inputs: TaskInputs, shape: tuple[int, ...]) -> int:
+  """Patches in all views of an image of `shape` (H, W)."""
+  # How an image is seen does not depend on the classes, whose texts need the encoder.
+  segmenter = _segmenter(inputs, np.zeros((1, 1)))
+  patches = 0
+  for rows, columns in segmenter.places(*segmenter.size(*shape)):
+    height = (rows.stop - rows.start) // segmenter.patch
+    patches += height * ((columns.stop - columns.start) // segmenter.patch)
+  return patches
 
 
-class _View:
-  """View `number` of an image as a Segmenter wants it: the whole, or a window."""
-
-  def __init__(self, segmenter, number):
-    self._segmenter, self._number = segmenter, number
-
-  def __call__(self, record):
-    return self._segmenter.views(splits.decode(record))[self._number]
-
-
-def _views(segmenter, size):
-  if segmenter.mode == 'whole':
-    return 1
-  return len(list(windows(*size, segmenter.side, segmenter.stride)))
-
-
-def _by_shape(source, numbers, segmenter):
-  """Numbers of the readable records by the size that their images are resized to."""
-  groups = {}
-  for number in numbers.tolist():
-    try:
-      height, width = splits.header(source[number])
-    except ValueError as error:
-      logging.warning('evaluation leaves out record %d, which cannot be read: %s', number, error)
-    else:
-      groups.setdefault(segmenter.size(height, width), []).append(number)
-  return {size: np.array(group) for size, group in sorted(groups.items())}
-
-
-def _draw(result: Result) -> bytes | None:
-  from tips_jax.evals.report import plotting  # matplotlib is slow to import
-
-  return plotting.segmented(result, overlay=True)
+def _view(segmenter, number, record):
+  """View `number` of the image of a record."""
+  return segmenter.views(splits.decode(record))[number]
 
 
 SPEC = TaskSpec(
@@ -352,7 +327,7 @@ SPEC = TaskSpec(
   ),
   measure=measure,
   metrics=SEGMENTATION_METRICS,
-  draw=_draw,
+  draw=drawing.overlaid,
   roles=('test',),
   outputs=('value_patch',),
   annotation='mask',
