@@ -41,9 +41,8 @@ def attention(
     key_mask: [B, T] bool, True where a key may be read; at least one of each row.
     interpret: run the kernel's body without a TPU.
   """
-  if key_mask is None:
-    bias = None
-  else:
+  bias = None
+  if key_mask is not None:
     bias = jnp.where(key_mask, 0.0, _NEVER)[..., None].astype(jnp.float32)
   return _attention(heads, interpret, q, k, v, bias)
 
@@ -66,12 +65,18 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _call(kernel, heads, interpret, arrays, bias, *, outputs):
+  """Runs a kernel over the batch, as many sequences at once as make a block."""
   b, t, d = arrays[0].shape
   size = t * d * arrays[0].dtype.itemsize
   block = max(n for n in range(1, b + 1) if b % n == 0 and n * size <= max(_BLOCK, size))
   whole = pl.BlockSpec((block, t, d), lambda i: (i, 0, 0))
-  column = pl.BlockSpec((block, t, 1), lambda i: (i, 0, 0))
+  in_specs = [whole] * len(arrays)
+  operands = list(arrays)
+  if bias is not None:
+    in_specs.append(pl.BlockSpec((block, t, 1), lambda i: (i, 0, 0)))
+    operands.append(bias)
   products = {1: 2, 3: 5}[outputs]
+  # XLA cannot see into a kernel: it plans what to overlap with it by these numbers.
   cost = pl.CostEstimate(
     flops=products * 2 * b * t * t * d,
     transcendentals=b * heads * t * t,
@@ -82,23 +87,103 @@ def _call(kernel, heads, interpret, arrays, bias, *, outputs):
     functools.partial(kernel, heads=heads, masked=bias is not None),
     name=kernel.__name__.strip('_') + '_attention',
     grid=(b // block,),
-    in_specs=[whole] * len(arrays) + [column] * (bias is not None),
+    in_specs=in_specs,
     out_specs=[whole] * outputs,
     out_shape=[like] * outputs,
     scratch_shapes=[pltpu.VMEM((d, t), arrays[0].dtype)] * 2,
     cost_estimate=cost,
-    interpret=pltpu.InterpretParams() if interpret else False,
+    interpret=interpret and pltpu.InterpretParams(),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',), vmem_limit_bytes=_VMEM),
-  )(*arrays, *([bias] if bias is not None else []))
+  )(*operands)
+
+
+def _forward(q_ref, k_ref, v_ref, *refs, heads, masked):
+  bias_ref, y_ref, v_turned, y_turned = _with_bias(refs, masked)
+  block, t, d = q_ref.shape
+  size = d // heads
+
+  def sequence(i, carry):
+    bias = _bias(bias_ref, i)
+    v_turned[...] = v_ref[i].T
+    for lanes, group in _windows(heads, d):
+      for h in group:
+        # Zeros in the lanes of other heads leave them out of the sum, and nothing is moved.
+        k = jnp.where(_lanes_of(h, h, size, lanes), k_ref[i, :, lanes], 0)
+        rows = slice(h * size, (h + 1) * size)
+        for queries in _queries(t):
+          p, inverse = _weights(k, q_ref[i, queries, lanes], bias, size**-0.5)
+          # Divided after the product: it has fewer rows than there are keys.
+          y = _dot(v_turned[rows], p.astype(k.dtype), (1, 0)) * inverse
+          y_turned[rows, queries] = y.astype(k.dtype)
+    y_ref[i] = y_turned[...].T
+    return carry
+
+  lax.fori_loop(0, block, sequence, 0)
+
+
+def _backward(q_ref, k_ref, v_ref, dy_ref, *refs, heads, masked):
+  bias_ref, dq_ref, dk_ref, dv_ref, k_turned, dq_turned = _with_bias(refs, masked)
+  block, t, d = q_ref.shape
+  size = d // heads
+  scale = size**-0.5
+
+  def sequence(i, carry):
+    bias = _bias(bias_ref, i)
+    k_turned[...] = k_ref[i].T
+    for lanes, group in _windows(heads, d):
+      dk = dv = 0.0
+      for h in group:
+        mine = _lanes_of(h, h, size, lanes)
+        k = jnp.where(mine, k_ref[i, :, lanes], 0)
+        v = jnp.where(mine, v_ref[i, :, lanes], 0)
+        rows = slice(h * size, (h + 1) * size)
+        for queries in _queries(t):
+          q = q_ref[i, queries, lanes]
+          dy = dy_ref[i, queries, lanes]
+          p, inverse = _weights(k, q, bias, scale)
+          p = p * inverse
+          dp = _dot(v, dy, (1, 1))
+          # Of softmax: ds = p (dp - sum p dp).
+          ds = (p * ((dp - (p * dp).sum(axis=0, keepdims=True)) * scale)).astype(q.dtype)
+          dq_turned[rows, queries] = _dot(k_turned[rows], ds, (1, 0)).astype(q.dtype)
+          # In float32 until all queries of all heads of the window are in.
+          dk += _dot(ds, jnp.where(mine, q, 0), (1, 0))
+          dv += _dot(p.astype(q.dtype), jnp.where(mine, dy, 0), (1, 0))
+      _store(dk_ref, i, lanes, group, size, dk)
+      _store(dv_ref, i, lanes, group, size, dv)
+    dq_ref[i] = dq_turned[...].T
+    return carry
+
+  lax.fori_loop(0, block, sequence, 0)
+
+
+def _with_bias(refs, masked):
+  """The references of a kernel, None in the place of a bias that there is not."""
+  if masked:
+    return refs
+  return None, *refs
+
+
+def _bias(ref, i):
+  if ref is None:
+    return None
+  return ref[i]
 
 
 def _windows(heads, width):
   """(aligned lanes, heads whose lanes lie in exactly these) from left to right."""
-  size, found = width // heads, {}
+  size = width // heads
+  windows = {}
   for h in range(heads):
-    begin, end = h * size // _LANES * _LANES, -(-(h + 1) * size // _LANES) * _LANES
-    found.setdefault((begin, min(end, width)), []).append(h)
-  return [(slice(*lanes), own) for lanes, own in found.items()]
+    begin = h * size // _LANES * _LANES
+    end = min(pl.cdiv((h + 1) * size, _LANES) * _LANES, width)
+    windows.setdefault((begin, end), []).append(h)
+  return [(slice(*lanes), group) for lanes, group in windows.items()]
+
+
+def _queries(t):
+  """Slices of the queries whose logits are held at once."""
+  return [slice(first, min(first + _QUERIES, t)) for first in range(0, t, _QUERIES)]
 
 
 def _lanes_of(first, last, size, lanes):
@@ -115,79 +200,20 @@ def _dot(a, b, contract):
 
 
 def _weights(k, q, bias, scale):
-  """(exp(logits - max), 1 / sum) with keys along sublanes, so that sums over keys need no shuffling
-  of lanes.
+  """(exp(logits - max), 1 / sum), keys along sublanes: sums over keys need no shuffling of
+  lanes.
   """
   logits = _dot(k, q, (1, 1))
   if bias is not None:
     logits = logits + bias
+  # The chip computes powers of two: the change of base and the scale are one product.
   p = jnp.exp2((logits - logits.max(axis=0, keepdims=True)) * (scale * math.log2(math.e)))
   return p, 1 / p.sum(axis=0, keepdims=True)
 
 
-def _store(ref, i, lanes, own, size, value):
+def _store(ref, i, lanes, group, size, value):
   """Writes the lanes of some heads; what others wrote beside them stays."""
   value = value.astype(ref.dtype)
-  if len(own) * size < lanes.stop - lanes.start:
-    value = jnp.where(_lanes_of(own[0], own[-1], size, lanes), value, ref[i, :, lanes])
+  if len(group) * size < lanes.stop - lanes.start:
+    value = jnp.where(_lanes_of(group[0], group[-1], size, lanes), value, ref[i, :, lanes])
   ref[i, :, lanes] = value
-
-
-def _forward(q_ref, k_ref, v_ref, *refs, heads, masked):
-  bias_ref, y_ref, v_turned, y_turned = refs if masked else (None, *refs)
-  block, t, d = q_ref.shape
-  size = d // heads
-
-  def one(i, _):
-    bias = bias_ref[i] if masked else None
-    v_turned[...] = v_ref[i].T
-    for lanes, own in _windows(heads, d):
-      for h in own:
-        k = jnp.where(_lanes_of(h, h, size, lanes), k_ref[i, :, lanes], 0)
-        rows = slice(h * size, (h + 1) * size)
-        for some in _some(t):
-          p, inverse = _weights(k, q_ref[i, some, lanes], bias, size**-0.5)
-          y_turned[rows, some] = (_dot(v_turned[rows], p.astype(k.dtype), (1, 0)) * inverse).astype(
-            k.dtype
-          )
-    y_ref[i] = y_turned[...].T
-    return _
-
-  lax.fori_loop(0, block, one, 0)
-
-
-def _backward(q_ref, k_ref, v_ref, dy_ref, *refs, heads, masked):
-  bias_ref, dq_ref, dk_ref, dv_ref, k_turned, dq_turned = refs if masked else (None, *refs)
-  block, t, d = q_ref.shape
-  size = d // heads
-  scale = size**-0.5
-
-  def one(i, _):
-    bias = bias_ref[i] if masked else None
-    k_turned[...] = k_ref[i].T
-    for lanes, own in _windows(heads, d):
-      dk = dv = 0.0
-      for h in own:
-        mine = lambda x, h=h, lanes=lanes: jnp.where(_lanes_of(h, h, size, lanes), x, 0)
-        k, v = mine(k_ref[i, :, lanes]), mine(v_ref[i, :, lanes])
-        rows = slice(h * size, (h + 1) * size)
-        for some in _some(t):
-          q, dy = q_ref[i, some, lanes], dy_ref[i, some, lanes]
-          p, inverse = _weights(k, q, bias, scale)
-          p = p * inverse
-          dp = _dot(v, dy, (1, 1))
-          ds = (p * ((dp - (p * dp).sum(axis=0, keepdims=True)) * scale)).astype(q.dtype)
-          dq_turned[rows, some] = _dot(k_turned[rows], ds, (1, 0)).astype(q.dtype)
-          dk += _dot(ds, mine(q), (1, 0))
-          dv += _dot(p.astype(q.dtype), mine(dy), (1, 0))
-      _store(dk_ref, i, lanes, own, size, dk)
-      _store(dv_ref, i, lanes, own, size, dv)
-    dq_ref[i] = dq_turned[...].T
-    return _
-
-  lax.fori_loop(0, block, one, 0)
-
-
-def _some(t):
-  """Slices of the queries whose logits are held at once."""
-  return [slice(first, min(first + _QUERIES, t)) for first in range(0, t, _QUERIES)]

@@ -41,32 +41,39 @@ class DINOHead(nn.Module):
   def flops(config: schema.DINOHead, inputs: Shapes) -> float:
     """With the logits, which the loss forms."""
     rows = math.prod(DINOHead.outputs(config, inputs)['z'][:-1])
-    widths = [*DINOHead._widths(config), config.prototypes]
-    return 2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
+    weights = config.bottleneck * config.prototypes
+    for width_in, width_out in DINOHead._shapes(config):
+      weights += width_in * width_out
+    return 2 * rows * weights
 
   @staticmethod
-  def _widths(config):
-    return [config.width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
+  def _shapes(config):
+    """[(width in, width out)] of the layers."""
+    widths = [config.width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
+    return list(zip(widths, widths[1:]))
 
   @nn.compact
   def __call__(self, tokens, masked_indices=None):
     c = self.config
-    if self.is_initializing():  # the loss reads them
+    # The head owns the prototypes, but only the loss reads them: no logits are formed here.
+    if self.is_initializing():
       self.param('prototypes', _init, (c.bottleneck, c.prototypes))
     x = tokens.astype(self.compute.dtype)
     if masked_indices is not None:
-      x = layers.gather_tokens(layers.merge_views(x), layers.merge_views(masked_indices)).reshape(
-        *masked_indices.shape, -1
-      )
-    widths = self._widths(c)
-    for i, shape in enumerate(zip(widths, widths[1:])):
-      x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(nn.gelu(x) if i else x)
+      # Before the MLP, so that it computes nothing for patches without a loss.
+      index = layers.merge_views(masked_indices)
+      x = layers.gather_tokens(layers.merge_views(x), index).reshape(*masked_indices.shape, -1)
+    for i, shape in enumerate(self._shapes(c)):
+      if i:
+        x = nn.gelu(x)
+      x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(x)
     return {'z': unit(x)}
 
 
 class ProjectionHead(nn.Module):
-  """Linear projection to a joint space, no bias. Input: x [..., D]. Output: `embedding` [...,
-  E].
+  """Linear projection to a joint space (CLIP, arXiv 2103.00020, section 2.3), no bias.
+
+  Input: x [..., D]. Output: `embedding` [..., E].
   """
 
   config: schema.ProjectionHead
@@ -89,10 +96,10 @@ class ProjectionHead(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    init = nn.initializers.normal(1 / math.sqrt(self.config.width))
-    kernel = layers.weight(
-      self, 'kernel', init, (self.config.width, self.config.output), jnp.float32
-    )
+    c = self.config
+    init = nn.initializers.normal(1 / math.sqrt(c.width))
+    # float32, whatever the towers compute in: the cosine is divided by a small temperature.
+    kernel = layers.weight(self, 'kernel', init, (c.width, c.output), jnp.float32)
     return {'embedding': x.astype(jnp.float32) @ kernel}
 
 
@@ -119,6 +126,7 @@ class Logit(nn.Module):
 
   @nn.compact
   def __call__(self):
+    # The logarithm, so that no update can make the temperature negative.
     self.param('log_temperature', nn.initializers.constant(math.log(self.config.temperature)), ())
     if self.config.bias is not None:
       self.param('bias', nn.initializers.constant(self.config.bias), ())
@@ -128,4 +136,5 @@ class Logit(nn.Module):
 def unit(x: jax.Array) -> jax.Array:
   """x / |x| over the last axis, in float32; the zero vector stays zero, with a finite gradient."""
   x = x.astype(jnp.float32)
+  # The bound is inside of the root, whose gradient at zero would be infinite.
   return x * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12)))

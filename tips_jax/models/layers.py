@@ -2,6 +2,7 @@
 `compute`.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ def weight(
   """A parameter of a module, in `dtype`; put together here if the devices hold parts of it."""
   if module.is_initializing():
     return module.param(name, init, shape).astype(dtype)
+  # Not by module.param: it would compare the shape with that of a part.
   value = parallel.whole(module.get_variable('params', name), dtype)
   if value.shape != tuple(shape):
     raise ValueError(
@@ -50,13 +52,11 @@ plus.defvjp(lambda x, bias_D: (x + bias_D, None), lambda _, dy: (dy, _sum_rows(d
 
 
 def _sum_rows(x):
-  ones = jax.lax.optimization_barrier(
-    jnp.ones(x.shape[:-1], x.dtype)
-  )  # seen through, it is a reduction again
-  lead = tuple(range(x.ndim - 1))
-  return jax.lax.dot_general(
-    ones, x, ((lead, lead), ((), ())), preferred_element_type=jnp.float32
-  ).astype(x.dtype)
+  # Behind a barrier: a compiler that sees the ones makes a reduction of the product again.
+  ones = jax.lax.optimization_barrier(jnp.ones(x.shape[:-1], x.dtype))
+  rows = tuple(range(x.ndim - 1))
+  total = jax.lax.dot_general(ones, x, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+  return total.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -118,8 +118,11 @@ class Norm(nn.Module):
   def __call__(self, x):
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
+    # Both moments in one reading of x; the difference may round below zero.
     variance = jnp.maximum(0.0, (y * y).mean(-1, keepdims=True) - mean * mean)
-    return ((y - mean) * (jax.lax.rsqrt(variance + 1e-6) * self.scale) + self.bias).astype(x.dtype)
+    y = y - mean
+    y = y * (jax.lax.rsqrt(variance + 1e-6) * self.scale) + self.bias
+    return y.astype(x.dtype)
 
 
 class Dropout(nn.Module):
@@ -133,10 +136,11 @@ class Dropout(nn.Module):
     if rows_B is None or not self.rate:
       return x
     key = self.make_rng('dropout')
-    draw = lambda row: jax.random.bernoulli(
-      jax.random.fold_in(key, row), 1 - self.rate, x.shape[1:]
-    )
-    return jnp.where(jax.vmap(draw)(rows_B), x / (1 - self.rate), 0).astype(x.dtype)
+
+    def kept(row):
+      return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(rows_B), x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -151,11 +155,15 @@ class Attention(nn.Module):
 
   def setup(self) -> None:
     shape = (self.width, self.width)
-    self.query, self.key, self.value = (Projection(shape, self.dtype) for _ in range(3))
+    self.query = Projection(shape, self.dtype)
+    self.key = Projection(shape, self.dtype)
+    self.value = Projection(shape, self.dtype)
     self.out = Dense(shape, self.dtype)
 
   def __call__(self, x_BTD, key_mask=None):
-    q, k, v = (keep(project(x_BTD)) for project in (self.query, self.key, self.value))
+    q = keep(self.query(x_BTD))
+    k = keep(self.key(x_BTD))
+    v = keep(self.value(x_BTD))
     y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
     return self.out(keep(y))
 
@@ -173,17 +181,21 @@ class Mlp(nn.Module):
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    dense = lambda *shape: Dense(shape, self.dtype, bias_init=_tiny)
-    self.up, self.down = dense(self.width, self.hidden), dense(self.hidden, self.width)
+    inward = (self.width, self.hidden)
+    self.up = Dense(inward, self.dtype, bias_init=_tiny)
+    self.down = Dense(inward[::-1], self.dtype, bias_init=_tiny)
     if self.kind == 'swiglu':
-      self.gate = dense(self.width, self.hidden)
+      self.gate = Dense(inward, self.dtype, bias_init=_tiny)
 
   def __call__(self, x):
     up = keep(self.up(x))
-    if self.kind == 'swiglu':
-      h = nn.swish(keep(self.gate(x))) * up
-    else:
-      h = {'gelu': nn.gelu, 'relu': nn.relu}[self.kind](up)
+    match self.kind:
+      case 'gelu':
+        h = nn.gelu(up)
+      case 'relu':
+        h = nn.relu(up)
+      case 'swiglu':
+        h = nn.swish(keep(self.gate(x))) * up
     return self.down(stored(h))
 
 
@@ -203,7 +215,8 @@ class Block(nn.Module):
 
   def setup(self) -> None:
     dtype = jnp.dtype(self.compute.dtype)
-    self.norm1, self.norm2 = Norm(self.width), Norm(self.width)
+    self.norm1 = Norm(self.width)
+    self.norm2 = Norm(self.width)
     self.attention = Attention(self.width, self.heads, dtype, self.compute.attention)
     self.mlp = Mlp(self.width, self.hidden, self.ffn, dtype)
     self.drop = Dropout(self.dropout)
@@ -216,6 +229,7 @@ class Block(nn.Module):
   ) -> jax.Array:
     x = keep(x_BTD + self.drop(self.attention(self.norm1(x_BTD), key_mask), rows_B))
     y = self.mlp(self.norm2(x))
+    # As the official text tower: padding goes through the layers without their MLPs.
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
     return x + self.drop(y, rows_B)
@@ -244,25 +258,38 @@ class Blocks(nn.Module):
 
   @nn.compact
   def __call__(self, xs, key_masks=None, rows=None):
-    c, block, none = self.compute, Block, (None,) * len(xs)
-    if c.remat != 'none':
-      policy = {'products': jax.checkpoint_policies.save_only_these_names('kept'), 'full': None}[
-        c.remat
-      ]
-      block = nn.remat(Block, prevent_cse=not c.scan, policy=policy)
-    body = lambda m, xs, _: (m(xs, key_masks or none, rows or none), None)
+    none = (None,) * len(xs)
+    block = _rematerialized(self.compute)(
+      self.width, self.heads, self.mlp, self.ffn, self.dropout, self.compute, name='blocks'
+    )
+
+    def layer(block, xs, _):
+      return block(xs, key_masks or none, rows or none), None
+
+    unroll = self.depth
+    if self.compute.scan:  # one compiled block: compile time does not grow with the depth
+      unroll = 1
     loop = nn.scan(
-      body,
+      layer,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       length=self.depth,
-      unroll=1 if c.scan else self.depth,
+      unroll=unroll,
     )
-    return loop(
-      block(self.width, self.heads, self.mlp, self.ffn, self.dropout, c, name='blocks'),
-      tuple(xs),
-      None,
-    )[0]
+    return loop(block, tuple(xs), None)[0]
+
+
+def _rematerialized(compute):
+  """Block, which keeps for the backward pass what `compute.remat` says."""
+  # Merged with the forward pass again, nothing would be saved; in a loop it cannot be.
+  remat = functools.partial(nn.remat, Block, prevent_cse=not compute.scan)
+  match compute.remat:
+    case 'none':
+      return Block
+    case 'products':
+      return remat(policy=jax.checkpoint_policies.save_only_these_names('kept'))
+    case 'full':
+      return remat()
 
 
 def gather_tokens(x_BPD: jax.Array, index_BM: jax.Array) -> jax.Array:
@@ -289,9 +316,6 @@ def stack_flops(width: int, depth: int, mlp: int, ffn: str, tokens: int) -> floa
   """Forward FLOPs of a stack of blocks on one sequence: 2 per weight and token, attention 4 N^2 D;
   normalization and softmax are left out.
   """
-  projections = 4 * width**2
-  layers_of_mlp = 2
-  if ffn == 'swiglu':  # gate, up and down
-    layers_of_mlp = 3
-  weights = projections + layers_of_mlp * width * mlp
+  matrices = {'gelu': 2, 'relu': 2, 'swiglu': 3}[ffn]  # SwiGLU: gate, up and down
+  weights = 4 * width**2 + matrices * width * mlp
   return depth * (2 * weights * tokens + 4 * tokens**2 * width)

@@ -39,27 +39,34 @@ class TextTower(nn.Module):
     [tokens] = inputs['ids']
     return layers.stack_flops(config.width, config.depth, config.mlp, 'relu', tokens)
 
-  @nn.compact
-  def __call__(self, *inputs):
-    c, dtype = self.config, jnp.dtype(self.compute.dtype)
+  def setup(self) -> None:
+    c = self.config
+    dtype = jnp.dtype(self.compute.dtype)
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    table = layers.weight(self, 'embedding', init, (c.vocab, c.width), dtype)
     # float32 again before the look-up: a word's gradient is a sum over all its places.
-    table = layers.weight(self, 'embedding', init, (c.vocab, c.width), dtype).astype(jnp.float32)
-    drop, rows = layers.Dropout(c.dropout), [one.get('rows') for one in inputs]
+    self.embedding = table.astype(jnp.float32)
+    self.drop = layers.Dropout(c.dropout)
+    self.encoder = layers.Blocks(c.width, c.depth, c.heads, c.mlp, 'relu', c.dropout, self.compute)
+    self.norm = layers.Norm(c.width)
+
+  def __call__(self, *inputs):
+    rows = [one.get('rows') for one in inputs]
     keep = [one['ids'] != 0 for one in inputs]
-    xs = [
-      table[one['ids']] * math.sqrt(c.width) + layers.sincos_positions(one['ids'].shape[1], c.width)
-      for one in inputs
-    ]
-    xs = [drop(x.astype(dtype), r) for x, r in zip(xs, rows)]
-    # Attention over no key at all would be NaN; such a row reads its padding and is zeroed below.
+    xs = [self.tokens(**one) for one in inputs]
+    # Attention over no key at all would be NaN; such a row reads its padding, and `mean` drops it.
     read = [k | ~k.any(axis=1, keepdims=True) for k in keep]
-    xs = layers.Blocks(
-      c.width, c.depth, c.heads, c.mlp, 'relu', c.dropout, self.compute, name='encoder'
-    )(xs, read, rows)
-    norm = layers.Norm(c.width, name='norm')
-    xs = [norm(x).astype(jnp.float32) * k[..., None] for x, k in zip(xs, keep)]
-    return [
-      {'text': x.sum(axis=1) / jnp.maximum(k.sum(axis=1, keepdims=True), 1)}
-      for x, k in zip(xs, keep)
-    ]
+    xs = self.encoder(xs, read, rows)
+    return [{'text': self.mean(x, k)} for x, k in zip(xs, keep)]
+
+  def tokens(self, ids: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+    """What the first block reads: [B, T, D]."""
+    # Scaled to the size of the positions: initial embeddings are of length one.
+    x = self.embedding[ids] * math.sqrt(self.config.width)
+    x = x + layers.sincos_positions(ids.shape[1], self.config.width)
+    return self.drop(x.astype(self.compute.dtype), rows)
+
+  def mean(self, x_BTD: jax.Array, keep_BT: jax.Array) -> jax.Array:
+    """Mean over the words, padding left out: [B, D] float32."""
+    x = self.norm(x_BTD).astype(jnp.float32) * keep_BT[..., None]
+    return x.sum(axis=1) / jnp.maximum(keep_BT.sum(axis=1, keepdims=True), 1)

@@ -1,5 +1,7 @@
 """Name -> module: builds, initializes and applies any tower of the schema."""
 
+import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -61,9 +63,16 @@ def inspect(
   numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h, w, D], first CLS [B,
   D]) after each. values: adds 'value_patch' [B, h, w, E], as in `vit.inspect`, in the joint space.
   """
-  h, w = (-(-s // tower.patch) for s in images_BHWC.shape[1:3])
-  token = lambda x: x[:, 0].astype(jnp.float32)
-  grid = lambda x: token(x).reshape(len(images_BHWC), h, w, -1)
+  images, height, width, _ = images_BHWC.shape
+  h = math.ceil(height / tower.patch)
+  w = math.ceil(width / tower.patch)
+
+  def token(x):
+    return x[:, 0].astype(jnp.float32)  # of the one view
+
+  def grid(x):
+    return token(x).reshape(images, h, w, -1)
+
   out = vit.inspect(
     params,
     tower,
@@ -72,26 +81,30 @@ def inspect(
     intermediate_layers=intermediate_layers,
     values=values,
   )
-  found = {name: token(out[name]) for name in tower.cls}
-  found |= {'patch': grid(out['patch']), 'embedding': project(found[cls])}
+  features = {name: token(out[name]) for name in tower.cls}
+  features['patch'] = grid(out['patch'])
+  features['embedding'] = project(features[cls])
   if intermediate_layers:
-    found['intermediate_layers'] = tuple(
-      (grid(t['patch']), token(t[tower.cls[0]])) for t in out['intermediate_layers']
+    features['intermediate_layers'] = tuple(
+      (grid(layer['patch']), token(layer[tower.cls[0]])) for layer in out['intermediate_layers']
     )
-  return found | ({'value_patch': project(grid(out['value_patch']))} if values else {})
+  if values:
+    features['value_patch'] = project(grid(out['value_patch']))
+  return features
 
 
 def init(name: str, tower: schema.Tower, *, seed: int) -> dict[str, Any]:
   """Float32 parameters of one tower; the same for a name and seed whatever other towers there
   are.
   """
+  # A checksum is the same in every process; Python's hash is not.
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
   kind = module(tower)
-  made = kind(tower, schema.Compute(dtype='float32'))
+  initialize = kind(tower, schema.Compute(dtype='float32')).init
   example = inputs(tower)
   if kind.TOGETHER:
-    return made.init(key, example)['params']
-  return made.init(key, **example)['params']
+    return initialize(key, example)['params']
+  return initialize(key, **example)['params']
 
 
 def apply(
@@ -120,11 +133,12 @@ def apply_all(
 ) -> list[dict[str, jax.Array]]:
   """Output dicts of one tower for several dicts of inputs, each on the same rows."""
   kind = module(tower)
-  made = kind(tower, compute)
+  call = functools.partial(kind(tower, compute).apply, {'params': params})
   if not kind.TOGETHER:
-    return [made.apply({'params': params}, **one) for one in inputs]
+    return [call(**one) for one in inputs]
   rngs = {}
   if rng is not None and getattr(tower, 'dropout', 0.0):
     rngs = {'dropout': rng}
+    # Numbers that no other row of any of the inputs has: two texts of an image drop other units.
     inputs = [one | {'rows': rows * len(inputs) + i} for i, one in enumerate(inputs)]
-  return made.apply({'params': params}, *inputs, rngs=rngs)
+  return call(*inputs, rngs=rngs)

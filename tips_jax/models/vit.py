@@ -26,9 +26,9 @@ def patches(images_BHWC: jax.Array, patch: int) -> jax.Array:
 def positions(table_1GGD: jax.Array, h: int, w: int) -> jax.Array:
   """[1, h, w, D]: the table, resized (bilinear, antialiased) where the grid differs from it."""
   _, gh, gw, d = table_1GGD.shape
-  return (
-    table_1GGD if (gh, gw) == (h, w) else jax.image.resize(table_1GGD, (1, h, w, d), 'bilinear')
-  )
+  if (gh, gw) == (h, w):
+    return table_1GGD
+  return jax.image.resize(table_1GGD, (1, h, w, d), 'bilinear')
 
 
 class ViT(nn.Module):
@@ -71,17 +71,19 @@ class ViT(nn.Module):
     return views * (blocks + 2 * 3 * config.patch**2 * width * patches)
 
   def setup(self) -> None:
-    c, dtype, d = self.config, jnp.dtype(self.compute.dtype), self.config.width
+    c = self.config
+    d = c.width
+    dtype = jnp.dtype(self.compute.dtype)
+    zeros = nn.initializers.zeros
     self.embedding = PatchEmbedding(c, dtype)
-    self.mask_token = (
-      layers.weight(self, 'mask_token', nn.initializers.zeros, (1, d), dtype)
-      if c.mask_token
-      else None
-    )
+    if c.mask_token:
+      self.mask_token = layers.weight(self, 'mask_token', zeros, (1, d), dtype)
+    # float32 until it is resized: rounding first would be resized too.
     init = nn.initializers.normal(1 / math.sqrt(d))
     self.posembed = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
-    self.cls = layers.weight(self, 'cls', nn.initializers.zeros, (1, len(c.cls), d), dtype)
-    self.encoder, self.norm = _blocks(c, self.compute, c.depth), layers.Norm(d)
+    self.cls = layers.weight(self, 'cls', zeros, (1, len(c.cls), d), dtype)
+    self.encoder = _blocks(c, self.compute, c.depth)
+    self.norm = layers.Norm(d)
 
   def __call__(self, *inputs):
     xs = self.encoder([self.tokens(**one) for one in inputs])
@@ -96,14 +98,18 @@ class ViT(nn.Module):
     if mask is not None:
       x = jnp.where(layers.merge_views(mask).reshape(n, h, w, 1), self.mask_token, x)
     x = (x + positions(self.posembed, h, w).astype(x.dtype)).reshape(n, h * w, d)
+    # After the positions: a patch that is left must still know where it is.
     if visible is not None:
       x = layers.gather_tokens(x, layers.merge_views(visible))
+    # CLS tokens have no place in the image, so they get no position.
     return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
 
   def split(self, x: jax.Array, lead: tuple[int, int]) -> dict[str, jax.Array]:
     """Tokens after a block -> an output; lead: (B, V)."""
-    x, names = self.norm(x).reshape(*lead, *x.shape[1:]), self.config.cls
-    return {name: x[:, :, i] for i, name in enumerate(names)} | {'patch': x[:, :, len(names) :]}
+    x = self.norm(x).reshape(*lead, *x.shape[1:])
+    names = self.config.cls
+    tokens = {name: x[:, :, i] for i, name in enumerate(names)}
+    return tokens | {'patch': x[:, :, len(names) :]}
 
 
 def _blocks(c, compute, depth):
@@ -128,60 +134,75 @@ def inspect(
   last block that mixes no tokens, where each token's attention is its own value (MaskCLIP, arXiv
   2112.01071, section 3.2). Raises ValueError for a layer that there is not.
   """
-  c, depth = tower, tower.depth
+  depth = tower.depth
   if not all(0 <= layer < depth for layer in intermediate_layers):
     raise ValueError(
       f'intermediate_layers: got {tuple(intermediate_layers)}; expected numbers of blocks from 0 '
       f'to {depth - 1}'
     )
-  run = lambda method, *args: ViT(c, compute).apply({'params': params}, *args, method=method)
 
-  def split(x):
-    return run('split', x, images.shape[:2])
+  def run(method, *args):
+    return ViT(tower, compute).apply({'params': params}, *args, method=method)
 
-  after, start = {0: run('tokens', images)}, 0  # number of blocks done -> tokens
-  for stop in sorted(
-    {layer + 1 for layer in intermediate_layers}
-    | {depth}
-    | ({depth - 1} - {0} if values else set())
-  ):
-    part = jax.tree.map(lambda p, run=slice(start, stop): p[run], params['encoder'])
-    [after[stop]] = _blocks(c, compute, stop - start).apply({'params': part}, [after[start]])
-    start = stop
-  out = split(after[depth])
-  if intermediate_layers:
-    out['intermediate_layers'] = tuple(split(after[layer + 1]) for layer in intermediate_layers)
+  def output(tokens):
+    return run('split', tokens, images.shape[:2])
+
+  # The stack is cut where something is read, so that no block is computed twice.
+  stops = {layer + 1 for layer in intermediate_layers} | {depth}
   if values:
-    block = layers.Block(c.width, c.heads, c.mlp, c.ffn, 0.0, compute)
-    last = jax.tree.map(lambda p: p[-1], params['encoder']['blocks'])
-    out['value_patch'] = split(block.apply({'params': last}, after[depth - 1], method='values'))[
-      'patch'
-    ]
+    stops.add(depth - 1)
+  after = {0: run('tokens', images)}  # number of blocks done -> tokens
+  done = 0
+  for stop in sorted(stops - {0}):
+    part = _layers(params, slice(done, stop))
+    [after[stop]] = _blocks(tower, compute, stop - done).apply({'params': part}, [after[done]])
+    done = stop
+  out = output(after[depth])
+  if intermediate_layers:
+    out['intermediate_layers'] = tuple(output(after[layer + 1]) for layer in intermediate_layers)
+  if values:
+    block = layers.Block(tower.width, tower.heads, tower.mlp, tower.ffn, 0.0, compute)
+    last = _layers(params, -1)['blocks']
+    tokens = block.apply({'params': last}, after[depth - 1], method='values')
+    out['value_patch'] = output(tokens)['patch']
   return out
 
 
+def _layers(params, part):
+  """Parameters of some blocks: the first axis of each is the layer."""
+  return jax.tree.map(lambda p: p[part], params['encoder'])
+
+
 class PatchEmbedding(nn.Module):
+  """Linear embedding of patches [B, h, w, D] of images [B, H, W, 3]."""
+
   config: schema.ViT
   dtype: jnp.dtype
 
   def setup(self) -> None:
-    p, d = self.config.patch, self.config.width
-    self.kernel = layers.weight(self, 'kernel', self._init, (p, p, 3, d), self.dtype)
-    bias = (
-      (lambda *_: -self.kernel.sum((0, 1, 2)) / 2)
-      if self.config.centered
-      else nn.initializers.zeros
-    )
-    self.bias = layers.weight(self, 'bias', bias, (d,), self.dtype)
+    p = self.config.patch
+    d = self.config.width
+    self.kernel = layers.weight(self, 'kernel', self._init_kernel, (p, p, 3, d), self.dtype)
+    self.bias = layers.weight(self, 'bias', self._init_bias, (d,), self.dtype)
 
-  def _init(self, key, shape):
+  # `centered`: initial weights that read x in [0, 1] as 4 x - 2, by the kernel and the bias.
+
+  def _init_kernel(self, key, shape):
     kernel = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)(key, shape)
-    return kernel * 4 if self.config.centered else kernel
+    if self.config.centered:
+      return kernel * 4
+    return kernel
+
+  def _init_bias(self, key, shape):
+    if self.config.centered:
+      return -self.kernel.sum((0, 1, 2)) / 2
+    return jnp.zeros(shape)
 
   def __call__(self, images_BHWC):
     x = patches(images_BHWC, self.config.patch).astype(self.dtype)
     x = jnp.einsum('bhwpqc,pqcd->bhwd', x, self.kernel)
-    if images_BHWC.dtype == jnp.uint8:  # 0..255 is exact in bfloat16; the scale comes after the sum
+    # 0..255 is exact in bfloat16, n / 255 is not: the scale comes after the sum.
+    if images_BHWC.dtype == jnp.uint8:
       x = x / 255
     return x + self.bias
 
@@ -220,25 +241,25 @@ class PixelDecoder(nn.Module):
 
   @nn.compact
   def __call__(self, patch, visible, mask):
-    c, dtype = self.config, jnp.dtype(self.compute.dtype)
-    lead, width = patch.shape[:2], c.decoder_width
-    index, hidden = layers.merge_views(visible), layers.merge_views(mask)
+    c = self.config
+    dtype = jnp.dtype(self.compute.dtype)
+    width = c.decoder_width
+    index = layers.merge_views(visible)
+    hidden = layers.merge_views(mask)
     x = layers.Dense((c.width, width), dtype, name='embed')(layers.merge_views(patch).astype(dtype))
     token = layers.weight(self, 'mask_token', nn.initializers.normal(0.02), (1, 1, width), dtype)
-    rank = (
-      jnp.cumsum(~hidden, axis=1) - 1
-    )  # place of a visible patch among the visible ones, which are sorted
-    x = jnp.where(
-      hidden[..., None], token, layers.gather_tokens(x, jnp.clip(rank, 0, index.shape[1] - 1))
-    )
+    # Visible patches come sorted, so that a patch's place among them is a count. That of a hidden
+    # one means nothing; it is clipped to be in range, and not used.
+    place = jnp.clip(jnp.cumsum(~hidden, axis=1) - 1, 0, index.shape[1] - 1)
+    x = jnp.where(hidden[..., None], token, layers.gather_tokens(x, place))
     side = math.isqrt(hidden.shape[1])
     init = nn.initializers.normal(1 / math.sqrt(width))
     table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, width), jnp.float32)
     x = x + positions(table, side, side).reshape(1, -1, width).astype(dtype)
-    [x] = layers.Blocks(width, c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder')(
-      [x]
+    decoder = layers.Blocks(
+      width, c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder'
     )
-    x = layers.Dense((width, c.patch**2 * 3), dtype, name='pixels')(
-      layers.Norm(width, name='norm')(x)
-    )
-    return {'pixels': x.reshape(*lead, *x.shape[1:])}
+    [x] = decoder([x])
+    x = layers.Norm(width, name='norm')(x)
+    x = layers.Dense((width, c.patch**2 * 3), dtype, name='pixels')(x)
+    return {'pixels': x.reshape(*patch.shape[:2], *x.shape[1:])}
