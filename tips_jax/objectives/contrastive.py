@@ -8,10 +8,10 @@ from jax import lax
 
 from tips_jax.core import parallel
 from tips_jax.core.types import Loss
+from tips_jax.objectives.vectors import unit
 
-_EXACT = (
-  lax.Precision.HIGHEST
-)  # logits reach 1 / temperature = 280: bfloat16 products would cost whole units
+# Logits reach 1 / temperature = 280: products in bfloat16 would cost whole units.
+_EXACT = lax.Precision.HIGHEST
 
 
 def softmax(
@@ -27,20 +27,24 @@ def softmax(
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature
   (CLIP, section 2.3).
 
-  images: [B, V, D], the mean over views is taken of the loss; texts: [B, D]; both are L2-normalized
-  here.
-  log_temperature: scalar, not clamped. valid: [B] bool; pairs that are False are neither anchors
-  nor negatives.
-  block: rows of logits held at once. max_scale: bound of 1 / temperature (CLIP: 100); 0: none.
+  Args:
+    images, texts: [B, V, D] and [B, D], L2-normalized here; the loss is the mean over views.
+    log_temperature: scalar, not clamped.
+    valid: [B] bool; pairs that are False are neither anchors nor negatives.
+    block: rows of logits held at once.
+    max_scale: bound of 1 / temperature (CLIP: 100); 0: none.
   Metrics: temperature, and accuracy of the nearest text of each image.
   """
   scale = jnp.exp(-log_temperature.astype(jnp.float32))
-  scale = jnp.minimum(scale, max_scale) if max_scale else scale
+  if max_scale:
+    scale = jnp.minimum(scale, max_scale)
   x, y, w = _prepare(images, texts, valid)
 
   def local(batch, scale, shard):
     x, y, w = batch
-    y_all, w_all = shard.gather(y), shard.gather(w)
+    # Each device scores its own rows against everybody's columns.
+    y_all = shard.gather(y)
+    w_all = shard.gather(w)
     first = shard.offset(len(w))
     sums = jnp.zeros(4)
     for v in range(x.shape[1]):
@@ -51,7 +55,7 @@ def softmax(
     return sums
 
   i2t, t2i, hit, count = parallel.sum_over_batch(local, (x, y, w), scale)
-  count = jnp.maximum(count, 1.0)
+  count = jnp.maximum(count, 1.0)  # a batch without any pair has no loss
   return Loss(0.5 * (i2t + t2i) / count, {'accuracy': hit / count, 'temperature': 1 / scale})
 
 
@@ -75,7 +79,9 @@ def sigmoid(
   def local(batch, shared, shard):
     x, y, w = batch
     scale, bias = shared
-    y_all, w_all, ids = shard.gather(y), shard.gather(w), shard.offset(len(w)) + jnp.arange(len(w))
+    y_all = shard.gather(y)
+    w_all = shard.gather(w)
+    ids = shard.offset(len(w)) + jnp.arange(len(w))
 
     def row(args):
       x_i, i = args
@@ -86,6 +92,7 @@ def sigmoid(
 
     sums = jnp.zeros(3)
     for v in range(x.shape[1]):
+      # Checkpointed: the backward pass forms a row's logits again instead of keeping all.
       loss, hit = lax.map(jax.checkpoint(row), (x[:, v], ids), batch_size=min(block, len(w)))
       sums += jnp.stack([(loss * w).sum(), (hit * w).sum(), w.sum()])
     return sums
@@ -96,9 +103,11 @@ def sigmoid(
 
 
 def _prepare(images, texts, valid):
-  unit = lambda x: x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-  w = jnp.ones(texts.shape[0]) if valid is None else jnp.asarray(valid, jnp.float32)
-  return unit(images.astype(jnp.float32)), unit(texts.astype(jnp.float32)), w
+  """(unit vectors of images, of texts, weights of the pairs: 1 where valid, else 0)."""
+  if valid is None:
+    valid = jnp.ones(texts.shape[0])
+  w = jnp.asarray(valid, jnp.float32)
+  return unit(images), unit(texts), w
 
 
 def _rows(x, y_all, w_all, first, scale, block, smoothing):
@@ -107,14 +116,12 @@ def _rows(x, y_all, w_all, first, scale, block, smoothing):
   def row(args):
     x_i, i = args
     logits = jnp.where(w_all > 0, jnp.dot(y_all, x_i, precision=_EXACT) * scale, -jnp.inf)
-    total, own = jax.nn.logsumexp(logits), logits[i]
-    # A row that is left out has -inf as its own logit; its loss is replaced, so that no NaN reaches
-    # the sum.
-    own = jnp.where(w_all[i] > 0, own, 0.0)
-    total = jnp.where(w_all[i] > 0, total, 0.0)
+    # A row that is left out has -inf as its own logit: replaced, so that no NaN reaches the sum.
+    total = jnp.where(w_all[i] > 0, jax.nn.logsumexp(logits), 0.0)
+    own = jnp.where(w_all[i] > 0, logits[i], 0.0)
     mean = jnp.where(w_all > 0, logits, 0.0).sum() / jnp.maximum(w_all.sum(), 1.0)
     return total - (1 - smoothing) * own - smoothing * mean, jnp.argmax(logits) == i
 
-  return lax.map(
-    jax.checkpoint(row), (x, first + jnp.arange(len(x))), batch_size=min(block, len(x))
-  )
+  rows = first + jnp.arange(len(x))
+  # Checkpointed: the backward pass forms a block of logits again instead of keeping all.
+  return lax.map(jax.checkpoint(row), (x, rows), batch_size=min(block, len(x)))

@@ -15,6 +15,7 @@ from tips_jax.core import parallel
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import Loss
+from tips_jax.objectives.vectors import unit
 
 
 def initial_state(shapes: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -49,8 +50,7 @@ def dino(
     student_prototypes, teacher_prototypes: [D, K]; columns are normalized here.
     state: {'center': [K]}; `center_momentum` of the old one is kept.
     pairing: 'same' view by view; 'all' every student view against the mean target of the teacher's
-    views;
-      'other' against the mean target of the teacher's other views.
+    views; 'other' against the mean target of the teacher's other views.
     centering: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global
     batch) or 'none'.
     reduction: 'mean' over views and tokens, or 'sum' over them; the batch is always averaged.
@@ -58,32 +58,36 @@ def dino(
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K),
   agreement of the most likely prototypes, norm of the center.
   """
-  for what, name, known in (
-    ('pairing', pairing, ('same', 'all', 'other')),
-    ('reduction', reduction, ('mean', 'sum')),
-    ('centering', centering, ('ema', 'sinkhorn', 'none')),
-  ):
-    if name not in known:
-      raise unknown(f'dino.{what}', name, known)
-  s, t = _tokens(student), _tokens(lax.stop_gradient(teacher))
+  _known('pairing', pairing, ('same', 'all', 'other'))
+  _known('reduction', reduction, ('mean', 'sum'))
+  _known('centering', centering, ('ema', 'sinkhorn', 'none'))
+  s = _tokens(student)
+  t = _tokens(lax.stop_gradient(teacher))
   _check(s, t, pairing)
-  ws, wt = _unit_columns(student_prototypes), _unit_columns(lax.stop_gradient(teacher_prototypes))
-  tau_s, tau_t = jnp.float32(student_temperature), jnp.float32(teacher_temperature)
+  ws = unit(student_prototypes, axis=0)
+  wt = unit(lax.stop_gradient(teacher_prototypes), axis=0)
+  tau_s = jnp.float32(student_temperature)
+  tau_t = jnp.float32(teacher_temperature)
 
   def local(batch, shared, shard):
     s, t = batch
     ws, wt, center = shared
     rows = shard.sum(jnp.float32(s.shape[0]))
     size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
-    if centering == 'sinkhorn':
-      offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
-    else:
-      offset = center / tau_t if centering == 'ema' else 0.0
+    match centering:
+      case 'sinkhorn':
+        offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
+      case 'ema':
+        offset = center / tau_t
+      case 'none':
+        offset = 0.0
 
+    # Checkpointed: [tokens, K] logits of all chunks would not fit, K being 32,768.
     @jax.checkpoint
     def part(s, t):
       q = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
-      entropy, use = -(q * jnp.log(q + 1e-30)).sum(-1).mean((1, 2)).sum(), q.mean((1, 2)).sum(0)
+      entropy = -(q * jnp.log(q + 1e-30)).sum(-1).mean((1, 2)).sum()
+      use = q.mean((1, 2)).sum(0)
       q = _pair(q, s.shape[1], pairing)
       logits = _logits(s, ws) / tau_s
       loss = -(q * jax.nn.log_softmax(logits)).sum(-1)
@@ -93,18 +97,17 @@ def dino(
     def step(total, chunks):
       return jax.tree.map(jnp.add, total, part(*chunks)), None
 
-    zero = jax.tree.map(
-      shard.varying, (jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.zeros(wt.shape[1]))
-    )
-    total, _ = lax.scan(step, zero, (_chunks(s, size), _chunks(t, size)))
+    zero = jnp.float32(0)
+    zeros = jax.tree.map(shard.varying, (zero, zero, zero, jnp.zeros(wt.shape[1])))
+    total, _ = lax.scan(step, zeros, (_chunks(s, size), _chunks(t, size)))
     loss, *means = jax.tree.map(lambda x: x / rows, total)
-    return loss, *(
-      x * size[1] / s.shape[2] for x in means
-    )  # means over a chunk's tokens -> over all
+    # A sum of means over the tokens of a chunk -> the mean over all tokens.
+    return loss, *(x * size[1] / s.shape[2] for x in means)
 
   loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, state['center']))
   if reduction == 'mean':
     loss = loss / (s.shape[1] * s.shape[2])
+  # Logits are linear in the tokens: the mean token gives the mean logits, without forming any.
   batch_center = t.mean((0, 1, 2)) @ wt
   center = center_momentum * state['center'] + (1 - center_momentum) * batch_center
   perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
@@ -117,29 +120,34 @@ def dino(
   return Loss(loss, metrics, {'center': center})
 
 
+def _known(field, name, known):
+  if name not in known:
+    raise unknown(f'dino.{field}', name, known)
+
+
 def _check(s, t, pairing):
-  (_, views, tokens), (_, teacher_views, teacher_tokens) = s.shape[:3], t.shape[:3]
+  _, views, tokens = s.shape[:3]
+  _, teacher_views, teacher_tokens = t.shape[:3]
   if tokens != teacher_tokens or not tokens:
     raise InputError(
       f'dino: got {tokens} tokens of the student and {teacher_tokens} of the teacher; '
       'expected the same number, at least one'
     )
+  expected = {'same': 'the same number', 'other': 'the same number, at least two'}
+  # 'all' takes the mean over the teacher's views: any number fits.
   if pairing != 'all' and views != teacher_views or pairing == 'other' and views < 2:
     raise InputError(
       f'dino: got {views} views of the student and {teacher_views} of the teacher; '
-      f'pairing {pairing!r} expected the same '
-      f'number{", at least two" if pairing == "other" else ""}'
+      f'pairing {pairing!r} expected {expected[pairing]}'
     )
 
 
 def _tokens(z):
+  """[B, V, P, D] float32; a CLS token is the one token of its view."""
   z = z.astype(jnp.float32)
-  return z[:, :, None] if z.ndim == 3 else z
-
-
-def _unit_columns(w):
-  w = w.astype(jnp.float32)
-  return w * lax.rsqrt(jnp.maximum(jnp.sum(w * w, axis=0, keepdims=True), 1e-12))
+  if z.ndim == 3:
+    return z[:, :, None]
+  return z
 
 
 def _logits(z, w):
@@ -150,13 +158,19 @@ def _chunk(b, v, p, most):
   """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where
   that is possible.
   """
-  divisors = lambda n: [i for i in range(1, n + 1) if n % i == 0]
-  tokens = max(i for i in divisors(p) if i == 1 or b * v * i <= most)
-  return max(i for i in divisors(b) if i == 1 or i * v * tokens <= most), tokens
+  tokens = max(i for i in _divisors(p) if i == 1 or b * v * i <= most)
+  images = max(i for i in _divisors(b) if i == 1 or i * v * tokens <= most)
+  return images, tokens
+
+
+def _divisors(n):
+  return [i for i in range(1, n + 1) if n % i == 0]
 
 
 def _chunks(z_BVPD, size):
-  (b, v, p, d), (images, tokens) = z_BVPD.shape, size
+  """[chunks, images, V, tokens, D]."""
+  b, v, p, d = z_BVPD.shape
+  images, tokens = size
   parts = z_BVPD.reshape(b // images, images, v, p // tokens, tokens, d)
   return jnp.moveaxis(parts, 3, 1).reshape(-1, images, v, tokens, d)
 
@@ -169,6 +183,7 @@ def _pair(q_BVPK, views, pairing):
   if pairing == 'all':
     return jnp.broadcast_to(mean, (q_BVPK.shape[0], views, *q_BVPK.shape[2:]))
   n = q_BVPK.shape[1]
+  # The mean over the others, from the mean over all.
   return (n * mean - q_BVPK) / (n - 1)
 
 
@@ -185,12 +200,14 @@ def _sinkhorn(t, wt, tau, size, iterations, shard):
   def iteration(i, offset):
     def step(total, t):
       x = _logits(t, wt) / tau
+      # In the first iteration nothing is normalized: a constant stands in for the rows' sums.
       log_row = jnp.where(i == 0, 1 / tau, jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
       return total + jnp.exp(x - log_row).sum((0, 1, 2)), None
 
     total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
     offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))
-    return offset - offset.max()  # else it grows by log(tokens / prototypes) in each iteration
+    # Else it grows by log(tokens / prototypes) in each iteration.
+    return offset - offset.max()
 
   first = jnp.zeros(wt.shape[1])
   return lax.stop_gradient(lax.fori_loop(0, iterations, iteration, first))

@@ -13,12 +13,12 @@ def random_mask(key: jax.Array, shape: tuple[int, ...], ratio: float) -> dict[st
   shape: (..., P). Returns {'mask': bool [..., P], 'masked_indices': int32 [..., M] the masked ones
   in order, 'visible': int32 [..., P - M] the others in order}.
   """
+  # A fixed number: shapes do not depend on what is drawn.
   count = round(ratio * shape[-1])
   order = jnp.argsort(jax.random.uniform(key, shape), axis=-1).astype(jnp.int32)
-  masked_indices, visible = (
-    jnp.sort(order[..., :count], axis=-1),
-    jnp.sort(order[..., count:], axis=-1),
-  )
+  masked_indices = jnp.sort(order[..., :count], axis=-1)
+  visible = jnp.sort(order[..., count:], axis=-1)
+  # The inverse of the order is each patch's rank in it.
   mask = jnp.argsort(order, axis=-1) < count
   return {'mask': mask, 'masked_indices': masked_indices, 'visible': visible}
 
@@ -38,12 +38,11 @@ def pixels(
     raise InputError(
       f'pixels: got images of {h} x {w} pixels; expected multiples of the patch of {patch}'
     )
-  x = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
-  x = (
-    x.reshape(b, v, h // patch, patch, w // patch, patch, c)
-    .swapaxes(3, 4)
-    .reshape(b, v, -1, patch * patch * c)
-  )
+  x = images.astype(jnp.float32)
+  if images.dtype == jnp.uint8:
+    x = x / 255
+  x = x.reshape(b, v, h // patch, patch, w // patch, patch, c).swapaxes(3, 4)
+  x = x.reshape(b, v, -1, patch * patch * c)
   if normalize:
     x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
   error = jnp.square(prediction.astype(jnp.float32) - x).mean(-1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tips_jax.core.types import Loss
+from tips_jax.objectives.vectors import unit
 
 
 def spread(features: jax.Array) -> Loss:
@@ -13,9 +14,15 @@ def spread(features: jax.Array) -> Loss:
   collapse; `rank`, the participation ratio (sum of eigenvalues)^2 / sum of squares of the
   covariance, from 1 to D.
   """
-  x = jax.lax.stop_gradient(features.astype(jnp.float32)).reshape(-1, features.shape[-1])
-  x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+  x = jax.lax.stop_gradient(features).reshape(-1, features.shape[-1])
+  x = unit(x)
   x = x - x.mean(0)
-  gram = (x.T @ x if x.shape[0] > x.shape[1] else x @ x.T) / x.shape[0]
+  # x^T x and x x^T have the same eigenvalues but for zeros: the smaller one.
+  if x.shape[0] > x.shape[1]:
+    gram = x.T @ x
+  else:
+    gram = x @ x.T
+  gram = gram / x.shape[0]
+  # The trace is the sum of the eigenvalues, the sum of squares that of theirs.
   rank = jnp.trace(gram) ** 2 / jnp.maximum(jnp.sum(gram * gram), 1e-20)
   return Loss(jnp.float32(0), {'std': jnp.sqrt(x.var(0).mean() * x.shape[-1]), 'rank': rank})

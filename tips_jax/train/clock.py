@@ -16,6 +16,7 @@ class Clock:
   def __init__(self, method: Method, mesh: jax.sharding.Mesh):
     self._flops = sum(summary.flops(method).values())
     peak = chips.peak(jax.devices()[0].device_kind)
+    # None for a chip whose peak is unknown.
     self._peak = peak and peak * mesh.size
     self.restart()
 

@@ -28,6 +28,7 @@ class RunEncoder:
     # Bytes of the SentencePiece model, once the data is open; texts cannot be encoded without.
     self.tokenizer: bytes | None = None
     if jax.process_count() > 1:
+      # Split weights would need the other processes at every image.
       self._gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
       devices = np.array(jax.local_devices())
       self._mesh = jax.sharding.Mesh(devices, ('data',), axis_types=(mesh.axis_types[0],))
@@ -39,6 +40,7 @@ class RunEncoder:
     params = {role: towers[name] for role, name in self._names.items() if name in towers}
     if self._gather:
       params = jax.tree.map(self._here, self._gather(params))
+    # Once: its programs are compiled for the shapes, which all states share.
     if self._encoder is None:
       weights = Weights(
         name=self._config.name,

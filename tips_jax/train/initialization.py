@@ -23,19 +23,21 @@ from tips_jax.train.state import State
 
 def contract(config: schema.Config, pipeline: Pipeline) -> dict[str, Any]:
   """What weights mean: kept in every checkpoint and compared when one is read."""
-  image = {n: t.patch for n, t in config.towers.items() if t.kind == 'vit'}
-  return json.loads(
-    json.dumps(
-      {
-        'config': strict.plain(config),
-        'towers': strict.plain(config.towers),
-        'text_length': config.data.text_length if config.data.texts else None,
-        'tokenizer_sha256': pipeline.tokenizer.sha256 if pipeline.tokenizer else None,
-        'preprocessing': weights_lib.PREPROCESSING | {'patch': image},
-        'data_fingerprint': pipeline.fingerprint,
-      }
-    )
-  )
+  patches = {name: tower.patch for name, tower in config.towers.items() if tower.kind == 'vit'}
+  result = {
+    'config': strict.plain(config),
+    'towers': strict.plain(config.towers),
+    'text_length': None,
+    'tokenizer_sha256': None,
+    'preprocessing': weights_lib.PREPROCESSING | {'patch': patches},
+    'data_fingerprint': pipeline.fingerprint,
+  }
+  if config.data.texts:
+    result['text_length'] = config.data.text_length
+  if pipeline.tokenizer:
+    result['tokenizer_sha256'] = pipeline.tokenizer.sha256
+  # As it will be read back, so that the two can be compared: JSON has no tuples.
+  return json.loads(json.dumps(result))
 
 
 def initial_state(
@@ -50,83 +52,98 @@ def initial_state(
   as the student.
   """
   c = method.config
+  # Jitted with the shardings of the run: no device ever holds a whole large model.
   state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
   if c.init_from:
-    foreign = not runs.is_run(c.init_from)
     if 'params' in c.init_parts:
-      args = (abstract.params, state.params, say, tokenizer_sha256)
-      state = state.replace(params=_foreign(c, *args) if foreign else _from_run(c, 'params', *args))
-      ema = {
-        name: {tower: jax.tree.map(jnp.copy, state.params[tower]) for tower in towers}
-        for name, towers in state.teachers.items()
-        if c.teachers[name].kind == 'ema'
-      }
-      state = state.replace(teachers={**state.teachers, **ema})
-    if foreign:
-      say(f'teachers, losses and optimizer start fresh: {c.init_from} has none')
+      state = _with_params(c, state, abstract, say, tokenizer_sha256)
+    if runs.is_run(c.init_from):
+      state = _with_more(c, state, abstract, say)
     else:
-      state = _more_from_run(c, state, abstract, say)
+      say(f'teachers, losses and optimizer start fresh: {c.init_from} has none')
+  teachers = dict(state.teachers)
   for name, teacher in c.teachers.items():
     if teacher.kind == 'frozen':
-      weights = frozen_teacher(c, name, abstract.teachers[name], say)
-      state = state.replace(teachers={**state.teachers, name: weights})
-  return state
+      teachers[name] = frozen_teacher(c, name, abstract.teachers[name], say)
+  return state.replace(teachers=teachers)
 
 
-def _more_from_run(c, state, abstract, say):
+def _with_params(c, state, abstract, say, tokenizer_sha256):
+  """The state with the student of `init_from`, and EMA teachers that start as it."""
+  args = (c, abstract.params, state.params, say, tokenizer_sha256)
+  if runs.is_run(c.init_from):
+    params = _from_run('params', *args)
+  else:
+    params = _foreign(*args)
+  teachers = dict(state.teachers)
+  for name, towers in state.teachers.items():
+    if c.teachers[name].kind == 'ema':
+      # Copies: the step gives its state away, and no buffer can be given twice.
+      teachers[name] = {tower: jax.tree.map(jnp.copy, params[tower]) for tower in towers}
+  return state.replace(params=params, teachers=teachers)
+
+
+def _with_more(c, state, abstract, say):
   """What another run has beside its parameters, as `init_parts` says."""
   if 'teachers' in c.init_parts:
-    state = state.replace(
-      teachers={
-        name: _from_run(c, 'teachers', abstract.teachers[name], towers, say, within=name)
-        for name, towers in state.teachers.items()
-      }
-    )
+    teachers = {}
+    for name, towers in state.teachers.items():
+      teachers[name] = _from_run('teachers', c, abstract.teachers[name], towers, say, within=name)
+    state = state.replace(teachers=teachers)
   for part in ('loss_state', 'optimizer'):
     if part in c.init_parts:
-      state = state.replace(
-        **{part: _state_from_run(c, part, getattr(abstract, part), getattr(state, part), say)}
-      )
+      value = _whole_part(c, part, getattr(abstract, part), getattr(state, part), say)
+      state = state.replace(**{part: value})
   return state
 
 
-def _state_from_run(c, part, abstract, initial, say):
-  """The memory of the losses or the optimizer's state, whole."""
+def _whole_part(c, part, abstract, initial, say):
+  """The memory of the losses or the optimizer's state: all of it, or `initial`."""
   path = runs.find(c.init_from, 'init_from')
-  there = any(n.startswith(f'{part}/') for n in runs.names(path, 'train'))
-  say(f'{part} from {path}: {"all" if there else "nothing"}')
-  return runs.load(path, 'train', {part: abstract})[part] if there else initial
-
-
-def _from_run(c, part, abstract, initial, say, tokenizer_sha256=None, *, within=''):
-  """`initial`, with those leaves that a part of another run's checkpoint holds and the rules ask
-  for.
-  """
-  path, prefix = runs.find(c.init_from, 'init_from'), f'{within}/' if within else ''
-  saved = runs.names(path, part)
-  there = {n.removeprefix(prefix) for n in saved if n.startswith(prefix)}
-  wanted = _same_leaves(_chosen(c, abstract), there, f'init_from: {part}', rules=c.init_from_rules)
-  _same_tokenizer(c, wanted, runs.contract(path).get('tokenizer_sha256'), tokenizer_sha256)
-  # A position table may have another grid there; it is small, and comes whole.
-  grids = {
-    n: saved[prefix + n][0]
-    for n, x in wanted.items()
-    if n.endswith('posembed') and prefix + n in saved and saved[prefix + n][0] != x.shape
-  }
-  shaped = {
-    n: jax.ShapeDtypeStruct(grids[n], x.dtype, sharding=_whole(x)) if n in grids else x
-    for n, x in wanted.items()
-  }
-  if not wanted:
-    _report(f'{within or part} from {path}', {}, initial, say)
+  if not _below(part, runs.names(path, 'train')):
+    say(f'{part} from {path}: nothing')
     return initial
-  nested = tree.nested(shaped)
-  loaded = runs.load(path, part, {within: nested} if within else nested)
-  loaded = dict(tree.named_leaves(loaded[within] if within else loaded))
-  loaded |= {
-    n: _put(_fit(n, np.asarray(loaded[n]), wanted[n].shape, say), wanted[n]) for n in grids
-  }
+  say(f'{part} from {path}: all')
+  return runs.load(path, 'train', {part: abstract})[part]
+
+
+# --- leaves of another run, or of weights of another format -------------------------------------
+
+
+def _from_run(part, c, abstract, initial, say, tokenizer_sha256=None, *, within=''):
+  """`initial`, with those leaves that a part of another run's checkpoint holds and the rules ask
+  for. within: of the part's groups (teachers) the one that is read.
+  """
+  path = runs.find(c.init_from, 'init_from')
+  saved = runs.names(path, part)
+  if within:
+    saved = _below(within, saved)
+  wanted = _same_leaves(_chosen(c, abstract), saved, f'init_from: {part}', c.init_from_rules)
+  _same_tokenizer(c, wanted, runs.contract(path).get('tokenizer_sha256'), tokenizer_sha256, say)
+  loaded = {}
+  if wanted:
+    loaded = _load(path, part, within, wanted, saved, say)
   return _report(f'{within or part} from {path}', loaded, initial, say)
+
+
+def _load(path, part, within, wanted, saved, say):
+  """{name: array} of the wanted leaves, position tables resized."""
+  requested = dict(wanted)
+  for name, x in wanted.items():
+    # Another grid there has no sharding here; the table is small, and comes whole.
+    if name.endswith('posembed') and saved[name][0] != x.shape:
+      whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
+      requested[name] = jax.ShapeDtypeStruct(saved[name][0], x.dtype, sharding=whole)
+  nested = tree.nested(requested)
+  if within:
+    nested = {within: nested}
+  loaded = dict(tree.named_leaves(runs.load(path, part, nested)))
+  if within:
+    loaded = _below(within, loaded)
+  for name, x in wanted.items():
+    if requested[name] is not x:
+      loaded[name] = _put(_fit(name, np.asarray(loaded[name]), x.shape, say), x)
+  return loaded
 
 
 def _foreign(c, abstract, initial, say, tokenizer_sha256=None):
@@ -134,7 +151,7 @@ def _foreign(c, abstract, initial, say, tokenizer_sha256=None):
   found = read.read(c.init_from, what='init_from')
   _report_notes(found, say)
   arrays = _named_as_here(c, found)
-  wanted = _same_leaves(_chosen(c, abstract), arrays, 'init_from', rules=c.init_from_rules)
+  wanted = _same_leaves(_chosen(c, abstract), arrays, 'init_from', c.init_from_rules)
   _same_tokenizer(c, wanted, weights_lib.sha256(found.tokenizer), tokenizer_sha256, say)
   loaded = {n: _put(_fit(n, arrays[n], x.shape, say), x) for n, x in wanted.items()}
   return _report(f'params from {c.init_from}', loaded, initial, say)
@@ -144,37 +161,42 @@ def _named_as_here(c, found):
   """{parameter name of this config: array} of foreign weights."""
   here = weights_lib.tower_names(c.evals, c.towers)
   arrays = {}
-  for tower, params in found.params.items():
+  for role, params in found.params.items():
     for name, x in weights_lib.flat(params).items():
-      arrays[f'{here.get(tower, "")}/{name}'] = x
+      arrays[f'{here.get(role, "")}/{name}'] = x
   return arrays
+
+
+def _below(group, named):
+  """{rest of the name: value} of the names GROUP/..."""
+  prefix = f'{group}/'
+  return {n.removeprefix(prefix): x for n, x in named.items() if n.startswith(prefix)}
 
 
 def _chosen(c, abstract):
   """{name: leaf} without those that the rules let start fresh."""
-  return {
-    n: x
-    for n, x in tree.named_leaves(abstract)
-    if tree.match(c.init_from_rules, n, 'init_from_rules')
-  }
+  chosen = {}
+  for name, x in tree.named_leaves(abstract):
+    if tree.match(c.init_from_rules, name, 'init_from_rules'):
+      chosen[name] = x
+  return chosen
 
 
 def _same_leaves(wanted, there, what, rules=(('.*', True),)):
   """Those of the wanted leaves whose tower is there. A tower is taken whole, but for the mask
   token.
   """
-  groups = {n.split('/')[0] for n in wanted} & {n.split('/')[0] for n in there}
-  wanted = {n: x for n, x in wanted.items() if n.split('/')[0] in groups}
-  other = {
-    n for n in there if n.split('/')[0] in groups and tree.match(rules, n, 'init_from_rules')
-  }
-  for n in sorted(wanted.keys() ^ other):
-    if not n.endswith('/mask_token'):
-      raise InputError(
-        f'{what}: got {"no " if n in wanted else ""}{n}; expected '
-        f'{"it" if n in wanted else "none"}: '
-        'another kind of model; init_from_rules leaves parameters out'
-      )
+  # A tower of which a part is missing is another model: half of it would be noise in silence.
+  towers = _by_tower(wanted).keys() & _by_tower(there).keys()
+  wanted = {n: x for n, x in wanted.items() if _tower(n) in towers}
+  other = {n for n in there if _tower(n) in towers and tree.match(rules, n, 'init_from_rules')}
+  for name in sorted(wanted.keys() ^ other):
+    if name.endswith('/mask_token'):  # released weights may come without
+      continue
+    got = f'got {name}; expected none'
+    if name in wanted:
+      got = f'got no {name}; expected it'
+    raise InputError(f'{what}: {got}: another kind of model; init_from_rules leaves parameters out')
   return {n: x for n, x in wanted.items() if n in other}
 
 
@@ -191,12 +213,12 @@ def _fit(name, x, shape, say):
   )
 
 
-def _same_tokenizer(c, wanted, there, here, say=None):
+def _same_tokenizer(c, wanted, there, here, say):
   """Embeddings of words mean nothing to another tokenizer."""
   if f'{c.evals.text_tower}/embedding' not in wanted or not here or there == here:
     return
   if there is None:
-    say and say(
+    say(
       f'init_from: {c.init_from} comes without its tokenizer: whether it is the one of the data is '
       'not known'
     )
@@ -215,21 +237,14 @@ def _put(x, like):
   )
 
 
-def _whole(x):
-  return jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
-
-
 def _report(what, loaded, initial, say):
-  """`initial` with the loaded leaves in it; says which are there, whole groups by their name."""
+  """`initial` with the loaded leaves in it; says which are there, whole towers by their name."""
   leaves = dict(tree.named_leaves(initial))
-  say(
-    f'{what}: {_summary(loaded, leaves) or "nothing"}'
-    + (
-      f'; fresh: {_summary(leaves.keys() - loaded.keys(), leaves)}'
-      if leaves.keys() - loaded.keys()
-      else ''
-    )
-  )
+  line = f'{what}: {_summary(loaded, leaves) or "nothing"}'
+  fresh = leaves.keys() - loaded.keys()
+  if fresh:
+    line += f'; fresh: {_summary(fresh, leaves)}'
+  say(line)
   return tree.map_named(lambda n, x: loaded.get(n, x), initial)
 
 
@@ -239,16 +254,29 @@ def _report_notes(found, say):
 
 
 def _summary(names, known):
-  """Names, where a group is whole by the group's."""
-  groups = {}
-  for n in names:
-    groups.setdefault(n.split('/')[0], []).append(n)
-  whole = {g: sum(n.split('/')[0] == g for n in known) for g in groups}
-  return ', '.join(
-    x
-    for g, some in sorted(groups.items())
-    for x in ([g] if len(some) == whole[g] else sorted(some))
-  )
+  """Names; where a tower is whole the tower's."""
+  whole = _by_tower(known)
+  parts = []
+  for tower, leaves in sorted(_by_tower(names).items()):
+    if len(leaves) == len(whole[tower]):
+      parts.append(tower)
+    else:
+      parts += sorted(leaves)
+  return ', '.join(parts)
+
+
+def _by_tower(names):
+  towers = {}
+  for name in names:
+    towers.setdefault(_tower(name), []).append(name)
+  return towers
+
+
+def _tower(name):
+  return name.split('/')[0]
+
+
+# --- frozen teachers ----------------------------------------------------------------------------
 
 
 def frozen_teacher(
@@ -257,19 +285,23 @@ def frozen_teacher(
   """Weights of a frozen teacher: of another run its EMA teacher where it has one, its student
   elsewhere; or foreign.
   """
-  teacher, result = c.teachers[name], {}
+  teacher = c.teachers[name]
   if teacher.init_from and not runs.is_run(teacher.init_from):
     return _foreign_teacher(teacher, name, abstract, say)
   path = runs.find(teacher.init_from, f'teachers.{name}.init_from')
-  saved = runs.names(path, 'teachers')
+  owners = {}  # tower -> a teacher of that run which has it
+  for leaf in runs.names(path, 'teachers'):
+    owner, tower, _ = leaf.split('/', 2)
+    owners.setdefault(tower, owner)
+  result = {}
   for tower, leaves in abstract.items():
-    other = teacher.rename.get(tower, tower)
-    owner = next((n.split('/')[0] for n in saved if n.split('/')[1] == other), None)
+    there = teacher.rename.get(tower, tower)
+    owner = owners.get(there)
     if owner:
-      result[tower] = runs.load(path, 'teachers', {owner: {other: leaves}})[owner][other]
+      result[tower] = runs.load(path, 'teachers', {owner: {there: leaves}})[owner][there]
     else:
-      result[tower] = runs.load(path, 'params', {tower: leaves}, rename={other: tower})[tower]
-    say(f'{name}/{tower} from {path}: {owner or "student"}/{other}')
+      result[tower] = runs.load(path, 'params', {tower: leaves}, rename={there: tower})[tower]
+    say(f'{name}/{tower} from {path}: {owner or "student"}/{there}')
   return result
 
 
@@ -278,17 +310,18 @@ def _foreign_teacher(teacher, name, abstract, say):
   found = read.read(teacher.init_from, what=what)
   _report_notes(found, say)
   there = {tower: teacher.rename.get(tower, tower) for tower in abstract}
-  missing = sorted(set(there.values()) - set(found.params))
+  names = sorted(there.values())
+  missing = sorted(set(names) - set(found.params))
   if missing:
     raise InputError(
       f'{what}: got {teacher.init_from!r}, which has no {missing[0]!r}; expected all of '
-      f'{sorted(there.values())}: released weights come without heads'
+      f'{names}: released weights come without heads'
     )
-  arrays = {
-    f'{tower}/{n}': x
-    for tower, other in there.items()
-    for n, x in weights_lib.flat(found.params[other]).items()
-  }
+  # A teacher is frozen as it is: no rules, nothing of it may start fresh.
+  arrays = {}
+  for tower, other in there.items():
+    for leaf, x in weights_lib.flat(found.params[other]).items():
+      arrays[f'{tower}/{leaf}'] = x
   _same_leaves(dict(tree.named_leaves(abstract)), arrays, what)
-  say(f'{name} from {teacher.init_from}: {", ".join(sorted(there.values()))}')
+  say(f'{name} from {teacher.init_from}: {", ".join(names)}')
   return tree.map_named(lambda n, x: _put(_fit(n, arrays[n], x.shape, say), x), abstract)

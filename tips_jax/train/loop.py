@@ -259,9 +259,11 @@ def _own_file(workdir, name):
 
 def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   """Where the run starts; writes config.json, and drops the metrics that will be written again."""
-  config, checkpoints = run.method.config, run.checkpoints
+  config = run.method.config
+  checkpoints = run.checkpoints
   abstract, shardings = lowering.abstract_state(run.method, run.mesh)
-  latest, index = checkpoints.latest, 0
+  latest = checkpoints.latest
+  index = 0
   if latest is not None:
     saved_contract = checkpoints.contract(latest)
     for change in check_contract(saved_contract, run.contract, str(run.workdir)):
@@ -280,15 +282,17 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   if step > config.schedule.total_steps:
     raise InputError(
       f'schedule.total_steps: got {config.schedule.total_steps}; expected at least the {step} '
-      'steps '
-      f'that {str(run.workdir)!r} has made'
+      f'steps that {str(run.workdir)!r} has made'
     )
-  metrics, scores = None, []
+  metrics = None
+  scores = []
   if run.peers.lead:
     files.write(run.workdir / 'config.json', json.dumps(strict.plain(config), indent=1) + '\n')
     if run.pipeline.tokenizer:
       shutil.copyfile(run.pipeline.tokenizer.path, run.workdir / folder.TOKENIZER)
-    resume_step = -1 if latest is None else step
+    resume_step = -1
+    if latest is not None:
+      resume_step = step
     metrics = log.Metrics(run.workdir, config=config.log, resume_step=resume_step)
     closing.callback(metrics.close)
     best = config.checkpoint.best_metric
@@ -298,13 +302,17 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
         scores.append((line['step'], values.get(best)))
   # A checkpoint is kept or removed by every process, so all need the scores.
   scores = run.peers.share('evaluated', scores)
-  checkpoints.scores.update({step: score for step, score in scores if score is not None})
+  evaluated = set()
+  for evaluated_step, score in scores:
+    evaluated.add(evaluated_step)
+    if score is not None:
+      checkpoints.scores[evaluated_step] = score
   return Position(
     state=state,
     step=step,
     index=index,
     saved=latest,
-    evaluated={step for step, _ in scores},
+    evaluated=evaluated,
     metrics=metrics,
   )
 
@@ -314,7 +322,8 @@ def compile_step(run: Run, step: int) -> tuple[Callable, float]:
   kind = jax.devices()[0].device_kind
   run.progress.message(f'compiling the step for {run.mesh.size} {kind} device(s) ...')
   run.watchdog.beat('compiling')
-  begin, hits = time.monotonic(), compile_cache.hits()
+  hits = compile_cache.hits()
+  begin = time.monotonic()
   lowered = lowering.lower(run.method, run.mesh)
   traced_s = time.monotonic() - begin
   # In a thread, so that a signal is heard meanwhile. Its pool is never shut down: leaving the
@@ -323,13 +332,14 @@ def compile_step(run: Run, step: int) -> tuple[Callable, float]:
   while not future.done():
     concurrent.futures.wait([future], timeout=0.2)
   seconds = time.monotonic() - begin
-  how = 'read from the cache' if compile_cache.hits() > hits else 'compiled'
+  how = 'compiled'
+  if compile_cache.hits() > hits:
+    how = 'read from the cache'
   run.progress.message(f'compiled in {seconds:.1f} s: traced in {traced_s:.1f} s, then {how}')
   if step == 0 and run.method.config.losses:
     run.progress.message(
       f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
-      'and '
-      f'more are in {run.workdir / log.FILE}'
+      f'and more are in {run.workdir / log.FILE}'
     )
   return future.result(), seconds
 
@@ -350,11 +360,13 @@ def evaluate(run: Run, at: Position) -> None:
   """Evaluates and writes the result; the score decides whether this step's checkpoint is kept for
   good.
   """
-  encoder, values = run.encoder.of(at.state), None
+  encoder = run.encoder.of(at.state)
+  values = None
   # A signal here stops one process where it is, and several where all have come to: at the check
   # that follows.
-  several = run.peers.count > 1
-  with contextlib.suppress(Stopped) if several else contextlib.nullcontext():
+  with contextlib.ExitStack() as stopping:
+    if run.peers.count > 1:
+      stopping.enter_context(contextlib.suppress(Stopped))
     if run.peers.lead:
       begin = time.monotonic()
       # On one device alone: the others take no part in what an evaluation computes.
@@ -380,8 +392,10 @@ def read(run: Run, at: Position) -> None:
   """Reads the metrics of the step before, writes them, and looks for what went wrong in it."""
   if at.unread is None:
     return
-  unread, at.unread = at.unread, None
-  config, step = run.method.config, unread.step
+  unread = at.unread
+  at.unread = None
+  config = run.method.config
+  step = unread.step
   metrics = {name: value.item() for name, value in jax.device_get(unread.metrics).items()}
   bad = [int(record) for record in unread.host['bad'] if record >= 0]
   if step % config.log.every_steps == 0 or step == config.schedule.total_steps:
@@ -403,19 +417,20 @@ def _shown(config):
 
 
 def _report_nonfinite(run, at, unread, metrics):
-  loss, gradient = str(metrics['loss']), str(metrics['gradient_norm'])
+  # As text: JSON has no nan.
+  loss = str(metrics['loss'])
+  gradient = str(metrics['gradient_norm'])
   ids = [run.pipeline.explain(record)[0] for record in unread.host['index']]
   run.nonfinite.add({'step': unread.step, 'loss': loss, 'gradient_norm': gradient, 'ids': ids})
   run.progress.message(
     f'step {unread.step}: loss {loss}, gradient {gradient}: not finite, update skipped (examples '
-    'in '
-    'nonfinite.jsonl)'
+    'in nonfinite.jsonl)'
   )
   if metrics['bad_steps'] >= run.method.config.max_bad_steps:
     raise Diverged(
       f'{metrics["bad_steps"]} updates in a row were not finite, up to step {unread.step}; the '
-      'last '
-      f'good checkpoint is step {at.saved}. Try a lower optimizer.learning_rate or a longer warm-up'
+      f'last good checkpoint is step {at.saved}. Try a lower optimizer.learning_rate or a longer '
+      'warm-up'
     )
 
 
@@ -442,17 +457,20 @@ class Prefetch:
   """The next batches, on their way to the device while it works."""
 
   def __init__(self, pipeline: Pipeline, to: jax.sharding.Sharding):
-    self._pipeline, self._to = pipeline, to
+    self._pipeline = pipeline
+    self._to = to
+    # One thread: batches stay in order.
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'to-device')
-    self._queue = collections.deque(self._pool.submit(self._load) for _ in range(_AHEAD))
+    self._queue = collections.deque()
+    for _ in range(_AHEAD):
+      self._queue.append(self._pool.submit(self._load))
 
   def _load(self):
     batch = next(self._pipeline)
     host = {name: batch.pop(name) for name in HOST}
-    on_device = {
-      name: jax.make_array_from_process_local_data(self._to, x) for name, x in batch.items()
-    }
-    return on_device, host
+    for name, x in batch.items():
+      batch[name] = jax.make_array_from_process_local_data(self._to, x)
+    return batch, host
 
   def next(self) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
     """(the global batch on the devices, this process's entries that stay on the host)."""
@@ -468,7 +486,8 @@ class Quarantine:
   """Lists each unreadable image once, however often its epoch comes around."""
 
   def __init__(self, pipeline: Pipeline, lines: log.UniqueLines):
-    self._pipeline, self._lines = pipeline, lines
+    self._pipeline = pipeline
+    self._lines = lines
     self._records = set()
 
   def add(self, record: int) -> None:

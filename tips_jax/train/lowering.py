@@ -13,6 +13,7 @@ from tips_jax.train.state import State
 
 def abstract_state(method: Method, mesh: jax.sharding.Mesh) -> tuple[State, State]:
   """(shapes and shardings of the state, shardings alone)."""
+  # Shapes alone: the devices may not be there, or too small for a state without shardings.
   shapes = jax.eval_shape(lambda: state.init(method))
   places = sharding.shardings(method.config.mesh.rules, mesh, shapes)
 

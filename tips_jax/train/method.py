@@ -83,19 +83,20 @@ def build(config: schema.Config) -> Method:
     for arg, path in p.inputs.items():
       _known(f'passes.{name}.inputs.{arg}', path, known)
   losses = {name: _loss_inputs(name, loss, c, known, by) for name, loss in c.losses.items()}
-  graph = {}
+  graph = {}  # pass -> passes that it reads
   for name, p in c.passes.items():
-    graph[name] = {path.split('.')[0] for path in p.inputs.values()} & set(c.passes)
+    roots = {path.split('.')[0] for path in p.inputs.values()}
+    graph[name] = roots & set(c.passes)
   try:
     order = _groups(c, graphlib.TopologicalSorter(graph))
   except graphlib.CycleError as e:
     raise InputError(f'passes: got a circle {" -> ".join(e.args[1])}; expected an order') from None
   reads = set()
-  trained = {p.tower for p in c.passes.values() if p.by == 'student'}
+  users = list(c.passes.values())
   for inputs in losses.values():
     reads |= set(inputs.features.values())
-    # Parameters may be read without a pass: a temperature.
-    trained |= {p.tower for p in inputs.parameters.values() if p.by == 'student'}
+    users += inputs.parameters.values()  # read without a pass: a temperature
+  trained = {user.tower for user in users if user.by == 'student'}
   for teacher in c.teachers.values():
     if teacher.kind == 'ema':  # it averages the student's
       trained |= set(teacher.towers)
@@ -126,7 +127,9 @@ def _groups(c, sorter):
   groups = []
   sorter.prepare()
   while sorter.is_active():
-    ready, alike = sorted(sorter.get_ready(), key=list(c.passes).index), {}
+    # In the config's order: the same program, and the same keys, in every process.
+    ready = sorted(sorter.get_ready(), key=list(c.passes).index)
+    alike = {}
     for name in ready:
       alike.setdefault((c.passes[name].by, c.passes[name].tower), []).append(name)
     groups += map(tuple, alike.values())
@@ -155,13 +158,12 @@ def _mask_patch(c, name):
 def _loss_inputs(name, loss, c, known, by):
   """Checks the kind, inputs and args of a loss against its function; LossInputs."""
   _known(f'losses.{name}.kind', loss.kind, LOSSES)
+  # An objective takes arrays by position and numbers by keyword: its signature is the only list.
   parameters = inspect.signature(LOSSES[loss.kind].fn).parameters
-  inputs = {n: p for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
-  required = {n for n, p in inputs.items() if p.default is p.empty}
-  args = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != 'state'}
-  needed = {n for n in args if parameters[n].default is inspect.Parameter.empty}
-  _signature(f'losses.{name}.inputs', loss.inputs, set(inputs), required)
-  _signature(f'losses.{name}.args', loss.args, args, needed)
+  by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+  _signature(f'losses.{name}.inputs', loss.inputs, *_names(parameters, by_position))
+  by_keyword = inspect.Parameter.KEYWORD_ONLY
+  _signature(f'losses.{name}.args', loss.args, *_names(parameters, by_keyword))
   result = LossInputs({}, {})
   for arg, path in loss.inputs.items():
     root, *rest = path.split('.', 2)
@@ -169,13 +171,25 @@ def _loss_inputs(name, loss, c, known, by):
       _known(f'losses.{name}.inputs.{arg}', path, known)
       result.features[arg] = path
       continue
-    _known(f'losses.{name}.inputs.{arg}', rest[0] if rest else '', c.towers)
-    result.parameters[arg] = Parameter(root, rest[0], '.'.join(rest[1:]))
+    tower = ''.join(rest[:1])
+    _known(f'losses.{name}.inputs.{arg}', tower, c.towers)
+    result.parameters[arg] = Parameter(root, tower, '.'.join(rest[1:]))
   return result
 
 
+def _names(parameters, kind):
+  """(all names of a kind of parameters, those without a default)."""
+  names = set()
+  required = set()
+  for name, parameter in parameters.items():
+    if parameter.kind is kind and name != 'state':  # the step gives the state
+      names.add(name)
+      if parameter.default is parameter.empty:
+        required.add(name)
+  return names, required
+
+
 def _check_numbers(c):
-  s, part = c.schedule, c.schedule.batch_size
   counts = {
     'schedule': ('total_steps', 'batch_size', 'accumulate'),
     'checkpoint': ('every_steps', 'keep_last'),
@@ -184,26 +198,26 @@ def _check_numbers(c):
   }
   for group, fields in counts.items():
     for field in fields:
-      if getattr(getattr(c, group), field) < 1:
-        raise InputError(
-          f'{group}.{field}: got {getattr(getattr(c, group), field)}; expected at least 1'
-        )
+      number = getattr(getattr(c, group), field)
+      if number < 1:
+        raise InputError(f'{group}.{field}: got {number}; expected at least 1')
   for name, t in c.towers.items():
     width = getattr(t, 'decoder_width', getattr(t, 'width', 0))
     if hasattr(t, 'heads') and width % t.heads:
       raise InputError(
         f'towers.{name}.heads: got {t.heads}; expected a divisor of the width {width}'
       )
-  if part % s.accumulate:
+  schedule = c.schedule
+  if schedule.batch_size % schedule.accumulate:
     raise InputError(
-      f'schedule.accumulate: got {s.accumulate}; expected a divisor of the batch size {part}'
+      f'schedule.accumulate: got {schedule.accumulate}; expected a divisor of the batch size '
+      f'{schedule.batch_size}'
     )
   if c.evals.encoder != 'student':
     _known('evals.encoder', c.evals.encoder, {'student', *c.teachers})
   if c.evals.tasks or c.evals.suite:
-    _known(
-      'evals.image_tower', c.evals.image_tower, {n for n, t in c.towers.items() if t.kind == 'vit'}
-    )
+    image_towers = {name for name, tower in c.towers.items() if tower.kind == 'vit'}
+    _known('evals.image_tower', c.evals.image_tower, image_towers)
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):
       _known(f'evals.{field}', getattr(c.evals, field), c.towers)

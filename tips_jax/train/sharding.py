@@ -14,9 +14,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.types import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')
-_PARTS = (
-  32  # devices that weights are spread over at most, where a config leaves it open (docs/plans.md)
-)
+# Devices that weights are spread over at most, where a config leaves it open (docs/plans.md).
+_PARTS = 32
 
 
 def shape(config: schema.Mesh, devices: int) -> tuple[int, int, int]:
@@ -25,31 +24,34 @@ def shape(config: schema.Mesh, devices: int) -> tuple[int, int, int]:
   Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and
   save little memory.
   """
-  sizes = [getattr(config, axis) for axis in AXES]
+  sizes = [config.data, config.fsdp, config.tensor]
   if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % sizes[2] == 0:
     sizes[1] = max(n for n in range(1, _PARTS + 1) if devices // sizes[2] % n == 0)
-  fixed = math.prod(size for size in sizes if size != -1)
-  sound = sizes.count(-1) <= 1 and all(s >= 1 or s == -1 for s in sizes)
+  given = [size for size in sizes if size != -1]
+  fixed = math.prod(given)
+  sound = len(given) >= len(sizes) - 1 and min(given) >= 1
   if not sound or devices % fixed or (-1 not in sizes and fixed != devices):
     raise InputError(
       f'mesh: got {dict(zip(AXES, sizes))} for {devices} devices; expected sizes whose product is '
-      'that, '
-      'at most one of them -1, or data and fsdp both'
+      'that, at most one of them -1, or data and fsdp both'
     )
-  return tuple(devices // fixed if s == -1 else s for s in sizes)
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = devices // fixed
+  return tuple(sizes)
 
 
 def make_mesh(
   config: schema.Mesh, batch_size: int, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
   """The mesh over all devices; InputError when the batch does not divide over it."""
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices = jax.devices()
   sizes = shape(config, len(devices))
-  if batch_size % (sizes[0] * sizes[1]):
+  rows = sizes[0] * sizes[1]
+  if batch_size % rows:
     raise InputError(
-      f'schedule.batch_size: got {batch_size}; expected a multiple of the {sizes[0] * sizes[1]} '
-      'devices '
-      f'of the axes {BATCH_AXES}'
+      f'schedule.batch_size: got {batch_size}; expected a multiple of the {rows} devices of the '
+      f'axes {BATCH_AXES}'
     )
   # The network between slices of a multi-slice job is slow: of all axes only `data` crosses it.
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
@@ -74,16 +76,21 @@ def spec(rules: tuple, sizes: Mapping[str, int], name: str, leaf: Any) -> P:
   """PartitionSpec of one array: the rule's axes go to the trailing dimensions, where they divide
   them.
   """
-  axes = tree.match(rules, name, 'mesh.rules')[-leaf.ndim :] if leaf.ndim else ()
-  axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
-  fits = lambda axis, n: axis is not None and sizes.get(axis, 1) > 1 and n % sizes[axis] == 0
-  return P(*(axis if fits(axis, n) else None for axis, n in zip(axes, leaf.shape)))
+  axes = [None] * leaf.ndim
+  # Rules speak of a layer's own weight: stacked layers and moments have more dimensions before.
+  trailing = list(tree.match(rules, name, 'mesh.rules'))[::-1]
+  for i, axis in enumerate(trailing[: leaf.ndim], start=1):
+    if axis is not None and sizes.get(axis, 1) > 1 and leaf.shape[-i] % sizes[axis] == 0:
+      axes[-i] = axis
+  return P(*axes)
 
 
 def specs(rules: tuple, tree_: Any) -> Any:
   """The PartitionSpec of every leaf on the mesh in use (`jax.set_mesh`)."""
   mesh = jax.sharding.get_abstract_mesh()
-  sizes = {} if mesh.empty else mesh.shape
+  sizes = {}
+  if not mesh.empty:
+    sizes = mesh.shape
   return tree.map_named(lambda n, x: spec(rules, sizes, n, x), tree_)
 
 

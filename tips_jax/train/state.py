@@ -28,15 +28,18 @@ def parameters(method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
   weights.
   """
   c = method.config
-  make = lambda tower: towers.init(tower, c.towers[tower], seed=c.seed)
-  student = {t: make(t) for t in method.student}
-  teachers = {
-    name: {
-      t: jax.tree.map(jnp.copy, student[t]) if teacher.kind == 'ema' else make(t)
-      for t in teacher.towers
-    }
-    for name, teacher in c.teachers.items()
-  }
+
+  def initial(tower):
+    return towers.init(tower, c.towers[tower], seed=c.seed)
+
+  student = {tower: initial(tower) for tower in method.student}
+  teachers = {}
+  for name, teacher in c.teachers.items():
+    if teacher.kind == 'ema':
+      # Copies: the step gives its state away, and no buffer can be given twice.
+      teachers[name] = {tower: jax.tree.map(jnp.copy, student[tower]) for tower in teacher.towers}
+    else:
+      teachers[name] = {tower: initial(tower) for tower in teacher.towers}
   return student, teachers
 
 
@@ -45,7 +48,10 @@ def init(method: Method) -> State:
   nothing itself.
   """
   student, teachers = parameters(method)
-  zero = lambda: jnp.zeros((), jnp.int32)
+
+  def zero():  # each counter has its own buffer
+    return jnp.zeros((), jnp.int32)
+
   return State(
     params=student,
     teachers=teachers,
@@ -74,7 +80,9 @@ def loss_state(method: Method, student: dict[str, Any], teachers: dict[str, Any]
 def leaf(params: dict[str, Any], path: str) -> Any:
   """params['a']['b'] for 'a.b'; InputError where there is no such parameter."""
   for key in path.split('.'):
-    if not isinstance(params, dict) or key not in params:
-      raise unknown(f'parameter {path}', key, params if isinstance(params, dict) else ())
+    if not isinstance(params, dict):
+      params = {}  # a path may be longer than the tree is deep
+    if key not in params:
+      raise unknown(f'parameter {path}', key, params)
     params = params[key]
   return params

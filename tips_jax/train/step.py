@@ -7,6 +7,7 @@ update   gradient -> optimizer -> teachers -> state of the losses; skipped as a 
 is not finite
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,8 +86,9 @@ def loss(
   config = method.config
   progress = state.step / config.schedule.total_steps
   # Towers that a teacher does not cover are the student's, as they are now.
-  weights = {name: stop_gradient({**params, **own}) for name, own in state.teachers.items()}
-  weights['student'] = params
+  weights = {'student': params}
+  for name, towers_of_teacher in state.teachers.items():
+    weights[name] = stop_gradient({**params, **towers_of_teacher})
   batch = jax.tree.map(parallel.constrain_batch, batch)
   masks = {name: draw_mask(method, name, batch, rng) for name in config.masks}
   feats = features(method, weights, {'batch': batch, 'masks': masks}, rng)
@@ -95,7 +97,7 @@ def loss(
   loss_state = {}
   metrics = {}
   for name, spec in config.losses.items():
-    inputs = {arg: feats[path] for arg, path in method.losses[name].features.items()}
+    inputs = pick(feats, method.losses[name].features)
     for arg, parameter in method.losses[name].parameters.items():
       inputs[arg] = leaf(weights[parameter.by][parameter.tower], parameter.name)
     if name in state.loss_state:
@@ -150,13 +152,14 @@ def run_passes(
   config = method.config
   feats = {f'batch.{name}': x for name, x in roots['batch'].items()}
   for mask, arrays in roots['masks'].items():
-    feats |= {f'masks.{mask}.{name}': x for name, x in arrays.items()}
+    for name, x in arrays.items():
+      feats[f'masks.{mask}.{name}'] = x
   for names in method.order:
     # The passes of a group share by and tower: one call, which gathers split weights once.
     passes = [config.passes[name] for name in names]
     by = passes[0].by
     tower = passes[0].tower
-    inputs = [{arg: feats[path] for arg, path in p.inputs.items()} for p in passes]
+    inputs = [pick(feats, p.inputs) for p in passes]
     key = None
     if by == 'student':
       key = named_key(rng, names[0])
@@ -167,8 +170,15 @@ def run_passes(
         weights[by][tower], config.towers[tower], config.compute, inputs, rng=key, rows=rows
       )
     for name, arrays in zip(names, outputs):
-      feats |= {f'{name}.{output}': x for output, x in arrays.items()}
+      for output, x in arrays.items():
+        feats[f'{name}.{output}'] = x
+  # Of all features only these are joined over the devices.
   return {path: feats[path] for path in method.reads}
+
+
+def pick(feats: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+  """{argument: feature} of {argument: path}."""
+  return {arg: feats[path] for arg, path in paths.items()}
 
 
 def draw_mask(method: Method, name: str, batch: Arrays, rng: jax.Array) -> dict[str, jax.Array]:
@@ -178,7 +188,7 @@ def draw_mask(method: Method, name: str, batch: Arrays, rng: jax.Array) -> dict[
   mask = method.config.masks[name]
   images, views, height, width, _ = batch[mask.view].shape
   patch = method.mask_patch[name]
-  patches = -(-height // patch) * -(-width // patch)
+  patches = math.ceil(height / patch) * math.ceil(width / patch)
   key = named_key(rng, f'masks.{name}')
   drawn = masked.random_mask(key, (images, views, patches), mask.ratio)
   return jax.tree.map(parallel.constrain_batch, drawn)

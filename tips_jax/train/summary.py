@@ -12,6 +12,7 @@ from tips_jax.data.batch import layout
 from tips_jax.models import towers
 from tips_jax.train import sharding, state
 from tips_jax.train.method import Method
+from tips_jax.train.step import pick
 
 
 def shapes(method: Method) -> Shapes:
@@ -28,7 +29,7 @@ def shapes(method: Method) -> Shapes:
   for group in method.order:
     for name in group:
       tower = c.towers[c.passes[name].tower]
-      inputs = {argument: result[path] for argument, path in c.passes[name].inputs.items()}
+      inputs = pick(result, c.passes[name].inputs)
       for output, shape in towers.module(tower).outputs(tower, inputs).items():
         result[f'{name}.{output}'] = shape
   return result
@@ -45,7 +46,7 @@ def flops(method: Method) -> dict[str, float]:
     for name in group:
       p = c.passes[name]
       tower = c.towers[p.tower]
-      inputs = {argument: known[path] for argument, path in p.inputs.items()}
+      inputs = pick(known, p.inputs)
       result[name] = towers.module(tower).flops(tower, inputs)
       if p.by == 'student':  # the backward pass computes twice as much
         result[name] *= 3
@@ -57,55 +58,67 @@ def text(method: Method, *, devices: int = 1) -> str:
   c = method.config
   abstract = jax.eval_shape(lambda: state.init(method))
   sizes = dict(zip(sharding.AXES, sharding.shape(c.mesh, devices)))
-  o = c.optimizer
+  lines = [*_parameters(c, abstract, sizes), '', *_towers(c, abstract), '', *_passes(method), '']
+  return '\n'.join([*lines, *_memory(c, abstract, sizes)])
+
+
+def _parameters(c, abstract, sizes):
+  """A line for each parameter: shape, size, place, and what the optimizer's rules say of it."""
   lines = [
     f'{"parameter":<58}{"shape":<22}{"count":>13}  '
     f'{"dtype":<9}{"sharding":<26}{"decay":>6}{"rate":>6}'
     f'{"frozen":>8}'
   ]
+  o = c.optimizer
   for name, leaf in tree.named_leaves({'params': abstract.params}):
-    spec = [a or '-' for a in sharding.spec(c.mesh.rules, sizes, name, leaf)]
+    axes = ','.join(axis or '-' for axis in sharding.spec(c.mesh.rules, sizes, name, leaf))
     short = name.removeprefix('params/')
+    shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
     decay = o.weight_decay * tree.match(o.decay_rules, short, 'optimizer.decay_rules')
     rate = tree.match(o.lr_rules, short, 'optimizer.lr_rules')
     frozen = tree.match(o.freeze_rules, short, 'optimizer.freeze_rules')
     lines.append(
-      f'{short:<58}{"x".join(map(str, leaf.shape)) or "scalar":<22}{leaf.size:>13,}  '
-      f'{leaf.dtype!s:<9}'
-      f'{",".join(spec):<26}{decay:>6g}{rate:>6g}{frozen:>8g}'
+      f'{short:<58}{shape:<22}{leaf.size:>13,}  '
+      f'{leaf.dtype!s:<9}{axes:<26}{decay:>6g}{rate:>6g}{frozen:>8g}'
     )
-  lines += ['', f'{"tower":<28}{"parameters":>16}{"":4}by']
-  for tower, params in abstract.params.items():
-    lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    student (float32)')
+  return lines
+
+
+def _towers(c, abstract):
+  owners = {'student (float32)': abstract.params}
   for by, covered in abstract.teachers.items():
+    owners[f'{by} ({c.teachers[by].kind}, float32)'] = covered
+  lines = [f'{"tower":<28}{"parameters":>16}{"":4}by']
+  for owner, covered in owners.items():
     for tower, params in covered.items():
-      lines.append(
-        f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    {by} ({c.teachers[by].kind}, float32)'
-      )
-  parts, batch = flops(method), c.schedule.batch_size
+      lines.append(f'{tower:<28}{tree.size(params) / 1e6:>14.2f} M    {owner}')
+  return lines
+
+
+def _passes(method):
+  parts = flops(method)
+  batch = method.config.schedule.batch_size
   total = sum(parts.values())
-  lines += ['', f'{"pass":<28}{"GFLOP per image":>16}{"share":>8}']
-  lines += [f'{n:<28}{f / 1e9:>16.2f}{f / max(total, 1):>8.1%}' for n, f in parts.items()]
-  lines += [
-    f'{"all passes":<28}{total / 1e9:>16.2f}',
-    f'per step of {batch:,} images: {total * batch / 1e12:,.2f} TFLOP',
-    '',
+  lines = [f'{"pass":<28}{"GFLOP per image":>16}{"share":>8}']
+  for name, part in parts.items():
+    # A method may have parameters alone, and no pass that computes anything.
+    lines.append(f'{name:<28}{part / 1e9:>16.2f}{part / max(total, 1):>8.1%}')
+  lines.append(f'{"all passes":<28}{total / 1e9:>16.2f}')
+  lines.append(f'per step of {batch:,} images: {total * batch / 1e12:,.2f} TFLOP')
+  return lines
+
+
+def _memory(c, abstract, sizes):
+  lines = [
+    f'memory of the state on {math.prod(sizes.values())} device(s), mesh {sizes}: GiB in all, and '
+    'of one device'
   ]
-  each = 1
-  for size in sizes.values():
-    each *= size
-  lines.append(
-    f'memory of the state on {each} device(s), mesh {sizes}: GiB in all, and of one device'
-  )
   for part in ('params', 'teachers', 'optimizer', 'loss_state'):
-    leaves = tree.named_leaves({part: getattr(abstract, part)})
-    own = sum(
-      x.size
-      * x.dtype.itemsize
-      / math.prod(sizes[a] for a in sharding.spec(c.mesh.rules, sizes, n, x) if a)
-      for n, x in leaves
-    )
-    total = sum(x.size * x.dtype.itemsize for _, x in leaves)
-    lines.append(f'{part:<28}{total / 2**30:>14.3f}{own / 2**30:>14.3f}')
+    of_one = 0.0
+    leaves = {part: getattr(abstract, part)}
+    for name, leaf in tree.named_leaves(leaves):
+      axes = sharding.spec(c.mesh.rules, sizes, name, leaf)
+      of_one += tree.nbytes(leaf) / math.prod(sizes[axis] for axis in axes if axis)
+    lines.append(f'{part:<28}{tree.nbytes(leaves) / 2**30:>14.3f}{of_one / 2**30:>14.3f}')
   lines.append(f'{"gradient (during a step)":<28}{tree.nbytes(abstract.params) / 2**30:>14.3f}')
-  return '\n'.join(lines)
+  return lines
