@@ -36,8 +36,11 @@ class Metrics:
     self._tensorboard = None
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      kept = [json.dumps(line) + '\n' for line in read(self.path) if line['step'] <= resume_step]
-      files.write(self.path, ''.join(kept))
+      kept = ''
+      for line in read(self.path):
+        if line['step'] <= resume_step:
+          kept += json.dumps(line) + '\n'
+      files.write(self.path, kept)
       self._file = open(self.path, 'a')
       if config.tensorboard:
         from tensorboardX import SummaryWriter  # slow to import, and optional
@@ -145,7 +148,9 @@ class Progress:
     # Says nothing: all processes of a run but the first.
     silent: bool = False,
   ):
-    self.total, self.label, self.every_s = total, label, every_s
+    self.total = total
+    self.label = label
+    self.every_s = every_s
     self.stream = stream or sys.stderr
     if silent:
       self.stream = open(os.devnull, 'w')
@@ -168,7 +173,9 @@ class Progress:
     now = time.monotonic()
     if self._first is None:
       self._first = now, step
-    interval = 0.1 if self.tty else self.every_s
+    interval = self.every_s
+    if self.tty:
+      interval = 0.1
     if now - self._shown_at < interval and step < self.total:
       return
     self._shown_at = now
@@ -183,9 +190,12 @@ class Progress:
   def _show(self, step, losses, rest):
     count = f'{self.label} {step:,}/{self.total:,}'
     percent = f'{100 * step / max(self.total, 1):.0f} %'
-    full = [f'{name} {value:.3g}' for name, value in losses.items()]
+    full = []
+    short = []
     # contrastive_web and contrastive_synthetic are 'web' and 'synthetic' where space is short.
-    short = [f'{name} {losses[long]:.3g}' for long, name in _short_names(losses).items()]
+    for name, short_name in _short_names(losses).items():
+      full.append(f'{name} {losses[name]:.3g}')
+      short.append(f'{short_name} {losses[name]:.3g}')
     # From the best line to the shortest; on a terminal the last parts then go, one by one.
     lines = [
       [count, percent, *full, *rest],
@@ -234,9 +244,11 @@ class Progress:
     length = min(width - len(text) - 2, 24)
     if length < 8:
       return text
-    done, left = '=', '-'
+    done = '='
+    left = '-'
     if 'utf' in (getattr(self.stream, 'encoding', '') or '').lower():
-      done, left = '━', '─'
+      done = '━'
+      left = '─'
     full = min(int(length * step / max(self.total, 1)), length)
     return f'{done * full}{left * (length - full)}  {text}'
 
@@ -253,7 +265,9 @@ def _short_names(losses):
   names = {}
   for name in losses:
     word, _, others = name.partition('_')
-    names[name] = others if others and first[word] > 1 else name
+    names[name] = name
+    if others and first[word] > 1:
+      names[name] = others
   return names
 
 

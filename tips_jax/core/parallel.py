@@ -29,7 +29,9 @@ def batch_axes() -> tuple[str, ...]:
 def constrain_batch(x: jax.Array) -> jax.Array:
   """Keep the leading axis of `x` split over the batch axes; nothing without a mesh."""
   axes = batch_axes()
-  return lax.with_sharding_constraint(x, P(axes)) if axes else x
+  if not axes:
+    return x
+  return lax.with_sharding_constraint(x, P(axes))
 
 
 @jax.tree_util.register_dataclass
@@ -65,27 +67,28 @@ def map_batch(fn: Callable[..., Any], weights: Any, batched: Any, *, specs: Any)
   The gradient of a weight is summed over the devices once, after all of its uses, and already
   scattered by then.
   """
-  mesh, axes, rows = (
-    jax.sharding.get_abstract_mesh(),
-    batch_axes(),
-    jax.tree.leaves(batched)[0].shape[0],
-  )
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = batch_axes()
   if not axes:
-    return fn(weights, batched, jnp.arange(rows))
-  specs = jax.tree.map(
-    lambda s: P(*(e if e in axes else None for e in s)), specs, is_leaf=lambda s: isinstance(s, P)
-  )
+    return fn(weights, batched, jnp.arange(_rows(batched)))
+
+  def only_batch_axes(spec):
+    return P(*(axis if axis in axes else None for axis in spec))
 
   def part(x, spec):
-    split = [(i - x.ndim, axis) for i, axis in enumerate(spec) if axis]
-    x = lax.pcast(x, tuple(a for a in axes if a not in spec), to='varying')
-    return Part(x, *split[0]) if split else x
+    # Varying over all axes, so that the gradient is summed over those that do not split it.
+    x = lax.pcast(x, tuple(axis for axis in axes if axis not in spec), to='varying')
+    for dim, axis in enumerate(spec):
+      if axis:
+        return Part(x, dim - x.ndim, axis)  # rules split a weight along one dimension
+    return x
 
   def local(weights, batched):
-    count = jax.tree.leaves(batched)[0].shape[0]
-    return fn(
-      jax.tree.map(part, weights, specs), batched, lax.axis_index(axes) * count + jnp.arange(count)
-    )
+    parts = jax.tree.map(part, weights, specs)
+    count = _rows(batched)
+    return fn(parts, batched, lax.axis_index(axes) * count + jnp.arange(count))
+
+  specs = jax.tree.map(only_batch_axes, specs, is_leaf=lambda s: isinstance(s, P))
 
   # An axis of one device is ours too: a kernel may not stand under an axis that the compiler
   # splits, however small.
@@ -93,6 +96,10 @@ def map_batch(fn: Callable[..., Any], weights: Any, batched: Any, *, specs: Any)
   return jax.shard_map(local, in_specs=(specs, P(axes)), out_specs=P(axes), axis_names=manual)(
     weights, batched
   )
+
+
+def _rows(batched):
+  return jax.tree.leaves(batched)[0].shape[0]
 
 
 def sum_over_batch(fn: Callable[..., Any], batched: Any, shared: Any) -> Any:
@@ -115,27 +122,37 @@ def sum_over_batch(fn: Callable[..., Any], batched: Any, shared: Any) -> Any:
       f'batch rows: got {sorted(rows)}; expected a multiple of the {count} devices of axes {axes}'
     )
   shard = _Shard(axes)
-  local = lambda b, s: jax.tree.map(shard.sum, fn(b, s, shard))
+
+  def local(batched, shared):
+    return jax.tree.map(shard.sum, fn(batched, shared, shard))
+
   return jax.shard_map(local, in_specs=(P(axes), P()), out_specs=P())(batched, shared)
 
 
 class _Shard:
+  """One device's place on the batch axes; without any it holds the whole batch."""
+
   def __init__(self, axes):
     self.axes = axes
 
   def gather(self, x):
-    for axis in reversed(
-      self.axes
-    ):  # one after the other: over both at once XLA makes an all-reduce of zeros
+    # One axis after the other: over both at once XLA makes an all-reduce of zeros.
+    for axis in reversed(self.axes):
       x = lax.all_gather(x, axis, axis=0, tiled=True)
     return x
 
   def offset(self, rows):
-    return lax.axis_index(self.axes) * rows if self.axes else 0
+    if not self.axes:
+      return 0
+    return lax.axis_index(self.axes) * rows
 
   def sum(self, x):
-    return lax.psum(x, self.axes) if self.axes else x
+    if not self.axes:
+      return x
+    return lax.psum(x, self.axes)
 
   def varying(self, x):
     """Marks a constant as this shard's own, as loop carries need it."""
-    return jax.lax.pcast(x, self.axes, to='varying') if self.axes else x
+    if not self.axes:
+      return x
+    return lax.pcast(x, self.axes, to='varying')

@@ -12,8 +12,10 @@ from tips_jax.core.errors import InputError
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
   """The end of an error message: '; did you mean X?' or ''."""
-  near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-  return f'; did you mean {near[0]!r}?' if near else ''
+  near = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)
+  if not near:
+    return ''
+  return f'; did you mean {near[0]!r}?'
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> InputError:
@@ -50,7 +52,8 @@ def _as_dict(data, where):
 
 def value(hint: Any, x: Any, where: str) -> Any:
   """x as a type hint asks for it; InputError where it is something else."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  origin = typing.get_origin(hint)
+  args = typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return _union(args, x, where)
   if origin is typing.Literal:
@@ -58,16 +61,19 @@ def value(hint: Any, x: Any, where: str) -> Any:
       return x
     raise unknown(where, x, args)
   if origin is tuple and isinstance(x, (tuple, list)):
-    items = [args[0]] * len(x) if args[-1] is Ellipsis else args
+    items = args
+    if args[-1] is Ellipsis:
+      items = [args[0]] * len(x)
     if len(items) == len(x):
       return tuple(value(h, v, f'{where}[{i}]') for i, (h, v) in enumerate(zip(items, x)))
   if origin is dict:
-    x = _as_dict(x, where)
-    return {
-      value(args[0], k, f'{where}: name'): value(args[1], v, f'{where}.{k}') for k, v in x.items()
-    }
+    result = {}
+    for k, v in _as_dict(x, where).items():
+      result[value(args[0], k, f'{where}: name')] = value(args[1], v, f'{where}.{k}')
+    return result
   if dataclasses.is_dataclass(hint):
     return build(hint, x, where)
+  # A command line or a config may say 1 for 1.0; True is an int to Python, but no number to us.
   if hint is float and isinstance(x, int) and not isinstance(x, bool):
     return float(x)
   if isinstance(hint, type) and origin is None and type(x) is hint:
@@ -80,11 +86,11 @@ def _union(args, x, where):
   groups = [a for a in args if dataclasses.is_dataclass(a)]
   if hasattr(x, 'to_dict') or isinstance(x, dict):
     x = _as_dict(x, where)
-    kinds = {
-      typing.get_args(typing.get_type_hints(g)['kind'])[0]: g
-      for g in groups
-      if 'kind' in g.__annotations__
-    }
+    kinds = {}
+    for group in groups:
+      if 'kind' in group.__annotations__:
+        [kind] = typing.get_args(typing.get_type_hints(group)['kind'])
+        kinds[kind] = group
     if kinds:
       if x.get('kind') not in kinds:
         raise unknown(f'{where}.kind', x.get('kind'), kinds)
@@ -126,11 +132,9 @@ def _check_fields_of_kind(kinds, x, where):
 def _say(hint):
   if dataclasses.is_dataclass(hint):
     return f'a {hint.__name__} group'
-  return (
-    getattr(hint, '__name__', str(hint))
-    if typing.get_origin(hint) is None
-    else str(hint).replace('typing.', '')
-  )
+  if typing.get_origin(hint) is None:
+    return getattr(hint, '__name__', str(hint))
+  return str(hint).replace('typing.', '')
 
 
 def plain(config: Any) -> Any:

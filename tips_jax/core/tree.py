@@ -11,12 +11,21 @@ from tips_jax.core.errors import InputError
 
 def name(path: Iterable[Any]) -> str:
   """'a/b/c' for a jax key path."""
-  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+  return '/'.join(map(_key, path))
+
+
+def _key(key):
+  # jax has a class for each: keys of a dict, fields of a dataclass, places in a sequence.
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
   """[(name, leaf)] in tree order."""
-  return [(name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [(name(path), leaf) for path, leaf in leaves]
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

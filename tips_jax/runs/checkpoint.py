@@ -50,7 +50,9 @@ class Checkpoints:
   @property
   def latest(self) -> int | None:
     """The newest complete step, or None."""
-    return self._orbax.latest.step if self._orbax.latest else None
+    if self._orbax.latest is None:
+      return None
+    return self._orbax.latest.step
 
   def save(self, step: int, state: Any, *, next_index: int, contract: dict) -> None:
     """Starts to save; the state may be donated to the next step at once.
@@ -74,7 +76,8 @@ class Checkpoints:
   def _wait(self):
     if self._pending is not None:
       # Cleared first: a failed save is raised once, not at every later call.
-      pending, self._pending = self._pending, None
+      pending = self._pending
+      self._pending = None
       pending.result()
 
   def contract(self, step: int) -> dict:
@@ -94,6 +97,7 @@ class Checkpoints:
     """
     path = self._path / str(step)
     parts = _parts(abstract)
+    # Before orbax: its errors fill pages, and it would cast another dtype in silence.
     for part, requested in parts.items():
       folder.check(path, part, requested)
     with folder.one_error(f'checkpoint: cannot read {str(path)!r}'):
@@ -116,7 +120,9 @@ class _Best:
 
   def __init__(self, scores, lower_is_better):
     self._scores = scores
-    self._best = min if lower_is_better else max
+    self._best = max
+    if lower_is_better:
+      self._best = min
 
   def should_preserve(self, checkpoints, *, context):
     scored = [c.step for c in checkpoints if math.isfinite(self._scores.get(c.step, math.nan))]
@@ -151,6 +157,7 @@ def _changes(old, new, name):
   """Lines such as 'config.seed was 0, is 1', one for each leaf that differs."""
   if isinstance(old, dict) and isinstance(new, dict):
     lines = []
+    # A field that only one of them has changed too: a newer version's, or a group of another kind.
     for key in sorted({*old, *new}):
       lines += _changes(old.get(key), new.get(key), f'{name}.{key}')
     return lines

@@ -66,9 +66,11 @@ def load(path: pathlib.Path, part: str, abstract: dict, *, rename: dict | None =
   rename: {name in the file: name in the result} of the first level of keys. Shapes and dtypes that
   differ are one InputError.
   """
-  saved_as = {v: k for k, v in (rename or {}).items()}
-  requested = {saved_as.get(k, k): v for k, v in abstract.items()}
+  here = rename or {}
+  saved_as = dict(zip(here.values(), here))
+  requested = {saved_as.get(name, name): leaves for name, leaves in abstract.items()}
   check(path, part, requested)
+  # The file may hold more than is asked for: heads, the towers that another model lacks.
   context = ocp.Context()
   context.pytree_options.loading.partial_load = True
   with context, one_error(f'checkpoint: cannot read {str(path)!r}'):
@@ -80,8 +82,10 @@ def names(path: pathlib.Path, part: str) -> dict[str, tuple]:
   """{leaf name: (shape, dtype)} of a saved part; {} when the checkpoint lacks it."""
   with one_error(f'checkpoint: cannot read {str(path)!r}'):
     metadata = ocp.checkpointables_metadata(path).metadata
-  leaves = tree.named_leaves(metadata.get(part) or {})
-  return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves}
+  result = {}
+  for name, leaf in tree.named_leaves(metadata.get(part) or {}):
+    result[name] = (tuple(leaf.shape), leaf.dtype)
+  return result
 
 
 def check(path: pathlib.Path, part: str, requested: dict) -> None:
@@ -112,5 +116,6 @@ def one_error(what: str) -> Iterator[None]:
   except (InputError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
+    # Orbax's messages go on for pages; the first line says what it was.
     lines = str(error).strip().splitlines() or ['']
     raise InputError(f'{what} ({type(error).__name__}: {lines[0][:300]})') from error

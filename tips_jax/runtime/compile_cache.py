@@ -45,9 +45,11 @@ def hits() -> int:
 
 @functools.cache
 def _listen():
-  jax.monitoring.register_event_listener(
-    lambda event, **_: _hits.append(event) if event == _HIT else None
-  )
+  def count(event, **_):
+    if event == _HIT:
+      _hits.append(event)
+
+  jax.monitoring.register_event_listener(count)
 
 
 def _processor():

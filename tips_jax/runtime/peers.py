@@ -2,12 +2,10 @@
 for one process.
 
 Between start-up and the end (`together` ... `apart`) every process walks through the same points
-(`check`), between
-which there is work that all must share: a step, an evaluation, a save. A signal to one host becomes
-a signal to all. Each then promises the next point at which it can stop, and all stop at the latest
-of
-these: at the same step, with no word exchanged in a step that nobody stops. Outside of that there
-is nothing to save, and each leaves at once.
+(`check`), between which there is work that all must share: a step, an evaluation, a save. A signal
+to one host becomes a signal to all. Each then promises the next point at which it can stop, and all
+stop at the latest of these: at the same step, with no word exchanged in a step that nobody stops.
+Outside of that there is nothing to save, and each leaves at once.
 
 Words go through the key-value store of jax's coordination service, which lives in process 0. A
 thread of each process looks into it twice a second, gives signs of life, and ends the process when
@@ -84,8 +82,7 @@ def rows(places: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
   if sum(map(len, parts)) != len(set().union(*parts)):
     raise InputError(
       'mesh: got an order of devices in which processes share some of their rows of a batch; '
-      'expected '
-      'that two share all or none'
+      'expected that two share all or none'
     )
   return parts.index(tuple(sorted(starts[jax.process_index()]))), len(parts)
 
@@ -94,15 +91,20 @@ class Peers:
   """The processes of a run, seen from one of them."""
 
   def __init__(self, preemption, *, client=None, index=0, count=1, lost_seconds=60):
-    self.index, self.count, self.lead = index, count, index == 0
-    self._preemption, self._client, self._lost_s = preemption, client, lost_seconds
+    self.index = index
+    self.count = count
+    self.lead = index == 0
+    self._preemption = preemption
+    self._client = client
+    self._lost_s = lost_seconds
     self._lock = threading.Lock()
     self._passed = -1  # the last point that this process went through
     self._promised = None  # where it can stop, once somebody has asked
     self._stop_at = None  # where all stop, once all have promised
     self._together = self._left = False
     self._leaving = threading.Lock()
-    self._asked_at, self._gone = 0.0, 0
+    self._asked_at = 0.0  # when somebody asked all to stop
+    self._gone = 0  # processes that are lost: nobody waits for them
     self._beats = {}  # process -> (its last sign of life, when it came)
     if count > 1:
       atexit.register(self._close)
@@ -119,9 +121,8 @@ class Peers:
     while self.lead and len(found) < self.count:
       found = self._dir(name)
       time.sleep(0.02)
-    return self.share(
-      f'{name}-all', [found[str(p)] for p in range(self.count)] if self.lead else None
-    )
+    in_order = [found.get(str(process)) for process in range(self.count)]
+    return self.share(f'{name}-all', in_order)  # of the first process, which has them all
 
   def share(self, name: str, value: Any = None) -> Any:
     """The value that process 0 gives (what JSON can hold). Others wait for it; Stopped where all
@@ -263,10 +264,12 @@ class Peers:
           self._end(
             EXIT,
             f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the '
-            'same '
-            'command again to go on from the last checkpoint',
+            'same command again to go on from the last checkpoint',
           )
-      time.sleep(_POLL_S / 10 if self._promised is not None else _POLL_S)
+      interval = _POLL_S
+      if self._promised is not None:
+        interval /= 10
+      time.sleep(interval)
 
   def _look_for_lost(self):
     now = time.monotonic()

@@ -68,8 +68,7 @@ def find() -> tuple[str, int, int, Sequence[int] | None]:
   if missing:
     raise InputError(
       f'--multihost: got no {", ".join(missing)} and no cluster that jax knows (Cloud TPU, GKE, '
-      'SLURM, '
-      'Open MPI); expected one or the other'
+      'SLURM, Open MPI); expected one or the other'
     )
   address, count, index = known
   if ':' not in address or not 0 <= index < count:
@@ -84,7 +83,11 @@ def others(env: Mapping[str, str]) -> str:
   """What in the environment says that there are several processes, as text; '' where nothing
   does.
   """
-  number = lambda name: int(env[name]) if env.get(name, '').isdigit() else 0
+
+  def number(name):
+    value = env.get(name, '')
+    return value.isdigit() and int(value)
+
   for name in ('JAX_NUM_PROCESSES', 'MEGASCALE_NUM_SLICES', 'OMPI_COMM_WORLD_SIZE'):
     if number(name) > 1:
       return f'{name}={env[name]}'
@@ -183,7 +186,10 @@ def meet(address: str, *, count: int, index: int, facts: Mapping[str, Any], seco
 
 def _receive(address, port, count, own, seconds):
   """Process 0: everybody's hello, then one answer for all, which it returns."""
-  found, guests, connections, errors = {0: own}, {}, [], []
+  found = {0: own}  # process -> its facts
+  guests = {}
+  connections = []
+  errors = []
   end = time.monotonic() + seconds
   with _listen(port, end) as server:
     while len(found) < count and not errors and time.monotonic() < end:
@@ -191,12 +197,14 @@ def _receive(address, port, count, own, seconds):
       try:
         guest = server.accept()[0]
         hello = _read(guest)
-        process, facts = int(hello['process']), dict(hello['facts'])
+        process = int(hello['process'])
+        facts = dict(hello['facts'])
       except (OSError, ValueError, TypeError, KeyError):  # nobody yet, or a stranger
         continue
       if process == 0 or process in guests and _there(guests[process]):
         errors.append(f'process {process} came twice, the second time from {hello.get("host")}')
-      found[process], guests[process] = facts, guest
+      found[process] = facts
+      guests[process] = guest
       connections.append(guest)
   missing = [p for p in range(count) if p not in found]
   text = differences(found)
@@ -238,19 +246,16 @@ def _listen(port, end):
 
 def _visit(address, where, hello, seconds):
   """Any other process: says hello and returns the answer."""
-  end, reason = time.monotonic() + seconds, 'no answer'
+  end = time.monotonic() + seconds
+  reason = 'no answer'
   while time.monotonic() < end:
     try:
       with socket.create_connection(where, timeout=_ANSWER_S) as connection:
         connection.sendall(json.dumps(hello).encode() + b'\n')
         answer = _read(connection, seconds + _ANSWER_S)
         return {key: answer[key] for key in ('error', 'missing')}
-    except (
-      OSError,
-      ValueError,
-      TypeError,
-      KeyError,
-    ) as error:  # not there yet, or the end of another run
+    # Not there yet, or the end of another run, whose answer has another form.
+    except (OSError, ValueError, TypeError, KeyError) as error:
       reason = getattr(error, 'strerror', None) or type(error).__name__
       time.sleep(0.2)
   return {

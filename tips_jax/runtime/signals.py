@@ -27,7 +27,8 @@ class Preemption:
   """
 
   def __init__(self):
-    self.requested = self.disposable = False
+    self.requested = False
+    self.disposable = False
     self._interruptible = False
 
   def install(self) -> 'Preemption':
@@ -49,7 +50,8 @@ class Preemption:
     """Code that may be left at any point; a signal that came before is honored here."""
     if self.requested:
       raise Stopped
-    self._interruptible, self.disposable = True, disposable
+    self._interruptible = True
+    self.disposable = disposable
     try:
       yield
     finally:

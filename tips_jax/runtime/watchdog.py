@@ -17,19 +17,18 @@ class Watchdog:
   """
 
   def __init__(self, workdir, *, seconds, process=0):
-    self._path, self._seconds = pathlib.Path(workdir) / f'stall-{process}.txt', seconds
-    self._process, self._doing, self._since, self._said = (
-      process,
-      'starting',
-      time.monotonic(),
-      False,
-    )
+    self._path = pathlib.Path(workdir) / f'stall-{process}.txt'
+    self._seconds = seconds
+    self._process = process
+    self.beat('starting')
     self._closed = threading.Event()
     if seconds > 0:
       threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
 
   def beat(self, doing: str) -> None:
-    self._doing, self._since, self._said = doing, time.monotonic(), False
+    self._doing = doing
+    self._since = time.monotonic()
+    self._said = False  # once for each time that nothing happens
 
   def close(self) -> None:
     self._closed.set()
