@@ -3,7 +3,6 @@ sizes and the device.
 """
 
 import concurrent.futures
-import contextlib
 import copy
 import functools
 import hashlib
@@ -20,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from PIL import Image
 
 from tips_jax.core import parallel, schema, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import BATCH_AXES
-from tips_jax.data import tokenizer, views
-from tips_jax.data.images import rgb
+from tips_jax.data import tokenizer
+from tips_jax.interop import pictures
 from tips_jax.interop.weights import Weights, flat
 from tips_jax.models import towers
 
@@ -70,10 +68,15 @@ class Encoder:
       raise unknown('dtype', dtype, ('float32', 'bfloat16'))
     if batch_size is not None and batch_size < 1:
       raise InputError(f'batch_size: got {batch_size}; expected at least 1')
-    self.weights, self.size, self.patch = weights, weights.size, weights.image.patch
-    self.width, self.cls_names = weights.image.width, tuple(weights.image.cls)
+    self.weights = weights
+    self.size = weights.size
+    self.patch = weights.image.patch
+    self.width = weights.image.width
+    self.cls_names = tuple(weights.image.cls)
     self.cls = self._known(cls or self.cls_names[0])
-    self._compute, self._batch_size, self._exact = schema.Compute(dtype=dtype), batch_size, exact
+    self._compute = schema.Compute(dtype=dtype)
+    self._batch_size = batch_size
+    self._exact = exact
     self._placed = mesh is not None
     if mesh is None:
       devices = np.array(list(devices or jax.local_devices()))
@@ -85,17 +88,16 @@ class Encoder:
     # How each parameter is split: a compiled program gathers what it reads.
     self._specs = jax.tree.map(lambda x: x.sharding.spec if self._placed else P(), weights.params)
     platform = mesh.devices.flat[0].platform
-    cpu = platform == 'cpu'
     self._tokens = _TOKENS.get(platform, 16384) * self._shards
-    cores = (
-      len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    )
-    self._lanes = cores if cpu else 1  # parts that a small batch is cut into
+    cores = _cores()
+    self._lanes = 1  # parts that a small batch is cut into
+    turns = 2  # calls under way: one computes while another is copied
+    if platform == 'cpu':
+      self._lanes = turns = cores
     self._threads = concurrent.futures.ThreadPoolExecutor(cores, 'encoder')
-    self._turns = threading.Semaphore(
-      cores if cpu else 2
-    )  # calls under way: one computes while another is copied
-    self._lock, self._params = threading.Lock(), {}
+    self._turns = threading.Semaphore(turns)
+    self._lock = threading.Lock()
+    self._params = {}
     self._image = jax.jit(self._on_devices(self._image_program), static_argnames=('cls', 'patches'))
     self._inside = jax.jit(
       self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values')
@@ -170,16 +172,14 @@ class Encoder:
     logit = self.weights.params.get('logit', {})
     scale = self.temperature
     cls = self._known(cls or self.cls)
-    x = images if isinstance(images, np.ndarray) else None
-    if x is None or x.ndim == 4:
+    x = images
+    if not isinstance(images, np.ndarray) or images.ndim == 4:
       x = self.features(images, cls=cls, patches=False)['embedding']
     elif x.ndim == 3 and x.shape[1:] == (len(self.cls_names), self.width):
       x = self._project(x[:, self.cls_names.index(cls)])
-    y = (
-      texts
-      if isinstance(texts, np.ndarray) and texts.dtype.kind == 'f'
-      else self.encode_text(texts)
-    )
+    y = texts
+    if not isinstance(texts, np.ndarray) or texts.dtype.kind != 'f':
+      y = self.encode_text(texts)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
       raise InputError(
         f'similarity: got images {x.shape} and texts {y.shape}; expected [I, E] and [T, E]'
@@ -199,8 +199,7 @@ class Encoder:
     if self.weights.tokenizer is None:
       raise InputError(
         f'texts: the model {self.weights.name!r} carries no tokenizer; expected ids, or a model '
-        'loaded '
-        'with tokenizer=PATH'
+        'loaded with tokenizer=PATH'
       )
     with tempfile.TemporaryDirectory() as folder:  # SentencePiece models are known by their path
       path = pathlib.Path(folder, 'tokenizer.model')
@@ -239,7 +238,9 @@ class Encoder:
 
   def text(self, ids_BT: np.ndarray) -> np.ndarray | None:
     """Embeddings [B, E] of ids; None where there is no text tower."""
-    return self.encode_text(ids_BT) if 'text' in self.weights.towers else None
+    if not self.has_text:
+      return None
+    return self.encode_text(ids_BT)
 
   def inspect(
     self,
@@ -258,14 +259,16 @@ class Encoder:
     as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that
     mixes no tokens, in the joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
     """
-    images = _checked(images_BHWC)
-    tokens = np.prod([-(-s // self.patch) for s in images.shape[1:3]])
+    images = pictures.checked(images_BHWC)
+    h, w = self._grid(*images.shape[1:3])
 
     def program(params, x):  # one for both, so that no bit can differ
-      found = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
-      return {name: y for name, y in found.items() if patches or name != 'patch'}
+      out = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
+      if not patches:
+        del out['patch']
+      return out
 
-    return self._map(program, ('image', 'image_head'), images, int(tokens))
+    return self._map(program, ('image', 'image_head'), images, h * w)
 
   def features(
     self, images: Any, *, size: int | None = None, cls: str | None = None, patches: bool = True
@@ -274,64 +277,42 @@ class Encoder:
     device.
     """
     program = functools.partial(self._image, cls=self._known(cls or self.cls), patches=patches)
-    listed = isinstance(images, (list, tuple))
-    size = self.size if size is None else size
+    if size is None:
+      size = self.size
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
       raise InputError(f'size: got {size!r}; expected a number of pixels')
-    images = images if listed else _checked(images)
-    h, w = (-(-s // self.patch) for s in ((size, size) if listed else images.shape[1:3]))
+    if isinstance(images, (list, tuple)):
+      pictures.decode(images)
+      h, w = self._grid(size, size)
+      prepare = functools.partial(self._resize_all, size=size)
+    else:
+      images = pictures.checked(images)
+      h, w = self._grid(*images.shape[1:3])
+      prepare = None
     if len(images):
-      for image in images if listed else ():
-        if isinstance(image, Image.Image):
-          with contextlib.suppress(
-            Exception
-          ):  # Pillow decodes late, and one image in two threads is not safe;
-            image.load()  # what is wrong with it is said in `resize`
-      prepare = (lambda some: np.stack([self.resize(x, size) for x in some])) if listed else None
       return self._map(program, ('image', 'image_head'), images, h * w, prepare)
-    empty = {name: (self.width,) for name in self.cls_names} | {
-      'embedding': (self._joint_width('image'),)
-    }
-    empty |= {'patch': (h, w, self.width)} if patches else {}
-    return {name: np.zeros((0, *shape), np.float32) for name, shape in empty.items()}
+    # No image tells the program's shapes.
+    shapes = dict.fromkeys(self.cls_names, (self.width,))
+    shapes['embedding'] = (self._joint_width('image'),)
+    if patches:
+      shapes['patch'] = (h, w, self.width)
+    return {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
+
+  def _resize_all(self, images, size):
+    return np.stack([self.resize(image, size) for image in images])
 
   def resize(self, image: Any, size: int | None = None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB of a path, a PIL image or a uint8 array, as the evaluators prepare
-    theirs.
-    """
-    size = size or self.size
-    if isinstance(image, (str, os.PathLike)):
-      try:
-        return views.evaluation(pathlib.Path(image).read_bytes(), size)
-      except OSError as error:
-        raise InputError(f'image: cannot read {os.fspath(image)!r} ({error.strerror})') from None
-      except ValueError as error:
-        raise InputError(f'image {os.fspath(image)!r}: {error}') from None
-    if (
-      isinstance(image, np.ndarray)
-      and image.dtype == np.uint8
-      and image.ndim == 3
-      and image.shape[2] == 3
-    ):
-      image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-      shape = (
-        f' of shape {image.shape}, {image.dtype}'
-        if isinstance(image, np.ndarray)
-        else f' {image!r:.80}'
-      )
-      raise InputError(
-        f'image: got {type(image).__name__}{shape}; expected a path, a PIL image or uint8 [H, W, 3]'
-      )
-    try:
-      pixels = Image.fromarray(rgb(image))
-    except ValueError as error:
-      raise InputError(f'image: {error}') from None
-    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))
+    """uint8 [size, size, 3] RGB of a path, a PIL image or a uint8 array."""
+    return pictures.resize(image, size or self.size)
 
   def group(self, size: int | None = None) -> int:
     """How many images fill the devices a few times over: a good number to hand over at once."""
-    return 4 * self._lanes * self._rows(1 << 30, (-(-(size or self.size) // self.patch)) ** 2)
+    h, w = self._grid(size or self.size, size or self.size)
+    return 4 * self._lanes * self._rows(1 << 30, h * w)
+
+  def _grid(self, height, width):
+    """Patches of an image: (rows, columns)."""
+    return math.ceil(height / self.patch), math.ceil(width / self.patch)
 
   # --- on the devices ---------------------------------------------------------------------------
 
@@ -348,38 +329,35 @@ class Encoder:
     return towers.apply(params[name], self.weights.towers[name], self._compute, arrays)
 
   def _image_program(self, params, images, *, cls, patches):
-    out = {
-      k: v[:, 0].astype(jnp.float32)
-      for k, v in self._apply(params, 'image', images=images[:, None]).items()
-    }
+    out = {}
+    for name, x in self._apply(params, 'image', images=images[:, None]).items():
+      out[name] = x[:, 0].astype(jnp.float32)  # of the one view
     patch = out.pop('patch')
-    head = 'image_head' in params
-    out['embedding'] = (
-      self._apply(params, 'image_head', x=out[cls])['embedding'] if head else out[cls]
-    )
+    out['embedding'] = self._joint(params, 'image_head', out[cls])
     if patches:
-      h, w = (-(-s // self.patch) for s in images.shape[1:3])
-      out['patch'] = patch.reshape(len(images), h, w, -1)
+      out['patch'] = patch.reshape(len(images), *self._grid(*images.shape[1:3]), -1)
     return out
 
+  def _joint(self, params, head, x):
+    """x [..., D] in the joint space; a model without heads, as TIPS, has no other."""
+    if head not in params:
+      return x
+    return self._apply(params, head, x=x)['embedding']
+
   def _inside_program(self, params, images, *, intermediate_layers, values):
-    project = lambda x: (
-      self._apply(params, 'image_head', x=x)['embedding'] if 'image_head' in params else x
-    )
     return towers.inspect(
       params['image'],
       self.weights.image,
       self._compute,
       images,
       cls=self.cls,
-      project=project,
+      project=functools.partial(self._joint, params, 'image_head'),
       intermediate_layers=intermediate_layers,
       values=values,
     )
 
   def _text_program(self, params, ids):
-    out = self._apply(params, 'text', ids=ids)['text']
-    return self._apply(params, 'text_head', x=out)['embedding'] if 'text_head' in params else out
+    return self._joint(params, 'text_head', self._apply(params, 'text', ids=ids)['text'])
 
   def _put(self, names):
     """The parameters of towers, on every device."""
@@ -396,22 +374,32 @@ class Encoder:
     """Rows of one call: a power of two on each device, so that few shapes are compiled."""
     devices = self._shards
     most = self._batch_size or max(self._tokens // max(tokens, 1), 1)
-    wanted = most if self._exact else min(-(-count // self._lanes), most)
-    each = 1 << (-(-wanted // devices) - 1).bit_length()
-    return devices * (each if each * devices <= most or each == 1 else each // 2)
+    wanted = most
+    if not self._exact:
+      wanted = min(math.ceil(count / self._lanes), most)
+    each = 1 << (math.ceil(wanted / devices) - 1).bit_length()
+    if each > 1 and each * devices > most:
+      each //= 2
+    return devices * each
 
   def _map(self, program, names, rows, tokens, prepare=None):
     """program(parameters, rows) of any number of rows, as NumPy. prepare: makes an array of some of
     them.
     """
-    params, n = self._put(names), self._rows(len(rows), tokens)
-
-    whole, first = [], threading.Lock()
+    params = self._put(names)
+    n = self._rows(len(rows), tokens)
+    whole = []  # one tree of arrays, made by the first call to come back
+    first = threading.Lock()
 
     def one(begin):
       some = rows[begin : begin + n]
-      x = prepare(some) if prepare else some
-      missing = (n if self._exact else _bucket(len(x), n, self._shards)) - len(x)
+      x = some
+      if prepare:
+        x = prepare(some)
+      compiled = n
+      if not self._exact:
+        compiled = _bucket(len(x), n, self._shards)
+      missing = compiled - len(x)
       if missing:
         x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
       with self._turns, jax.set_mesh(self._mesh):
@@ -446,34 +434,26 @@ class Encoder:
       )
 
   def _joint_width(self, name):
-    tower = self.weights.towers
-    return tower[f'{name}_head'].output if f'{name}_head' in tower else tower[name].width
+    head = self.weights.towers.get(f'{name}_head')
+    if head is None:
+      return self.weights.towers[name].width
+    return head.output
 
   def _project(self, x):
+    # On the host: a few vectors that have been there already.
     head = self.weights.params.get('image_head')
-    return x @ head['kernel'] if head else x
+    if head is None:
+      return x
+    return x @ head['kernel']
+
+
+def _cores():
+  """Cores that this process may use, of all that the machine has."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _bucket(count, most, devices):
   """The smallest number of rows that is compiled for and holds `count`."""
-  return min(most, devices << (-(-count // devices) - 1).bit_length())
-
-
-def _checked(images):
-  """uint8 or float32 [B, H, W, 3] of an array."""
-  x = images if hasattr(images, 'dtype') and hasattr(images, 'shape') else None
-  if x is None or len(x.shape) != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
-    got = f'an array of shape {x.shape}' if x is not None else type(images).__name__
-    raise InputError(f'images: got {got}; expected a list of images or one array [B, H, W, 3]')
-  x = np.asarray(x)
-  if x.dtype == np.uint8:
-    return x
-  if x.dtype.kind not in 'fV':  # V: bfloat16
-    raise InputError(f'images: got {x.dtype}; expected uint8, or floats in [0, 1]')
-  x = x.astype(np.float32)
-  if x.size and not (x.min() >= 0 and x.max() <= 1):  # also false for nan
-    raise InputError(
-      f'images: got floats from {x.min():.4g} to {x.max():.4g}; expected [0, 1], not normalized '
-      'further'
-    )
-  return x
+  return min(most, devices << (math.ceil(count / devices) - 1).bit_length())

@@ -38,7 +38,8 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
   teacher_leaves = runs.names(checkpoint, 'teachers')
   teacher = _teacher(teacher_leaves, weights or evals.encoder, roles['image'], what)
   params = _params(checkpoint, roles.values(), teacher, teacher_leaves)
-  tokenizer, notes = None, []
+  tokenizer = None
+  notes = []
   if 'text' in roles:
     tokenizer = _tokenizer(workdir, saved)
     if tokenizer is None:
@@ -76,15 +77,15 @@ def _teacher(leaves, weights, image, what):
   if weights not in teachers:
     raise InputError(
       f'{what}: weights: got {weights!r}; expected one of {["student", *sorted(teachers)]}: '
-      'teachers '
-      'that have an image tower of their own'
+      'teachers that have an image tower of their own'
     )
   return weights
 
 
 def _params(checkpoint, towers: Iterable[str], teacher, teacher_leaves):
   """{tower: NumPy parameters}: the teacher's where it has the tower, else the student's."""
-  of_student, of_teacher = {}, {}
+  of_student = {}
+  of_teacher = {}
   for tower in towers:
     if any(leaf.startswith(f'{teacher}/{tower}/') for leaf in teacher_leaves):
       of_teacher[tower] = f'{teacher}/{tower}/'
@@ -139,6 +140,7 @@ def _tokenizer(workdir, saved):
 def _evaluation(workdir, step):
   """{metric: value} of the last evaluation at or before a step; {} without one."""
   values = {}
+  # A run goes on behind the checkpoint that is read: what was measured later is of other weights.
   for line in log.read(workdir / log.FILE):
     if line['step'] <= step:
       values = log.evaluation(line) or values
