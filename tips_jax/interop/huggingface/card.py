@@ -52,7 +52,10 @@ def card(weights: Weights) -> str:
 def _head(weights: Weights) -> list[str]:
   image = weights.image
   text = weights.text
-  task = 'zero-shot-image-classification' if text else 'image-feature-extraction'
+  # By the task the hub lists a model, and chooses the widget on its page.
+  task = 'image-feature-extraction'
+  if text:
+    task = 'zero-shot-image-classification'
   out = [
     '---',
     'library_name: transformers',

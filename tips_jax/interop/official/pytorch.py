@@ -61,6 +61,7 @@ def image_out(params: dict[str, Any], tower: schema.ViT) -> dict[str, np.ndarray
   out['patch_embed.proj.bias'] = p['embedding/bias']
   for i in range(tower.depth):
     out |= _block_out(p, i, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn])
+    # Layer scale, which ours has in the weights already.
     out[f'blocks.{i}.ls1.gamma'] = np.ones(d, np.float32)
     out[f'blocks.{i}.ls2.gamma'] = np.ones(d, np.float32)
   return out | {'norm.weight': p['norm/scale'], 'norm.bias': p['norm/bias']}
@@ -109,6 +110,7 @@ def _fold_layer_scale(
   if name not in r:
     return
   gamma = r.take(name, width)
+  # gamma (x W + b) = x (gamma W) + gamma b: the same function without a parameter of its own.
   for leaf in ('kernel', 'bias'):
     block[f'{layer}/{leaf}'] = block[f'{layer}/{leaf}'] * gamma
 
@@ -197,6 +199,7 @@ def text_tower(
 
 def heads_of(width: int, heads: int | None, where: str) -> int:
   """The number of attention heads: as given, or as in the released model of this width."""
+  # Arrays do not show it: the heads' projections are side by side in one matrix.
   if heads:
     return heads
   if width not in HEADS:
@@ -211,7 +214,7 @@ def heads_of(width: int, heads: int | None, where: str) -> int:
 def cls_names(count: int, names: Sequence[str] | None, where: str) -> tuple[str, ...]:
   """Names of the CLS tokens: as given, or those of TIPS; a single one is 'cls'."""
   if not names:
-    names = OFFICIAL_CLS if count == 2 else ('cls',)
+    names = {2: OFFICIAL_CLS}.get(count, ('cls',))
   names = tuple(names)
   if len(names) != count:
     raise InputError(f'{where}: got {count} CLS tokens; expected {len(names)}: {", ".join(names)}')
@@ -259,6 +262,7 @@ def _block_in(
     elif ours[0].startswith('mlp'):
       out_width = tower.mlp
     for their_leaf, leaf in _leaves(ours[0]).items():
+      # Query, key and value, or gate and up, are one matrix there.
       shape = (len(ours) * out_width,)
       if leaf == 'kernel':
         shape += (in_width,)

@@ -139,7 +139,7 @@ def text_tower(
 
 
 def _ffn(kind: str) -> dict[str, str]:
-  return _SWIGLU if kind == 'swiglu' else _MLP
+  return {'swiglu': _SWIGLU}.get(kind, _MLP)
 
 
 class _Entry(NamedTuple):
@@ -182,6 +182,7 @@ def _blocks_out(
   for i in range(tower.depth):
     for entry in _entries(tower):
       x = p[f'encoder/blocks/{entry.ours}'][i]
+      # The same numbers in the same order: ours have the heads side by side.
       out[block.format(i) + entry.theirs] = x.reshape(entry.their_shape)
   return out
 
@@ -189,6 +190,7 @@ def _blocks_out(
 def _blocks_in(
   r: files.Reader, tower: schema.ViT | schema.TextTower, block: str
 ) -> dict[str, np.ndarray]:
+  # Layers on a leading axis, as nn.scan holds them; theirs have an array for each.
   out = {}
   for entry in _entries(tower):
     layers = []
