@@ -85,14 +85,15 @@ def dino(
     # Checkpointed: [tokens, K] logits of all chunks would not fit, K being 32,768.
     @jax.checkpoint
     def part(s, t):
-      q = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
-      entropy = -(q * jnp.log(q + 1e-30)).sum(-1).mean((1, 2)).sum()
-      use = q.mean((1, 2)).sum(0)
-      q = _pair(q, s.shape[1], pairing)
+      """Sums over the images of a chunk: loss, agreement, entropy and use of prototypes."""
+      target = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
+      entropy = -(target * jnp.log(target + 1e-30)).sum(-1).mean((1, 2)).sum()
+      use = target.mean((1, 2)).sum(0)
+      target = _pair(target, s.shape[1], pairing)
       logits = _logits(s, ws) / tau_s
-      loss = -(q * jax.nn.log_softmax(logits)).sum(-1)
-      same = (q.argmax(-1) == logits.argmax(-1)).astype(jnp.float32)
-      return loss.sum(), same.mean((1, 2)).sum(), entropy, use
+      loss = -(target * jax.nn.log_softmax(logits)).sum(-1).sum()
+      same = (target.argmax(-1) == logits.argmax(-1)).astype(jnp.float32)
+      return loss, same.mean((1, 2)).sum(), entropy, use
 
     def step(total, chunks):
       return jax.tree.map(jnp.add, total, part(*chunks)), None
