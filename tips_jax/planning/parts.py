@@ -13,7 +13,7 @@ _LAYERS = (
   ('attention', r'/attention\b'),
   ('mlp', r'/mlp\b'),
   ('norm', r'/norm\d?\b'),
-  ('embedding', r'/(embedding|posembed|TextTower/(gather|all_gather))\b'),
+  ('embedding', r'/(embedding|posembed|TextTower\.(tokens|setup)/(all_)?gather)\b'),
 )
 
 
