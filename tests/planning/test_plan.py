@@ -262,6 +262,8 @@ PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'loss_masked', 'loss_dist
       ('loss masked', 'backward', 'loss'),
     ),
     ('jit(step)/jvp(local)/ViT/blocks/attention/pallas_call', ('local', 'forward', 'kernel')),
+    ('jit(step)/jvp(local)/TextTower/TextTower.tokens/gather', ('local', 'forward', 'embedding')),
+    ('jit(step)/jvp(local)/TextTower.setup/all_gather', ('local', 'forward', 'embedding')),
     ('jit(step)/mul', ('update', 'forward', 'optimizer')),
     ('', ('other', 'forward', 'rest')),
   ],
