@@ -375,6 +375,7 @@ class Encoder:
     devices = self._shards
     most = self._batch_size or max(self._tokens // max(tokens, 1), 1)
     wanted = most
+    # A small batch is cut into parts, so that all cores have one.
     if not self._exact:
       wanted = min(math.ceil(count / self._lanes), most)
     each = 1 << (math.ceil(wanted / devices) - 1).bit_length()
@@ -397,6 +398,7 @@ class Encoder:
       if prepare:
         x = prepare(some)
       compiled = n
+      # The last rows of many: padding them to n would compute most of it for nothing.
       if not self._exact:
         compiled = _bucket(len(x), n, self._shards)
       missing = compiled - len(x)
