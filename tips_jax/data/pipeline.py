@@ -303,7 +303,7 @@ class _Records:
   """
 
   def __init__(self, sources):
-    self._raw = [source.data_source for source in sources]
+    self._raw = [source.raw for source in sources]
     self._starts = list(itertools.accumulate(map(len, sources), initial=0))
 
   def __len__(self):

@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
+from tips_jax.data import tfds_folder
 
 FORMAT = 1
 INFO_FILE = 'store.json'
@@ -309,34 +310,21 @@ class Store:
   features: tuple[str, ...]  # names
   info: dict  # as given to `finish`
 
-  def source(self, split: str) -> Sequence[dict[str, typing.Any]]:
-    """A picklable random-access source of one split: 'train', or a TFDS slice as 'train[:10%]'.
+  def source(self, split: str) -> tfds_folder.Source:
+    """The records of one split: 'train', or a TFDS slice as 'train[:10%]'.
 
-    Each record is a dict: image features as encoded bytes, texts as bytes. Raises InputError for an
+    Each is a dict: image features as encoded bytes, texts as bytes. Raises InputError for an
     unknown split.
     """
     for part in split.split('+'):
       if part.partition('[')[0].strip() not in self.splits:
         raise unknown(f'split of store {self.path!r}', part, self.splits)
-    builder = tfds.builder_from_directory(self.path)
-    try:
-      return builder.as_data_source(split, decoders=undecoded(builder.info.features))
-    except (ValueError, AssertionError) as error:
-      raise InputError(
-        f'split of store {self.path!r}: got {split!r}; expected a name of {sorted(self.splits)}, '
-        f'or a slice such as train[:10%]'
-      ) from error
+    return tfds_folder.Source(tfds_folder.open_builder(self.path), split)
 
   def label_names(self) -> tuple[str, ...]:
     """The class names of the 'label' feature; () if it has none."""
-    feature = dict(tfds.builder_from_directory(self.path).info.features.items()).get('label')
+    feature = dict(tfds_folder.open_builder(self.path).info.features.items()).get('label')
     return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
-
-
-def undecoded(features: tfds.features.FeaturesDict) -> dict[str, tfds.decode.SkipDecoding]:
-  """TFDS decoders that leave the images encoded, by feature name."""
-  encoded = tfds.decode.SkipDecoding()
-  return {name: encoded for name, f in features.items() if isinstance(f, tfds.features.Image)}
 
 
 def open_store(path: Path) -> Store:
@@ -390,9 +378,10 @@ def resolve(path: Path) -> str:
     )
   folder = _absolute(name)
   if not folder.exists() and re.fullmatch(TFDS_NAME, name):
-    root = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-    by_name = pathlib.Path(root, name.replace(':', '/')).expanduser()
-    folder = by_name if by_name.exists() else folder
+    by_name = tfds_folder.root() / name.replace(':', '/')
+    # TFDS leaves an empty folder where it failed to prepare a data set.
+    if next(by_name.rglob(TFDS_FILES[0]), None):
+      folder = by_name
   if not folder.is_dir():
     raise InputError(
       f'store: got {name!r}, which is not a folder; expected the folder written by '
@@ -454,10 +443,7 @@ def _builder(folder):
       f'store: got {str(folder)!r}, which holds no store; expected the folder written by '
       f'tips_jax.prepare'
     )
-  try:
-    return tfds.builder_from_directory(str(folder))
-  except Exception as error:
-    raise InputError(f'store {str(folder)!r}: TFDS cannot read its metadata ({error})') from error
+  return tfds_folder.open_builder(folder)
 
 
 def _splits_and_shards(builder):

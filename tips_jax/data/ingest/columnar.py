@@ -5,10 +5,11 @@ read here, because TFDS needs TensorFlow for them.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import pathlib
-import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data import store
+from tips_jax.data import store, tfds_folder
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
 from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local
 from tips_jax.data.ingest.tables import label_names
@@ -231,13 +232,13 @@ class TfdsReader(Reader):
       raise unknown(f'split of {name!r}', options.split, info.splits)
     features = dict(info.features.items())
     self._key = next((key for key in _TFDS_KEYS if key in features), None)
-    self._encoded = store.undecoded(info.features)
     columns = options.columns
-    image = columns.image or (
-      'image' if 'image' in self._encoded else next(iter(self._encoded), '')
-    )
-    if image not in self._encoded:
-      raise unknown('--image_column (image features)', image, self._encoded)
+    images = tfds_folder.images_of(self._builder)
+    image = columns.image
+    if not image and images:
+      image = 'image' if 'image' in images else images[0]
+    if image not in images:
+      raise unknown('--image_column (image features)', image, images)
     columns = dataclasses.replace(columns, image=image)
     if not any(_is_text(feature) for key, feature in features.items() if key != 'id'):
       columns = dataclasses.replace(columns, alt_text=NONE, captions=(NONE,))
@@ -260,22 +261,39 @@ class TfdsReader(Reader):
 
   def __iter__(self) -> Iterator[Sample]:
     for i, record in enumerate(self._records()):
-      extra = {name: record[feature] for name, feature in self._annotations.items()}
-      if 'boxes' in extra:
-        extra['boxes'] = np.asarray(extra['boxes'], np.float32).reshape(-1, 4)
-      key = record[self._key] if self._key else i
-      key = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
-      alt_text, captions = self._texts([record], self._columns)
-      yield Sample(key, record[self._columns.image], alt_text, captions, extra)
+      if isinstance(record, Exception):
+        yield Sample(str(i), None, '', [], {}, f'damaged record: {record}')
+      else:
+        yield self._sample(i, record)
+
+  def _sample(self, number, record):
+    extra = {name: record[feature] for name, feature in self._annotations.items()}
+    if 'boxes' in extra:
+      extra['boxes'] = np.asarray(extra['boxes'], np.float32).reshape(-1, 4)
+    key = record[self._key] if self._key else number
+    key = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
+    alt_text, captions = self._texts([record], self._columns)
+    return Sample(key, record[self._columns.image], alt_text, captions, extra)
 
   def _records(self):
+    """The records as dicts, or the errors of those that are damaged."""
     info = self._builder.info
+    split = self.options.split
     if info.file_format.value != 'tfrecord':
-      yield from self._builder.as_data_source(self.options.split, decoders=self._encoded)
-      return
-    for path in sorted(map(os.fspath, info.splits[self.options.split].filepaths)):
-      for record in tfrecords(path):
-        yield info.features.deserialize_example_np(record, decoders=self._encoded)
+      source = tfds_folder.Source(self._builder, split)
+      read = source.__getitem__
+      numbers = range(len(source))
+    else:
+      paths = sorted(map(os.fspath, info.splits[split].filepaths))
+      numbers = itertools.chain.from_iterable(map(tfrecords, paths))
+      read = functools.partial(
+        info.features.deserialize_example_np, decoders=tfds_folder.undecoded(self._builder)
+      )
+    for number in numbers:
+      try:
+        yield read(number)
+      except Exception as error:  # protobuf and TFDS raise their own
+        yield error
 
 
 def _is_text(feature):
@@ -310,12 +328,9 @@ def _tfds_builder(name):
   """The builder of a data set; TFDS downloads and prepares one that is not prepared yet."""
   try:
     folder = store.resolve(name)
-  except InputError as missing:
-    return _prepared_by_tfds(name, missing)
-  try:
-    builder = tfds.builder_from_directory(folder)
-  except Exception as error:
-    raise InputError(f'{folder!r} is not a complete TFDS data set ({error})') from error
+  except InputError:
+    return tfds_folder.prepare(name)
+  builder = tfds_folder.open_builder(folder)
   for info in builder.info.splits.values():
     for path in map(os.fspath, info.filepaths):
       if not os.path.exists(path):
@@ -323,32 +338,18 @@ def _tfds_builder(name):
   return builder
 
 
-def _prepared_by_tfds(name, missing):
-  try:
-    builder = tfds.builder(name, file_format='array_record')
-  except Exception as error:
-    raise InputError(
-      f'--input: got {name!r}, which is neither a path nor a TFDS data set known here'
-    ) from error
-  try:
-    builder.download_and_prepare()
-  except Exception as error:
-    raise InputError(
-      f'--input: TFDS could not prepare {name!r} ({error}); prepare it with TFDS elsewhere, and '
-      f'give its folder'
-    ) from missing
-  return builder
-
-
 def tfrecords(path: str) -> Iterator[bytes]:
   """The records of a TFRecord file; InputError names the file and the count if it is truncated."""
   with open(path, 'rb') as file:
     read = 0
+    left = os.fstat(file.fileno()).st_size
     # A record: length (8 bytes), its checksum (4), the data, its checksum (4).
     while header := file.read(12):
-      size = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else -1
-      record = file.read(size + 4) if size >= 0 else b''
-      if size < 0 or len(record) != size + 4:
+      left -= 12
+      size = int.from_bytes(header[:8], 'little')
+      # Compared first: a damaged length would be read into memory.
+      if len(header) < 12 or size + 4 > left:
         raise InputError(f'{path!r} is truncated after {read} records; copy it again')
-      yield record[:-4]
+      yield file.read(size + 4)[:-4]
+      left -= size + 4
       read += 1
