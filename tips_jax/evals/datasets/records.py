@@ -106,7 +106,11 @@ def _sample(job, split):
   numbers = np.arange(min(SAMPLE, len(source))) * len(source) // min(SAMPLE, len(source))
   where, broken, silent, lost = f'{job.dataset}: split {split!r}', [], 0, 0
   for number in numbers.tolist():
-    record = source[number]
+    try:
+      record = source[number]
+    except ValueError as error:  # a damaged shard
+      broken.append(f'record {number}: {error}')
+      continue
     try:
       size = splits.header(record)
     except ValueError as error:
