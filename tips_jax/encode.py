@@ -21,16 +21,18 @@ from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.model()
-FLAGS.string('images', '', 'Files, as a glob; ** matches folders at any depth. In sorted order.')
-FLAGS.string('texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.')
-FLAGS.string('output', '', 'The new .npz file; must not exist.')
-FLAGS.integer(
+FLAGS.add_model()
+FLAGS.add_string(
+  'images', '', 'Files, as a glob; ** matches folders at any depth. In sorted order.'
+)
+FLAGS.add_string('texts', '', 'File of texts, UTF-8, one a line; empty lines are left out.')
+FLAGS.add_string('output', '', 'The new .npz file; must not exist.')
+FLAGS.add_integer(
   'size', 0, 'Pixels that images are resized to, square; 0: what the model is best at.', 0
 )
-FLAGS.integer('batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0)
-FLAGS.boolean('patches', False, 'Also the features of every patch, which are large.')
-FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
+FLAGS.add_integer('batch_size', 0, 'Of one call of the program; 0: as suits the device.', 0)
+FLAGS.add_boolean('patches', False, 'Also the features of every patch, which are large.')
+FLAGS.add_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
 
 _AHEAD = 2  # groups of images that are decoded while the device works
 

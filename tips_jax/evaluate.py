@@ -21,45 +21,47 @@ from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.model()
-FLAGS.string('suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas.")
-FLAGS.string('data', '', 'Folder of the data sets.')
-FLAGS.string(
+FLAGS.add_model()
+FLAGS.add_string(
+  'suite', '', "'quick', 'tips', 'uned', 'packs', or names of data sets, with commas."
+)
+FLAGS.add_string('data', '', 'Folder of the data sets.')
+FLAGS.add_string(
   'task',
   '',
   'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
   'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation.',
 )
-FLAGS.string(
+FLAGS.add_string(
   'store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.'
 )
-FLAGS.string(
+FLAGS.add_string(
   'output', '', 'Folder for the results; evaluation/NAME beside the checkpoint if not given.'
 )
-FLAGS.string(
+FLAGS.add_string(
   'cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.'
 )
-FLAGS.string(
+FLAGS.add_string(
   'compare',
   '',
   'Folders of other finished evaluations, with commas: further columns. Without a '
   'checkpoint: only their table.',
 )
-FLAGS.boolean('check', False, 'Only looks whether the data are whole; computes nothing.')
-FLAGS.boolean(
+FLAGS.add_boolean('check', False, 'Only looks whether the data are whole; computes nothing.')
+FLAGS.add_boolean(
   'random', None, 'Also evaluates the same towers with random weights. Default: with --suite=quick.'
 )
-FLAGS.enum(
+FLAGS.add_enum(
   'recipe',
   'protocol',
   ['protocol', 'short'],
   'How probes and decoders are trained; short: in '
   'minutes on a CPU, with no published figures beside it.',
 )
-FLAGS.integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0)
-FLAGS.integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0)
-FLAGS.integer('batch_size', 64, 'Images that the encoder gets at once.', 1)
-FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
+FLAGS.add_integer('size', 0, "Pixels of the images' short side; 0: as the protocol says.", 0)
+FLAGS.add_integer('limit', 0, 'Images of each split, evenly spaced; 0: all.', 0)
+FLAGS.add_integer('batch_size', 64, 'Images that the encoder gets at once.', 1)
+FLAGS.add_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
 
 _RANDOM = 'random_weights'  # folder of their results, inside the output
 

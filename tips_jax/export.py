@@ -22,16 +22,20 @@ if TYPE_CHECKING:  # interop imports jax: --help and bad flags answer at once
   from tips_jax.interop.weights import Weights
 
 FLAGS = cli.Flags()
-FLAGS.model()
-FLAGS.enum(
+FLAGS.add_model()
+FLAGS.add_enum(
   'to',
   None,
   ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
   'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
 )
-FLAGS.string('output', '', 'Folder to write; must not exist.')
-FLAGS.enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.')
-FLAGS.string('resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'.")
+FLAGS.add_string('output', '', 'Folder to write; must not exist.')
+FLAGS.add_enum(
+  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.'
+)
+FLAGS.add_string(
+  'resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'."
+)
 
 
 # Who reads the files, by the key of parity.TOLERANCE.

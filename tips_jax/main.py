@@ -26,22 +26,24 @@ from tips_jax.core import cli, schema, strict
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.config_file()
-FLAGS.string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
-FLAGS.boolean(
+FLAGS.add_config_file()
+FLAGS.add_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
+FLAGS.add_boolean(
   'multihost',
   None,
   'Join the other processes before anything else. Addresses come from the cluster (Cloud TPU, '
   'GKE, SLURM, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.',
 )
-FLAGS.string(
+FLAGS.add_string(
   'compilation_cache',
   '',
   "Folder for compiled programs, or 'off'. Default: JAX_COMPILATION_CACHE_DIR, else "
   '.jax_cache beside the work folder.',
 )
-FLAGS.boolean('dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.')
-FLAGS.integer(
+FLAGS.add_boolean(
+  'dry_run', False, 'Print the config, parameters, FLOPs and memory; allocate nothing.'
+)
+FLAGS.add_integer(
   'verbosity',
   None,
   'What the libraries log: 0 information, -1 warnings. Default: warnings of jax alone.',

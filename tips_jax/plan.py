@@ -16,24 +16,26 @@ from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.config_file()
-FLAGS.string(
+FLAGS.add_config_file()
+FLAGS.add_string(
   'topology',
   None,
   'v5e:4x4, v5p:8x8x8 and so on: ahead of time, with libtpu; gpu or '
   'cpu: the attached devices; auto: search, for --chips of --chip.',
 )
-FLAGS.integer('batch', 0, 'Global batch size in place of schedule.batch_size.', 0)
-FLAGS.integer('chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0)
-FLAGS.string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.')
-FLAGS.integer('slices', 1, 'TPU slices of that topology, joined by the slower network.', 1)
-FLAGS.number('price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0)
-FLAGS.boolean('json', False, 'Print one JSON object instead of the page.')
-FLAGS.integer('top', 0, 'Also the longest single instructions, this many.', 0)
-FLAGS.string('dump', '', 'Folder that keeps the compiled HLO.')
-FLAGS.boolean('suggest', False, 'Where it does not fit, compile what may: a few more compilations.')
-FLAGS.integer('tries', 6, 'How many plans --topology=auto compiles.', 1)
-FLAGS.strings(
+FLAGS.add_integer('batch', 0, 'Global batch size in place of schedule.batch_size.', 0)
+FLAGS.add_integer('chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0)
+FLAGS.add_string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.')
+FLAGS.add_integer('slices', 1, 'TPU slices of that topology, joined by the slower network.', 1)
+FLAGS.add_number('price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0)
+FLAGS.add_boolean('json', False, 'Print one JSON object instead of the page.')
+FLAGS.add_integer('top', 0, 'Also the longest single instructions, this many.', 0)
+FLAGS.add_string('dump', '', 'Folder that keeps the compiled HLO.')
+FLAGS.add_boolean(
+  'suggest', False, 'Where it does not fit, compile what may: a few more compilations.'
+)
+FLAGS.add_integer('tries', 6, 'How many plans --topology=auto compiles.', 1)
+FLAGS.add_strings(
   'compiler_options', [], 'Options of XLA for this compilation, as NAME=VALUE,NAME=VALUE.'
 )
 

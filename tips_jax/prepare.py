@@ -16,40 +16,42 @@ from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.string('input', '', 'File, folder, glob pattern or TFDS name.')
-FLAGS.string('output', '', 'Folder of the new store; must not exist.')
-FLAGS.string('split', 'train', 'Name of the split that --input becomes.')
-FLAGS.string(
+FLAGS.add_string('input', '', 'File, folder, glob pattern or TFDS name.')
+FLAGS.add_string('output', '', 'Folder of the new store; must not exist.')
+FLAGS.add_string('split', 'train', 'Name of the split that --input becomes.')
+FLAGS.add_string(
   'input_split', '', 'Split to read from --input, where it has several; as --split if not given.'
 )
-FLAGS.string('test_input', '', 'A second input, which becomes the split "test".')
-FLAGS.string('test_input_split', 'test', 'Split to read from --test_input, where it has several.')
-FLAGS.number('test_fraction', 0.0, 'Share of --input that becomes the split "test".', 0.0, 0.9)
-FLAGS.string('images', '', 'Folder or zip with the images of a table; else beside it.')
-FLAGS.string('test_images', '', 'The same for --test_input.')
-FLAGS.string('image_column', '', 'Column with the image; guessed if not given.')
-FLAGS.string(
+FLAGS.add_string('test_input', '', 'A second input, which becomes the split "test".')
+FLAGS.add_string(
+  'test_input_split', 'test', 'Split to read from --test_input, where it has several.'
+)
+FLAGS.add_number('test_fraction', 0.0, 'Share of --input that becomes the split "test".', 0.0, 0.9)
+FLAGS.add_string('images', '', 'Folder or zip with the images of a table; else beside it.')
+FLAGS.add_string('test_images', '', 'The same for --test_input.')
+FLAGS.add_string('image_column', '', 'Column with the image; guessed if not given.')
+FLAGS.add_string(
   'alt_text_column', '', 'Column with the alt text; guessed if not given, "none": there is none.'
 )
-FLAGS.strings('captions_column', [], 'Column or columns with captions; as above.')
-FLAGS.string('label_column', '', 'Column with a class, carried over as "label".')
-FLAGS.string(
+FLAGS.add_strings('captions_column', [], 'Column or columns with captions; as above.')
+FLAGS.add_string('label_column', '', 'Column with a class, carried over as "label".')
+FLAGS.add_string(
   'mask_column', '', 'Column with a mask of class ids (255: ignore), carried over as "mask".'
 )
-FLAGS.boolean(
+FLAGS.add_boolean(
   'first_caption_as_alt_text', False, 'Without alt text, the first caption takes its place.'
 )
-FLAGS.string(
+FLAGS.add_string(
   'tokenizer', '', '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.'
 )
-FLAGS.integer(
+FLAGS.add_integer(
   'vocab_size', 32_000, 'Pieces of the trained tokenizer; fewer where the texts give no more.', 260
 )
-FLAGS.integer('min_side', 16, 'Images with a shorter side (pixels) are left out.', 1)
-FLAGS.integer(
+FLAGS.add_integer('min_side', 16, 'Images with a shorter side (pixels) are left out.', 1)
+FLAGS.add_integer(
   'max_pixels', 50_000_000, 'Images with more pixels are refused before they are decoded.', 1
 )
-FLAGS.integer('limit', 0, 'Samples to read from each input; 0: all.', 0)
+FLAGS.add_integer('limit', 0, 'Samples to read from each input; 0: all.', 0)
 
 
 def main(argv: Sequence[str]) -> int:

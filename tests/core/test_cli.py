@@ -38,7 +38,7 @@ def test_importing_every_module_changes_no_logger():
 @pytest.fixture
 def values():
   values = cli.Flags()
-  values.integer('number', 1, 'A number.', 0)
+  values.add_integer('number', 1, 'A number.', 0)
   return values
 
 
@@ -55,7 +55,7 @@ def test_a_bound_of_a_flag_holds(values):
 
 @pytest.fixture
 def values_with_config(values, monkeypatch):
-  values.config_file()
+  values.add_config_file()
 
   def parse(*words):
     argv = ['program', *words]

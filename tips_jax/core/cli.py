@@ -28,40 +28,42 @@ class Flags(flags.FlagValues):
   Each method adds a flag: its name, its default and a line of help.
   """
 
-  def string(self, name: str, default: str | None, text: str) -> None:
+  def add_string(self, name: str, default: str | None, text: str) -> None:
     flags.DEFINE_string(name, default, text, flag_values=self)
 
-  def strings(self, name: str, default: Sequence[str], text: str) -> None:
+  def add_strings(self, name: str, default: Sequence[str], text: str) -> None:
     flags.DEFINE_list(name, default, text, flag_values=self)
 
-  def boolean(self, name: str, default: bool | None, text: str) -> None:
+  def add_boolean(self, name: str, default: bool | None, text: str) -> None:
     flags.DEFINE_bool(name, default, text, flag_values=self)
 
-  def enum(self, name: str, default: str | None, values: Sequence[str], text: str) -> None:
+  def add_enum(self, name: str, default: str | None, values: Sequence[str], text: str) -> None:
     flags.DEFINE_enum(name, default, values, text, flag_values=self)
 
-  def integer(self, name: str, default: int | None, text: str, least: int | None = None) -> None:
+  def add_integer(
+    self, name: str, default: int | None, text: str, least: int | None = None
+  ) -> None:
     flags.DEFINE_integer(name, default, text, least, flag_values=self)
 
-  def number(
+  def add_number(
     self, name: str, default: float, text: str, least: float, most: float | None = None
   ) -> None:
     flags.DEFINE_float(name, default, text, least, most, flag_values=self)
 
-  def config_file(self) -> None:
+  def add_config_file(self) -> None:
     """--config=FILE[:arg], and --config.a.b=value for each field."""
     text = 'Config file, with an argument after a colon: configs/vitb.py:v2.'
     config_flags.DEFINE_config_file('config', None, text, flag_values=self)
 
-  def model(self) -> None:
+  def add_model(self) -> None:
     """The flags that say which weights a program reads."""
     formats = (
       'WORKDIR or WORKDIR@step of a run, Hugging Face folder, export, or official npz files.'
     )
     chosen = "Of a run: 'student', 'teacher' or a teacher's name. Default: as its evaluations."
-    self.string('checkpoint', '', formats)
-    self.string('weights', '', chosen)
-    self.string('tokenizer', '', 'SentencePiece model, where none is beside the weights.')
+    self.add_string('checkpoint', '', formats)
+    self.add_string('weights', '', chosen)
+    self.add_string('tokenizer', '', 'SentencePiece model, where none is beside the weights.')
 
 
 def run(
