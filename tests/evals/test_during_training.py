@@ -17,8 +17,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.data import store as store_lib
 from tips_jax.data import tokenizer as tokenizer_lib
 from tips_jax.data.scenes import dataset as scenes
-from tips_jax.evals import during_training
-from tips_jax.evals.datasets import on_disk
+from tips_jax.evals import during_training, suite
+from tips_jax.evals.datasets import evaluations, on_disk
 from tips_jax.evals.during_training import DuringTraining
 from tips_jax.evals.features import cache
 from tips_jax.evals.tasks import table
@@ -283,15 +283,17 @@ def test_an_annotation_that_lacks(tmp_path, write_store, task):
     DuringTraining(config_of(bare, task))
 
 
-def test_a_store_of_void_is_refused_by_name(tmp_path, store, write_store, encoder, monkeypatch):
-  """As `evaluate` does: there was a silent nan once."""
-  evaluation = DuringTraining(config_of(store, 'segmentation'))
-  monkeypatch.setattr(
-    'tips_jax.evals.features.splits.SplitFeatures.mask',
-    lambda self, i: np.full((SIZE, SIZE), 255, np.uint8),
-  )
-  with pytest.raises(InputError, match='every pixel of the training masks is void'):
-    evaluation(encoder)
+def test_a_store_of_void_is_refused_in_training_as_in_evaluate(tmp_path, write_store, encoder):
+  """In the same words: training gave a silent nan once."""
+  void = write_store(tmp_path / 'void', void=True)
+  with pytest.raises(InputError) as in_training:
+    DuringTraining(config_of(void, 'segmentation'))(encoder)
+  [segmentation] = evaluations.of_store(void.path, only=('segmentation',))
+  with pytest.raises(InputError) as in_evaluate:
+    suite.run(encoder, [evaluations.short(segmentation)], cache=cache.Cache(tmp_path / 'cache'))
+  message = 'void: every pixel of the training masks is void; expected classes'
+  assert str(in_evaluate.value) == message
+  assert str(in_training.value) == f'evals: {message}'
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Is a benchmark on disk what its protocol says? Told in seconds, before hours are spent on
-features.
+"""Checks in seconds that a benchmark on disk is what its protocol says.
 
 Every file that a split names is looked for; a sample of them is opened: masks of the image's size
 with class ids in range, depth in millimeters, normals of unit length, labels within the classes,
@@ -20,29 +19,35 @@ from tips_jax.data.images import open_image
 from tips_jax.data.ingest import checks
 from tips_jax.evals.datasets import protocols
 
+# Examples of a problem in its message.
 _MAX_SHOWN = 3
 _MAX_PIXELS = 200_000_000
 
 
 @dataclasses.dataclass
 class SplitReport:
-  """One split: images `found` and `expected` (None: no source says), how many were opened."""
+  """What was found of one split."""
 
   split: str
+  # Its name in the data set.
   official: str
+  # Images; None where no source says how many.
   expected: int | None
   found: int = 0
+  # How many of them were opened.
   opened: int = 0
 
 
 @dataclasses.dataclass
 class Report:
-  """`problems` make a run pointless; `missing`: the data set is not there at all."""
+  """What was found of one data set."""
 
   name: str
   title: str
   splits: list[SplitReport] = dataclasses.field(default_factory=list)
+  # Each makes a run pointless.
   problems: list[str] = dataclasses.field(default_factory=list)
+  # Whether the data set is not there at all.
   missing: bool = False
   seconds: float = 0.0
 
@@ -65,10 +70,12 @@ def check(
   at. `sample`: images opened of each split, evenly spaced; fewer (but one) once `seconds` are over.
   Raises InputError only for an unknown name; what is wrong is in the report.
   """
-  protocol, start = protocols.get(name), time.monotonic()
+  start = time.monotonic()
+  protocol = protocols.get(name)
   report = Report(name, protocol.title)
-  wanted = [protocol.task(task) for task in tasks] or protocol.tasks
-  needed = {split for task in wanted for split in task.splits}
+  needed = set()
+  for task in tasks or [task.name for task in protocol.tasks]:
+    needed.update(protocol.task(task).splits)
   if not benchmarks.present(name, data_dir):
     report.missing = True
   for split, expected in protocol.splits.items():
@@ -115,28 +122,33 @@ def require(reports: Sequence) -> None:
 
 def table(reports: Sequence) -> str:
   """The reports as lines for a person: one line a split, then what is wrong."""
-  lines = [
-    f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}{"opened":>8} '
-    ' '
-  ]
+  titles = f'{"data set":<14}{"split":<8}{"official name":<20}{"images":>10}{"expected":>10}'
+  lines = [f'{titles}{"opened":>8}  ']
+  problems = []
+  missing = []
   for report in reports:
-    state = (
-      'ok' if report.ok else 'not there' if report.missing else f'{len(report.problems)} problem(s)'
-    )
-    for i, row in enumerate(report.splits):
-      expected = '?' if row.expected is None else f'{row.expected:,}'
-      lines.append(
-        f'{report.name if not i else "":<14}{row.split:<8}{row.official:<20}{row.found:>10,}'
-        f'{expected:>10}'
-        f'{row.opened:>8}  {state if not i else ""}'.rstrip()
-      )
-  lines += [
-    f'  {problem}' for report in reports if not report.missing for problem in report.problems
-  ]
-  gone = [report.name for report in reports if report.missing]
-  if gone:
+    state = f'{len(report.problems)} problem(s)'
+    if report.ok:
+      state = 'ok'
+    if report.missing:
+      # One line for all of them says enough: most people have a few data sets.
+      state = 'not there'
+      missing.append(report.name)
+    else:
+      problems += [f'  {problem}' for problem in report.problems]
+    name = report.name
+    for row in report.splits:
+      expected = '?'
+      if row.expected is not None:
+        expected = f'{row.expected:,}'
+      line = f'{name:<14}{row.split:<8}{row.official:<20}{row.found:>10,}{expected:>10}'
+      lines.append(f'{line}{row.opened:>8}  {state}'.rstrip())
+      # The first line of a data set has its name and state.
+      name = state = ''
+  lines += problems
+  if missing:
     lines.append(
-      f'  not there: {", ".join(gone)}; {benchmarks_reader.PAGE} says where they come from'
+      f'  not there: {", ".join(missing)}; {benchmarks_reader.PAGE} says where they come from'
     )
   fine = sum(report.ok for report in reports)
   lines.append(
@@ -156,15 +168,11 @@ def _count(protocol, reader, expected, report):
     what = 'captions without images' if protocol.captions else 'missing files'
     report.problems.append(f'{where}: {what}: {len(gone):,}, such as {gone[0]}')
   if protocol.captions:
-    silent = [
-      item
-      for item in reader.items
-      if not any(text.strip() for text in reader.captions_of(item) or ())
-    ]
+    silent = 0
+    for item in reader.items:
+      silent += not ''.join(reader.captions_of(item) or ()).strip()
     if silent:
-      report.problems.append(
-        f'{where}: images without captions: {len(silent):,} of {len(reader):,}'
-      )
+      report.problems.append(f'{where}: images without captions: {silent:,} of {len(reader):,}')
   if protocol.labels and len(reader.label_names) != protocol.labels:
     report.problems.append(
       f'{where}: wrong class count: {len(reader.label_names):,}; expected {protocol.labels:,}'
@@ -180,46 +188,51 @@ def _look(protocol, reader, sample, seconds, report):
   """Opens evenly spaced samples in random order; each kind of trouble becomes one problem with
   count and examples.
   """
-  count, found, until = min(sample, len(reader)), {}, time.monotonic() + seconds
+  count = min(sample, len(reader))
+  until = time.monotonic() + seconds
+  details_of = {}
   spaced = np.arange(count) * len(reader) // max(count, 1)
+  # In random order, so that fewer than planned are spread over the split too.
   for done, i in enumerate(np.random.default_rng(0).permutation(spaced).tolist()):
     if done and time.monotonic() > until:
       count = done
       break
     try:
-      one = reader[i]
+      record = reader[i]
     except InputError as error:  # the reader itself cannot work, a package is missing
       report.problems.append(str(error))
       return 0
-    for kind, detail in _troubles(protocol, reader, one):
-      found.setdefault(kind, []).append(f'{one.key}: {detail}')
-  for kind, details in found.items():
-    shown = '; '.join(details[:_MAX_SHOWN])
+    for kind, detail in _troubles(protocol, reader, record):
+      details_of.setdefault(kind, []).append(f'{record.key}: {detail}')
+  for kind, details in details_of.items():
+    examples = '; '.join(details[:_MAX_SHOWN])
     report.problems.append(
-      f'{protocol.name}: split {reader.split!r}: {kind}: {len(details)} of {count} opened ({shown})'
+      f'{protocol.name}: split {reader.split!r}: {kind}: {len(details)} of {count} opened '
+      f'({examples})'
     )
   return count
 
 
-def _troubles(protocol, reader, one):
-  if one.image is None:
-    yield ('missing files' if 'no such file' in one.problem else 'unreadable'), one.problem
+def _troubles(protocol, reader, record):
+  if record.image is None:
+    kind = 'unreadable'
+    if 'no such file' in record.problem:
+      kind = 'missing files'
+    yield kind, record.problem
     return
-  image = checks.check_image(one.image, min_side=1, max_pixels=_MAX_PIXELS)
+  image = checks.check_image(record.image, min_side=1, max_pixels=200_000_000)
   if image.problem:
     yield 'unreadable images', image.detail
     return
-  if 'label' in reader.annotations and not 0 <= one.extra.get('label', -1) < len(
-    reader.label_names
-  ):
-    yield (
-      'class ids out of range',
-      f'label {one.extra.get("label")}; expected 0..{len(reader.label_names) - 1}',
-    )
+  if 'label' in reader.annotations:
+    label = record.extra.get('label')
+    most = len(reader.label_names) - 1
+    if label is None or not 0 <= label <= most:
+      yield 'class ids out of range', f'label {label}; expected 0..{most}'
   for name in ('mask', 'depth', 'normals'):
     if name in reader.annotations:
       try:
-        array = np.asarray(open_image(one.extra[name], max_pixels=_MAX_PIXELS))
+        array = np.asarray(open_image(record.extra[name], max_pixels=_MAX_PIXELS))
       except Exception as error:  # a decoder raises anything
         yield f'unreadable {name}', f'{type(error).__name__}: {error}'
         continue
@@ -262,8 +275,11 @@ def _normal_values(normals, protocol, reader):
     return
   known = normals[(normals > 0).any(-1)]
   length = np.linalg.norm(known / 127.5 - 1, axis=-1)
+  median = 0.0
+  if known.size:
+    median = np.median(length)
+  # Eight bits round a unit vector by less than a hundredth.
   if not known.size or np.median(np.abs(length - 1)) > 0.05:
-    median = np.median(length) if known.size else 0.0
     yield 'normals that are not of unit length', f'median length {median:.2f}'
 
 

@@ -18,54 +18,47 @@ from tips_jax.data.benchmarks import table as benchmarks
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets.published import PUBLISHED, Figure
 
-METRICS = {  # name: (unit as published, what is better)
-  'miou': ('%', 'higher'),
-  'accuracy': ('%', 'higher'),
-  'r1': ('%', 'higher'),
-  'i2t_r1': ('%', 'higher'),
-  't2i_r1': ('%', 'higher'),
-  'rmse': ('m', 'lower'),
-  'angular_rmse': ('deg', 'lower'),
-}
-UNITS = {
-  '%': (100, 1, '%'),
-  'm': (1, 3, 'm'),
-  'deg': (1, 1, '°'),
-}  # unit: (factor, decimals, as printed)
+# unit: (factor, decimals, as printed)
+UNITS = {'%': (100, 1, '%'), 'm': (1, 3, 'm'), 'deg': (1, 1, '°')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-  """A number of the protocol and its trust; `note` says what it is, or from where."""
+  """A number of the protocol."""
 
   value: Any
+  # How far it can be trusted: see above.
   trust: str
+  # What it is, or where it is from.
   note: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """`count`: images it must have, None where no source says; `also`: other counts that are in use;
-  `official`: its name in the data set."""
-
+  # Images that it must have; None where no source says.
   count: int | None
+  # Its name in the data set.
   official: str
   trust: str = 'V'
+  # Other counts that are in use: some copies lack a few images.
   also: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """One measurement. `classes`: those it counts; `without`: a class id of the mask that is void
-  here (VOC20, PC59).
-  """
+  """One measurement."""
 
+  # Name of its TaskSpec.
   kind: str
+  # Tells tasks of one kind on one data set apart.
   variant: str = ''
   splits: tuple[str, ...] = ('train', 'test')
+  # Those that papers print.
   metrics: tuple[str, ...] = ()
   constants: dict[str, Constant] = dataclasses.field(default_factory=dict)
+  # Names of the classes that it counts; empty: those of the data set.
   classes: tuple[str, ...] = ()
+  # A class id of the mask that is void here: the background of VOC20 and PC59.
   without: int | None = None
 
   @property
@@ -82,15 +75,14 @@ class Task:
     """
     if self.without is None:
       return mask
+    # The ids behind it move up, as they count the names in `classes`.
     moved = np.where((mask > self.without) & (mask != VOID), mask - 1, mask)
     return np.where(mask == self.without, VOID, moved).astype(mask.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-  """One data set. `group`: data sets whose average is published; `labels`: number of classes of
-  'label', if fixed.
-  """
+  """One data set."""
 
   name: str
   title: str
@@ -98,9 +90,12 @@ class Protocol:
   splits: dict[str, Split]
   tasks: tuple[Task, ...]
   mask_classes: tuple[str, ...] = ()
+  # Number of classes of 'label', if fixed.
   labels: int | None = None
   captions: bool = False
-  depth_mm: tuple[int, int] = (1, 20_000)  # where the median of a depth image must lie
+  # Millimeters between which the median of a depth image is: other units are found by it.
+  depth_mm: tuple[int, int] = (1, 20_000)
+  # Data sets whose average is published.
   group: str = ''
   note: str = ''
 
@@ -120,6 +115,7 @@ class Protocol:
 # --- constants of the protocols -----------------------------------------------------------------
 
 _C = Constant
+# DINOv2's linear protocol (arXiv 2304.07193).
 SEGMENTATION = {
   'layers': _C(
     'last', 'V', 'linear probe on the last layer: BatchNorm and 1x1 convolution, as DINOv2 BNHead'
@@ -138,6 +134,7 @@ SEGMENTATION = {
     'many of each window; fewer where half of the memory does not hold them thrice',
   ),
 }
+# The linear head of TIPS's official DepthDecoder.
 LINEAR_DEPTH = {
   'bins': _C(
     256, 'V', 'uniform; ReLU, then linear normalization, then expectation (official DepthDecoder)'
@@ -149,6 +146,7 @@ LINEAR_DEPTH = {
     (45, 471, 41, 601), 'M', 'Eigen crop of 480x640 for scoring: top, bottom, left, right'
   ),
 }
+# Probe3D (arXiv 2404.08636), whose decoders TIPSv2 trains.
 DPT = {
   'size': _C(512, 'V', 'Probe3D, square'),
   'channels': _C(512, 'V'),
@@ -165,6 +163,7 @@ DPT_DEPTH = DPT | {
   'gradient_weight': _C(0.5, 'V', 'weight'),
 }
 NORMALS = DPT | {'loss': _C('uncertainty-aware angular', 'V')}
+# Tasks on whole images need one shape of all of them.
 RESIZE = {
   'resize': _C(
     'square',
@@ -173,10 +172,12 @@ RESIZE = {
     "central square, 'center': 7/8 of it (224 of 256), as DINOv2. What the paper's numbers have: ?",
   ),
 }
+# Caron et al. 2021 (arXiv 2104.14294, appendix F).
 KNN = RESIZE | {
   'k': _C((10, 20, 100, 200), 'V', 'DINOv2; which TIPS printed: ?'),
   'temperature': _C(0.07, 'V', 'DINOv2'),
 }
+# One optimum in place of a grid of rates: the best of a grid is chosen on the test split.
 LINEAR = RESIZE | {
   'features': _C(
     'cls',
@@ -190,16 +191,19 @@ LINEAR = RESIZE | {
     'L-BFGS, L2 chosen on held-out training images; DINOv2: the best of 13 rates of SGD',
   ),
 }
+# Texts as in training: lower case, 64 tokens.
 RETRIEVAL = RESIZE | {
   'k': _C((1, 5, 10), 'V', 'TIPS prints R@1'),
   'text_length': _C(64, 'V'),
   'lower': _C(True, 'V'),
   'cls': _C('web', '?', 'which CLS token serves it is not published; both are reported here'),
 }
+# CLIP (arXiv 2103.00020, section 3.1).
 ZEROSHOT = RESIZE | {
   'templates': _C('clip80', 'T', 'CLIP prompts; all 80 or the 7 best: ?'),
   'cls': _C('web', '?'),
 }
+# TIPSv2's notebook; the windows and templates are TCL's (arXiv 2212.00785).
 ZEROSHOT_SEGMENTATION = {
   'templates': _C('tcl9', 'V'),
   'size': _C(448, 'V', 'short side, bicubic'),
@@ -236,8 +240,13 @@ def _texts(**others):
 
 
 def _uned(domain, title, query, index=None):
-  splits = {'test': Split(query, 'test')} | ({'index': Split(index, 'index')} if index else {})
-  searched = _C('index' if index else 'test', 'V', 'test: without the query itself')
+  splits = {'test': Split(query, 'test')}
+  # Where a domain has no index, its queries are searched among each other.
+  searched = 'test'
+  if index:
+    searched = 'index'
+    splits['index'] = Split(index, 'index')
+  index_set = _C(searched, 'V', 'test: without the query itself')
   merged = _C(
     8,
     '?',
@@ -249,7 +258,7 @@ def _uned(domain, title, query, index=None):
     kind='instance_retrieval',
     splits=tuple(splits),
     metrics=('r1',),
-    constants=RESIZE | {'k': _C((1,), 'V'), 'index': searched, 'merged': merged},
+    constants=RESIZE | {'k': _C((1,), 'V'), 'index': index_set, 'merged': merged},
   )
   return Protocol(
     name=f'uned_{domain}',
@@ -458,9 +467,8 @@ _PROTOCOLS = (
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _PROTOCOLS}
 SUITES = {
-  'tips': tuple(
-    name for name in PROTOCOLS if name not in benchmarks.PACKS
-  ),  # PC59, PC60, VOC21, ADE150: 20 in all
+  # Every task of the papers; the packs are small stand-ins that anyone can download.
+  'tips': tuple(name for name in PROTOCOLS if name not in benchmarks.PACKS),
   'uned': tuple(name for name in PROTOCOLS if name.startswith('uned_')),
   'packs': benchmarks.PACKS,
 }
@@ -477,5 +485,8 @@ def names(suite: str) -> tuple[str, ...]:
   """Data sets of a suite, or of a list 'NAME,NAME' of data sets and suites, each once and in
   order.
   """
-  found = [name for part in suite.split(',') for name in SUITES.get(part.strip(), (part.strip(),))]
-  return tuple(get(name).name for name in dict.fromkeys(found))
+  names = []
+  for part in suite.split(','):
+    part = part.strip()
+    names += SUITES.get(part, (part,))
+  return tuple(get(name).name for name in dict.fromkeys(names))

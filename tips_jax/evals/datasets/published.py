@@ -112,14 +112,14 @@ _TABLES = (  # source, trust, columns, rows
 
 
 def _collect():
-  found = collections.defaultdict(list)
+  by_column = collections.defaultdict(list)
   for source, trust, columns, rows in _TABLES:
     for model, values in rows.items():
+      # Strict: a number that was left out would move all behind it.
       for column, value in zip(columns, values, strict=True):
-        found[column].append(Figure(model, value, trust, source))
-  return {column: tuple(figures) for column, figures in found.items()}
+        by_column[column].append(Figure(model, value, trust, source))
+  return {column: tuple(figures) for column, figures in by_column.items()}
 
 
-PUBLISHED = (
-  _collect()
-)  # 'data set/task/metric' -> figures; 'uned' is the average over its eight domains
+# 'data set/task/metric' -> figures; 'uned' is the average over its eight domains.
+PUBLISHED = _collect()

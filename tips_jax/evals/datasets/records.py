@@ -1,13 +1,10 @@
-"""What makes a job pointless is said before any feature is computed, in one line.
+"""Checks of a data set that fail in seconds, before any feature is computed.
 
-Public benchmarks are looked at more closely by evals/datasets/on_disk.py; this holds for any data
-set.
+evals/datasets/on_disk.py checks public benchmarks more closely; this holds for any data set.
 """
 
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
@@ -16,161 +13,185 @@ from tips_jax.evals.features import reading, splits
 from tips_jax.evals.probes import depth, masks, normals
 from tips_jax.evals.tasks.spec import Evaluation
 
-SAMPLE = 24  # records of a split that are opened
+# Records of a split that are opened: enough to find a wrong column, and done in a second.
+SAMPLE = 24
 
 
-def check(encoder: Any, jobs: Sequence[Evaluation]) -> None:
-  """Raises InputError for the first job that cannot be measured.
+def check(encoder: Any, evaluations: Sequence[Evaluation]) -> None:
+  """Raises InputError for the first evaluation that cannot be measured.
 
-  Told are: a task that needs texts and a checkpoint without a text tower or a tokenizer, a missing
+  Found are: a task that needs texts and a checkpoint without a text tower or a tokenizer, a missing
   or empty split, missing annotations, classes without names, and, from a sample of each split:
   images that cannot be read, annotations of another size than their images, class ids out of range,
   captions without images, images without captions.
   """
-  for job in jobs:
-    _texts(encoder, job)
-  check_data(jobs)
+  for evaluation in evaluations:
+    _check_texts(encoder, evaluation)
+  check_data(evaluations)
 
 
-def check_data(jobs: Sequence[Evaluation]) -> None:
+def check_data(evaluations: Sequence[Evaluation]) -> None:
   """As `check`, without a checkpoint."""
-  if not jobs:
+  if not evaluations:
     raise InputError('evaluation: got no task; expected at least one')
-  seen = set()
-  for job in jobs:
-    _splits(job)
-    _annotations(job)
-  for job in jobs:
-    for split in job.splits.values():
-      key = id(job.data), split, job.spec.annotation
-      if key not in seen:
-        _sample(job, split)
-      seen.add(key)
+  # What costs nothing comes first, for all of them; then records are opened.
+  for evaluation in evaluations:
+    _check_splits(evaluation)
+    _check_annotations(evaluation)
+  opened = set()
+  for evaluation in evaluations:
+    for split in evaluation.splits.values():
+      # Tasks that need the same annotation of the same records share a sample.
+      key = id(evaluation.data), split, evaluation.spec.annotation
+      if key not in opened:
+        _check_sample(evaluation, split)
+      opened.add(key)
 
 
-def _splits(job):
-  missing = [role for role in job.spec.roles if role not in job.splits]
+def _check_splits(evaluation):
+  counts = evaluation.data.counts
+  missing = [role for role in evaluation.spec.roles if role not in evaluation.splits]
   if missing:
+    verb = 'is'
+    if len(counts) > 1:
+      verb = 'are'
     raise InputError(
-      f'{job.dataset}: missing split {missing[0]!r}: {job.task.name} needs it, and there '
-      f'{"are" if len(job.data.counts) > 1 else "is"} only {sorted(job.data.counts)}'
+      f'{evaluation.dataset}: missing split {missing[0]!r}: {evaluation.task.name} needs it, and '
+      f'there {verb} only {sorted(counts)}'
     )
-  for split in job.splits.values():
-    if split not in job.data.counts:
-      raise unknown(f'{job.dataset}: missing split', split, job.data.counts)
-    if not job.data.counts[split]:
+  for split in evaluation.splits.values():
+    if split not in counts:
+      raise unknown(f'{evaluation.dataset}: missing split', split, counts)
+    if not counts[split]:
       raise InputError(
-        f'{job.dataset}: split {split!r} is empty; expected images for {job.task.name}'
+        f'{evaluation.dataset}: split {split!r} is empty; expected images for '
+        f'{evaluation.task.name}'
       )
 
 
-def _texts(encoder, job):
-  if not job.spec.needs_text:
+def _check_texts(encoder, evaluation):
+  if not evaluation.spec.needs_text:
     return
   if not encoder.has_text:
     raise InputError(
-      f'{job.dataset}: {job.task.name} compares images with texts; got the checkpoint '
-      f'{encoder.name!r} '
-      'without a text tower; expected one with it, or tasks of images alone'
+      f'{evaluation.dataset}: {evaluation.task.name} compares images with texts; got the '
+      f'checkpoint {encoder.name!r} without a text tower; expected one with it, or tasks of images '
+      'alone'
     )
-  encoder.encode_text([])  # a tokenizer that is missing is said now
+  # Raises where the tokenizer is missing.
+  encoder.encode_text([])
 
 
-def _annotations(job):
-  needs, there = job.spec.annotation, job.data.features
-  there = there | ({'captions'} if 'alt_text' in there else set())
-  if needs and needs not in there:
+def _check_annotations(evaluation):
+  annotation = evaluation.spec.annotation
+  features = evaluation.data.features
+  if 'alt_text' in features:
+    # Alt texts serve where there are no captions.
+    features = features | {'captions'}
+  task = f'{evaluation.dataset}: {evaluation.task.name}'
+  if annotation and annotation not in features:
     raise InputError(
-      f'{job.dataset}: {job.task.name} needs the annotation {needs!r}, and there is only '
-      f'{sorted(there)}; expected data with it'
+      f'{task} needs the annotation {annotation!r}, and there is only {sorted(features)}; expected '
+      'data with it'
     )
-  if job.spec.needs_text and needs in ('label', 'mask'):
-    names = job.data.mask_classes if needs == 'mask' else job.data.label_names(job.splits['test'])
-    wanted = len(job.task.classes) + (job.task.without is not None)
-    if not names and not job.task.classes:
-      raise InputError(
-        f'{job.dataset}: {job.task.name} needs the names of the classes of {needs!r}, and there '
-        'are '
-        'none; expected them in annotations.json ("mask_classes"), or as a ClassLabel'
-      )
-    if names and job.task.classes and len(names) != wanted:
-      raise InputError(
-        f'{job.dataset}: wrong class count: got {len(names):,} classes of {needs!r}; expected '
-        f'{wanted:,}'
-      )
+  # Only zero-shot tasks read the names of classes.
+  if not evaluation.spec.needs_text or annotation not in ('label', 'mask'):
+    return
+  if annotation == 'mask':
+    names = evaluation.data.mask_classes
+  else:
+    names = evaluation.data.label_names(evaluation.splits['test'])
+  classes = evaluation.task.classes
+  if not names and not classes:
+    raise InputError(
+      f'{task} needs the names of the classes of {annotation!r}, and there are none; expected them '
+      'in annotations.json ("mask_classes"), or as a ClassLabel'
+    )
+  # The class that is void in this task has a name all the same.
+  count = len(classes) + (evaluation.task.without is not None)
+  if names and classes and len(names) != count:
+    raise InputError(
+      f'{evaluation.dataset}: wrong class count: got {len(names):,} classes of {annotation!r}; '
+      f'expected {count:,}'
+    )
 
 
-def _sample(job, split):
+def _check_sample(evaluation, split):
   """Opens some records of a split."""
-  source = job.data.source(split)
-  numbers = np.arange(min(SAMPLE, len(source))) * len(source) // min(SAMPLE, len(source))
-  where, broken, silent, lost = f'{job.dataset}: split {split!r}', [], 0, 0
+  source = evaluation.data.source(split)
+  annotation = evaluation.spec.annotation
+  numbers = reading.records(source, SAMPLE)
+  where = f'{evaluation.dataset}: split {split!r}'
+  broken = []
+  without_captions = 0
+  without_images = 0
   for number in numbers.tolist():
     try:
       record = source[number]
     except ValueError as error:  # a damaged shard
       broken.append(f'record {number}: {error}')
       continue
+    captions = annotation == 'captions' and reading.texts_of(record, evaluation.data.text_field)
     try:
       size = splits.header(record)
     except ValueError as error:
       broken.append(f'record {number}: {error}')
-      lost += job.spec.annotation == 'captions' and bool(_captions(job, record))
+      without_images += bool(captions)
       continue
-    if job.spec.annotation == 'captions':
-      silent += not _captions(job, record)
-    elif job.spec.annotation:
-      _CHECKS[job.spec.annotation](job, split, record, size, f'{where}: record {number}')
-  if len(broken) == len(numbers) or lost > len(numbers) // 10:
-    what = 'captions without images' if lost else 'images that cannot be read'
+    if annotation == 'captions':
+      without_captions += not captions
+    elif annotation:
+      _CHECKS[annotation](evaluation, split, record, size, f'{where}: record {number}')
+  # Some broken images are left out, with a warning; texts without images are wrong candidates.
+  if len(broken) == len(numbers) or without_images > len(numbers) // 10:
+    what = 'images that cannot be read'
+    if without_images:
+      what = 'captions without images'
     raise InputError(f'{where}: {what}: {len(broken)} of {len(numbers)} opened ({broken[0]})')
-  if job.spec.annotation == 'captions' and silent == len(numbers) - len(broken):
+  if annotation == 'captions' and without_captions == len(numbers) - len(broken):
     raise InputError(
-      f'{where}: images without captions: {silent} of {len(numbers)} opened; expected texts for '
-      f'{job.task.name}'
+      f'{where}: images without captions: {without_captions} of {len(numbers)} opened; expected '
+      f'texts for {evaluation.task.name}'
     )
 
 
-def _captions(job, record):
-  return reading.texts_of(record, job.data.text_field)
-
-
-def _label(job, split, record, size, where):
-  names, label = job.data.label_names(split), int(record.get('label', -1))
+def _label(evaluation, split, record, size, where):
+  names = evaluation.data.label_names(split)
+  label = int(record.get('label', -1))
   if names and label >= len(names):
     raise InputError(
       f'{where}: wrong class count: got label {label}; expected one below {len(names)}'
     )
 
 
-def _mask(job, split, record, size, where):
-  mask, names = _decoded(masks.decode_mask, record['mask'], where), job.data.mask_classes
-  if mask.shape != size:
+def _mask(evaluation, split, record, size, where):
+  mask = _decoded(masks.decode_mask, record['mask'], where)
+  names = evaluation.data.mask_classes
+  _check_size('masks', mask, size, where)
+  largest = int(mask[mask != VOID].max(initial=0))
+  if names and largest >= len(names):
     raise InputError(
-      f'{where}: masks of another size than images: got {mask.shape[1]}x{mask.shape[0]}, the image '
-      'is '
+      f'{where}: wrong class count: got class {largest} in a mask; expected ids below '
+      f'{len(names)}, or {VOID} for void'
+    )
+
+
+def _depth(evaluation, split, record, size, where):
+  _check_size('depth', _decoded(depth.decode, record['depth'], where), size, where)
+
+
+def _normals(evaluation, split, record, size, where):
+  _check_size('normals', _decoded(normals.decode, record['normals'], where), size, where)
+
+
+def _check_size(name, array, size, where):
+  # A squeezed annotation would still be measured, at the wrong pixels.
+  height, width = array.shape[:2]
+  if (height, width) != size:
+    raise InputError(
+      f'{where}: {name} of another size than images: got {width}x{height}, the image is '
       f'{size[1]}x{size[0]}'
     )
-  found = int(mask[mask != VOID].max(initial=0))
-  if names and found >= len(names):
-    raise InputError(
-      f'{where}: wrong class count: got class {found} in a mask; expected ids below {len(names)}, '
-      'or '
-      f'{VOID} for void'
-    )
-
-
-def _map(name, decode):
-  def look(job, split, record, size, where):
-    found = _decoded(decode, record[name], where)
-    if found.shape[:2] != size:
-      raise InputError(
-        f'{where}: {name} of another size than images: got {found.shape[1]}x{found.shape[0]}, the '
-        'image '
-        f'is {size[1]}x{size[0]}'
-      )
-
-  return look
 
 
 def _decoded(decode, data, where):
@@ -180,9 +201,10 @@ def _decoded(decode, data, where):
     raise InputError(f'{where}: {error}') from None
 
 
+# Annotation -> check of one record; captions are counted, as some images may have none.
 _CHECKS = {
   'label': _label,
   'mask': _mask,
-  'depth': _map('depth', depth.decode),
-  'normals': _map('normals', normals.decode),
+  'depth': _depth,
+  'normals': _normals,
 }
