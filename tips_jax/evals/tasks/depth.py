@@ -42,7 +42,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   )
   scorer = depth.DepthScorer(max_depth=most, crop=crop)
   examples = []
-  shown = set(test.shown())
+  drawn = set(test.shown())
   # A few at a time: predictions are as large as the images.
   for rows in batches(test):
     patches = floats(test.arrays['patch'][rows])
@@ -50,7 +50,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
     for i, image_patches, predicted in zip(rows, patches, predictions):
       truth = test.depth(i)
       scorer.add(predicted, truth)
-      if i in shown:
+      if i in drawn:
         examples.append(
           {
             'image': test.image(i),

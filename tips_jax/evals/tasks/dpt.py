@@ -53,7 +53,7 @@ def _measure(inputs, scorer, baselines):
   test_truth = getattr(test, annotation)
   decoder = _decoder(inputs, train)
   examples = []
-  shown = set(test.shown())
+  drawn = set(test.shown())
   for rows in batches(test):
     layers = [(patch[rows], cls[rows]) for patch, cls in test.intermediate_layers]
     for i, predicted in zip(rows, decoder.predict(layers)):
@@ -62,7 +62,7 @@ def _measure(inputs, scorer, baselines):
         # The fourth output is the uncertainty, which only the loss needs.
         predicted = predicted[..., :3]
       scorer.add(predicted, truth)
-      if i in shown:
+      if i in drawn:
         if annotation == 'depth':
           truth = scored_depth(truth, inputs.evaluation.options['max_depth'])
         examples.append(

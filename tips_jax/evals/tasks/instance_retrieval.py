@@ -316,28 +316,28 @@ def _examples(inputs, searched, token, domain):
   """Queries of the Domain of `inputs`, and what is nearest to each in the indexes of `searched`."""
   test = inputs.part('test')
   tags = _index(domain)[1]
-  shown = np.array(test.shown())
-  queries = np.asarray(test.arrays[token][shown])
+  drawn = np.array(test.shown())
+  queries = np.asarray(test.arrays[token][drawn])
   candidates = []  # (cosines to all queries, rows, SplitFeatures) of each rank in each index
   for other in searched:
     _, index = _searched(other)
     groups = {}
     count = len(index)
     if index is test:  # an image is not found by itself
-      groups = {'groups': np.arange(count), 'query_groups': shown}
+      groups = {'groups': np.arange(count), 'query_groups': drawn}
       count -= 1
     cosines, rows = nearest(index.arrays[token], queries, k=min(_TOP, count), **groups)
     for rank in range(rows.shape[1]):
       candidates.append((cosines[:, rank], rows[:, rank], index))
-  own = _searched(inputs)[1]
+  own_index = _searched(inputs)[1]
   examples = []
-  for q, query in enumerate(shown.tolist()):
+  for q, query in enumerate(drawn.tolist()):
     classes = set(several(domain.tags[query]))
     best = sorted(candidates, key=lambda candidate: -candidate[0][q])[:_TOP]
     right = []
     for place, (_, rows, index) in enumerate(best):
       # Classes of another data set are others, even of the same name.
-      if index is own and classes & set(several(tags[rows[q]])):
+      if index is own_index and classes & set(several(tags[rows[q]])):
         right.append(place)
     examples.append(
       {

@@ -39,7 +39,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   probe, pixels, used = _fit_probe(inputs, train, view, train_images)
   counts = np.zeros((MASK_IDS, MASK_IDS), np.int64)
   examples = []
-  shown = set(test.shown())
+  drawn = set(test.shown())
   for rows in test_images:
     patches = floats(test.arrays['patch'][rows])
     truth = test.mask(rows[0])
@@ -47,7 +47,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
     known = truth != VOID
     counts += masks.confusion(truth[known], predicted[known], size=MASK_IDS)
     # Several windows of one image may be shown: the limit is on images.
-    if shown & set(rows.tolist()) and len(examples) < splits.EXAMPLES:
+    if drawn & set(rows.tolist()) and len(examples) < splits.EXAMPLES:
       examples.append(
         {
           'image': test.image(rows[0]),

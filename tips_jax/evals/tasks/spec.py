@@ -85,8 +85,10 @@ class Evaluation:
   @property
   def shape(self) -> str:
     """How images are seen: the protocol's word where it has one, else the task's."""
-    asked = self.options.get('mode', self.options.get('resize'))
-    return asked if asked in ('square', 'cut', 'center') else self.spec.shape
+    mode = self.options.get('mode', self.options.get('resize'))
+    if mode in ('square', 'cut', 'center'):
+      return mode
+    return self.spec.shape
 
   @functools.cached_property
   def options(self) -> dict[str, Any]:
@@ -95,29 +97,28 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """What an evaluation found. Metrics: shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of
-  another CLS token.
-
-  chance: the metrics of an answer that knows no image. published: metric -> Figures, in the printed
-  unit. examples: at most six of the measured split, evenly spaced; evals/report/plotting.py says
-  what they hold. seconds: 'encoder' and 'reading' (its share of what it has in common with other
-  jobs), 'task'. confusion [K, K]: counts of (truth, prediction). options: the constants of the
-  protocol and the size in pixels; data: role -> 'images', 'sha256' of the
-  split: where both are equal two outcomes may be compared. chosen: what validation chose, and other
-  finds.
-  """
+  """What an evaluation found."""
 
   dataset: str
   task: str
   spec: TaskSpec
   prefix: str
+  # Shares in [0, 1], meters, degrees; 'TOKEN/NAME' is NAME of another CLS token.
   metrics: dict
+  # The metrics of an answer that knows no image.
   chance: dict
+  # Metric -> Figures, in the printed unit.
   published: dict
+  # At most six of the measured split, evenly spaced; evals/report/plotting.py says what they hold.
   examples: list
+  # 'encoder' and 'reading' (its share of what several evaluations have in common), 'task'.
   seconds: dict
   classes: tuple = ()
+  # Counts [K, K] of (truth, prediction).
   confusion: np.ndarray | None = None
+  # The constants of the protocol and the size in pixels, and role -> 'images', 'sha256' of the
+  # split: where both are equal two results may be compared.
   options: dict = dataclasses.field(default_factory=dict)
   data: dict = dataclasses.field(default_factory=dict)
+  # What validation chose, and other finds.
   chosen: dict = dataclasses.field(default_factory=dict)

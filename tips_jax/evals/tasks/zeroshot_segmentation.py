@@ -256,7 +256,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   scorer = SegmentationScorer(len(names))
   examples = []
   numbers = inputs.parts.numbers(evaluation, 'test')
-  shown = set(numbers[reading.records(numbers, splits.EXAMPLES)].tolist())
+  drawn = set(numbers[reading.records(numbers, splits.EXAMPLES)].tolist())
   # Images of one shape go together: the encoder is compiled for each.
   groups = {}
   for number, shape in readable(evaluation.data.source(split), numbers):
@@ -279,7 +279,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
       patches = np.stack([floats(view.arrays[field][i]) for view in views])
       predicted = segmenter.predict(patches, splits.header(part.record(i)), size=truth.shape)
       scorer(predicted, truth)
-      if int(part.rows[i]) in shown:
+      if int(part.rows[i]) in drawn:
         examples.append({'image': part.image(i), 'truth': truth, 'predicted': predicted})
   return {
     'metrics': scorer.result(),
