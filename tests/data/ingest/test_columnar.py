@@ -92,6 +92,21 @@ def test_parquet_with_bytes_under_an_unusual_name_and_with_paths(tmp_path):
     read(tmp_path / 'c.parquet')
 
 
+def test_labels_of_parquet_are_names_as_written(tmp_path):
+  labels = [1_000_000_007, 5, None]
+  rows = {'image': [jpeg(i) for i in range(3)], 'text': ['a'] * 3, 'k': labels}
+  pq.write_table(pa.table(rows), tmp_path / 'a.parquet')
+  reader = open_input(str(tmp_path), Options(columns=Columns(label='k')))
+  assert reader.label_names == ('5', '1000000007')
+  assert [s.extra['label'] for s in reader] == ['1000000007', '5', '']
+
+
+def test_of_arrow_maps_the_values_are_captions(tmp_path):
+  texts = pa.array([[('en', 'a'), ('de', 'b')]], pa.map_(pa.string(), pa.string()))
+  pq.write_table(pa.table({'image': [jpeg(0)], 'captions': texts}), tmp_path / 'a.parquet')
+  assert read(tmp_path)[0].captions == ['a', 'b']
+
+
 def test_truncated_parquet(tmp_path):
   pq.write_table(hf_table(20), tmp_path / 'a.parquet')
   os.truncate(tmp_path / 'a.parquet', 3000)

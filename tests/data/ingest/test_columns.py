@@ -1,8 +1,7 @@
-import numpy as np
 import pytest
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.columns import Columns, as_texts, guess
+from tips_jax.data.ingest.columns import Columns, guess, texts_of
 
 
 @pytest.mark.parametrize(
@@ -33,15 +32,17 @@ def test_named_columns_win_and_unknown_ones_are_errors():
     guess(Columns(), ['image', 'width'])
 
 
-def test_cells_become_texts():
-  assert as_texts(' a\n  b\0c ') == ['a b c']
-  assert as_texts('["a", "b"]') == ['a', 'b'] and as_texts('[sic] a') == ['[sic] a']
-  assert as_texts([b'x', None, {'raw': 'y', 'id': 3}, {'text': np.array([b'z'], object)}]) == [
-    'x',
-    'y',
-    'z',
-  ]
-  assert as_texts('a \ud800') == ['a ?']
-  assert (
-    as_texts(None) == as_texts(float('nan')) == [] and as_texts('') == [''] and as_texts(3) == ['3']
-  )
+def test_spaces_around_a_name_need_not_be_given():
+  names = ['image_name', ' comment_number', ' comment']
+  assert guess(Columns(captions=('comment',)), names).captions == (' comment',)
+  assert guess(Columns(captions=(' comment',)), names).captions == (' comment',)
+
+
+def test_names_that_differ_by_case_or_spaces_are_all_taken():
+  columns = guess(Columns(), ['image', 'Caption', ' caption', 'CAPTION '])
+  assert (columns.alt_text, columns.captions) == ('Caption', (' caption', 'CAPTION '))
+
+
+def test_an_empty_alt_text_beside_one_of_another_row_is_no_second_one():
+  rows = [{'alt': ''}, {'alt': 'a'}, {'alt': 'NaN'}]
+  assert texts_of(rows, Columns(alt_text='alt', captions=('none',))) == ('a', [])

@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store, tfds_folder
+from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
 from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local
-from tips_jax.data.ingest.tables import label_names
 
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
 _KEYS = ('id', 'key', '__key__')
@@ -39,6 +39,7 @@ class ArrowReader(Reader):
     super().__init__(options)
     self._files = files
     self._schema = schema
+    self._names = schema.names
     columns = options.columns
     images = [field.name for field in schema if _holds_images(field.type)]
     # A column of bytes is an image whatever its name, where no column has a usual one.
@@ -48,7 +49,8 @@ class ArrowReader(Reader):
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
       column = self._columns.label
-      self.label_names = _class_names(schema, column) or label_names(self._values(column))
+      self._class_names = _class_names(schema, column)
+      self.label_names = self._class_names or label_names(self._values(column))
 
   def _batches(self, names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yields (file, rows) with the columns `names`."""
@@ -77,9 +79,10 @@ class ArrowReader(Reader):
     image, path, problem = self._bytes_of(row[c.image], file)
     alt_text, captions = self._texts([row], c)
     extra = {}
-    if 'label' in self.annotations and row[c.label] is not None:
+    if 'label' in self.annotations:
       label = row[c.label]
-      extra['label'] = label if isinstance(label, int) else str(label)
+      by_index = self._class_names and isinstance(label, int)
+      extra['label'] = label if by_index else label_text(label)
     if 'mask' in self.annotations and row[c.mask]:
       extra['mask'], _, _ = self._bytes_of(row[c.mask], file)
     key = next((row[name] for name in _KEYS if row.get(name) is not None), path)

@@ -5,12 +5,13 @@ from the usual names.
 """
 
 import dataclasses
-import json
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
+from tips_jax.data.ingest.cells import as_texts
 
 NONE = 'none'  # as a column name: the data has no such column
 # Candidates in order of preference.
@@ -30,8 +31,6 @@ CAPTIONS_NAMES = tuple(
   """.split()
 )
 _NUMBERED = re.compile(r'(synthetic_|generated_|re)?(captions?|sentences?|texts?)_?\d+')
-# Of a caption that is itself a record.
-_TEXT_KEYS = ('text', 'caption', 'raw', 'sentence', 'value')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,20 +46,26 @@ class Columns:
 
 def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) -> Columns:
   """Completes `columns` from the column names of a table; InputError where one is not in it."""
-  # 'Alt-Text' is alt_text.
-  by_plain = {re.sub(r'[\s.-]+', '_', name.strip().lower()): name for name in names}
-  for flag in ('image', 'alt_text', 'label', 'mask'):
-    _check(flag, getattr(columns, flag), names)
-  for name in columns.captions:
-    _check('captions', name, names)
+  columns = dataclasses.replace(
+    columns,
+    image=_resolve('image', columns.image, names),
+    alt_text=_resolve('alt_text', columns.alt_text, names),
+    captions=tuple(_resolve('captions', name, names) for name in columns.captions),
+    label=_resolve('label', columns.label, names),
+    mask=_resolve('mask', columns.mask, names),
+  )
+  by_plain = {}  # names that differ by case or spaces alone are candidates side by side
+  for name in names:
+    by_plain.setdefault(plain(name), []).append(name)
   # A column has one role, so 'caption' is the alt text or a caption, not both.
   used = {columns.image, columns.alt_text, columns.label, columns.mask, *columns.captions}
 
   def take(candidates):
-    for name in candidates:
-      if name in by_plain and by_plain[name] not in used:
-        used.add(by_plain[name])
-        return by_plain[name]
+    for candidate in candidates:
+      for name in by_plain.get(candidate, ()):
+        if name not in used:
+          used.add(name)
+          return name
     return ''
 
   image = columns.image
@@ -74,9 +79,8 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
   alt_text = columns.alt_text or take(ALT_TEXT_NAMES)
   captions = columns.captions
   if not captions:
-    numbered = [plain for plain in by_plain if _NUMBERED.fullmatch(plain)]
-    taken = [take([plain]) for plain in (*CAPTIONS_NAMES, *numbered)]
-    captions = tuple(name for name in taken if name) or (NONE,)
+    candidates = [*CAPTIONS_NAMES, *filter(_NUMBERED.fullmatch, by_plain)]
+    captions = tuple(iter(functools.partial(take, candidates), '')) or (NONE,)
   if not alt_text and captions == (NONE,):
     raise InputError(
       f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
@@ -86,9 +90,19 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
   return dataclasses.replace(columns, image=image, alt_text=alt_text or NONE, captions=captions)
 
 
-def _check(flag, name, names):
-  if name and name != NONE and name not in names:
+def plain(name: str) -> str:
+  """A column name without case, spaces and signs: 'Alt-Text' is alt_text."""
+  return re.sub(r'[\s.-]+', '_', name.strip().lower())
+
+
+def _resolve(flag, name, names):
+  """The column that a flag names; flags carry no spaces around it, and the table may."""
+  if name in names or name in ('', NONE):
+    return name
+  padded = [other for other in names if other.strip() == name.strip()]
+  if len(padded) != 1:
     raise unknown(f'--{flag}_column', name, names)
+  return padded[0]
 
 
 def texts_of(
@@ -106,44 +120,14 @@ def texts_of(
     alt_texts += as_texts(row.get(columns.alt_text))
     for name in columns.captions:
       captions += as_texts(row.get(name))
-  alt_texts = list(dict.fromkeys(alt_texts))
+  alt_texts = list(filter(None, dict.fromkeys(alt_texts)))
   if len(rows) > 1:  # the columns of one row may well repeat a caption
     captions = list(dict.fromkeys(captions))
   if len(alt_texts) > 1:
     captions = alt_texts + captions
     alt_texts = []
-  alt_text = alt_texts[0] if alt_texts else ''
+  alt_text = ''.join(alt_texts)  # one or none
   if first_caption_as_alt_text and not alt_text and any(captions):
     alt_text = next(text for text in captions if text)
     captions.remove(alt_text)
   return alt_text, captions
-
-
-def utf8(text: str) -> str:
-  """The text with '?' for lone surrogates, which JSON and file names may hold and UTF-8 may not."""
-  return text.encode('utf-8', 'replace').decode()
-
-
-def as_texts(value: object) -> list[str]:
-  """The strings in a table cell: a string, a list of strings (also as JSON), a record with a text,
-  or a list of those.
-  """
-  # Missing, or NaN; an array has no single truth value.
-  if value is None or value != value and not hasattr(value, '__len__'):
-    return []
-  if isinstance(value, (bytes, bytearray)):
-    value = bytes(value).decode('utf-8', 'replace')
-  if isinstance(value, str):
-    # On one line: the tokenizer is trained on a file of lines.
-    text = utf8(' '.join(value.replace('\0', ' ').split()))
-    if text.startswith('[') and text.endswith(']'):
-      try:
-        return as_texts(json.loads(text))
-      except ValueError:
-        pass
-    return [text]
-  if isinstance(value, dict):
-    return next((as_texts(value[key]) for key in _TEXT_KEYS if key in value), [])
-  if hasattr(value, '__iter__'):
-    return [text for item in value for text in as_texts(item)]
-  return [str(value)]

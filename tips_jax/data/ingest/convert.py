@@ -25,7 +25,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.log import Progress
 from tips_jax.data import store, tokenizer
 from tips_jax.data.ingest import checks
-from tips_jax.data.ingest.columns import utf8
+from tips_jax.data.ingest.cells import utf8
 from tips_jax.data.ingest.reader import Reader
 
 # Problems, by their names in the report.
@@ -34,6 +34,9 @@ REFUSED = {
   'unreadable': 'left out: images that cannot be decoded',
   'tiny': 'left out: images with a side under min_side',
   'giant': 'left out: images of more than max_pixels',
+  'bad_row': 'left out: rows that do not fit the table',
+  'other_split': 'left out: rows or files of other splits',
+  'other_file': 'left out: files that belong to no sample',
 }
 NOTED = {
   'duplicate': 'kept: images equal to an earlier one, byte for byte',
@@ -44,6 +47,12 @@ NOTED = {
   'bad_metadata': 'kept: samples whose metadata cannot be read',
   'bad_mask': 'kept: images without a usable mask (all pixels ignored)',
   'turned': 'kept: images that EXIF turns, whose annotations are taken as upright',
+  'short_row': 'kept: rows with fewer fields than the header',
+  'other_image': 'kept: samples with several images (the first is taken)',
+  'other_field': 'kept: samples with texts in other fields than the first samples have (left out)',
+  'no_label': 'kept: images whose label is unknown (-1)',
+  'other_label': 'kept: images with several labels (the first is taken)',
+  'label_spaces': 'kept: images whose label has spaces or line breaks (written as one space)',
 }
 TRAIN_TOKENIZER = 'train'
 REPORT_FILE = 'report.json'
@@ -167,6 +176,8 @@ class _Conversion:
     count = 0
     samples = itertools.islice(reader, self._limit or None)
     for count, (sample, (check, digest)) in enumerate(_in_threads(self._check, samples), 1):
+      if count == 1:
+        print(f'{split}: {reader.understood(sample)}')
       if test_fraction and int.from_bytes(digest[:8], 'big') < test_fraction * 2**64:
         self._take(sample, check, digest, 'test', False, reader)
       else:
@@ -178,6 +189,8 @@ class _Conversion:
       progress.total = count
       progress.update(count)
     progress.close()
+    for note in reader.notes:
+      self._note(note.kind, split, note.id, note.detail, note.count)
     if not self._splits[split]['written']:
       refused = {k: n for k, n in self._splits[split].items() if k in REFUSED}
       raise InputError(
@@ -207,6 +220,8 @@ class _Conversion:
     for kind, present in problems.items():
       if present:
         self._note(kind, split, sample.key, sample.problem)
+    for note in sample.notes:
+      self._note(note.kind, split, sample.key, note.detail)
     # The bytes as they came: a store never encodes an image again.
     example = {
       'image': sample.image,
@@ -230,6 +245,8 @@ class _Conversion:
       if not isinstance(label, str):
         label = reader.label_names[label] if 0 <= label < len(reader.label_names) else ''
       values['label'] = self._label_ids.get(label, -1)
+      if values['label'] == -1:
+        self._note('no_label', split, sample.key, label)
     if 'mask' in self.annotations:
       data = values.get('mask') or b''
       mask, problem = checks.mask_png(data, check, max_pixels=self._max_pixels)
@@ -240,10 +257,10 @@ class _Conversion:
       self._note('turned', split, sample.key, f'EXIF orientation {check.orientation}')
     return values
 
-  def _note(self, kind, split, key, detail):
-    self._splits[split][kind] += 1
+  def _note(self, kind, split, key, detail, count=1):
+    self._splits[split][kind] += count
     if len(self._listed[kind]) < _MAX_LISTED:
-      row = {'split': split, 'id': key}
+      row = {'split': split, 'id': utf8(key)}
       if detail:
         row['detail'] = detail
       self._listed[kind].append(row)
@@ -299,7 +316,7 @@ def summary(report: Mapping[str, typing.Any], *, worst: int = 3) -> str:
     lines.append(f'{texts[kind]:<{width}}' + ''.join(f'{count:>12,}' for count in of_kind))
   for kind, listed in report['rows'].items():
     total = sum(counts[kind])
-    if total == sum(counts['read']):
+    if kind in ('no_text', 'no_alt_text', 'no_captions') and total == sum(counts['read']):
       continue  # a property of the data set, not of rows
     lines.append(f'{kind}:')
     for row in listed[:worst]:

@@ -2,11 +2,32 @@
 
 import dataclasses
 import json
+import reprlib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import NONE, Columns, texts_of
+
+# Endings of image files that Pillow reads, without the dot, in order of preference.
+IMAGES = tuple(
+  """
+  jpg jpeg jfif jpe png webp avif bmp gif tif tiff jp2 j2k jpx ppm
+  """.split()
+)
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = 10
+_SHORT.maxstring = 120
+_SHORT.maxother = 120
+
+
+class Note(typing.NamedTuple):
+  """Something that was left out or read otherwise than it is written, for the report."""
+
+  kind: str  # one of convert.REFUSED or convert.NOTED
+  id: str  # a sample, row or file
+  detail: str = ''
+  count: int = 1
 
 
 class Sample(typing.NamedTuple):
@@ -18,6 +39,7 @@ class Sample(typing.NamedTuple):
   captions: list[str]
   extra: dict[str, typing.Any]  # annotations by their store name
   problem: str = ''  # why the image, or the metadata, could not be read
+  notes: tuple[Note, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +63,26 @@ class Reader:
 
   def __init__(self, options: Options):
     self.options = options
+    self.notes: list[Note] = []  # of what became no sample; complete at the end of the iteration
+    self._columns: Columns | None = None  # those read, once they are known
+    self._names: Sequence[str] = ()  # all columns
 
   def __iter__(self) -> Iterator[Sample]:
     raise NotImplementedError
+
+  def understood(self, sample: Sample) -> str:
+    """Which columns are read, and a sample as it came out, for a person to check."""
+    shown = {'alt_text': sample.alt_text, 'captions': sample.captions, **sample.extra}
+    lines = [self.kind, f'  first sample: {_SHORT.repr(sample.key)}']
+    for name, value in shown.items():
+      lines.append(f'    {name}: {_SHORT.repr(value)}')
+    if self._columns is not None:
+      columns = self._columns
+      roles = [f'{role} from {names!r}' for role, names in vars(columns).items() if names]
+      used = {*vars(columns).values(), *columns.captions}
+      unused = [name for name in self._names if name not in used]
+      lines.insert(1, f'  columns: {", ".join(roles)}; not read: {_SHORT.repr(unused)}')
+    return '\n'.join(lines)
 
   def _texts(self, rows, columns):
     return texts_of(rows, columns, first_caption_as_alt_text=self.options.first_caption_as_alt_text)
@@ -67,5 +106,6 @@ def parse_json(text: str | bytes, where: object) -> typing.Any:
   """The value of a JSON text; InputError names `where` it is from."""
   try:
     return json.loads(text)
-  except ValueError as error:
+  # Brackets in brackets, thousands deep, end the parser.
+  except (ValueError, RecursionError) as error:
     raise InputError(f'{where} is not JSON ({error}); copy it again') from error

@@ -1,23 +1,22 @@
 """Reader of tables (CSV, TSV, JSON, JSONL) that name image files in a folder or a zip."""
 
-import csv
+import collections
 import functools
 import itertools
 import os
 import pathlib
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.columns import guess
-from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local, parse_json
+from tips_jax.data.ingest.archives import is_hidden, open_zip, read_member, reason
+from tips_jax.data.ingest.cells import label_names, label_text
+from tips_jax.data.ingest.columns import guess, plain
+from tips_jax.data.ingest.image_files import ImageFiles
+from tips_jax.data.ingest.reader import IMAGES, Note, Options, Reader, Sample, check_local
+from tips_jax.data.ingest.rows import TABLES, parse_table
+from tips_jax.data.ingest.splits import select, splits_in
 
-TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson', '.json')
 _PROBE_ROWS = 100
-
-Path = str | pathlib.Path
-# A file on disk, or a member of a zip.
-Place = str | tuple[zipfile.ZipFile, str]
 
 
 class TableReader(Reader):
@@ -32,183 +31,189 @@ class TableReader(Reader):
   def __init__(self, path: str, options: Options):
     super().__init__(options)
     self.path = path
+    name = path  # of a table in a zip: the path of the zip and that in the zip
     if path.lower().endswith('.zip'):
-      rows = _zip_table(path)
-      zips = [path]
+      name, data, problem = self._from_zip()
     else:
-      rows = _read_table(path)
-      zips = []
-    # Rows of JSON may lack columns.
-    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    self._columns = guess(options.columns, names)
+      data, problem = read_table(path)
+    if data is None:
+      raise InputError(f'--input: cannot read the table {name!r} ({problem}); copy it again')
+    rows, notes = parse_table(data, name)
+    self.notes += notes
+    self._names = _column_names(rows)
+    self._columns = guess(options.columns, self._names)
+    rows = self._of_split(rows)
     self._rows = {}
-    for row in rows:
-      self._rows.setdefault(str(row.get(self._columns.image) or ''), []).append(row)
+    for number, row in enumerate(rows, 1):
+      image = row.get(self._columns.image)
+      if isinstance(image, (list, dict)):
+        self.notes.append(Note('bad_row', f'row {number}', f'its image is {str(image)[:100]}'))
+      else:
+        self._rows.setdefault('' if image is None else str(image).strip(), []).append(row)
     self.total = len(self._rows)
-    self._files = ImageFiles(*_image_places(path, options.images, zips))
+    self._files = self._image_files(name)
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
       self.label_names = label_names(row.get(self._columns.label) for row in rows)
     self._probe()
 
+  def _from_zip(self):
+    """(name, bytes or None, reason) of the table inside a zip; notes the others."""
+    with open_zip(self.path) as archive:
+      found = table_names(name for name in archive.namelist() if not is_hidden(name))
+      read = functools.partial(read_member, archive)
+      tables = found
+      if len(found) > 1:
+        tables = with_rows(found, read, self.options)
+      if len(tables) > 1:
+        tables, _ = select(tables, self.options.split, f'the tables in {self.path!r}')
+      if len(tables) != 1:
+        raise InputError(
+          f'--input: got {self.path!r} with the tables {(tables or found)[:5]}; expected one table '
+          f'({", ".join(TABLES)}) in it; or give the path of the table as --input and the zip as '
+          f'--images'
+        )
+      (name,) = tables
+      for other in found:
+        if other != name:
+          self.notes.append(Note('other_file', other, f'the table is {name!r}'))
+      return os.path.join(self.path, name), *read(name)
+
+  def _image_files(self, name):
+    if self.options.images:
+      return ImageFiles(*_in_images(self.options.images))
+    if name != self.path:
+      inside = os.path.relpath(os.path.dirname(name), self.path)
+      return ImageFiles([], [self.path], table_folder=inside)
+    return ImageFiles(*_beside(name))
+
+  def _of_split(self, rows):
+    """The rows of the split that is read, where a column or the images' folders name splits."""
+    values = self._split_values(rows)
+    counts = collections.Counter(values)
+    if not any(map(splits_in, counts)) and self.options.split not in counts:
+      return rows
+    named = [value for value in counts if splits_in(value) or value == self.options.split]
+    chosen, _ = select(named, self.options.split, f'the table {self.path!r}')
+    for value, count in counts.items():
+      if value not in chosen:
+        self.notes.append(Note('other_split', value or '(none)', '', count))
+    return [row for row, value in zip(rows, values) if value in chosen]
+
+  def _split_values(self, rows):
+    """What may name the split of each row: a column, or the folder of its image."""
+    for name in self._names:
+      if plain(name) == 'split':
+        return [str(row.get(name) or '').strip() for row in rows]
+    folders = [os.path.dirname(str(row.get(self._columns.image))) for row in rows]
+    if len(set().union(*map(splits_in, set(folders)))) > 1:
+      return folders
+    return [''] * len(rows)
+
   def _probe(self):
     """Fails early if none of the first images is found: the folder must be wrong."""
     first = list(self._rows)[:_PROBE_ROWS]
+    if not first:
+      raise InputError(f'--input: no row of {self.path!r} names one image; {self.notes[0].detail}')
     check_local(first, self._columns.image, self.path)
-    if not any(map(self._files.find, first)):
+    if not self._files.settle(first):
       raise InputError(
         f'--images: none of the first {len(first)} images of {self.path!r} (such as {first[0]!r}) '
         f'is in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
       )
 
   def __iter__(self) -> Iterator[Sample]:
-    label, mask = self._columns.label, self._columns.mask
     for name, rows in self._rows.items():
       alt_text, captions = self._texts(rows, self._columns)
       image, problem = self._files.read(name)
       extra = {}
-      if 'label' in self.annotations and rows[0].get(label) is not None:
-        extra['label'] = str(rows[0][label])
-      if 'mask' in self.annotations and rows[0].get(mask):
-        extra['mask'], _ = self._files.read(str(rows[0][mask]))
-      yield Sample(name, image, alt_text, captions, extra, problem)
+      notes = ()
+      if 'label' in self.annotations:
+        notes = self._take_label(name, rows, extra)
+      mask = rows[0].get(self._columns.mask)
+      if 'mask' in self.annotations and mask:
+        extra['mask'], _ = self._files.read(str(mask))
+      yield Sample(name, image, alt_text, captions, extra, problem, notes)
+
+  def _take_label(self, name, rows, extra):
+    """Puts the label of an image into `extra`; returns notes of what is not as written."""
+    written = [row.get(self._columns.label) for row in rows]
+    labels = list(filter(None, dict.fromkeys(map(label_text, written))))
+    if not labels:
+      return ()
+    extra['label'] = labels[0]
+    if len(labels) > 1:
+      return (Note('other_label', name, f'{labels}: the first is taken'),)
+    if isinstance(written[0], str) and written[0] != labels[0]:
+      return (Note('label_spaces', name, repr(written[0])),)
+    return ()
 
 
-def label_names(values: Iterable[object]) -> tuple[str, ...]:
-  """Class names of a label column: '0'..'max' for whole numbers, else the distinct values."""
-  values = {str(v) for v in values if v is not None and v != ''}
-  if values and all(v.isdigit() for v in values):
-    return tuple(map(str, range(max(map(int, values)) + 1)))
-  return tuple(sorted(values))
+def table_names(names: Iterable[str]) -> list[str]:
+  """The names of tables; JSON beside an image of its name is about that image."""
+  images = set()
+  tables = []
+  for name in names:
+    stem, end = os.path.splitext(name)
+    if end[1:].lower() in IMAGES:
+      images.add(stem)
+    elif end.lower() in TABLES:
+      tables.append(name)
+  found = []
+  for name in tables:
+    stem, end = os.path.splitext(name)
+    if end.lower() != '.json' or stem not in images:
+      found.append(name)
+  return found
 
 
-def _read_table(path):
-  try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
-      return _parse_table(path, file)
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f'--input: cannot read {path!r} as UTF-8 text ({error})') from error
-
-
-def _zip_table(path):
-  """The rows of the one table inside a zip."""
-  with _open_zip(path) as archive:
-    tables = []
-    for name in archive.namelist():
-      if name.lower().endswith(TABLES) and not name.endswith('meta.json'):
-        tables.append(name)
-    if len(tables) != 1:
-      raise InputError(
-        f'--input: got {path!r} with the tables {tables[:5]}; expected one table '
-        f'({", ".join(TABLES)}) in it; or give the path of the table as --input and the zip as '
-        f'--images'
-      )
-    text = archive.read(tables[0]).decode('utf-8-sig').splitlines(keepends=True)
-  return _parse_table(tables[0], text)
-
-
-def _parse_table(path, lines):
-  end = os.path.splitext(path)[1].lower()
-  if end in ('.csv', '.tsv'):
-    lines = iter(lines)
-    header = next(lines, '')
-    # What people call CSV has one of these between its columns.
-    delimiter = '\t' if end == '.tsv' else max(',;\t|', key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    rows = list(csv.DictReader(lines, names, delimiter=delimiter, restkey='(beyond the header)'))
-  elif end == '.json':
-    rows = parse_json(''.join(lines), f'--input: {path}')
-  else:
-    rows = []
-    for number, line in enumerate(lines, 1):
-      if line.strip():
-        rows.append(parse_json(line, f'--input: {path}:{number}'))
-  if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-    raise InputError(
-      f'--input: {path!r} has no rows; expected a header and rows (CSV), or one object a row (JSON)'
-    )
-  return rows
-
-
-def _image_places(table, images, zips):
-  """(folders, zips) to search: --images alone, or else everything beside the table."""
-  if images:
-    images = os.path.expanduser(images)
-    if not os.path.exists(images):
-      raise InputError(
-        f'--images: got {images!r}, which does not exist; expected a folder or a zip'
-      )
-    return ([images], []) if os.path.isdir(images) else ([], [images])
-  if zips:
-    return [], zips
-  path = pathlib.Path(table).absolute()
-  zips = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == '.zip')
-  same_name = path.with_suffix('.zip')
-  return [path.parent], [same_name] if same_name in zips else zips
-
-
-class ImageFiles:
-  """Files by name in folders and zips: by full name, or by base name where only one file has it."""
-
-  def __init__(self, folders: Sequence[Path], zips: Sequence[Path]):
-    self._folders = folders
-    self._zips = zips
-    self._members = {}  # name -> archive
-    for path in zips:
-      archive = _open_zip(path)
-      self._members.update(dict.fromkeys(archive.namelist(), archive))
-
-  def __str__(self):
-    return ' or '.join(repr(str(path)) for path in (*self._folders, *self._zips))
-
-  def find(self, name: str) -> Place | None:
-    """Where the file of a name is; None if it is nowhere."""
-    if not name:
-      return None
-    if name in self._members:
-      return self._members[name], name
-    for folder in self._folders:
-      for path in (os.path.join(folder, name), os.path.join(folder, 'images', name)):
-        if os.path.isfile(path):
-          return path
-    # Tables often hold the paths of another machine.
-    return self._by_base.get(os.path.basename(name))
-
-  def read(self, name: str) -> tuple[bytes | None, str]:
-    """(bytes, '') of a file, or (None, the reason)."""
-    place = self.find(name)
-    if place is None:
-      return None, 'no such file'
+def with_rows(
+  names: Iterable[str], read: Callable[[str], tuple[bytes | None, str]], options: Options
+) -> list[str]:
+  """Those of the tables that have rows with an image and a text; `read` gives their bytes."""
+  found = []
+  for name in names:
+    data, _ = read(name)
     try:
-      if isinstance(place, tuple):
-        archive, member = place
-        return archive.read(member), ''
-      return pathlib.Path(place).read_bytes(), ''
-    # A zip may be damaged, encrypted, or compressed in an unknown way.
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-      return None, str(error)
-
-  @functools.cached_property
-  def _by_base(self):
-    """Base name -> the file's place; None where several files have it."""
-    places = {}
-
-    def add(name, place):
-      places[name] = None if name in places else place
-
-    for name, archive in self._members.items():
-      add(os.path.basename(name), (archive, name))
-    for folder in self._folders:
-      for root, _, names in os.walk(folder):
-        for name in names:
-          add(name, os.path.join(root, name))
-    return places
+      rows, _ = parse_table(data or b'', name)
+      guess(options.columns, _column_names(rows))
+    except InputError:
+      continue
+    found.append(name)
+  return found
 
 
-def _open_zip(path):
+def _column_names(rows):
+  # Rows of JSON may lack columns.
+  return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+
+
+def read_table(path: str) -> tuple[bytes | None, str]:
+  """(bytes, '') of a table on disk, which may be of any size, or (None, the reason)."""
   try:
-    return zipfile.ZipFile(path)
-  except (OSError, zipfile.BadZipFile) as error:
-    raise InputError(
-      f'{path!r} is not a complete zip ({error}); expected a zip of images; copy it again'
-    ) from error
+    return pathlib.Path(path).read_bytes(), ''
+  except OSError as error:
+    return None, reason(error)
+
+
+def _in_images(images):
+  """(folders, zips) of --images."""
+  images = os.path.expanduser(images)
+  if not os.path.exists(images):
+    raise InputError(f'--images: got {images!r}, which does not exist; expected a folder or a zip')
+  if os.path.isdir(images):
+    return [images], []
+  return [], [images]
+
+
+def _beside(table):
+  """(folders, zips) beside a table, of the zips the one of its name."""
+  path = pathlib.Path(table).absolute()
+  zips = []
+  for other in sorted(path.parent.iterdir()):
+    if other.suffix.lower() == '.zip' and not is_hidden(other.name):
+      zips.append(other)
+  same_name = path.with_suffix('.zip')
+  if same_name in zips:
+    zips = [same_name]
+  return [path.parent], zips
