@@ -200,3 +200,12 @@ def test_a_stop_leaves_nothing(place, tmp_path, number, code):
   process.send_signal(number)
   assert 'stopped: nothing was written' in process.communicate(timeout=60)[1]
   assert process.returncode == code and os.listdir(tmp_path) == ['images']
+
+
+def test_a_file_with_brackets_in_its_name(place, tmp_path):
+  image = tmp_path / 'photo[1].png'
+  image.write_bytes((place / 'images' / 'a.png').read_bytes())
+  output = tmp_path / 'out.npz'
+  arguments = [f'--checkpoint={place / "model"}', f'--images={image}', f'--output={output}']
+  assert encode.main(['encode', *arguments]) == 0
+  assert np.load(output)['paths'].tolist() == [str(image)]

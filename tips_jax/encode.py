@@ -93,8 +93,12 @@ def _inputs(argv):
   # All of this before the model is loaded, which takes longest.
   if not output.absolute().parent.is_dir():
     raise InputError(f'--output: got {FLAGS.output!r}; expected a file in a folder that exists')
+  files.require_writable(output, '--output')
+  matches = [FLAGS.images]
+  # photo[1].jpg may be the name of a file.
+  if not os.path.isfile(FLAGS.images):
+    matches = glob.glob(FLAGS.images, recursive=True)
   # ** matches folders, too.
-  matches = glob.glob(os.path.expanduser(FLAGS.images), recursive=True)
   paths = sorted(filter(os.path.isfile, matches))
   if FLAGS.images and not paths:
     raise InputError(

@@ -17,7 +17,7 @@ import contextlib
 import pathlib
 import sys
 
-from tips_jax.core import cli
+from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
@@ -155,6 +155,9 @@ def _jobs(names, public, only, encoder, cache):
 
 def _flags(argv):
   cli.parse(FLAGS, argv)
+  for name in ('output', 'cache'):
+    if FLAGS[name].value:
+      files.require_writable(FLAGS[name].value, f'--{name}')
   if FLAGS.compare and not FLAGS.checkpoint:
     for name in ('check', 'suite', 'store', 'task', 'output', 'random'):
       if FLAGS[name].present:
@@ -222,7 +225,7 @@ def _folders():
     marks.append(f'step{step}')
   output = FLAGS.output or folder / 'evaluation' / '-'.join(filter(None, marks))
   cache = FLAGS.cache or folder / 'evaluation' / 'cache'
-  return pathlib.Path(output).expanduser(), pathlib.Path(cache).expanduser()
+  return pathlib.Path(output), pathlib.Path(cache)
 
 
 def _refuse_another(output, encoder, jobs):

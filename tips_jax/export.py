@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tips_jax.core import cli
+from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 if TYPE_CHECKING:  # interop imports jax: --help and bad flags answer at once
@@ -96,6 +96,7 @@ def _export(argv):
       )
   if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
     raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
+  files.require_writable(FLAGS.output, '--output')
   from tips_jax.interop import onnx, read, write  # only now: --help and bad flags answer at once
 
   write.refuse_existing(FLAGS.output)

@@ -22,7 +22,7 @@ import pathlib
 import traceback
 from typing import Any
 
-from tips_jax.core import cli, schema, strict
+from tips_jax.core import cli, files, schema, strict
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
@@ -125,6 +125,8 @@ def keep_programs(peers: Any, workdir: pathlib.Path) -> None:
   """Compiled programs are kept for the next start."""
   from tips_jax.runtime import compile_cache
 
+  if FLAGS.compilation_cache not in ('', compile_cache.OFF):
+    files.require_writable(FLAGS.compilation_cache, '--compilation_cache')
   folder = compile_cache.use(workdir, FLAGS.compilation_cache)
   if folder and peers.lead:
     print(f'compiled programs: {folder}', file=sys.stderr)

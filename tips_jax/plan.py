@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import cli
+from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
@@ -50,6 +50,8 @@ def _plan(argv):
   config = cli.load_config(FLAGS)
   if not FLAGS.topology:
     raise InputError('--topology: missing; expected v5e:4x4, v5p:8x8x8, auto, gpu or cpu')
+  if FLAGS.dump:
+    files.require_writable(FLAGS.dump, '--dump')
   options = {}
   for option in FLAGS.compiler_options:
     name, equals, value = option.partition('=')

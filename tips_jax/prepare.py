@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import cli
+from tips_jax.core import cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
@@ -99,7 +99,9 @@ def _prepare(argv):
     images=FLAGS.images,
     first_caption_as_alt_text=FLAGS.first_caption_as_alt_text,
   )
-  store.refuse_existing(FLAGS.output)  # before the input is read, which may take hours
+  # Before the input is read, which may take hours.
+  files.require_writable(FLAGS.output, '--output')
+  store.refuse_existing(FLAGS.output)
   readers = {FLAGS.split: open_input(FLAGS.input, options)}
   if FLAGS.test_input:
     # Both inputs have the same columns, so that the splits of the store agree.

@@ -112,3 +112,49 @@ def test_errors_of_a_config(values_with_config, words, message):
   with pytest.raises(InputError, match=message) as error:
     cli.load_config(values_with_config(*words))
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'given, value',
+  [
+    ('~/x', '/home/me/x'),
+    ('~', '/home/me'),
+    ('~/a,b/~c,~/d e', '/home/me/a,b/~c,/home/me/d e'),
+    ('a ~/b', 'a ~/b'),
+    ('x~/b', 'x~/b'),
+  ],
+)
+def test_a_home_is_expanded_in_every_flag(monkeypatch, given, value):
+  monkeypatch.setenv('HOME', '/home/me')
+  values = cli.Flags()
+  values.add_string('path', '', 'A path.')
+  cli.parse(values, ['program', f'--path={given}'])
+  assert values.path == value
+  cli.parse(values, ['program', '--path', given])
+  assert values.path == value
+
+
+def test_a_home_is_expanded_in_every_field(values_with_config, monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'mine.py').write_text(
+    f'import runpy\nnamespace = runpy.run_path({QUICKSTART!r})\n'
+    "def get_config(arg=''):\n  config = namespace['get_config'](arg)\n"
+    "  config.evals.data = '~/data'\n  return config\n"
+  )
+  values = values_with_config(
+    '--config=~/configs/mine.py',
+    '--config.data.store=~/store',
+    """--config.data.extra_stores=('~/a','~/b')""",
+  )
+  config = cli.load_config(values)
+  assert config.evals.data == f'{tmp_path}/data'
+  assert config.data.store == f'{tmp_path}/store'
+  assert config.data.extra_stores == (f'{tmp_path}/a', f'{tmp_path}/b')
+
+
+def test_a_bucket_in_a_config_file_is_named_by_its_field(values_with_config):
+  values = values_with_config(f'--config={QUICKSTART}')
+  values.config.data.store = 'gs://bucket/store'
+  with pytest.raises(InputError, match="config.data.store: got 'gs://bucket/store'; expected a"):
+    cli.load_config(values)

@@ -52,3 +52,12 @@ def test_without_replace_an_existing_file_stays(tmp_path, monkeypatch, links):
   with pytest.raises(FileExistsError):
     files.write(path, 'second', replace=False)
   assert path.read_text() == 'first' and os.listdir(tmp_path) == ['file']
+
+
+def test_where_files_can_be_written_nothing_stays(tmp_path):
+  files.require_writable(tmp_path / 'new' / 'folder', '--output')
+  files.require_writable(tmp_path, '--output')
+  (tmp_path / 'target').mkdir()
+  os.symlink('target', tmp_path / 'link')
+  files.require_writable(tmp_path / 'link' / 'x', '--output')
+  assert sorted(os.listdir(tmp_path)) == ['link', 'target']

@@ -149,6 +149,13 @@ def test_unfinished_checkpoints_are_not_seen(tmp_path):
   saver.close()
 
 
+def test_a_folder_with_an_at_sign_in_its_name_is_a_run(tmp_path):
+  write(tmp_path / 'x@2', tiny(3))
+  assert runs.find(tmp_path / 'x@2', 'init_from').name == '3'
+  assert runs.find(f'{tmp_path / "x@2"}@3', 'init_from').name == '3'
+  assert runs.split(tmp_path / 'y@2') == (str(tmp_path / 'y'), 2)
+
+
 def steps_left(tmp_path, config, scores=(), **options):
   saver = checkpoint.Checkpoints(tmp_path, config, **options)
   for step in range(1, 9):

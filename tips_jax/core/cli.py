@@ -4,6 +4,7 @@ codes.
 
 import contextlib
 import logging
+import os
 import pathlib
 import re
 import signal
@@ -14,12 +15,14 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from tips_jax.core import schema, strict
+from tips_jax.core import files, schema, strict
 from tips_jax.core.errors import InputError
 
 # Flags belong to the program that defines them, as its help says, not to this module.
 flags.disclaim_key_flags()
 _HELP = {'--help', '-help', '-h'}
+_QUOTES = '\'"() '
+_HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
 
 
 class Flags(flags.FlagValues):
@@ -107,6 +110,7 @@ def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> boo
 
 def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None:
   """Reads the command line into `values`, afresh; InputError for what is no flag."""
+  argv = [argv[0], *map(_local, argv[1:])]
   values.unparse_flags()
   for name in values:
     values[name].unparse()
@@ -118,6 +122,27 @@ def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None
     raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value{hint}')
 
 
+def _local(argument):
+  """An argument with its paths as on this machine: shells leave the ~ behind '=' as it is."""
+  name = ''
+  value = argument
+  if argument.startswith('-'):
+    name, equals, value = argument.partition('=')
+    name += equals
+  for path in value.split(','):
+    files.require_local(path.strip(_QUOTES), name.rstrip('=') or 'arguments')
+  return name + _expanded(value)
+
+
+def _expanded(text):
+  """Text with its paths that start with ~ expanded; lists have commas, tuples quotes."""
+  return _HOME.sub(_home, text)
+
+
+def _home(match):
+  return os.path.expanduser(match[0])
+
+
 # --- a config -----------------------------------------------------------------------------------
 
 
@@ -127,7 +152,21 @@ def load_config(values: flags.FlagValues) -> schema.Config:
   """
   if values.config is None:
     raise InputError('--config: missing; expected a file such as configs/quickstart.py')
-  return strict.build(schema.Config, values.config)
+  return strict.build(schema.Config, _with_paths(values.config, 'config'))
+
+
+def _with_paths(value, name):
+  """A config, a group or a value of it, with its paths as on this machine."""
+  if isinstance(value, str):
+    files.require_local(value, name)
+    return _expanded(value)
+  if isinstance(value, (tuple, list)):
+    return type(value)([_with_paths(item, name) for item in value])
+  if hasattr(value, 'to_dict'):
+    value = value.to_dict()
+  if isinstance(value, dict):
+    return {key: _with_paths(item, f'{name}.{key}') for key, item in value.items()}
+  return value
 
 
 def _parse_config(values, argv):

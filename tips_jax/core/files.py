@@ -1,9 +1,53 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where they can be."""
 
 import os
 import pathlib
+import re
+import tempfile
 import uuid
 from typing import BinaryIO, Callable
+
+from tips_jax.core.errors import InputError
+
+_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
+_PROBE_BYTES = 4096  # of a file that shows whether a disk has room
+
+
+def require_local(path: str, what: str) -> None:
+  """InputError, which names the flag or field `what`, for a URL: it would become a folder 'gs:'."""
+  if _URL.match(path):
+    raise InputError(
+      f'{what}: got {path!r}; expected a path on this machine: a bucket is mounted first (gcsfuse)'
+    )
+
+
+def require_writable(path: str | os.PathLike, what: str) -> None:
+  """InputError, which names the flag or field `what`, where no file or folder can be made at a
+  path. Makes nothing that stays.
+  """
+  require_local(os.fspath(path), what)
+  try:
+    folder = _nearest_folder(pathlib.Path(path).absolute())
+    # Tried rather than asked: to root the system says that all is permitted, also in /proc.
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(bytes(_PROBE_BYTES))
+  except (OSError, ValueError) as error:  # ValueError: a NUL
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(
+      f'{what}: got {os.fspath(path)!r}; expected a path in a writable folder ({reason})'
+    ) from None
+
+
+def _nearest_folder(path):
+  """The folder that a path is, or the first above it that exists."""
+  while True:
+    try:
+      os.lstat(path)
+    except FileNotFoundError:
+      path = path.parent
+      continue
+    os.listdir(path)  # an error for a file on the way, and for a link that leads nowhere
+    return path
 
 
 def write(

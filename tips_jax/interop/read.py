@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from tips_jax.core import schema, strict, tree
+from tips_jax.core import files, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays, run
@@ -52,6 +52,7 @@ def read(
 
 
 def _read(path: str | os.PathLike, weights: str, what: str) -> Weights:
+  files.require_local(os.fspath(path), what)
   if runs.is_run(path):
     return run.read(path, weights=weights, what=what)
   if weights:

@@ -1,6 +1,7 @@
 """What a run leaves on disk, read: work folders, their checkpoints, parts of a checkpoint."""
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -22,9 +23,9 @@ def is_run(path: str | pathlib.Path) -> bool:
 
 
 def split(path: str | pathlib.Path) -> tuple[str, int | None]:
-  """(work folder, step or None) of 'FOLDER' or 'FOLDER@step'."""
+  """(work folder, step or None) of 'FOLDER' or 'FOLDER@step'; a folder of that very name is one."""
   match = re.fullmatch(r'(.+)@(\d+)', str(path))
-  if match:
+  if match and not os.path.exists(path):
     return match[1], int(match[2])
   return str(path), None
 

@@ -6,7 +6,7 @@ import pathlib
 import socket
 import time
 
-from tips_jax.core import log
+from tips_jax.core import files, log
 from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runtime.peers import Peers
@@ -23,11 +23,9 @@ def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
   """
   if not path:
     raise InputError(f'{flag}: missing; expected a folder for the run')
-  if '://' in path:
-    raise InputError(
-      f'{flag}: got {path!r}; expected a folder; a bucket is mounted first (gcsfuse)'
-    )
+  files.require_writable(path, flag)
   workdir = pathlib.Path(path)
+  _require_readable(workdir.absolute(), flag)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.writable-{socket.gethostname()}-{os.getpid()}'
@@ -49,6 +47,23 @@ def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
       f'{flag}: got {path!r}; expected a writable folder ({error.strerror})'
     ) from None
   return workdir
+
+
+def _require_readable(workdir, flag):
+  """Orbax reads a checkpoint with its path as a glob, and takes 'gs:' for the start of a URL."""
+  text = str(workdir)
+  wrong = sorted(set('*?[]\\') & set(text))
+  if wrong:
+    got = f'which has {wrong[0]!r} in its path'
+  elif any(part.endswith(':') for part in workdir.parts):
+    got = "which has ':' at the end of a name in its path"
+  elif text != text.encode('utf-8', 'ignore').decode():
+    got = 'whose path is not UTF-8'
+  else:
+    return
+  raise InputError(
+    f'{flag}: got {ascii(text)}, {got}; expected another name: no checkpoint could be read back'
+  )
 
 
 def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:

@@ -1,0 +1,67 @@
+"""Where a program cannot write, it says so in one line before any work, and writes nothing."""
+
+import os
+import pathlib
+
+import pytest
+
+from tips_jax import encode, evaluate, export, plan, prepare
+
+CONFIG = str(pathlib.Path(__file__).parent.parent / 'configs/quickstart.py')
+# The command without its output; all of it but the output is looked at later.
+PROGRAMS = {
+  'prepare': (prepare, ['--input=data'], '--output'),
+  'export': (export, ['--checkpoint=run', '--to=hf'], '--output'),
+  'encode': (encode, ['--checkpoint=run', '--texts=data'], '--output'),
+  'evaluate': (evaluate, ['--checkpoint=run', '--suite=quick'], '--output'),
+  'evaluate_cache': (evaluate, ['--checkpoint=run', '--suite=quick'], '--cache'),
+  'plan': (plan, [f'--config={CONFIG}', '--topology=cpu'], '--dump'),
+}
+OUTPUTS = {
+  'a bucket': 'gs://bucket/out.npz',
+  'another bucket': 's3://bucket/out.npz',
+  'a URL of a file': 'file:///out.npz',
+  'in /proc': '/proc/out.npz',
+  'under a file': 'file/out.npz',
+  'deep under a file': 'file/a/b/out.npz',
+  'a NUL byte': 'a\0b.npz',
+  'a link to nothing': 'link.npz',
+  'through a link to nothing': 'link.npz/a/out.npz',
+  'a name that is too long': f'{"x" * 300}.npz',
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('in the way')
+  os.symlink('nowhere', tmp_path / 'link.npz')
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+@pytest.mark.parametrize('output', OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_one_line_and_nothing_written(here, capsys, program, output):
+  module, words, flag = PROGRAMS[program]
+  before = sorted(here.rglob('*'))
+  assert module.main([program, *words, f'{flag}={output}']) == 2
+  out, err = capsys.readouterr()
+  assert out == '' and err.startswith(f'error: {flag}: got ') and err.count('\n') == 1, err
+  assert sorted(here.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  'module, words',
+  [
+    (prepare, ['--input=gs://bucket/data', '--output=store']),
+    (export, ['--checkpoint=gs://bucket/run', '--to=hf', '--output=out']),
+    (encode, ['--checkpoint=run', '--images=s3://bucket/*.jpg', '--output=out.npz']),
+    (evaluate, ['--checkpoint=run', '--suite=quick,voc', '--data=gs://bucket/data']),
+    (plan, [f'--config={CONFIG}', '--topology=cpu', '--config.data.store=gs://bucket/store']),
+    (plan, ['--config', 'gs://bucket/config.py', '--topology=cpu']),
+  ],
+)
+def test_reading_from_a_bucket_is_one_line_too(here, capsys, module, words):
+  assert module.main(['program', *words]) == 2
+  err = capsys.readouterr().err
+  assert '://bucket/' in err and 'expected a path on this machine' in err and err.count('\n') == 1
