@@ -211,3 +211,54 @@ iteration_bounds: (12)
 def test_a_kernels_schedule_counts_its_loops():
   inner, outer = 4, 2 + 2
   assert cost.schedule(SCHEDULE) == 2 + 12 * (outer + 8 * inner)
+
+
+LOOP = """
+HloModule loop
+
+%body (state.1: (s32[], f32[16,32], f32[32,32])) -> (s32[], f32[16,32], f32[32,32]) {{
+  %state.1 = (s32[], f32[16,32], f32[32,32]) parameter(0)
+  %one = s32[] constant(1)
+{elements}
+  %next = s32[] add({i}, %one)
+  %dot = f32[16,32] dot({x}, {w}), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %out = (s32[], f32[16,32], f32[32,32]) tuple(%next, %dot, {w})
+}}
+
+%condition (state.2: (s32[], f32[16,32], f32[32,32])) -> pred[] {{
+  %end = s32[] constant(9)
+  %state.2 = (s32[], f32[16,32], f32[32,32]) parameter(0)
+{counter}
+  ROOT %less = pred[] compare({j}, %end), direction=LT
+}}
+
+ENTRY %main (x: f32[16,32], w: f32[32,32]) -> (s32[], f32[16,32], f32[32,32]) {{
+  %x = f32[16,32] parameter(0)
+  %w = f32[32,32] parameter(1)
+  %begin = s32[] constant(2)
+  %start = (s32[], f32[16,32], f32[32,32]) tuple(%begin, %x, %w)
+  ROOT %while = (s32[], f32[16,32], f32[32,32]) while(%start), condition=%condition, body=%body
+}}
+"""
+# The elements of a loop's state, as jaxlib 0.10 and as 0.11 write them.
+NAMED = dict(
+  elements="""  %i = s32[] get-tuple-element(%state.1), index=0
+  %a = f32[16,32] get-tuple-element(%state.1), index=1
+  %b = f32[32,32] get-tuple-element(%state.1), index=2""",
+  counter='  %j = s32[] get-tuple-element(%state.2), index=0',
+  i='%i',
+  x='%a',
+  w='%b',
+  j='%j',
+)
+NUMBERED = dict(
+  elements='', counter='', i='%state.1#0', x='%state.1#1', w='%state.1#2', j='%state.2#0'
+)
+
+
+@pytest.mark.parametrize('names', [NAMED, NUMBERED], ids=['get-tuple-element', 'tuple#index'])
+def test_elements_of_a_tuple_are_read_in_both_ways_of_writing_them(names):
+  parsed = hlo.parse(LOOP.format(**names))
+  [loop] = [run for run in parsed.runs if run.instruction.opcode == 'while']
+  assert hlo.trips(parsed, loop.instruction, loop.computation) == 7
+  assert sum(c.flops for _, c in cost.costs(parsed, CPU)) == 7 * 2 * 16 * 32 * 32

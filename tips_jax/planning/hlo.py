@@ -166,6 +166,7 @@ def parse(text: str) -> Module:
     else:
       instruction = _instruction(line)
       if instruction:
+        _name_elements(instruction, current)
         current[instruction.name] = instruction
   return Module(computations, entry)
 
@@ -183,7 +184,7 @@ def _instruction(line: str) -> Instruction | None:
   opcode, _, rest = text[end:].strip().partition('(')
   stop = _closing('(' + rest, 0) - 1
   literal = rest[: stop - 1]
-  operands = tuple(re.findall(r'%([\w.\-<>]+)', literal))
+  operands = tuple(re.findall(r'%([\w.\-<>#]+)', literal))
   if not operands and opcode not in ('constant', 'parameter'):  # written without %
     words = _COMMENT.sub('', literal).split(', ')
     operands = tuple(word.split()[-1] for word in words if word.strip())
@@ -196,6 +197,20 @@ def _instruction(line: str) -> Instruction | None:
     literal,
     line.lstrip().startswith('ROOT'),
   )
+
+
+def _name_elements(instruction: Instruction, computation: dict[str, Instruction]) -> None:
+  """Adds the elements of tuples that an instruction reads as `tuple#index`.
+
+  jaxlib 0.11 writes so what 0.10 writes as get-tuple-element; the rest of planning knows that one.
+  """
+  for operand in instruction.operands:
+    source, mark, index = operand.partition('#')
+    if mark and operand not in computation and source in computation:
+      element = computation[source].arrays[int(index)]
+      computation[operand] = Instruction(
+        operand, 'get-tuple-element', (element,), (source,), f', index={index}', f'%{source}', False
+      )
 
 
 def _closing(text: str, start: int) -> int:
