@@ -128,6 +128,49 @@ def test_every_validation_is_counted_and_listed(tmp_path, capsys):
   assert list(blank['captions']) == [b'cap']
 
 
+def test_the_columns_and_the_first_row_are_printed_as_they_were_understood(tmp_path, capsys):
+  rows = [{'image': '0.jpg', 'Title': 'a', 'texts': "['b', 'c']", 'width': 3, 'kind': 'dog'}]
+  source = write(tmp_path / 'source', {'0.jpg': picture(0)}, rows)
+  assert run(f'--input={source}', f'--output={tmp_path / "store"}', '--label_column=kind') == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:6] == [
+    'train: table',
+    "  columns: image from 'image', alt_text from 'Title', captions from ('texts',), label from "
+    "'kind'; not read: ['width']",
+    "  first sample: '0.jpg'",
+    "    alt_text: 'a'",
+    "    captions: ['b', 'c']",
+    "    label: 'dog'",
+  ]
+
+
+def test_what_was_left_out_is_counted_and_listed(tmp_path, capsys):
+  source = tmp_path / 'source'
+  source.mkdir()
+  for i in range(4):
+    (source / f'{i}.jpg').write_bytes(picture(i))
+  (source / 't.csv').write_text(
+    'image,caption,split,kind\n0.jpg,a,train,x\n1.jpg,b,val,x\n'
+    '2.jpg,c,train,NaN\n3.jpg,d, e,train,x\n'
+  )
+  (source / 'notes.json').write_text('{}')
+  assert run(f'--input={source}', f'--output={tmp_path / "store"}', '--label_column=kind') == 0
+  found = report(tmp_path / 'store')
+  counts = found['splits']['train']
+  kinds = ('written', 'bad_row', 'other_split', 'other_file', 'no_label')
+  assert {kind: counts[kind] for kind in kinds} == {
+    'written': 2,
+    'bad_row': 1,
+    'other_split': 1,
+    'other_file': 1,
+    'no_label': 1,
+  }
+  assert found['rows']['bad_row'][0]['detail'] == 'line 5: 5 fields, the header has 4'
+  printed = capsys.readouterr().out
+  assert 'line 5: 5 fields' in printed and 'notes.json' in printed
+  assert [r['label'] for r in store.open_store(tmp_path / 'store').source('train')] == [0, -1]
+
+
 def test_limits_are_flags(tmp_path, source):
   out = tmp_path / 'store'
   assert run(f'--input={source}', f'--output={out}', '--min_side=25') == 2

@@ -102,9 +102,10 @@ class Tar:
 
   def __iter__(self) -> typing.Iterator[tarfile.TarInfo]:
     """The members in order; ReadError where the tar ends too early."""
+    members = iter(self._tar)
     while True:
       self._file.at_once = _MAX_HEADER
-      member = self._tar.next()
+      member = next(members, None)
       self._file.at_once = MAX_BYTES
       if member is None:
         break

@@ -4,11 +4,13 @@ Formats: tables beside images or zips, webdataset tars or loose files, parquet, 
 folders, TFDS. Readers yield `Sample`s one by one, and decode no image.
 """
 
+import functools
 import glob
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
@@ -50,9 +52,18 @@ def open_input(path: str | pathlib.Path, options: Options) -> Reader:
 
 def _of_files(files: Sequence[str], options: Options) -> Reader:
   files, others = _of_one_split(files, options)
-  reader = _reader_of(files, options)
-  reader.notes += [Note('other_split', other) for other in others]
+  return _noted(_reader_of(files, options), 'other_split', others)
+
+
+def _noted(reader: Reader, kind: str, paths: Iterable[str]) -> Reader:
+  """The reader, which notes paths that it does not read."""
+  for path in paths:
+    reader.notes.append(Note(kind, path))
   return reader
+
+
+def _ending(names, ends):
+  return [name for name in names if name.lower().endswith(ends)]
 
 
 def _of_one_split(files, options):
@@ -66,11 +77,11 @@ def _of_one_split(files, options):
 
 
 def _reader_of(files, options):
-  if all(file.lower().endswith(_TARS) for file in files):
+  if _ending(files, _TARS) == files:
     return TarReader(files, options)
-  if all(file.lower().endswith('.parquet') for file in files):
+  if _ending(files, '.parquet') == files:
     return ParquetReader(files, options)
-  if len(files) == 1 and files[0].lower().endswith((*TABLES, '.zip')):
+  if len(files) == 1 and _ending(files, (*TABLES, '.zip')):
     return TableReader(files[0], options)
   more = f' and {len(files) - 1} more' if len(files) > 1 else ''
   raise InputError(
@@ -82,7 +93,8 @@ def _reader_of(files, options):
 def _matches(pattern: str) -> list[str]:
   """The files of a pattern, with * ? [ ], braces as {000..012} or {a,b}, and commas between."""
   files = []
-  for part in _expanded(f'{{{pattern}}}'):
+  commas = re.split(r',(?![^{}]*\})', pattern)  # those between braces are _expanded's
+  for part in itertools.chain.from_iterable(map(_expanded, commas)):
     matched = [part] if os.path.isfile(part) else sorted(glob.glob(part))
     if not matched:
       raise InputError(
@@ -94,16 +106,16 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _expanded(pattern):
-  """The patterns that braces stand for, the innermost first."""
-  found = [pattern]
-  while True:
-    inner = re.search(r'\{([^{}]*)\}', found[0])
-    if not inner:
-      return found
-    choices = _choices(inner[1])
-    if len(found) * len(choices) > _MAX_FILES:
+  """The patterns that the braces of a pattern stand for, in order."""
+  inner = re.search(r'\{([^{}]*)\}', pattern)
+  if not inner:
+    return [pattern]
+  found = []
+  for choice in _choices(inner[1]):
+    found += _expanded(pattern.replace(inner[0], choice, 1))
+    if len(found) > _MAX_FILES:
       raise InputError(f'--input: got a pattern of more than {_MAX_FILES:,} files; expected less')
-    found = [part.replace(inner[0], choice, 1) for part in found for choice in choices]
+  return found
 
 
 def _choices(inside):
@@ -129,21 +141,19 @@ def _of_folder(path: str, options: Options) -> Reader:
   used, reader = _of_listing(path, names, folders, options)
   if reader is None:
     return _below(path, names, folders, options)
-  for name in names:
-    if name.lower().endswith(_FILES) and name not in used:
-      reader.notes.append(Note('other_file', os.path.join(path, name)))
-  return reader
+  others = sorted(set(_ending(names, _FILES)) - set(used))
+  return _noted(reader, 'other_file', map(functools.partial(os.path.join, path), others))
 
 
 def _of_listing(path, names, folders, options):
   """(names that are read, reader or None) of the files of a folder."""
   where = f'the folder {path!r}'
   # Before tables and loose files: img2dataset leaves JSON and parquet beside its tars.
-  tars = [name for name in names if name.lower().endswith(_TARS)]
+  tars = _ending(names, _TARS)
   if tars:
     return _several(path, tars, TarReader, options)
-  parquet = [name for name in names if name.lower().endswith('.parquet')]
-  zips = [name for name in names if name.lower().endswith('.zip')]
+  parquet = _ending(names, '.parquet')
+  zips = _ending(names, '.zip')
   loose = not any(map(splits_in, folders)) and has_loose_samples(path)
   candidates = table_names(names)
   tables = candidates
@@ -173,9 +183,9 @@ def _of_listing(path, names, folders, options):
 
 def _several(path, names, kind, options):
   chosen, others = select(names, options.split, f'the folder {path!r}')
-  reader = kind([os.path.join(path, name) for name in chosen], options)
-  reader.notes += [Note('other_split', os.path.join(path, name)) for name in others]
-  return names, reader
+  in_folder = functools.partial(os.path.join, path)
+  reader = kind(list(map(in_folder, chosen)), options)
+  return names, _noted(reader, 'other_split', map(in_folder, others))
 
 
 def _below(path, names, folders, options):
@@ -191,12 +201,10 @@ def _below(path, names, folders, options):
     chosen = folders
   if len(chosen) == 1:
     reader = _of_folder(os.path.join(path, chosen[0]), options)
-    for name in names:
-      if name in others:
-        reader.notes.append(Note('other_split', os.path.join(path, name)))
-      elif name not in chosen:
-        reader.notes.append(Note('other_file', os.path.join(path, name)))
-    return reader
+    in_folder = functools.partial(os.path.join, path)
+    _noted(reader, 'other_split', map(in_folder, others))
+    rest = sorted(set(names) - {*chosen, *others})
+    return _noted(reader, 'other_file', map(in_folder, rest))
   listing = names if len(names) <= 8 else [*names[:8], '...']
   raise InputError(
     f'--input: got the folder {path!r} with {listing}; expected a table ({", ".join(TABLES)}) '

@@ -5,6 +5,7 @@ One sample is the files of one key: KEY.jpg, KEY.txt, KEY.json.
 
 import itertools
 import json
+import operator
 import os
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -131,7 +132,7 @@ class TarReader(_MembersReader):
   def __init__(self, files: Sequence[str], options: Options):
     super().__init__(options)
     self._files = files
-    self._sizes = [os.path.getsize(f) for f in files]
+    self._sizes = list(map(os.path.getsize, files))
 
   def _members(self):
     done = 0  # bytes of the tars before
@@ -153,7 +154,7 @@ class TarReader(_MembersReader):
     for name in names:
       if name not in keys:
         self.notes.append(Note('other_file', f'{path}: {name}', 'of no sample'))
-    total = len(set(key for key, _ in keys.values()))
+    total = len(set(map(operator.itemgetter(0), keys.values())))
     key = None
     members = {}
     last = 'its first member'
