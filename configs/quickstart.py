@@ -63,4 +63,9 @@ def v2() -> recipe.Recipe:
 
 
 def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
-  return recipe.select(arg, {'v1': v1, 'v2': v2}, runlocal=RUNLOCAL)
+  return recipe.select(
+    arg,
+    {'v1': v1, 'v2': v2},
+    changes={'separate_heads': tips.separate_heads},
+    runlocal=RUNLOCAL,
+  )

@@ -125,4 +125,8 @@ def v2_hr() -> recipe.Recipe:
 
 
 def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
-  return recipe.select(arg, {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr})
+  return recipe.select(
+    arg,
+    {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr},
+    changes={'separate_heads': tips.separate_heads},
+  )

@@ -151,5 +151,7 @@ def distill() -> recipe.Recipe:
 
 def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
   return recipe.select(
-    arg, {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr, 'v2,distill': distill}
+    arg,
+    {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr, 'v2,distill': distill},
+    changes={'separate_heads': tips.separate_heads},
   )

@@ -5,6 +5,7 @@ names mistakes.
 import dataclasses
 import difflib
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ from configs.parts import recipe
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.models import towers
-from tips_jax.train import method, sharding, state, summary
+from tips_jax.train import method, optim, sharding, state, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCALES = ('vits', 'vitb', 'vitl', 'vitso400m', 'vitg')
@@ -31,7 +32,7 @@ ARGS |= {name: ('',) for name in METHODS}
 PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is
 CASES = PUBLIC + [(name, f'{arg},runlocal'.strip(',')) for name, arg in PUBLIC]
 GOLDEN = ROOT / 'tests/golden/configs'
-# tips.md, section 1: millions of parameters of the image tower (v1, v2) and of the text tower. The
+# docs/method.md: millions of parameters of the image tower (v1, v2) and of the text tower. The
 # paper gives no v2 of ViT-S: there, the larger position table (32 x 32 - 16 x 16 rows of 384) adds
 # 0.29.
 PUBLISHED = {
@@ -92,6 +93,56 @@ def test_every_file_of_configs_is_tested():
   files = {p.relative_to(ROOT / 'configs') for p in (ROOT / 'configs').rglob('*.py')}
   names = {'.'.join(p.with_suffix('').parts) for p in files if p.stem != '__init__'}
   assert names == {*ARGS, 'parts.recipe', 'parts.tips'}
+
+
+@pytest.mark.parametrize('arg, teacher', [('v1', 'ema'), ('v2', 'ema'), ('distill', 'large')])
+def test_the_patch_loss_may_have_a_head_of_its_own(arg, teacher):
+  shared, separate = (
+    strict.build(schema.Config, get_config('vitb', a)) for a in (arg, f'{arg},separate_heads')
+  )
+  built = method.build(separate)
+  assert set(built.student) - set(method.build(shared).student) == {'patch_head'}
+  assert separate.towers['patch_head'] == shared.towers['head']
+  own = separate.passes['teacher_patch'].tower
+  assert own in separate.teachers[teacher].towers
+  assert separate.towers[own] == separate.towers[shared.passes['teacher_patch'].tower]
+  inputs = built.losses['masked'].parameters
+  assert inputs['student_prototypes'].tower == 'patch_head'
+  assert (inputs['teacher_prototypes'].by, inputs['teacher_prototypes'].tower) == (teacher, own)
+  assert built.losses['distill'] == method.build(shared).losses['distill']
+
+
+# docs/method.md: what the papers leave open is printed and can be changed.
+OPEN = {
+  'losses.distill.args.student_temperature': '0.2',
+  'losses.distill.args.teacher_temperature.end': '0.04',
+  'losses.distill.args.centering': 'sinkhorn',
+  'losses.distill.args.center_momentum': '0.8',
+  'losses.masked.args.sinkhorn_iterations': '5',
+  'losses.masked.args.reduction': 'sum',
+  'losses.contrastive_web.args.label_smoothing': '0.1',
+  'masks.random.probability': '0.5',
+  'teachers.ema.momentum.end': '0.994',
+  'data.texts.synthetic.weights': '(0.7, 0.3)',
+  'data.texts.web.mix': '0.5',
+  'towers.image.drop_path': '0.1',
+  'compute.float32_residual': 'True',
+}
+
+
+def test_every_open_choice_is_printed_and_can_be_changed():
+  plain = run('--config=configs/vitb.py', '--dry_run')
+  changed = run(
+    '--config=configs/vitb.py', '--dry_run', *(f'--config.{k}={v}' for k, v in OPEN.items())
+  )
+  assert plain.returncode == changed.returncode == 0, changed.stderr
+  for out, same in ((plain.stdout, False), (changed.stdout, True)):
+    printed = json.JSONDecoder().raw_decode(out[out.index('{') :])[0]
+    for path, value in OPEN.items():
+      found = printed
+      for key in path.split('.'):
+        found = found[key]
+      assert (str(found).replace('[', '(').replace(']', ')') == value) == same, path
 
 
 def test_a_view_is_small_by_its_size_and_not_by_its_name():
@@ -207,7 +258,7 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
     (('--config=configs/vitx.py',), 'configs/vitx.py'),
     (
       ('--config=configs/vitb.py:v3',),
-      "got 'v3'; expected one of ['distill', 'hr', 'runlocal', 'v1', 'v2']",
+      "got 'v3'; expected one of ['distill', 'hr', 'runlocal', 'separate_heads', 'v1', 'v2']",
     ),
     (('--config=configs/vitb.py', '--confg=1'), 'confg'),
     (('--config=configs/vitb.py', 'stray'), "got 'stray'"),
@@ -217,6 +268,11 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
     (
       ('--config=configs/vitb.py', '--config.optimizer.kind=adamw'),
       "got 'b2_cap', a field of kind",
+    ),
+    (
+      ('--config=configs/vitb.py', '--config.teachers.ema.momentum=0.99'),
+      "momentum: got '0.99' for a group; expected its fields, as "
+      '--config.teachers.ema.momentum.start and .end',
     ),
     ((), '--config: missing'),
   ],
@@ -284,7 +340,7 @@ def golden(name, arg):
   rules = config.optimizer
   for path, leaf in tree.named_leaves(abstract.params):
     axes = [axis or '-' for axis in sharding.spec(config.mesh.rules, sizes, path, leaf)]
-    decay = rules.weight_decay * tree.match(rules.decay_rules, path, 'decay_rules')
+    decay = optim.ramp(rules.weight_decay, 0.0) * tree.match(rules.decay_rules, path, 'decay_rules')
     rate = tree.match(rules.lr_rules, path, 'lr_rules')
     frozen = tree.match(rules.freeze_rules, path, 'freeze_rules')
     shape = 'x'.join(map(str, leaf.shape)) or 'scalar'

@@ -18,7 +18,7 @@ from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCS = ('configs', 'data', 'training', 'evaluation', 'export', 'scale', 'lab')
+DOCS = ('configs', 'method', 'data', 'training', 'evaluation', 'export', 'scale', 'lab')
 PAGES = ('README.md', 'BUILD.md', *(f'docs/{name}.md' for name in DOCS))
 
 

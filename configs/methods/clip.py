@@ -3,8 +3,8 @@
   python -m tips_jax.main --config=configs/methods/clip.py --workdir=W --config.data.store=STORE
 
 Published: 68.6 % zero-shot on ImageNet for ViT-B/16 after 32 epochs of 400 M private pairs (table
-11); we have not reproduced it. Numbers: tables 18 and 19 from memory, checked where they have them
-in openai/CLIP (model.py) and mlfoundations/open_clip (params.py).
+11); we have not reproduced it. Numbers: tables 18 and 19 from memory, and
+mlfoundations/open_clip@89fb801 where it has them, file and line beside them.
 """
 
 import ml_collections
@@ -17,12 +17,22 @@ def method() -> recipe.Recipe:
     name='clip',
     towers=dict(
       image=dict(
-        kind='vit', width=768, depth=12, heads=12, mlp=3072, cls=('cls',), patch=14, grid=16
-      ),  # departs: patches of 14 pixels, not 16, as all our models: their costs compare
+        kind='vit',
+        width=768,  # open_clip/model_configs/ViT-B-16.json, as the text tower's sizes
+        depth=12,
+        heads=12,
+        mlp=3072,
+        cls=('cls',),
+        patch=14,  # departs: not 16, as all our models: their costs compare
+        grid=16,
+        # CLIP standardizes the pixels; ours start as if they were. departs: no norm before the
+        # first block; initial weights of the towers are those of TIPS.
+        centered=True,
+      ),
       # departs: SentencePiece words, sinusoidal positions, ReLU, all words seen by all, their mean;
       # CLIP has BPE of 49,408, learned positions, GELU, causal attention, the last word.
       text=dict(kind='text', width=512, depth=12, heads=8, mlp=2048, vocab=32_000),
-      logit=dict(kind='logit', temperature=0.07),  # section 2.5
+      logit=dict(kind='logit', temperature=0.07),  # section 2.5; open_clip/model.py:326
       image_projection=dict(kind='projection', width=768, output=512),
       text_projection=dict(kind='projection', width=512, output=512),
     ),
@@ -51,7 +61,9 @@ def method() -> recipe.Recipe:
         'global': dict(
           size=224,
           count=1,
-          scale=(0.9, 1.0),  # section 2.3: a random square crop; the range is open_clip's
+          # section 2.3: a random square crop; the range is open_clip's (transform.py:64). departs:
+          # resized linearly with antialiasing, not bicubically (:438).
+          scale=(0.9, 1.0),
           flip=0.0,  # section 2.3: no other augmentation
         )
       },
@@ -59,20 +71,20 @@ def method() -> recipe.Recipe:
     ),
     optimizer=dict(
       kind='adamw',
-      learning_rate=5e-4,  # table 19, ViT-B/16
+      learning_rate=5e-4,  # table 19, ViT-B/16; open_clip_train/params.py:9, as b1, b2 and eps
       b1=0.9,
-      b2=0.98,  # ViT; ResNets have 0.999
+      b2=0.98,
       eps=1e-6,
-      weight_decay=0.2,
-      clip_norm=1.0,  # ours: the paper has none; insurance, rarely reached after warm-up
+      weight_decay=0.2,  # params.py:285
+      clip_norm=0.0,  # params.py:627: none
       # section 2.5: all weights that are not gains or biases.
       decay_rules=(('.*/(bias|scale|log_temperature)$', 0.0), ('.*', 1.0)),
     ),
     schedule=dict(
       total_steps=390_625,  # 32 epochs of 400 M pairs
       batch_size=32_768,
-      warmup_steps=2_000,
-      decay='cosine',
+      warmup_steps=2_000,  # table 18; open_clip_train/scheduler.py:38 counts as ours
+      decay='cosine',  # scheduler.py:81
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
     evals=dict(image_head='image_projection', text_head='text_projection'),

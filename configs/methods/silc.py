@@ -61,6 +61,7 @@ def method() -> recipe.Recipe:
         weight=1.0,
         args=dict(
           pairing='all',
+          reduction='mean',
           student_temperature=0.1,  # ours, as the three below: DINO's
           teacher_temperature=dict(start=0.04, end=0.07, until=0.1),
           centering='ema',

@@ -1,6 +1,7 @@
 """From a recipe to a config: the recipe that an argument names, late losses, `runlocal`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ml_collections
@@ -25,24 +26,32 @@ def merge(*parts: Recipe) -> Recipe:
 
 
 def select(
-  arg: str, recipes: dict[str, Callable[[], Recipe]], *, runlocal: Recipe | None = None
+  arg: str,
+  recipes: dict[str, Callable[[], Recipe]],
+  *,
+  changes: Mapping[str, Callable[[Recipe], Recipe]] = MappingProxyType({}),
+  runlocal: Recipe | None = None,
 ) -> ml_collections.ConfigDict:
   """The config that a --config argument names, as 'v2,hr' names recipes['v2,hr'].
 
   The first recipe that has all the options: 'hr' alone is 'v1,hr', nothing at all is the first.
-  runlocal: changes that this option makes where the recipe is small already.
+  changes: options that change any of the recipes. runlocal: what this option merges in where the
+  recipe is small already.
   """
   options = {option for option in arg.split(',') if option}
-  known = {option for name in recipes for option in name.split(',')} | {'runlocal'}
+  known = {option for name in recipes for option in name.split(',')} | {'runlocal', *changes}
   for option in sorted(options - known):
     raise strict.unknown('--config argument', option, known)
-  for name, recipe in recipes.items():
-    if options - {'runlocal'} <= set(name.split(',')):
+  for name, make in recipes.items():
+    if options - {'runlocal', *changes} <= set(name.split(',')):
+      recipe = make()
+      for option in sorted(options & set(changes)):
+        recipe = changes[option](recipe)
       if 'runlocal' not in options:
-        return finish(recipe())
+        return finish(recipe)
       if runlocal:
-        return finish(merge(recipe(), runlocal))
-      return finish(recipe(), 'runlocal')
+        return finish(merge(recipe, runlocal))
+      return finish(recipe, 'runlocal')
   raise InputError(f'--config argument: got {arg!r}; expected one of {sorted(recipes)}')
 
 

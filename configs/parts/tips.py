@@ -33,7 +33,7 @@ def v1(
       logit=dict(kind='logit', temperature=temperature),
       head=dict(kind='dino_head') | head,
     ),
-    masks=dict(random=dict(view='global', ratio=mask_ratio)),
+    masks=dict(random=dict(kind='random', view='global', ratio=mask_ratio)),
     passes=dict(
       clean=dict(tower='image', inputs=dict(images='batch.global')),
       masked=dict(tower='image', inputs=dict(images='batch.global', mask='masks.random.mask')),
@@ -48,7 +48,7 @@ def v1(
         by='ema', tower='head', inputs=dict(tokens='teacher.patch', masked_indices=masked)
       ),
     ),
-    losses=_losses(weights, dino, teacher_head='ema.head'),
+    losses=_losses(weights, dino, teacher_head='ema.head', valid='masks.random.masked_valid'),
     teachers=dict(ema=dict(kind='ema', towers=('image', 'head'), momentum=momentum)),
     data=dict(views=views, texts=dict(web=WEB, synthetic=dict(field='captions', pick='first'))),
   )
@@ -77,7 +77,7 @@ def v2(
       logit=dict(kind='logit', temperature=temperature),
       head=dict(kind='dino_head') | head,
     ),
-    masks=dict(random=dict(view='global', ratio=mask_ratio)),
+    masks=dict(random=dict(kind='random', view='global', ratio=mask_ratio)),
     passes=dict(
       clean=dict(tower='image', inputs=dict(images='batch.global')),
       masked=dict(tower='image', inputs=dict(images='batch.global', mask='masks.random.mask')),
@@ -140,12 +140,20 @@ def distilled(
   )
 
 
-def _losses(weights: Recipe, dino: Recipe, *, teacher_head: str) -> Recipe:
-  """The four losses of TIPS, and a monitor of collapse that weighs nothing."""
+def _losses(weights: Recipe, dino: Recipe, *, teacher_head: str, valid: str = '') -> Recipe:
+  """The four losses of TIPS, and a monitor of collapse that weighs nothing.
+
+  valid: path that says which patches the patch loss counts; '': all.
+  """
   prototypes = dict(
     student_prototypes='student.head.prototypes', teacher_prototypes=f'{teacher_head}.prototypes'
   )
   log_temperature = 'student.logit.log_temperature'
+  contrastive = dict(label_smoothing=0.0)  # ours, as the two below (docs/method.md)
+  counted = {}
+  if valid:
+    counted['valid'] = valid
+  dino = dict(sinkhorn_iterations=3, reduction='mean') | dino
   return dict(
     contrastive_web=dict(
       kind='softmax_contrastive',
@@ -156,6 +164,7 @@ def _losses(weights: Recipe, dino: Recipe, *, teacher_head: str) -> Recipe:
         valid='batch.web_valid',
       ),
       weight=weights['contrastive'],
+      args=contrastive,
     ),
     contrastive_synthetic=dict(
       kind='softmax_contrastive',
@@ -166,6 +175,7 @@ def _losses(weights: Recipe, dino: Recipe, *, teacher_head: str) -> Recipe:
         valid='batch.synthetic_valid',
       ),
       weight=weights['contrastive'],
+      args=contrastive,
     ),
     distill=dict(
       kind='dino',
@@ -175,11 +185,34 @@ def _losses(weights: Recipe, dino: Recipe, *, teacher_head: str) -> Recipe:
     ),
     masked=dict(
       kind='dino',
-      inputs=dict(student='student_patch.z', teacher='teacher_patch.z') | prototypes,
+      inputs=dict(student='student_patch.z', teacher='teacher_patch.z') | prototypes | counted,
       weight=weights['masked'],
       args=dino | dict(pairing='same'),
     ),
     spread=dict(kind='spread', inputs=dict(features='clean.web'), weight=0.0),
+  )
+
+
+def separate_heads(recipe: Recipe) -> Recipe:
+  """The patch loss has a head of its own. A frozen teacher must have been trained so too."""
+  [teacher] = recipe['teachers']
+  shared = recipe['passes']['teacher_patch']['tower']  # 'head' or 'large_head'
+  own = shared.replace('head', 'patch_head')
+  prototypes = dict(
+    student_prototypes='student.patch_head.prototypes',
+    teacher_prototypes=f'{teacher}.{own}.prototypes',
+  )
+  covered = dict(towers=(*recipe['teachers'][teacher]['towers'], own))
+  if own != 'patch_head':
+    covered['rename'] = {own: 'patch_head'}
+  return merge(
+    recipe,
+    dict(
+      towers={'patch_head': recipe['towers']['head'], own: recipe['towers'][shared]},
+      passes=dict(student_patch=dict(tower='patch_head'), teacher_patch=dict(tower=own)),
+      losses=dict(masked=dict(inputs=prototypes)),
+      teachers={teacher: covered},
+    ),
   )
 
 

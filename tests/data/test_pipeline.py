@@ -333,6 +333,44 @@ def test_empty_texts_fall_back_or_are_not_valid(folders, opened):
     assert all(row['web_valid'] == bool(alt_text(i)) for row in examples)
 
 
+def shares(folders, opened, text):
+  """{text: share of the examples of image 1 that have it}."""
+  pipeline = opened(config(folders, store=folders['clean'], texts={'t': text}), batch_size=COUNT)
+  names = {tuple(pipeline.tokenizer.encode(t, 12)): t for t in (alt_text(1), *captions(1))}
+  found = []
+  for batch in read(pipeline, 150):
+    found += [names[tuple(batch['t'][k])] for k in np.flatnonzero(batch['index'] == 1)]
+  return {t: found.count(t) / len(found) for t in names.values()}
+
+
+def test_captions_have_their_weights(folders, opened):
+  got = shares(folders, opened, Text(field='captions', weights=(3.0, 0.0, 1.0)))
+  assert got['caption 1 b'] == got['Web text 1'] == 0
+  assert abs(got['caption 1 a'] - 0.75) < 0.1  # 4 standard deviations
+
+
+def test_a_share_of_the_images_takes_the_fallback(folders, opened):
+  sampled = Text(field='alt_text', fallback='captions', mix=0.5)
+  got = shares(folders, opened, sampled)
+  assert abs(got['Web text 1'] - 0.5) < 0.12
+  for c in captions(1):
+    assert abs(got[c] - 1 / 6) < 0.09
+  always = dict(field='alt_text', fallback='captions', mix=1.0, pick='first')
+  assert shares(folders, opened, Text(**always))['caption 1 a'] == 1
+  # An empty fallback leaves the field.
+  lonely = Text(field='captions', fallback='alt_text', mix=1.0)
+  pipeline = opened(config(folders, store=folders['clean'], texts={'t': lonely}))
+  for i, examples in rows(pipeline).items():
+    assert all(row['t_valid'] == bool(alt_text(i) or i not in (11, 12)) for row in examples)
+
+
+def test_more_captions_than_weights_are_an_error(folders, opened):
+  text = Text(field='captions', weights=(1.0, 1.0))
+  pipeline = opened(config(folders, store=folders['clean'], texts={'t': text}))
+  with pytest.raises(InputError, match='an image of 3 captions with 2 weights; expected a weight'):
+    read(pipeline, 1)
+
+
 def test_random_picks_use_every_caption_and_first_picks_the_first(folders, opened):
   texts = {'first': Text(field='captions', pick='first'), 'random': Text(field='captions')}
   pipeline = opened(config(folders, store=folders['clean'], texts=texts))
@@ -387,6 +425,13 @@ def test_a_tokenizer_can_be_named(folders, opened):
     ({'views': {'v': View(size=8, scale=(0.5, 1.5))}}, {}, 'data.views.v.scale'),
     ({'views': {'v': View(size=8, ratio=(2.0, 1.0))}}, {}, 'data.views.v.ratio'),
     ({'views': {'v': View(size=8, flip=2.0)}}, {}, 'data.views.v.flip'),
+    ({'texts': {'t': Text(field='captions', mix=0.5)}}, {}, 'data.texts.t.mix'),
+    ({'texts': {'t': Text(field='captions', weights=(-1.0,))}}, {}, 'data.texts.t.weights'),
+    (
+      {'texts': {'t': Text(field='captions', weights=(1.0,), pick='first')}},
+      {},
+      'data.texts.t.weights',
+    ),
     ({'views': {'index': View(size=8)}}, {}, "got 'index'"),
     ({'views': {'web': View(size=8)}}, {}, "got 'web'"),
     ({'threads': 0}, {}, 'data.threads: got 0'),

@@ -15,10 +15,11 @@ X = rng.normal(size=(2, 5, 16)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 
-def blocks(scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2, dtype='float32'):
-  return layers.Blocks(
-    16, depth, 2, 24, ffn, dropout, schema.Compute(dtype=dtype, scan=scan, remat=remat)
-  )
+def blocks(
+  scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2, dtype='float32', float32=False, **more
+):
+  compute = schema.Compute(dtype=dtype, scan=scan, remat=remat, float32_residual=float32)
+  return layers.Blocks(16, depth, 2, 24, ffn, dropout, compute, **more)
 
 
 def parameters(module):
@@ -67,6 +68,89 @@ def test_dropout_differs_between_layers_and_keys_and_is_off_by_default():
   assert np.abs(run(0) - run(1)).max() > 0.1
   np.testing.assert_array_equal(run(0), run(0))
   np.testing.assert_array_equal(apply(module, PARAMS, X), apply(blocks(), PARAMS, X))
+
+
+# --- options of the residual branches -----------------------------------------------------------
+
+
+def test_layer_scale_multiplies_both_branches():
+  module = blocks(layer_scale=1e-5)
+  fresh = module.init(jax.random.key(0), [X])['params']['blocks']
+  assert fresh['scale1']['gamma'].shape == fresh['scale2']['gamma'].shape == (2, 16)
+  np.testing.assert_allclose(fresh['scale1']['gamma'], 1e-5)
+  params = parameters(module)['params']['blocks']
+  scaled = apply(module, {'params': {'blocks': params}}, X, MASK)
+  folded = {name: p for name, p in params.items() if not name.startswith('scale')}
+  for name, layer, part in (('scale1', 'attention', 'out'), ('scale2', 'mlp', 'down')):
+    gamma = params[name]['gamma']
+    old = folded[layer][part]
+    new = {'kernel': old['kernel'] * gamma[:, None], 'bias': old['bias'] * gamma}
+    folded[layer] = folded[layer] | {part: new}
+  plain = apply(blocks(), {'params': {'blocks': folded}}, X, MASK)
+  np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_drop_path_keeps_or_drops_a_branch_of_a_whole_row():
+  module = blocks(depth=1, drop_path=0.25)
+  params = parameters(module)
+  x = np.tile(X[:1], (4000, 1, 1))
+  rows = np.arange(len(x))
+  out = apply(module, params, x, None, rows, rngs={'dropout': jax.random.key(0)})
+  # Two branches: a row is one of four, its branches 4/3 as strong where they are kept.
+  kinds, counts = np.unique(np.round(out[:, 0, 0], 3), return_counts=True)
+  assert len(kinds) == 4
+  assert np.abs(np.sort(counts) / 4000 - np.array([1, 3, 3, 9]) / 16).max() < 0.03
+  assert np.abs(out - x).max((1, 2)).min() == 0  # both dropped
+  # A row's luck is its number's, whatever rows are beside it.
+  part = apply(module, params, x[7:9], None, rows[7:9], rngs={'dropout': jax.random.key(0)})
+  np.testing.assert_allclose(part, out[7:9], rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(apply(module, params, X), apply(blocks(depth=1), params, X))
+
+
+def test_drop_path_keeps_the_mean_of_a_branch():
+  module = blocks(depth=1, drop_path=0.4)
+  # Without an MLP the mean over rows is that of the attention alone.
+  params = parameters(module)
+  still = jax.tree.map(np.zeros_like, params['params']['blocks']['mlp'])
+  params = {'params': {'blocks': params['params']['blocks'] | {'mlp': still}}}
+  x = np.tile(X[:1], (8000, 1, 1))
+  rngs = {'dropout': jax.random.key(1)}
+  mean = apply(module, params, x, None, np.arange(len(x)), rngs=rngs).mean(0) - X[0]
+  whole = apply(module, params, X[:1])[0] - X[0]
+  np.testing.assert_allclose(mean, whole, rtol=0.05, atol=0.05 * np.abs(whole).max())
+
+
+def test_a_float32_residual_rounds_no_sum():
+  module = blocks(depth=12)
+  params = parameters(module)
+  params = jax.tree.map(lambda p: 0.1 * p, params)
+  exact = apply(module, params, X)
+  low = apply(blocks(depth=12, dtype='bfloat16'), params, X.astype(jnp.bfloat16))
+  high = apply(blocks(depth=12, dtype='bfloat16', float32=True), params, X)
+  assert low.dtype == jnp.bfloat16 and high.dtype == jnp.float32
+  wrong = lambda y: np.abs(np.asarray(y, np.float32) - exact).mean()
+  assert wrong(high) < 0.3 * wrong(low)
+
+
+def mae_positions(side, width):
+  """Position by position, in float64 (facebookresearch/mae, util/pos_embed.py)."""
+  table = np.zeros((side, side, width))
+  quarter = width // 4
+  for row in range(side):
+    for column in range(side):
+      for i in range(quarter):
+        rate = 1 / 10000 ** (i / quarter)
+        angles = (column * rate, row * rate)
+        for half, angle in enumerate(angles):
+          table[row, column, half * 2 * quarter + i] = np.sin(angle)
+          table[row, column, half * 2 * quarter + quarter + i] = np.cos(angle)
+  return table
+
+
+def test_the_grid_of_positions_is_that_of_mae():
+  got = layers.sincos_grid(5, 24)
+  assert got.shape == (1, 5, 5, 24)
+  np.testing.assert_allclose(got[0], mae_positions(5, 24), atol=1e-6)
 
 
 def layer_norm(x, p):

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tips_jax.core import parallel, schema
-from tips_jax.models import towers, vit
+from tips_jax.interop import weights
+from tips_jax.models import layers, towers, vit
 
 F32 = schema.Compute(dtype='float32')
 TINY = schema.ViT(kind='vit', width=16, depth=2, heads=2, mlp=32, patch=4, grid=3, mask_token=True)
@@ -176,6 +177,54 @@ DECODER = schema.PixelDecoder(
 )
 
 
+def test_positions_start_as_sines_where_asked():
+  for tower, width in ((TINY, 16), (DECODER, 8)):
+    tower = dataclasses.replace(tower, positions='sincos')
+    table = towers.init('image', tower, seed=0)['posembed']
+    np.testing.assert_allclose(table, layers.sincos_grid(3, width), rtol=1e-6)
+
+
+def test_the_decoder_reads_a_cls_token_and_gives_no_pixels_for_it():
+  params = parameters(DECODER)
+  arrays = {
+    'patch': rng.normal(size=(2, 1, 3, 16)).astype(np.float32),
+    'visible': np.tile([0, 4, 8], (2, 1, 1)),
+    'mask': np.tile(~np.isin(np.arange(9), [0, 4, 8]), (2, 1, 1)),
+  }
+  cls = rng.normal(size=(2, 1, 16)).astype(np.float32)
+  decode = lambda **more: apply(params, DECODER, F32, arrays | more)['pixels']
+  assert decode(cls=cls).shape == decode().shape == (2, 1, 9, 48)
+  assert np.abs(decode(cls=cls) - decode(cls=-cls)).max() > 1e-3
+  # The token is embedded as patches are, and has no position: by hand, without blocks' mixing.
+  moved = cls.copy()
+  moved[0] += 1
+  assert not np.array_equal(decode(cls=moved)[0], decode(cls=cls)[0])
+  np.testing.assert_array_equal(decode(cls=moved)[1], decode(cls=cls)[1])
+
+
+def test_drop_path_is_drawn_for_each_crop_of_each_input():
+  tower = dataclasses.replace(TINY, drop_path=0.5)
+  alike = np.tile(IMAGES[:1, :1], (40, 2, 1, 1, 1))
+  run_all = jax.jit(
+    lambda rows: towers.apply_all(
+      PARAMS,
+      tower,
+      F32,
+      [{'images': alike}, {'images': alike[:, :1]}],
+      rng=jax.random.key(0),
+      rows=rows,
+    )
+  )
+  first, second = run_all(np.arange(40))
+  kinds = np.round(np.concatenate([first['web'].reshape(-1, 16), second['web'][:, 0]]), 4)
+  assert 10 < len(np.unique(kinds, axis=0)) <= 16  # four branches, kept or not
+  assert np.abs(first['web'][:, 0] - first['web'][:, 1]).max(1).astype(bool).mean() > 0.8
+  later, _ = run_all(np.arange(20, 60))  # other rows of the batch
+  same(jax.tree.map(lambda x: x[20:], first), jax.tree.map(lambda x: x[:20], later))
+  plain = towers.apply(PARAMS, tower, F32, {'images': alike[:1]})
+  same(plain, towers.apply(PARAMS, TINY, F32, {'images': alike[:1]}))
+
+
 def test_the_decoder_puts_visible_patches_back_in_their_places():
   params = parameters(DECODER)
   mask = np.ones((2, 1, 9), bool)
@@ -263,6 +312,16 @@ def test_taps_and_value_patches_by_hand():
   close(joined(out), after[-1])
   close(out['value_patch'].reshape(4, -1, 16), alone[:, 2:])
   assert np.abs(out['value_patch'] - out['patch']).max() > 0.1
+
+
+def test_taps_have_their_gains():
+  tower = dataclasses.replace(DEEP, layer_scale=0.1)
+  params = parameters(tower)
+  plain, folded = weights.fold_layer_scale(tower, params)
+  assert plain == DEEP
+  options = dict(intermediate_layers=(0, 2), values=True)
+  same(look(params=params, tower=tower, **options), look(params=folded, tower=plain, **options))
+  same(run(WIDE, params, tower), run(WIDE, folded, plain))
 
 
 def test_looking_inside_changes_nothing():

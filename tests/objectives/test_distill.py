@@ -135,7 +135,13 @@ def test_sinkhorn_is_that_of_swav(tau, iterations):
   shard = distill.parallel._Shard(())
   size = (len(TEACHER), 1)
   offset = distill._sinkhorn(
-    jnp.asarray(TEACHER), normalized(WT), jnp.float32(tau), size, iterations, shard
+    jnp.asarray(TEACHER),
+    jnp.ones((B, V, P, 1)),
+    normalized(WT),
+    jnp.float32(tau),
+    size,
+    iterations,
+    shard,
   )
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
@@ -159,6 +165,52 @@ def test_chunks_change_nothing(tokens):
   whole = fn(64)
   for chunk in (1, 4):
     close(fn(chunk), whole)
+
+
+def counted(valid, reduction, centering):
+  """The loss of the tokens that count, view by view, targets of these tokens alone."""
+
+  def loss(student, ws):
+    q = np.zeros((B, V, P, K), np.float32)
+    if centering == 'sinkhorn':
+      q[valid] = sinkhorn_reference((TEACHER @ normalized(WT))[valid], 0.07)
+    else:
+      q[valid] = targets(centering, 0.07)[valid]
+    logits = jnp.einsum('bvpd,dk->bvpk', student, normalized(ws), precision='highest') / 0.1
+    cost = -(q * jax.nn.log_softmax(logits)).sum(-1)
+    if reduction == 'sum':
+      return cost.sum((1, 2)).mean()
+    return (cost.sum(-1) / np.maximum(valid.sum(-1), 1)).mean()
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1)))(STUDENT, WS)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+@pytest.mark.parametrize('centering, reduction', [('ema', 'sum'), ('sinkhorn', 'mean')])
+def test_tokens_that_do_not_count_change_nothing(mesh, shape, centering, reduction):
+  luck = np.random.default_rng(1)
+  valid = luck.random((B, V, P)) < 0.4
+  valid[1] = False  # an image without any
+  args = dict(centering=centering, reduction=reduction, chunk=16)
+  fn = lambda s, ws: run(s, ws=ws, valid=valid, **args).value
+  with mesh(*shape):
+    result = jax.jit(jax.value_and_grad(fn, (0, 1)))(STUDENT, WS)
+  close(result, counted(valid, reduction, centering))
+  # Metrics and the center are of the tokens that count: whatever the others are.
+  other = np.where(valid[..., None], TEACHER, STUDENT)
+  with mesh(*shape):
+    first, second = (
+      jax.jit(lambda t: run(teacher=t, valid=valid, **args))(t) for t in (TEACHER, other)
+    )
+  close(second, first)
+  center = 0.9 * CENTER + 0.1 * (TEACHER[valid].mean(0) @ normalized(WT))
+  close(first.state['center'], center)
+
+
+def test_all_valid_is_none_and_none_valid_costs_nothing():
+  close(run(valid=np.ones((B, V, P), bool)), run())
+  nothing = run(valid=np.zeros((B, V, P), bool))
+  assert nothing.value == 0 and all(np.isfinite(x) for x in nothing.metrics.values())
 
 
 def test_no_more_than_chunk_tokens_are_held():

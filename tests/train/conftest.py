@@ -13,27 +13,6 @@ from tips_jax.train import lowering, sharding
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 
-_RULES = dict(
-  decay_rules=(('.*/(kernel|embedding)$', 1.0), ('.*', 0.0)), freeze_rules=(('.*', 0.0),)
-)
-_FREEZE = dict(freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0)))
-_LINEAR = dict(schedule=dict(decay='linear'))
-# The golden steps guard the step, not the recipes: where a recipe follows its paper since they were
-# written, the numbers of then are kept here.
-FIXED = {
-  'clip': dict(optimizer=_RULES | dict(weight_decay=0.01, b2=0.999, eps=1e-8)) | _LINEAR,
-  'siglip': dict(
-    optimizer=_RULES
-    | dict(kind='adamw', learning_rate=0.001, weight_decay=0.01, b2=0.999, eps=1e-8)
-  )
-  | _LINEAR,
-  'dino_ibot': dict(
-    optimizer=_RULES | _FREEZE | dict(learning_rate=0.0002, clip_norm=1.0, lr_rules=(('.*', 1.0),)),
-    teachers=dict(ema=dict(momentum=dict(start=0.992))),
-  )
-  | _LINEAR,
-  'mae': dict(optimizer=_RULES | dict(learning_rate=0.00015, clip_norm=1.0)) | _LINEAR,
-}
 METHODS = {
   'tips_v1': ('vits', 'v1,runlocal'),
   'tips_v2': ('vits', 'v2,runlocal'),
@@ -62,11 +41,7 @@ class Small:
   @functools.cache
   def _plain(self, name):
     file, arg = METHODS[name]
-    plain = importlib.import_module(f'configs.{file}').get_config(arg).to_dict()
-    plain = merge(plain, FIXED.get(name, {}))
-    if plain['optimizer']['kind'] == 'adamw':  # SigLIP's recipe has the other kind
-      plain['optimizer'].pop('b2_cap', None)
-    return plain
+    return importlib.import_module(f'configs.{file}').get_config(arg).to_dict()
 
   def config(self, name, **changes):
     return strict.build(schema.Config, merge(self._plain(name), changes))

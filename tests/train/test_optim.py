@@ -57,6 +57,14 @@ def test_learning_rates(decay):
   np.testing.assert_allclose(start, 2.0)
 
 
+@pytest.mark.parametrize('decay', ['linear', 'cosine'])
+def test_the_rate_ends_where_it_is_told(decay):
+  o = schema.Adafactor(learning_rate=2.0, final_rate=0.5)
+  rate = optim.learning_rate(config(optimizer=o, warmup_steps=10, decay=decay))
+  got = [rate(s) for s in (0, 10, 55, 100, 200)]
+  np.testing.assert_allclose(got, [0.2, 2.0, 1.25, 0.5, 0.5], rtol=1e-6)
+
+
 PARAMS = {
   'image': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
   'head': {'prototypes': np.full((2, 2), 2.0, np.float32)},
@@ -88,6 +96,53 @@ def test_decay_is_decoupled_and_by_name():
 def test_rates_by_name_scale_the_decay_too():
   rules = (('image/.*', 0.5), ('.*', 2.0))
   assert moved(0, lr_rules=rules) == approx(kernel=0.1, bias=0.05, prototypes=0.2)
+
+
+def test_decay_may_move_with_progress():
+  o = dict(learning_rate=0.1, decay_rules=(('.*', 1.0),))
+  ramp = schema.Ramp(start=0.04, end=0.2, shape='cosine')
+  for step, decay in ((0, 0.04), (50, 0.12), (100, 0.2)):
+    c = config(optimizer=schema.Adafactor(weight_decay=ramp, **o), decay='constant')
+    new = optim.apply(PARAMS, ONES, config=c, step=step)
+    np.testing.assert_allclose(new['image']['bias'], 2 - 0.1 * (1 + decay * 2), rtol=1e-6)
+
+
+def test_decay_may_go_with_the_schedule_alone():
+  """big_vision: p - s (rate * direction + decay * p), s from 0 to 1."""
+  fields = dict(decay_times='schedule', lr_rules=(('.*', 0.5),))
+  o = schema.Adafactor(learning_rate=0.1, weight_decay=0.01, **fields)
+  for step, share in ((4, 0.5), (10, 1.0), (55, 0.5)):
+    c = config(optimizer=o, warmup_steps=10, decay='linear')
+    new = optim.apply(PARAMS, ONES, config=c, step=step)
+    move = share * (0.1 * 0.5 * 1 + 0.01 * 2)
+    np.testing.assert_allclose(new['image']['kernel'], 2 - move, rtol=1e-6)
+    np.testing.assert_allclose(new['image']['bias'], 2 - share * 0.05, rtol=1e-6)
+  frozen = schema.Adafactor(weight_decay=0.01, freeze_rules=(('.*', 1.0),), **fields)
+  new = optim.apply(PARAMS, ONES, config=config(optimizer=frozen), step=3)
+  np.testing.assert_array_equal(new['image']['kernel'], PARAMS['image']['kernel'])
+
+
+def test_rates_fall_with_the_layers_above():
+  """DINOv2's layerwise_decay: 0.5^4 for the embeddings of three blocks, 0.5^3, 0.5^2, 0.5, 1."""
+  block = {'up': {'kernel': np.zeros((3, 2, 2), np.float32), 'bias': np.zeros((3, 2), np.float32)}}
+  tower = {
+    'embedding': {'kernel': np.zeros((2, 2), np.float32)},
+    'posembed': np.zeros((1, 2), np.float32),
+    'encoder': {'blocks': block},
+    'norm': {'scale': np.zeros(2, np.float32)},
+  }
+  params = {'image': tower, 'text': tower, 'head': {'layer0': np.zeros(2, np.float32)}}
+  ones = jax.tree.map(np.ones_like, params)
+  rules = (('(image|head)/.*', 0.5), ('.*', 1.0))
+  o = schema.Adafactor(learning_rate=1.0, weight_decay=0.0, layer_decay_rules=rules)
+  new = optim.apply(params, ones, config=config(optimizer=o, decay='constant'), step=0)
+  first = lambda x: np.asarray(-x).reshape(len(x), -1)[:, 0]
+  blocks = new['image']['encoder']['blocks']['up']
+  np.testing.assert_allclose(first(blocks['kernel']), [0.125, 0.25, 0.5])
+  np.testing.assert_allclose(first(blocks['bias']), [0.125, 0.25, 0.5])
+  assert -new['image']['embedding']['kernel'][0, 0] == -new['image']['posembed'][0, 0] == 0.0625
+  assert -new['image']['norm']['scale'][0] == -new['head']['layer0'][0] == 1
+  jax.tree.map(lambda x: np.testing.assert_array_equal(x, -1), new['text'])
 
 
 def test_freezing_for_a_part_of_the_run_and_for_good():
@@ -129,6 +184,15 @@ def test_clipping_is_of_the_global_norm():
   assert first(1.0, big) == pytest.approx([0.6 / 1.6, 0.8 / 1.8], rel=1e-4)
   assert first(0.0, big) == pytest.approx([3 / 4, 4 / 5], rel=1e-4)
   assert first(1.0, small) == pytest.approx([0.3 / 1.3, 0.4 / 1.4], rel=1e-4)
+
+
+def test_clipping_may_be_of_each_tower():
+  o = schema.AdamW(eps=1.0, clip_norm=1.0, clip_by='tower')
+  g = {'image': {'a': np.float32([3]), 'b': np.float32([4])}, 'head': {'a': np.float32([0.5])}}
+  got = directions(o, [g])[0][0]
+  assert float(got['image']['a'][0]) == pytest.approx(0.6 / 1.6, rel=1e-4)
+  assert float(got['image']['b'][0]) == pytest.approx(0.8 / 1.8, rel=1e-4)
+  assert float(got['head']['a'][0]) == pytest.approx(0.5 / 1.5, rel=1e-4)
 
 
 GRADIENTS = [

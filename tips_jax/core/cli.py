@@ -196,6 +196,11 @@ def _reason(error, argv):
     if 'InputError: ' in last:
       return last.split('InputError: ')[-1]
     return f'--config: {last}'
+  if 'is not a dict' in text:
+    for arg in argv:
+      flag, _, value = arg.partition('=')
+      if f'{flag}=' in text:
+        return f'{flag}: got {value!r} for a group; expected its fields, as {flag}.start and .end'
   if isinstance(error, (AttributeError, KeyError)):
     name = re.search(r'\w+', text)
     suggestion = re.search(r'mean "(\w+)"', text)

@@ -50,13 +50,13 @@ class View:
 
 @config
 class Text:
-  """One caption per image: a field of the store, and the field that replaces it where it is
-  empty.
-  """
+  """One text per image: a field of the store, and the field that replaces it where it is empty."""
 
   field: Literal['alt_text', 'captions']
   pick: Literal['first', 'random'] = 'random'  # which of several captions
+  weights: tuple[float, ...] = ()  # of the captions by place, where it is random; (): equal
   fallback: Literal['', 'alt_text', 'captions'] = ''
+  mix: float = 0.0  # share of the images whose text is the fallback although the field has one
 
 
 @config
@@ -107,6 +107,9 @@ class ViT:
   cls: tuple[str, ...] = ('web', 'synthetic')  # names of the CLS tokens
   mask_token: bool = False
   centered: bool = False  # initial weights take pixels as (x - 1/2) * 4; else as x (official)
+  positions: Literal['normal', 'sincos'] = 'normal'  # the table at the start; see MAE's for fixed
+  layer_scale: float = 0.0  # gain of each residual branch at the start; 0: no such parameters
+  drop_path: float = 0.0  # share of the crops that skip a residual branch, alike in all blocks
 
 
 @config
@@ -155,6 +158,7 @@ class PixelDecoder:
   mlp: int = 2048
   patch: int = 14
   grid: int = 16
+  positions: Literal['normal', 'sincos'] = 'normal'  # as in ViT
 
 
 @config
@@ -179,17 +183,33 @@ class Compute:
     'none'  # kept for the backward pass: all; matrix products; block inputs
   )
   attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'  # see models/attention.py
+  float32_residual: bool = False  # what blocks add to stays float32
 
 
 # --- method -------------------------------------------------------------------------------------
 
 
 @config
-class Mask:
+class RandomMask:
   """Random patches of a view: exactly round(ratio * P) of them, drawn anew at every step."""
 
+  kind: Literal['random']
   view: str
   ratio: float = 0.75
+  probability: float = 1.0  # exactly this share of the batch's crops is masked, the others not
+
+
+@config
+class BlockMask:
+  """Rectangles of patches, until a share of them that is drawn from a range is masked (DINOv2)."""
+
+  kind: Literal['blocks']
+  view: str
+  ratio: tuple[float, float] = (0.1, 0.5)
+  probability: float = 0.5  # as in RandomMask
+
+
+Mask = RandomMask | BlockMask
 
 
 @config
@@ -197,7 +217,7 @@ class Pass:
   """One tower applied to inputs, by the student or by a named teacher. Its output dict joins the
   features.
 
-  Inputs are paths: 'batch.NAME', 'masks.NAME.mask|masked_indices|visible', or 'PASS.OUTPUT'. They
+  Inputs are paths: 'batch.NAME', 'masks.NAME.OUTPUT' (objectives/masks.py), or 'PASS.OUTPUT'. They
   decide the order.
   """
 
@@ -241,10 +261,15 @@ class Optimizer:
   """What every kind of optimizer has. Rules go from parameter names to multipliers."""
 
   learning_rate: float = 5e-4  # peak of the schedule
-  weight_decay: float = 0.01  # decoupled, times the learning rate
-  clip_norm: float = 1.0  # of the global gradient; 0: off
+  final_rate: float = 0.0  # where the schedule ends, unless it is constant
+  weight_decay: float | Ramp = 0.01  # decoupled
+  decay_times: Literal['rate', 'schedule'] = 'rate'  # the rate, or the rate / its peak (big_vision)
+  clip_norm: float = 1.0  # of the gradient; 0: off
+  clip_by: Literal['all', 'tower'] = 'all'  # one norm, or one for each tower
   decay_rules: Rules = (('.*/(kernel|embedding)$', 1.0), ('.*', 0.0))
   lr_rules: Rules = (('.*', 1.0),)
+  # A rate is times this for each layer above the parameter's; see optim.depth_below_top.
+  layer_decay_rules: Rules = (('.*', 1.0),)
   freeze_rules: Rules = (('.*', 0.0),)  # not updated for this fraction of the run; 1: always
 
 

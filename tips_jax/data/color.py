@@ -13,9 +13,9 @@ import numpy as np
 from tips_jax.core.schema import View
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
-_BYTES = np.arange(256, dtype=np.float32)
+_BYTES = np.arange(256)
 _INVERSE = np.where(_BYTES < 128, _BYTES, 255 - _BYTES).astype(np.uint8)
-_BLUR_SIZE = 9
+_BLUR_PLACES = np.arange(-4, 5)  # a kernel of 9 pixels
 _DRAWS = 10
 _ORDERS = tuple(itertools.permutations(range(4)))
 
@@ -69,13 +69,18 @@ def _factor(strength, luck):
 
 
 def _scale_brightness(x, factor):
-  return cv2.LUT(x, _to_bytes(_BYTES * factor))
+  return _scale(x, factor, 0.0)
 
 
 def _scale_contrast(x, factor):
   """Toward or away from the crop's mean gray."""
   mean = round(float(np.dot(cv2.mean(x)[:3], _LUMA)))
-  return cv2.LUT(x, _to_bytes(mean + (_BYTES - mean) * factor))
+  return _scale(x, factor, mean * (1 - factor))
+
+
+def _scale(x, factor, shift):
+  # Rounded and clipped; faster than a table.
+  return cv2.addWeighted(x, factor, x, 0.0, shift)
 
 
 def _scale_saturation(x, factor):
@@ -90,14 +95,12 @@ def _turn_hue(x, turns):
   if not hues:
     return x
   hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV_FULL)
-  shifted = (np.arange(256) + hues) % 256
-  hsv[..., 0] = cv2.LUT(np.ascontiguousarray(hsv[..., 0]), shifted.astype(np.uint8))
+  hsv[..., 0] += np.uint8(hues % 256)  # 256 hues are a circle: bytes wrap
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _blur(x, sigma):
-  return cv2.GaussianBlur(x, (_BLUR_SIZE, _BLUR_SIZE), sigma, borderType=cv2.BORDER_REFLECT_101)
-
-
-def _to_bytes(x):
-  return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+  # A kernel of our own: cv2.GaussianBlur takes several times as long on bytes.
+  kernel = np.exp(-(_BLUR_PLACES**2) / (2 * sigma**2))
+  kernel = (kernel / kernel.sum()).astype(np.float32)
+  return cv2.sepFilter2D(x, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)

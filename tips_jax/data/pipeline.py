@@ -198,6 +198,14 @@ def check(config: Data) -> None:
   for name in names:
     free = not is_reserved(name) and names.count(name) == 1
     _require(free, 'data: name of a view or text', name, 'one that no other entry of the batch has')
+  for name, text in config.texts.items():
+    where = f'data.texts.{name}'
+    _require(0 <= text.mix <= 1, f'{where}.mix', text.mix, 'a number from 0 to 1')
+    _require(text.fallback or not text.mix, f'{where}.mix', text.mix, '0, or a fallback')
+    good = min(text.weights, default=0) >= 0 and (not text.weights or sum(text.weights) > 0)
+    _require(good, f'{where}.weights', text.weights, 'numbers of at least 0, one above it')
+    pick = text.pick == 'random' or not text.weights
+    _require(pick, f'{where}.weights', text.weights, "(), as pick is 'first'")
   for field, least in (('threads', 1), ('workers', 0), ('prefetch', 1), ('text_length', 1)):
     value = getattr(config, field)
     _require(value >= least, f'data.{field}', value, f'at least {least}')
@@ -442,9 +450,35 @@ class _Load:
 
 
 def _pick(example, text: Text, luck: float) -> bytes:
-  """The text of an example: from the field, else from the fallback, else b''."""
-  for field in (text.field, text.fallback):
-    values = [value for value in _values(example, field) if value.strip()]
-    if values:
-      return values[int(luck * len(values))] if text.pick == 'random' else values[0]
+  """The text of an example: from the field, else from the fallback, else b''; `mix` of the examples
+  ask the fallback first. luck: uniform from 0 to 1, all that is random.
+  """
+  fields = (text.field, text.fallback)
+  if luck < text.mix:
+    fields = (text.fallback, text.field)
+    luck = luck / text.mix
+  else:
+    luck = (luck - text.mix) / (1 - text.mix)
+  for field in fields:
+    values = _values(example, field)
+    places = [i for i, value in enumerate(values) if value.strip()]
+    if places:
+      return values[_place(places, text, field, luck)]
   return b''
+
+
+def _place(places, text, field, luck):
+  """Which of the places that have a text is taken."""
+  if text.pick == 'first':
+    return places[0]
+  if not text.weights or field != 'captions':
+    return places[int(luck * len(places))]
+  if places[-1] >= len(text.weights):
+    raise InputError(
+      f'data.texts: got an image of {places[-1] + 1} captions with {len(text.weights)} weights; '
+      'expected a weight for each'
+    )
+  ends = list(itertools.accumulate(text.weights[i] for i in places))
+  if not ends[-1]:  # only captions that weigh nothing
+    return places[0]
+  return places[bisect.bisect_right(ends, luck * ends[-1])]

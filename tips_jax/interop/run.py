@@ -9,7 +9,7 @@ import numpy as np
 from tips_jax.core import log, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
-from tips_jax.interop.weights import PREPROCESSING, Weights, tower_names
+from tips_jax.interop.weights import PREPROCESSING, Weights, fold_layer_scale, tower_names
 from tips_jax.runs import folder as runs
 
 
@@ -38,6 +38,9 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
   teacher_leaves = runs.names(checkpoint, 'teachers')
   teacher = _teacher(teacher_leaves, weights or evals.encoder, roles['image'], what)
   params = _params(checkpoint, roles.values(), teacher, teacher_leaves)
+  params = {role: params[name] for role, name in roles.items()}
+  towers = {role: towers[name] for role, name in roles.items()}
+  towers['image'], params['image'] = fold_layer_scale(towers['image'], params['image'])
   tokenizer = None
   notes = []
   if 'text' in roles:
@@ -48,8 +51,8 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
       )
   return Weights(
     name=saved['config']['name'],
-    towers={role: towers[name] for role, name in roles.items()},
-    params={role: params[name] for role, name in roles.items()},
+    towers=towers,
+    params=params,
     tokenizer=tokenizer,
     text_length=saved['text_length'] or 64,
     size=evals.size,

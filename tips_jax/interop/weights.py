@@ -71,6 +71,23 @@ def tower_names(config: schema.Evals, towers: dict[str, schema.Tower]) -> dict[s
   return {role: name for role, name in names.items() if name in towers}
 
 
+def fold_layer_scale(
+  tower: schema.ViT, params: dict[str, Any]
+) -> tuple[schema.ViT, dict[str, Any]]:
+  """The same tower without LayerScale, which other formats do not have: the gains of the residual
+  branches are multiplied into their last layers.
+  """
+  if not tower.layer_scale:
+    return tower, params
+  leaves = flat(params)
+  for scale, layer in (('scale1', 'attention/out'), ('scale2', 'mlp/down')):
+    gamma = leaves.pop(f'encoder/blocks/{scale}/gamma')
+    for leaf, gain in (('kernel', gamma[:, None]), ('bias', gamma)):
+      name = f'encoder/blocks/{layer}/{leaf}'
+      leaves[name] = leaves[name] * gain
+  return dataclasses.replace(tower, layer_scale=0.0), tree.nested(leaves)
+
+
 def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
   """{'encoder/blocks/mlp/up/kernel': array} of nested dicts."""
   return dict(tree.named_leaves(params))

@@ -128,19 +128,40 @@ class Norm(nn.Module):
 class Dropout(nn.Module):
   """Dropout drawn from the global number of each row, so that devices and their number do not
   change it.
+
+  whole: a row is kept or dropped as one (stochastic depth, arXiv 1603.09382).
   """
 
   rate: float
+  whole: bool = False
 
   def __call__(self, x, rows_B=None):
     if rows_B is None or not self.rate:
       return x
     key = self.make_rng('dropout')
+    shape = x.shape[1:]
+    if self.whole:
+      shape = (1,) * len(shape)
 
     def kept(row):
-      return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.rate, x.shape[1:])
+      return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.rate, shape)
 
     return jnp.where(jax.vmap(kept)(rows_B), x / (1 - self.rate), 0).astype(x.dtype)
+
+
+class LayerScale(nn.Module):
+  """x times a learned gain for each channel (CaiT, arXiv 2103.17239, section 2.2)."""
+
+  width: int
+  initial: float
+  dtype: jnp.dtype
+
+  def setup(self) -> None:
+    init = nn.initializers.constant(self.initial)
+    self.gamma = weight(self, 'gamma', init, (self.width,), self.dtype)
+
+  def __call__(self, x):
+    return x * self.gamma
 
 
 class Attention(nn.Module):
@@ -204,6 +225,7 @@ class Block(nn.Module):
 
   xs, key_masks, rows: one of each for every batch. Masked positions are neither read as keys nor
   changed by the MLP. Rows are the global numbers of the rows, for dropout; None: no dropout.
+  layer_scale: the gains of the residual branches at the start; 0: there are none.
   """
 
   width: int
@@ -212,6 +234,8 @@ class Block(nn.Module):
   ffn: str
   dropout: float
   compute: schema.Compute
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
 
   def setup(self) -> None:
     dtype = jnp.dtype(self.compute.dtype)
@@ -220,6 +244,10 @@ class Block(nn.Module):
     self.attention = Attention(self.width, self.heads, dtype, self.compute.attention)
     self.mlp = Mlp(self.width, self.hidden, self.ffn, dtype)
     self.drop = Dropout(self.dropout)
+    self.drop_row = Dropout(self.drop_path, whole=True)
+    if self.layer_scale:
+      self.scale1 = LayerScale(self.width, self.layer_scale, dtype)
+      self.scale2 = LayerScale(self.width, self.layer_scale, dtype)
 
   def __call__(self, xs, key_masks, rows):
     return tuple(self.one(*each) for each in zip(xs, key_masks, rows))
@@ -227,17 +255,32 @@ class Block(nn.Module):
   def one(
     self, x_BTD: jax.Array, key_mask: jax.Array | None, rows_B: jax.Array | None
   ) -> jax.Array:
-    x = keep(x_BTD + self.drop(self.attention(self.norm1(x_BTD), key_mask), rows_B))
-    y = self.mlp(self.norm2(x))
+    y = self.drop(self.attention(self.normed1(x_BTD), key_mask), rows_B)
+    x = keep(x_BTD + self.drop_row(self.scaled1(y), rows_B))
+    y = self.mlp(self.normed2(x))
     # As the official text tower: padding goes through the layers without their MLPs.
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
-    return x + self.drop(y, rows_B)
+    return x + self.drop_row(self.scaled2(self.drop(y, rows_B)), rows_B)
 
   def values(self, x_BTD: jax.Array) -> jax.Array:
     """The block where every token's attention is its own value."""
-    x = x_BTD + self.attention.values(self.norm1(x_BTD))
-    return x + self.mlp(self.norm2(x))
+    x = x_BTD + self.scaled1(self.attention.values(self.normed1(x_BTD)))
+    return x + self.scaled2(self.mlp(self.normed2(x)))
+
+  # Products read the dtype of `compute`, also where the residual stream is float32.
+
+  def normed1(self, x: jax.Array) -> jax.Array:
+    return self.norm1(x).astype(self.compute.dtype)
+
+  def normed2(self, x: jax.Array) -> jax.Array:
+    return self.norm2(x).astype(self.compute.dtype)
+
+  def scaled1(self, y: jax.Array) -> jax.Array:
+    return self.scale1(y) if self.layer_scale else y
+
+  def scaled2(self, y: jax.Array) -> jax.Array:
+    return self.scale2(y) if self.layer_scale else y
 
 
 class Blocks(nn.Module):
@@ -255,13 +298,25 @@ class Blocks(nn.Module):
   ffn: str
   dropout: float
   compute: schema.Compute
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
 
   @nn.compact
   def __call__(self, xs, key_masks=None, rows=None):
     none = (None,) * len(xs)
     block = _rematerialized(self.compute)(
-      self.width, self.heads, self.mlp, self.ffn, self.dropout, self.compute, name='blocks'
+      self.width,
+      self.heads,
+      self.mlp,
+      self.ffn,
+      self.dropout,
+      self.compute,
+      self.layer_scale,
+      self.drop_path,
+      name='blocks',
     )
+    if self.compute.float32_residual:
+      xs = [x.astype(jnp.float32) for x in xs]
 
     def layer(block, xs, _):
       return block(xs, key_masks or none, rows or none), None
@@ -310,6 +365,18 @@ def sincos_positions(length: int, width: int) -> jax.Array:
   rate = jnp.exp(-jnp.arange(scales) * (jnp.log(1e4) / max(scales - 1, 1)))
   angle = jnp.arange(length)[:, None] * rate[None]
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+def sincos_grid(side: int, width: int) -> jax.Array:
+  """[1, side, side, width] fixed positions of MAE (util/pos_embed.py:20): half of the channels say
+  the column, half the row, each sines then cosines, timescales 1 to 1e4. width: a multiple of 4.
+  """
+  rate = 1e4 ** -(jnp.arange(width // 4) / (width // 4))
+  angle = jnp.arange(side)[:, None] * rate
+  line = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+  columns = jnp.broadcast_to(line[None], (side, side, width // 2))
+  rows = jnp.broadcast_to(line[:, None], (side, side, width // 2))
+  return jnp.concatenate([columns, rows], axis=2)[None]
 
 
 def stack_flops(width: int, depth: int, mlp: int, ffn: str, tokens: int) -> float:

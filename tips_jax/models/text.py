@@ -12,7 +12,7 @@ from tips_jax.models import layers
 
 
 class TextTower(nn.Module):
-  """Text encoder (official JAX inference code; tips.md, section 1), of one or several batches of
+  """Text encoder (official JAX inference code; docs/method.md), of one or several batches of
   texts.
 
   Each input: ids [B, T] int32, 0 is padding; rows [B], their global numbers, for dropout; without

@@ -116,8 +116,8 @@ def apply(
   rng: jax.Array | None = None,
   rows: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-  """Output dict of one tower. rng, rows: key and global row numbers for dropout; without them there
-  is none.
+  """Output dict of one tower. rng, rows: key and global row numbers for dropout and drop path;
+  without them there is none.
   """
   return apply_all(params, tower, compute, [arrays], rng=rng, rows=rows)[0]
 
@@ -137,7 +137,8 @@ def apply_all(
   if not kind.TOGETHER:
     return [call(**one) for one in inputs]
   rngs = {}
-  if rng is not None and getattr(tower, 'dropout', 0.0):
+  drops = getattr(tower, 'dropout', 0.0) or getattr(tower, 'drop_path', 0.0)
+  if rng is not None and drops:
     rngs = {'dropout': rng}
     # Numbers that no other row of any of the inputs has: two texts of an image drop other units.
     inputs = [one | {'rows': rows * len(inputs) + i} for i, one in enumerate(inputs)]

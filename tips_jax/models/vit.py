@@ -31,12 +31,24 @@ def positions(table_1GGD: jax.Array, h: int, w: int) -> jax.Array:
   return jax.image.resize(table_1GGD, (1, h, w, d), 'bilinear')
 
 
+def init_positions(kind: str) -> nn.initializers.Initializer:
+  """Initializer of a position table [1, G, G, D]."""
+
+  def init(key, shape):
+    if kind == 'sincos':
+      return layers.sincos_grid(shape[1], shape[-1])
+    return nn.initializers.normal(1 / math.sqrt(shape[-1]))(key, shape)
+
+  return init
+
+
 class ViT(nn.Module):
   """ViT of TIPS (arXiv 2410.16512, section 3), of one or several batches of images.
 
   Each input: images [B, V, H, W, 3], uint8 or floats in [0, 1], not normalized further; mask [B, V,
   P] bool: patches replaced by the mask token, before positions are added; visible [B, V, M] int:
-  only these patches are computed.
+  only these patches are computed; rows [B], their global numbers, for drop path; without them there
+  is none.
   Each output: for every CLS name [B, V, D], and `patch` [B, V, P or M, D].
   """
 
@@ -79,18 +91,27 @@ class ViT(nn.Module):
     if c.mask_token:
       self.mask_token = layers.weight(self, 'mask_token', zeros, (1, d), dtype)
     # float32 until it is resized: rounding first would be resized too.
-    init = nn.initializers.normal(1 / math.sqrt(d))
+    init = init_positions(c.positions)
     self.posembed = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, d), jnp.float32)
     self.cls = layers.weight(self, 'cls', zeros, (1, len(c.cls), d), dtype)
     self.encoder = _blocks(c, self.compute, c.depth)
     self.norm = layers.Norm(d)
 
   def __call__(self, *inputs):
-    xs = self.encoder([self.tokens(**one) for one in inputs])
+    xs = [self.tokens(**one) for one in inputs]
+    rows = None
+    if 'rows' in inputs[0]:
+      views = max(one['images'].shape[1] for one in inputs)
+      rows = [_crop_numbers(one['rows'], one['images'].shape[1], views) for one in inputs]
+    xs = self.encoder(xs, None, rows)
     return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
   def tokens(
-    self, images: jax.Array, mask: jax.Array | None = None, visible: jax.Array | None = None
+    self,
+    images: jax.Array,
+    mask: jax.Array | None = None,
+    visible: jax.Array | None = None,
+    rows: jax.Array | None = None,  # for the blocks
   ) -> jax.Array:
     """What the first block reads: [B * V, N + (P or M), D]."""
     x = self.embedding(layers.merge_views(images))
@@ -113,7 +134,14 @@ class ViT(nn.Module):
 
 
 def _blocks(c, compute, depth):
-  return layers.Blocks(c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute)
+  return layers.Blocks(
+    c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute, c.layer_scale, c.drop_path
+  )
+
+
+def _crop_numbers(rows_B, views, most):
+  """A number for each crop that no other of the batch has, nor one of another input: [B * V]."""
+  return (rows_B[:, None] * most + jnp.arange(views)).reshape(-1)
 
 
 def inspect(
@@ -161,7 +189,9 @@ def inspect(
   if intermediate_layers:
     out['intermediate_layers'] = tuple(output(after[layer + 1]) for layer in intermediate_layers)
   if values:
-    block = layers.Block(tower.width, tower.heads, tower.mlp, tower.ffn, 0.0, compute)
+    block = layers.Block(
+      tower.width, tower.heads, tower.mlp, tower.ffn, 0.0, compute, tower.layer_scale
+    )
     last = _layers(params, -1)['blocks']
     tokens = block.apply({'params': last}, after[depth - 1], method='values')
     out['value_patch'] = output(tokens)['patch']
@@ -210,14 +240,15 @@ class PatchEmbedding(nn.Module):
 class PixelDecoder(nn.Module):
   """MAE decoder (arXiv 2111.06377, section 3).
 
-  Input: patch [B, V, M, D] of the visible patches, visible [B, V, M], mask [B, V, P].
+  Input: patch [B, V, M, D] of the visible patches, visible [B, V, M], mask [B, V, P]; cls [B, V,
+  D], which gets no position.
   Output: pixels [B, V, P, patch * patch * 3].
   """
 
   config: schema.PixelDecoder
   compute: schema.Compute
 
-  OPTIONAL = frozenset()
+  OPTIONAL = frozenset({'cls'})
   TOGETHER = False
 
   @staticmethod
@@ -226,6 +257,7 @@ class PixelDecoder(nn.Module):
       'patch': jnp.zeros((1, 1, 1, config.width)),
       'visible': jnp.zeros((1, 1, 1), jnp.int32),
       'mask': jnp.zeros((1, 1, 1), bool),
+      'cls': jnp.zeros((1, 1, config.width)),
     }
 
   @staticmethod
@@ -236,30 +268,36 @@ class PixelDecoder(nn.Module):
   def flops(config: schema.PixelDecoder, inputs: Shapes) -> float:
     views, patches = inputs['mask']
     width = config.decoder_width
-    blocks = layers.stack_flops(width, config.depth, config.mlp, 'gelu', patches)
+    tokens = patches + ('cls' in inputs)
+    blocks = layers.stack_flops(width, config.depth, config.mlp, 'gelu', tokens)
     return views * (blocks + 2 * patches * width * (config.width + 3 * config.patch**2))
 
   @nn.compact
-  def __call__(self, patch, visible, mask):
+  def __call__(self, patch, visible, mask, cls=None):
     c = self.config
     dtype = jnp.dtype(self.compute.dtype)
     width = c.decoder_width
     index = layers.merge_views(visible)
     hidden = layers.merge_views(mask)
-    x = layers.Dense((c.width, width), dtype, name='embed')(layers.merge_views(patch).astype(dtype))
+    embed = layers.Dense((c.width, width), dtype, name='embed')
+    x = embed(layers.merge_views(patch).astype(dtype))
     token = layers.weight(self, 'mask_token', nn.initializers.normal(0.02), (1, 1, width), dtype)
     # Visible patches come sorted, so that a patch's place among them is a count. That of a hidden
     # one means nothing; it is clipped to be in range, and not used.
     place = jnp.clip(jnp.cumsum(~hidden, axis=1) - 1, 0, index.shape[1] - 1)
     x = jnp.where(hidden[..., None], token, layers.gather_tokens(x, place))
     side = math.isqrt(hidden.shape[1])
-    init = nn.initializers.normal(1 / math.sqrt(width))
+    init = init_positions(c.positions)
     table = layers.weight(self, 'posembed', init, (1, c.grid, c.grid, width), jnp.float32)
     x = x + positions(table, side, side).reshape(1, -1, width).astype(dtype)
+    if cls is not None:
+      x = jnp.concatenate([embed(cls.reshape(-1, 1, c.width).astype(dtype)), x], axis=1)
     decoder = layers.Blocks(
       width, c.depth, c.heads, c.mlp, 'gelu', 0.0, self.compute, name='decoder'
     )
     [x] = decoder([x])
+    if cls is not None:
+      x = x[:, 1:]
     x = layers.Norm(width, name='norm')(x)
     x = layers.Dense((width, c.patch**2 * 3), dtype, name='pixels')(x)
     return {'pixels': x.reshape(*patch.shape[:2], *x.shape[1:])}

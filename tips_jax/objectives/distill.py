@@ -28,6 +28,7 @@ def dino(
   teacher: jax.Array,
   student_prototypes: jax.Array,
   teacher_prototypes: jax.Array,
+  valid: jax.Array | None = None,
   *,
   state: Mapping[str, jax.Array],
   pairing: str = 'same',
@@ -48,12 +49,14 @@ def dino(
     student, teacher: bottlenecks [B, V, D] or [B, V, P, D], unit vectors; no gradient reaches the
     teacher.
     student_prototypes, teacher_prototypes: [D, K]; columns are normalized here.
+    valid: bool [B, V, P], the tokens that count, with pairing 'same'; None: all.
     state: {'center': [K]}; `center_momentum` of the old one is kept.
     pairing: 'same' view by view; 'all' every student view against the mean target of the teacher's
     views; 'other' against the mean target of the teacher's other views.
     centering: 'ema', 'sinkhorn' (SwAV, arXiv 2006.09882, eq. 3, over all tokens of the global
     batch) or 'none'.
-    reduction: 'mean' over views and tokens, or 'sum' over them; the batch is always averaged.
+    reduction: 'mean' over the tokens of a view, then over views (a view without any costs nothing),
+    or 'sum' over both; the batch is always averaged.
     chunk: tokens, of all images and views of a device, whose logits are held at once.
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K),
   agreement of the most likely prototypes, norm of the center.
@@ -63,20 +66,25 @@ def dino(
   _known('centering', centering, ('ema', 'sinkhorn', 'none'))
   s = _tokens(student)
   t = _tokens(lax.stop_gradient(teacher))
-  _check(s, t, pairing)
+  _check(s, t, pairing, valid)
+  counted_s = _counted(valid, s)
+  counted_t = _counted(valid, t)
+  weights = counted_s
+  if reduction == 'mean':
+    of_view = jnp.maximum(counted_s.sum(-1, keepdims=True), 1.0)
+    weights = counted_s / (of_view * s.shape[1])
   ws = unit(student_prototypes, axis=0)
   wt = unit(lax.stop_gradient(teacher_prototypes), axis=0)
   tau_s = jnp.float32(student_temperature)
   tau_t = jnp.float32(teacher_temperature)
 
   def local(batch, shared, shard):
-    s, t = batch
+    s, t, weights, counted_s, counted_t = batch
     ws, wt, center = shared
-    rows = shard.sum(jnp.float32(s.shape[0]))
     size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
     match centering:
       case 'sinkhorn':
-        offset = _sinkhorn(t, wt, tau_t, size, sinkhorn_iterations, shard)
+        offset = _sinkhorn(t, counted_t, wt, tau_t, size, sinkhorn_iterations, shard)
       case 'ema':
         offset = center / tau_t
       case 'none':
@@ -84,41 +92,41 @@ def dino(
 
     # Checkpointed: [tokens, K] logits of all chunks would not fit, K being 32,768.
     @jax.checkpoint
-    def part(s, t):
-      """Sums over the images of a chunk: loss, agreement, entropy and use of prototypes."""
+    def part(s, t, weights, counted_s, counted_t):
+      """Sums over the tokens of a chunk: loss, agreement, entropy and use of prototypes."""
       target = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
-      entropy = -(target * jnp.log(target + 1e-30)).sum(-1).mean((1, 2)).sum()
-      use = target.mean((1, 2)).sum(0)
+      information = (target * jnp.log(target + 1e-30)).sum(-1, keepdims=True)
+      entropy = -(counted_t * information).sum()
+      use = (counted_t * target).sum((0, 1, 2))
       target = _pair(target, s.shape[1], pairing)
       logits = _logits(s, ws) / tau_s
-      loss = -(target * jax.nn.log_softmax(logits)).sum(-1).sum()
-      same = (target.argmax(-1) == logits.argmax(-1)).astype(jnp.float32)
-      return loss, same.mean((1, 2)).sum(), entropy, use
+      cost = -(target * jax.nn.log_softmax(logits)).sum(-1, keepdims=True)
+      same = target.argmax(-1, keepdims=True) == logits.argmax(-1, keepdims=True)
+      return (weights * cost).sum(), (counted_s * same).sum(), entropy, use
 
     def step(total, chunks):
       return jax.tree.map(jnp.add, total, part(*chunks)), None
 
     zero = jnp.float32(0)
     zeros = jax.tree.map(shard.varying, (zero, zero, zero, jnp.zeros(wt.shape[1])))
-    total, _ = lax.scan(step, zeros, (_chunks(s, size), _chunks(t, size)))
-    loss, *means = jax.tree.map(lambda x: x / rows, total)
-    # A sum of means over the tokens of a chunk -> the mean over all tokens.
-    return loss, *(x * size[1] / s.shape[2] for x in means)
+    chunks = [_chunks(x, size) for x in (s, t, weights, counted_s, counted_t)]
+    return lax.scan(step, zeros, chunks)[0]
 
-  loss, same, entropy, use = parallel.sum_over_batch(local, (s, t), (ws, wt, state['center']))
-  if reduction == 'mean':
-    loss = loss / (s.shape[1] * s.shape[2])
+  batch = [s, t] + [x[..., None] for x in (weights, counted_s, counted_t)]
+  loss, same, entropy, use = parallel.sum_over_batch(local, batch, (ws, wt, state['center']))
+  of_teacher = jnp.maximum(counted_t.sum(), 1.0)
+  use = use / of_teacher
   # Logits are linear in the tokens: the mean token gives the mean logits, without forming any.
-  batch_center = t.mean((0, 1, 2)) @ wt
+  batch_center = (t * counted_t[..., None]).sum((0, 1, 2)) / of_teacher @ wt
   center = center_momentum * state['center'] + (1 - center_momentum) * batch_center
   perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
   metrics = {
-    'teacher_entropy': entropy,
+    'teacher_entropy': entropy / of_teacher,
     'prototype_use': perplexity / wt.shape[1],
-    'agreement': same,
+    'agreement': same / jnp.maximum(counted_s.sum(), 1.0),
     'center_norm': jnp.linalg.norm(center),
   }
-  return Loss(loss, metrics, {'center': center})
+  return Loss(loss / s.shape[0], metrics, {'center': center})
 
 
 def _known(field, name, known):
@@ -126,7 +134,16 @@ def _known(field, name, known):
     raise unknown(f'dino.{field}', name, known)
 
 
-def _check(s, t, pairing):
+def _counted(valid, z):
+  """1 for each token that counts, 0 for the others: float32 [B, V, P]."""
+  if valid is None:
+    return jnp.ones(z.shape[:3])
+  return valid.astype(jnp.float32)
+
+
+def _check(s, t, pairing, valid):
+  if valid is not None and pairing != 'same':
+    raise InputError(f"dino: got `valid` with pairing {pairing!r}; expected it with 'same'")
   _, views, tokens = s.shape[:3]
   _, teacher_views, teacher_tokens = t.shape[:3]
   if tokens != teacher_tokens or not tokens:
@@ -188,7 +205,7 @@ def _pair(q_BVPK, views, pairing):
   return (n * mean - q_BVPK) / (n - 1)
 
 
-def _sinkhorn(t, wt, tau, size, iterations, shard):
+def _sinkhorn(t, counted, wt, tau, size, iterations, shard):
   """Log mass of each prototype, so that softmax(logits / tau - it) spreads the tokens evenly over
   prototypes.
 
@@ -196,14 +213,15 @@ def _sinkhorn(t, wt, tau, size, iterations, shard):
   are formed anew in each iteration. |logits / tau| is at most 1 / tau: the constant that the first
   sums need subtracted.
   """
-  chunks = _chunks(t, size)
+  chunks = (_chunks(t, size), _chunks(counted, size))
 
   def iteration(i, offset):
-    def step(total, t):
+    def step(total, chunk):
+      t, counted = chunk
       x = _logits(t, wt) / tau
       # In the first iteration nothing is normalized: a constant stands in for the rows' sums.
       log_row = jnp.where(i == 0, 1 / tau, jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
-      return total + jnp.exp(x - log_row).sum((0, 1, 2)), None
+      return total + (counted * jnp.exp(x - log_row)).sum((0, 1, 2)), None
 
     total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
     offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))

@@ -1,26 +1,10 @@
-"""Masked image modeling in pixel space, and the random masks of all masked objectives."""
+"""Masked image modeling in pixel space (MAE)."""
 
 import jax
 import jax.numpy as jnp
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.types import Loss
-
-
-def random_mask(key: jax.Array, shape: tuple[int, ...], ratio: float) -> dict[str, jax.Array]:
-  """Exactly round(ratio * P) of the P patches of each row, uniformly.
-
-  shape: (..., P). Returns {'mask': bool [..., P], 'masked_indices': int32 [..., M] the masked ones
-  in order, 'visible': int32 [..., P - M] the others in order}.
-  """
-  # A fixed number: shapes do not depend on what is drawn.
-  count = round(ratio * shape[-1])
-  order = jnp.argsort(jax.random.uniform(key, shape), axis=-1).astype(jnp.int32)
-  masked_indices = jnp.sort(order[..., :count], axis=-1)
-  visible = jnp.sort(order[..., count:], axis=-1)
-  # The inverse of the order is each patch's rank in it.
-  mask = jnp.argsort(order, axis=-1) < count
-  return {'mask': mask, 'masked_indices': masked_indices, 'visible': visible}
 
 
 def pixels(
@@ -44,7 +28,9 @@ def pixels(
   x = x.reshape(b, v, h // patch, patch, w // patch, patch, c).swapaxes(3, 4)
   x = x.reshape(b, v, -1, patch * patch * c)
   if normalize:
-    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+    # Unbiased, as torch's: var(dim=-1) in models_mae.py:206.
+    variance = x.var(-1, keepdims=True, ddof=1)
+    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(variance + 1e-6)
   error = jnp.square(prediction.astype(jnp.float32) - x).mean(-1)
   weight = mask.astype(jnp.float32)
   return Loss((error * weight).sum() / jnp.maximum(weight.sum(), 1.0), {})

@@ -14,7 +14,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data.batch import layout
 from tips_jax.models import towers
-from tips_jax.objectives import contrastive, distill, masked, monitor
+from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,9 @@ LOSSES = {
   'sigmoid_contrastive': Objective(contrastive.sigmoid),
   'dino': Objective(distill.dino, distill.initial_state),
   'pixels': Objective(masked.pixels),
+  'koleo': Objective(koleo.koleo),
   'spread': Objective(monitor.spread),
 }
-MASK_OUTPUTS = ('mask', 'masked_indices', 'visible')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,8 @@ def build(config: schema.Config) -> Method:
 def _paths(c, by):
   """Every path of a feature: of the batch, the masks and the passes."""
   known = {f'batch.{name}' for name in layout(c.data)}
-  for name in c.masks:
-    known |= {f'masks.{name}.{output}' for output in MASK_OUTPUTS}
+  for name, mask in c.masks.items():
+    known |= {f'masks.{name}.{output}' for output in masks.outputs(mask)}
   for name, p in c.passes.items():
     _known(f'passes.{name}.by', p.by, by)
     _known(f'passes.{name}.tower', p.tower, c.towers)
@@ -141,8 +141,7 @@ def _mask_patch(c, name):
   """Patch size, in pixels, of the towers that read a mask."""
   mask = c.masks[name]
   _known(f'masks.{name}.view', mask.view, c.data.views)
-  if not 0 <= mask.ratio < 1:
-    raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected a number from 0 to below 1')
+  _check_mask(name, mask)
   sizes = set()
   for p in c.passes.values():
     reads = any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
@@ -153,6 +152,17 @@ def _mask_patch(c, name):
       f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size'
     )
   return sizes.pop()
+
+
+def _check_mask(name, mask):
+  if not 0 <= mask.probability <= 1:
+    raise InputError(f'masks.{name}.probability: got {mask.probability}; expected a probability')
+  if isinstance(mask, schema.BlockMask):
+    least, most = mask.ratio
+    if not 0 <= least <= most < 1:
+      raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected 0 <= least <= most < 1')
+  elif not 0 <= mask.ratio < 1:
+    raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected a number from 0 to below 1')
 
 
 def _loss_inputs(name, loss, c, known, by):

@@ -26,15 +26,16 @@ def ramp(value: Any, progress: jax.Array | float) -> Any:
 
 
 def learning_rate(config: schema.Config) -> Callable[[jax.Array | int], jax.Array]:
-  """step -> rate: linear warm-up, then linear or cosine to zero, or constant."""
+  """step -> rate: linear warm-up, then linear or cosine to the final rate, or constant."""
   schedule = config.schedule
   peak = config.optimizer.learning_rate
+  final = config.optimizer.final_rate
   rest = max(schedule.total_steps - schedule.warmup_steps, 1)
   match schedule.decay:
     case 'linear':
-      after = optax.linear_schedule(peak, 0.0, rest)
+      after = optax.linear_schedule(peak, final, rest)
     case 'cosine':
-      after = optax.cosine_decay_schedule(peak, rest)
+      after = optax.cosine_decay_schedule(peak, rest, alpha=final / peak)
     case 'constant':
       after = optax.constant_schedule(peak)
   if not schedule.warmup_steps:
@@ -51,13 +52,25 @@ def transform(config: schema.Optimizer) -> optax.GradientTransformation:
   """Gradients -> direction, before decay and rate (see `apply`)."""
   steps = []
   if config.clip_norm:
-    steps.append(optax.clip_by_global_norm(config.clip_norm))
+    steps.append(_clip(config))
   match config:
     case schema.AdamW():
       steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
     case schema.Adafactor():
       steps += _adafactor(config)
   return optax.chain(*steps)
+
+
+def _clip(config: schema.Optimizer) -> optax.GradientTransformation:
+  """To a norm, of all towers at once or of each."""
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  if config.clip_by == 'all':
+    return clip
+
+  def each(gradients, _):
+    return {tower: clip.update(part, clip.init(part))[0] for tower, part in gradients.items()}
+
+  return optax.stateless(each)
 
 
 def _adafactor(config: schema.Adafactor) -> list[optax.GradientTransformation]:
@@ -76,25 +89,52 @@ def _adafactor(config: schema.Adafactor) -> list[optax.GradientTransformation]:
 def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array | int) -> Any:
   """New parameters: p - rate * (direction + decay * p), each with its own multipliers.
 
-  Decay is decoupled: it is added after the moments, so that it does not pass through them.
+  Decay is decoupled: it is added after the moments, so that it does not pass through them. Where
+  it goes with the schedule alone, p - rate * direction - (rate / peak) * decay * p.
   """
   optimizer = config.optimizer
   rate = learning_rate(config)(step)
   progress = step / config.schedule.total_steps
+  weight_decay = ramp(optimizer.weight_decay, progress)
 
   def update(name, p, d):
     scale = rate * tree.match(optimizer.lr_rules, name, 'optimizer.lr_rules')
-    decay = optimizer.weight_decay * tree.match(
-      optimizer.decay_rules, name, 'optimizer.decay_rules'
-    )
+    scale = scale * layer_decay(optimizer, name, p, params)
+    decay = weight_decay * tree.match(optimizer.decay_rules, name, 'optimizer.decay_rules')
+    shrink = scale
+    if optimizer.decay_times == 'schedule':  # not by the multipliers of the rate either
+      shrink = rate / optimizer.learning_rate
     frozen_until = tree.match(optimizer.freeze_rules, name, 'optimizer.freeze_rules')
+    moves = 1.0
     if frozen_until >= 1:  # for good: progress itself reaches 1
-      scale = 0.0 * scale
+      moves = 0.0
     elif frozen_until:
-      scale = scale * (progress >= frozen_until)
-    return p - scale * (d + decay * p)
+      moves = jnp.float32(progress >= frozen_until)
+    return p - moves * (scale * d + shrink * decay * p)
 
   return tree.map_named(update, params, direction)
+
+
+def layer_decay(optimizer: schema.Optimizer, name: str, leaf: Any, params: Any) -> Any:
+  """Multiplier of a parameter's rate: the base of its rule to the power of the layers above it.
+
+  As DINOv2 (dinov2/utils/param_groups.py:14) and BEiT count: none above the last norm and all that
+  is not in a tower with an encoder, depth - i above block i, depth + 1 above the embeddings. For
+  stacked blocks [L, 1, ...].
+  """
+  base = tree.match(optimizer.layer_decay_rules, name, 'optimizer.layer_decay_rules')
+  tower, *path = name.split('/')
+  if base == 1 or 'encoder' not in params[tower]:
+    return 1.0
+  depth = jax.tree.leaves(params[tower]['encoder'])[0].shape[0]
+  match path[0]:
+    case 'encoder':
+      above = depth - jnp.arange(depth)
+      return base ** above.reshape(-1, *(1,) * (leaf.ndim - 1))
+    case 'norm':
+      return 1.0
+    case _:  # embedding, posembed, cls, mask_token
+      return base ** (depth + 1)
 
 
 def ema(teacher: Any, student: Any, momentum: jax.Array | float) -> Any:

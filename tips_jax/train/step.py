@@ -19,7 +19,7 @@ from jax.lax import stop_gradient
 
 from tips_jax.core import parallel, schema
 from tips_jax.models import towers
-from tips_jax.objectives import masked
+from tips_jax.objectives import masks as mask_lib
 from tips_jax.train import optim, sharding
 from tips_jax.train.method import LOSSES, Method
 from tips_jax.train.state import State, leaf
@@ -188,9 +188,9 @@ def draw_mask(method: Method, name: str, batch: Arrays, rng: jax.Array) -> dict[
   mask = method.config.masks[name]
   images, views, height, width, _ = batch[mask.view].shape
   patch = method.mask_patch[name]
-  patches = math.ceil(height / patch) * math.ceil(width / patch)
+  grid = (math.ceil(height / patch), math.ceil(width / patch))
   key = named_key(rng, f'masks.{name}')
-  drawn = masked.random_mask(key, (images, views, patches), mask.ratio)
+  drawn = mask_lib.draw(mask, key, (images, views), grid)
   return jax.tree.map(parallel.constrain_batch, drawn)
 
 

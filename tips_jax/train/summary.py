@@ -10,7 +10,8 @@ from tips_jax.core import tree
 from tips_jax.core.types import Shapes
 from tips_jax.data.batch import layout
 from tips_jax.models import towers
-from tips_jax.train import sharding, state
+from tips_jax.objectives import masks
+from tips_jax.train import optim, sharding, state
 from tips_jax.train.method import Method
 from tips_jax.train.step import pick
 
@@ -22,9 +23,10 @@ def shapes(method: Method) -> Shapes:
   for name, mask in c.masks.items():
     view = c.data.views[mask.view]
     patches = math.ceil(view.size / method.mask_patch[name]) ** 2
-    masked = round(mask.ratio * patches)
+    masked = masks.slots(mask, patches)
     result[f'masks.{name}.mask'] = (view.count, patches)
     result[f'masks.{name}.masked_indices'] = (view.count, masked)
+    result[f'masks.{name}.masked_valid'] = (view.count, masked)
     result[f'masks.{name}.visible'] = (view.count, patches - masked)
   for group in method.order:
     for name in group:
@@ -74,7 +76,9 @@ def _parameters(c, abstract, sizes):
     axes = ','.join(axis or '-' for axis in sharding.spec(c.mesh.rules, sizes, name, leaf))
     short = name.removeprefix('params/')
     shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
-    decay = o.weight_decay * tree.match(o.decay_rules, short, 'optimizer.decay_rules')
+    decay = optim.ramp(o.weight_decay, 0.0) * tree.match(
+      o.decay_rules, short, 'optimizer.decay_rules'
+    )
     rate = tree.match(o.lr_rules, short, 'optimizer.lr_rules')
     frozen = tree.match(o.freeze_rules, short, 'optimizer.freeze_rules')
     lines.append(
