@@ -48,6 +48,12 @@ def test_a_quote_that_is_never_closed_swallows_no_row(separator, name):
   assert [row['caption'] for row in rows] == ['"a dog', 'b', 'c "d" e']
 
 
+@pytest.mark.parametrize('line_end', ['\n', '\r\n', '\r'])
+def test_line_ends_are_no_part_of_a_text(line_end):
+  text = line_end.join(['image\tcaption', '0.jpg\t"a dog', '1.jpg\tb', ''])
+  assert [row['caption'] for row in rows_of(text, 't.tsv')] == ['"a dog', 'b']
+
+
 def test_two_quotes_that_are_never_closed_merge_no_rows_of_a_tsv():
   rows = rows_of('image\tcaption\n0.jpg\t"a dog\n1.jpg\ta cat"\n2.jpg\tc\n', 't.tsv')
   assert [row['caption'] for row in rows] == ['"a dog', 'a cat"', 'c']

@@ -389,3 +389,24 @@ def test_an_image_cell_with_several_names_is_a_bad_row(tmp_path):
   write_jsonl(tmp_path / 'a.jsonl', rows[:1])
   with pytest.raises(InputError, match='no row .* names one image'):
     read(tmp_path)
+
+
+@pytest.mark.parametrize('column', ['image', 'text', 'split', 'kind'])
+def test_brackets_in_brackets_are_no_name_and_no_text(tmp_path, column):
+  write_images(tmp_path, 1)
+  deep = '[' * 900 + ']' * 900
+  plain = {'image': '"0.jpg"', 'text': '"x"', 'split': '"train"', 'kind': '"k"'}
+  lines = []
+  for cells in (plain, {**plain, column: deep}):
+    lines.append('{' + ', '.join(f'"{name}": {cell}' for name, cell in cells.items()) + '}')
+  (tmp_path / 't.jsonl').write_text('\n'.join(lines))
+  (sample,) = read(tmp_path, columns=Columns(label='kind'))
+  assert (sample.key, sample.alt_text, sample.extra) == ('0.jpg', 'x', {'label': 'k'})
+
+
+def test_folders_that_are_named_as_data_are_none(tmp_path):
+  write_images(tmp_path, 1)
+  write_csv(tmp_path / 't.csv', ['image', 'caption'], [['0.jpg', 'a']])
+  for name in ('x.tar', 'y.csv', 'z.parquet'):
+    (tmp_path / name).mkdir()
+  assert found(tmp_path) == {'0.jpg': jpeg(0)}

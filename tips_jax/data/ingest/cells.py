@@ -7,6 +7,7 @@ import ast
 import codecs
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 
 # How pandas, NumPy, Python, spreadsheets and MySQL write that there is no value.
@@ -27,6 +28,15 @@ _STRING = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
 _STRINGS = re.compile(rf'\[(?:[\s,]|{_STRING})*+\]')  # NumPy puts no commas between them
 _ARRAY = re.compile(r'array\((\[.*\])(?:, dtype=\w+)?\)')
 _WHOLE = re.compile(r'0|[1-9][0-9]{0,17}')
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlist = 20
+_BRIEF.maxstring = 120
+_BRIEF.maxother = 120
+
+
+def brief(value: object) -> str:
+  """The value as Python writes it, shortened, for messages."""
+  return _BRIEF.repr(value)
 
 
 def one_line(text: str) -> str:
@@ -127,9 +137,14 @@ def _literal(text):
       found = parse(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
       continue
-    if isinstance(found, (list, dict)):
+    # '[2020]' is text, and a set has no order.
+    if isinstance(found, dict) or isinstance(found, list) and all(map(_may_hold_text, found)):
       return found
   return None
+
+
+def _may_hold_text(item):
+  return isinstance(item, (str, list, dict, type(None)))
 
 
 def _strings(text):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data.ingest.cells import as_texts
+from tips_jax.data.ingest.cells import as_texts, brief
 
 NONE = 'none'  # as a column name: the data has no such column
 # Candidates in order of preference.
@@ -73,7 +73,7 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
     image = image or take(IMAGE_NAMES)
   if need_image and not image:
     raise InputError(
-      f'image column: got the columns {sorted(names)}; expected one of them to be named like '
+      f'image column: got the columns {brief(sorted(names))}; expected one to be named like '
       f'{list(IMAGE_NAMES[:8])}; say which with --image_column'
     )
   alt_text = columns.alt_text or take(ALT_TEXT_NAMES)
@@ -83,7 +83,7 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
     captions = tuple(iter(functools.partial(take, candidates), '')) or (NONE,)
   if not alt_text and captions == (NONE,):
     raise InputError(
-      f'text columns: got the columns {sorted(names)}; expected one of them to be named like '
+      f'text columns: got the columns {brief(sorted(names))}; expected one to be named like '
       f'{[*ALT_TEXT_NAMES[:1], *ALT_TEXT_NAMES[5:7], *CAPTIONS_NAMES[:1]]}; say which with '
       f'--alt_text_column or --captions_column (none: the images have no text)'
     )

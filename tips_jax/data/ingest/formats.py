@@ -132,13 +132,17 @@ def _choices(inside):
 
 
 def _of_folder(path: str, options: Options) -> Reader:
-  names = sorted(name for name in os.listdir(path) if not is_hidden(name))
+  try:
+    names = sorted(itertools.filterfalse(is_hidden, os.listdir(path)))
+  except OSError as error:
+    raise InputError(f'--input: cannot read the folder {path!r} ({error.strerror})') from error
   if 'dataset_dict.json' in names or 'state.json' in names:
     return HuggingFaceReader(path, options)
   if set(TFDS_FILES) <= set(names):
     return TfdsReader(path, options)
   folders = [name for name in names if os.path.isdir(os.path.join(path, name))]
-  used, reader = _of_listing(path, names, folders, options)
+  files = sorted(set(names) - set(folders))
+  used, reader = _of_listing(path, files, folders, options)
   if reader is None:
     return _below(path, names, folders, options)
   others = sorted(set(_ending(names, _FILES)) - set(used))

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import reprlib
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.cells import brief
 from tips_jax.data.ingest.columns import NONE, Columns, texts_of
 
 # Endings of image files that Pillow reads, without the dot, in order of preference.
@@ -15,10 +15,6 @@ IMAGES = tuple(
   jpg jpeg jfif jpe png webp avif bmp gif tif tiff jp2 j2k jpx ppm
   """.split()
 )
-_SHORT = reprlib.Repr()
-_SHORT.maxlist = 10
-_SHORT.maxstring = 120
-_SHORT.maxother = 120
 
 
 class Note(typing.NamedTuple):
@@ -73,15 +69,15 @@ class Reader:
   def understood(self, sample: Sample) -> str:
     """Which columns are read, and a sample as it came out, for a person to check."""
     shown = {'alt_text': sample.alt_text, 'captions': sample.captions, **sample.extra}
-    lines = [self.kind, f'  first sample: {_SHORT.repr(sample.key)}']
+    lines = [self.kind, f'  first sample: {brief(sample.key)}']
     for name, value in shown.items():
-      lines.append(f'    {name}: {_SHORT.repr(value)}')
+      lines.append(f'    {name}: {brief(value)}')
     if self._columns is not None:
       columns = self._columns
       roles = [f'{role} from {names!r}' for role, names in vars(columns).items() if names]
       used = {*vars(columns).values(), *columns.captions}
       unused = [name for name in self._names if name not in used]
-      lines.insert(1, f'  columns: {", ".join(roles)}; not read: {_SHORT.repr(unused)}')
+      lines.insert(1, f'  columns: {", ".join(roles)}; not read: {brief(unused)}')
     return '\n'.join(lines)
 
   def _texts(self, rows, columns):

@@ -140,7 +140,7 @@ def _escaped(text, separator, padded) -> Iterator[Fields]:
 
 def _by_line(text, separator, padded) -> Iterator[Fields]:
   """One row a line; quotes that do not enclose a field are part of it."""
-  for number, line in enumerate(io.StringIO(text), 1):
+  for number, line in enumerate(io.StringIO(text, newline=None), 1):
     line = line.removesuffix('\n')
     if not line.strip():
       continue

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.archives import is_hidden, open_zip, read_member, reason
-from tips_jax.data.ingest.cells import label_names, label_text
+from tips_jax.data.ingest.cells import brief, label_names, label_text
 from tips_jax.data.ingest.columns import guess, plain
 from tips_jax.data.ingest.image_files import ImageFiles
 from tips_jax.data.ingest.reader import IMAGES, Note, Options, Reader, Sample, check_local
@@ -47,9 +47,9 @@ class TableReader(Reader):
     for number, row in enumerate(rows, 1):
       image = row.get(self._columns.image)
       if isinstance(image, (list, dict)):
-        self.notes.append(Note('bad_row', f'row {number}', f'its image is {str(image)[:100]}'))
+        self.notes.append(Note('bad_row', f'row {number}', f'its image is {brief(image)}'))
       else:
-        self._rows.setdefault('' if image is None else str(image).strip(), []).append(row)
+        self._rows.setdefault(_word(image), []).append(row)
     self.total = len(self._rows)
     self._files = self._image_files(name)
     self.annotations = self._named_annotations()
@@ -104,8 +104,8 @@ class TableReader(Reader):
     """What may name the split of each row: a column, or the folder of its image."""
     for name in self._names:
       if plain(name) == 'split':
-        return [str(row.get(name) or '').strip() for row in rows]
-    folders = [os.path.dirname(str(row.get(self._columns.image))) for row in rows]
+        return [_word(row.get(name)) for row in rows]
+    folders = [os.path.dirname(_word(row.get(self._columns.image))) for row in rows]
     if len(set().union(*map(splits_in, set(folders)))) > 1:
       return folders
     return [''] * len(rows)
@@ -132,7 +132,7 @@ class TableReader(Reader):
         notes = self._take_label(name, rows, extra)
       mask = rows[0].get(self._columns.mask)
       if 'mask' in self.annotations and mask:
-        extra['mask'], _ = self._files.read(str(mask))
+        extra['mask'], _ = self._files.read(_word(mask))
       yield Sample(name, image, alt_text, captions, extra, problem, notes)
 
   def _take_label(self, name, rows, extra):
@@ -181,6 +181,13 @@ def with_rows(
       continue
     found.append(name)
   return found
+
+
+def _word(cell):
+  """A name in a cell; '' for none and for what is no name."""
+  if cell is None or isinstance(cell, (list, dict)):
+    return ''
+  return str(cell).strip()
 
 
 def _column_names(rows):
