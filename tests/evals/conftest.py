@@ -33,7 +33,7 @@ def scene(rng):
 
 
 def _write_store(
-  path, *, train=40, test=20, annotations=('label', 'mask'), captions=True, broken=(), void=False
+  path, *, train=40, test=20, annotations=('label', 'mask'), captions=True, broken=(), void=()
 ):
   rng = np.random.default_rng(0)
   folder = store_lib.temporary_folder(path)
@@ -42,7 +42,7 @@ def _write_store(
   for split, count in (('train', train), ('test', test)):
     for i in range(count):
       image, mask, quadrants = scene(rng)
-      if void:
+      if split in void:
         mask[:] = 255
       words = [NAMES[c] for c in quadrants.ravel()]
       own = [' '.join(words), 'corner ' + words[0]][: 1 + i % 2] if captions and i != 3 else []

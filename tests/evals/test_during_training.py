@@ -283,15 +283,18 @@ def test_an_annotation_that_lacks(tmp_path, write_store, task):
     DuringTraining(config_of(bare, task))
 
 
-def test_a_store_of_void_is_refused_in_training_as_in_evaluate(tmp_path, write_store, encoder):
+@pytest.mark.parametrize('split, void', [('training', ('train', 'test')), ('test', ('test',))])
+def test_masks_of_void_are_refused_in_training_as_in_evaluate(
+  tmp_path, write_store, encoder, split, void
+):
   """In the same words: training gave a silent nan once."""
-  void = write_store(tmp_path / 'void', void=True)
+  store = write_store(tmp_path / 'void', void=void)
   with pytest.raises(InputError) as in_training:
-    DuringTraining(config_of(void, 'segmentation'))(encoder)
-  [segmentation] = evaluations.of_store(void.path, only=('segmentation',))
+    DuringTraining(config_of(store, 'segmentation'))(encoder)
+  [evaluation] = evaluations.of_store(store.path, only=('segmentation',))
   with pytest.raises(InputError) as in_evaluate:
-    suite.run(encoder, [evaluations.short(segmentation)], cache=cache.Cache(tmp_path / 'cache'))
-  message = 'void: every pixel of the training masks is void; expected classes'
+    suite.run(encoder, [evaluations.short(evaluation)], cache=cache.Cache(tmp_path / 'cache'))
+  message = f'void: every pixel of the {split} masks is void; expected classes'
   assert str(in_evaluate.value) == message
   assert str(in_training.value) == f'evals: {message}'
 

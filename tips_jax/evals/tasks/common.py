@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.splits import SplitFeatures, TaskInputs
 from tips_jax.evals.probes import depth, masks
@@ -152,6 +153,15 @@ def floats(array: np.ndarray) -> np.ndarray:
 def baseline_images(part: SplitFeatures) -> np.ndarray:
   """Numbers of the images that the baselines learn from."""
   return reading.records(part, _BASELINE_IMAGES)
+
+
+def check_labeled(pixels: int | np.ndarray, evaluation: Evaluation, role: str) -> None:
+  """Raises InputError where the masks of a split have no pixel of any class."""
+  if not np.any(pixels):
+    split = {'train': 'training'}.get(role, role)
+    raise InputError(
+      f'{evaluation.dataset}: every pixel of the {split} masks is void; expected classes'
+    )
 
 
 def share_right(counts: np.ndarray) -> float:

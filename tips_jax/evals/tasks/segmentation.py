@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features import splits, windows
@@ -15,6 +14,7 @@ from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   MASK_IDS,
   SEGMENTATION_METRICS,
+  check_labeled,
   floats,
   readable,
   share_right,
@@ -56,6 +56,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
           'patch': view.patches(patches, truth.shape),
         }
       )
+  check_labeled(counts, inputs.evaluation, 'test')
   result = {
     'metrics': {'miou': masks.mean_iou(counts), 'pixel_accuracy': share_right(counts)},
     'chance': {'miou': masks.majority(pixels, counts.sum(1))},
@@ -129,10 +130,7 @@ def _fit_probe(inputs, train, view, images):
   pixels[VOID] = 0
   chosen = [np.flatnonzero(classes != VOID) for classes in labels]
   total = sum(map(len, chosen))
-  if not total:
-    raise InputError(
-      f'{inputs.evaluation.dataset}: every pixel of the training masks is void; expected classes'
-    )
+  check_labeled(total, inputs.evaluation, 'train')
   most = min(inputs.evaluation.options['patches'], _fitting(width))
   used = 'all'
   if total > most:

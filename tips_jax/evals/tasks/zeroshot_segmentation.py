@@ -36,6 +36,7 @@ from tips_jax.evals.probes import masks
 from tips_jax.evals.tasks import drawing, prompts, zeroshot
 from tips_jax.evals.tasks.common import (
   SEGMENTATION_METRICS,
+  check_labeled,
   class_names,
   floats,
   readable,
@@ -281,6 +282,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
       scorer(predicted, truth)
       if int(part.rows[i]) in drawn:
         examples.append({'image': part.image(i), 'truth': truth, 'predicted': predicted})
+  check_labeled(scorer.counts, evaluation, 'test')
   return {
     'metrics': scorer.result(),
     'chance': scorer.chance(),
