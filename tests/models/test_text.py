@@ -76,3 +76,23 @@ def test_dropout_needs_a_key():
   a, b = run(x, rng=jax.random.key(0)), run(x, rng=jax.random.key(1))
   assert np.abs(a - b).max() > 1e-2 and np.abs(a - run(x)).max() > 1e-2
   assert not np.any(a[3])
+
+
+def test_captions_differ_at_the_start():
+  """Words as large as their positions are heard: four blocks of the sizes of ViT-S."""
+  tower = schema.TextTower(kind='text', width=384, depth=4, heads=6, mlp=1536, vocab=4000)
+  generator = np.random.default_rng(0)
+  captions = np.zeros((24, 16), np.int32)
+  for row in captions:
+    length = generator.integers(5, 13)
+    row[:length] = generator.integers(2, 4000, length)
+  params = towers.init('text', tower, seed=0)
+
+  def cosine(params):
+    x = apply(params, tower, F32, {'ids': captions})['text']
+    x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return (x @ x.T)[~np.eye(24, dtype=bool)].mean()
+
+  quiet = params['embedding'] * (384 / 32_000) ** 0.5  # the vocabulary of TIPS taken as fan-in
+  assert cosine(params) < 0.78
+  assert cosine(params | {'embedding': quiet}) > 0.95

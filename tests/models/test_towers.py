@@ -108,9 +108,10 @@ def test_initial_values_are_the_documented_ones():
   assert 0 < np.abs(block['mlp']['up']['bias']).max() < 1e-5 and np.all(
     block['norm1']['scale'] == 1
   )
-  # variance_scaling(1, 'fan_in', 'normal') of [vocab, width]: std 1 / sqrt(vocab)
+  # variance_scaling(1, 'fan_in', 'normal', out_axis=0) of [vocab, width]: std 1 / sqrt(width)
   table = params('text')['embedding']
-  assert abs(table.std() * 20**0.5 - 1) < 0.2
+  assert table.shape == (20, 8)
+  assert abs(table.std() * 8**0.5 - 1) < 0.2
 
 
 def test_bfloat16_compute_leaves_parameters_and_gradients_float32():

@@ -42,7 +42,8 @@ class TextTower(nn.Module):
   def setup(self) -> None:
     c = self.config
     dtype = jnp.dtype(self.compute.dtype)
-    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    # The official variance_scaling(1, 'fan_in', 'normal', out_axis=0): the fan-in is the width.
+    init = nn.initializers.normal(1 / math.sqrt(c.width))
     table = layers.weight(self, 'embedding', init, (c.vocab, c.width), dtype)
     # float32 again before the look-up: a word's gradient is a sum over all its places.
     self.embedding = table.astype(jnp.float32)
@@ -61,7 +62,7 @@ class TextTower(nn.Module):
 
   def tokens(self, ids: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """What the first block reads: [B, T, D]."""
-    # Scaled to the size of the positions: initial embeddings are of length one.
+    # Scaled to the size of the positions: initial embeddings are about of length one.
     x = self.embedding[ids] * math.sqrt(self.config.width)
     x = x + layers.sincos_positions(ids.shape[1], self.config.width)
     return self.drop(x.astype(self.compute.dtype), rows)
