@@ -13,6 +13,9 @@ import pytest
 from benchmarks import kills
 from tips_jax.data import tokenizer
 from tips_jax.data.scenes import dataset as scenes
+from tips_jax.runtime.peers import Peers
+from tips_jax.runtime.signals import Preemption
+from tips_jax.train import workdir as workdir_lib
 
 STEPS = 6
 FIELDS = {'schedule.total_steps': STEPS, 'checkpoint.every_steps': 2, 'evals.every_steps': 4}
@@ -188,6 +191,13 @@ def test_checkpoint_of_another_model(refused, tmp_path, whole):
   assert 'towers.image.mlp was 384, is 96' in refused(tmp_path / 'run', **{'towers.image.mlp': 96})
   line = refused(tmp_path / 'new', **{'towers.image.mlp': 96, 'init_from': whole[0]})
   assert 'params/image/encoder/blocks/mlp' in line and '384' in line and '96' in line
+
+
+def test_a_second_run_at_once(refused, tmp_path):
+  with workdir_lib.locked(tmp_path, '--workdir', Peers(Preemption())):
+    line = refused(tmp_path)
+  assert 'another run is at work' in line and f'process {os.getpid()} on ' in line
+  assert os.listdir(tmp_path) == [workdir_lib.LOCK]
 
 
 def test_unwritable_workdir(refused, tmp_path):

@@ -60,8 +60,8 @@ def main() -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # These import jax, which no signal may end halfway.
   from tips_jax.evals import during_training
-  from tips_jax.train import loop, workdir
   from tips_jax.train import method as method_lib
+  from tips_jax.train import workdir
 
   during_training.check(config)
   if FLAGS.dry_run:
@@ -72,9 +72,20 @@ def main() -> None:
   with SIGNALS.interruptible(disposable=True):
     peers = join(config)  # before anything touches a device
   method = method_lib.build(config)
-  # Everything that is missing (data, tokenizer, benchmarks) is an error before the first step.
   with SIGNALS.interruptible(disposable=True):
     folder = workdir.open_workdir(FLAGS.workdir, '--workdir', peers)
+  with workdir.locked(folder, '--workdir', peers):
+    train(method, folder, peers)
+
+
+def train(method: Any, folder: pathlib.Path, peers: Any) -> None:
+  """Trains a method in its work folder, and writes the report."""
+  from tips_jax.evals import during_training
+  from tips_jax.train import loop, workdir
+
+  config = method.config
+  # Everything that is missing (data, tokenizer, benchmarks) is an error before the first step.
+  with SIGNALS.interruptible(disposable=True):
     keep_programs(peers, folder)
     method = workdir.with_scenes(method, folder, peers)
     evaluation = None
