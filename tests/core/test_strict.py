@@ -10,7 +10,7 @@ from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 
 GROUPS = [g for g in vars(schema).values() if dataclasses.is_dataclass(g)]
-EXAMPLES = {str: 'x', int: 3, float: 0.5}
+EXAMPLES = {str: 'x', int: 4, float: 0.5}
 
 
 def example(hint):
@@ -20,12 +20,14 @@ def example(hint):
   if typing.get_origin(hint) is typing.Literal:
     return typing.get_args(hint)[0]
   origin = typing.get_origin(hint)
+  if origin is typing.Annotated:
+    return example(typing.get_args(hint)[0])
   return origin() if origin in (dict, tuple) else EXAMPLES[hint]
 
 
 def minimal(group):
   """Plain data with the required fields alone."""
-  hints = typing.get_type_hints(group)
+  hints = typing.get_type_hints(group, include_extras=True)
   return {
     f.name: example(hints[f.name])
     for f in dataclasses.fields(group)
@@ -180,6 +182,99 @@ def test_config_dicts_are_plain_data():
   assert strict.build(schema.Data, dict(views={'a': data})).views == {
     'a': schema.View(size=8, scale=(0.1, 1.0))
   }
+
+
+def numbers(hint, allowed=None):
+  """(number type, its Range or None) of every number that a hint may hold."""
+  if hint in (int, float):
+    return [(hint, allowed)]
+  args = typing.get_args(hint)
+  if typing.get_origin(hint) is typing.Annotated:
+    return numbers(args[0], args[1])
+  inner = list(args)
+  if dataclasses.is_dataclass(hint):
+    inner = typing.get_type_hints(hint, include_extras=True).values()
+  return [pair for one in inner for pair in numbers(one, allowed)]
+
+
+def test_every_number_of_the_schema_has_a_range():
+  found = numbers(schema.Config)
+  assert len(found) > 100 and all(isinstance(allowed, strict.Range) for _, allowed in found)
+
+
+@pytest.mark.parametrize(
+  'group, field, bad',
+  [
+    ('View', 'size', 0),
+    ('View', 'size', 1 << 40),
+    ('View', 'scale', (0.5, 1.5)),
+    ('View', 'scale', (0.0, 1.0)),
+    ('View', 'flip', 2.0),
+    ('View', 'flip', float('nan')),
+    ('View', 'blur', (0.1, 1.1)),
+    ('Data', 'threads', 0),
+    ('Data', 'workers', -1),
+    ('ViT', 'heads', 0),
+    ('ViT', 'patch', 0),
+    ('ViT', 'width', -8),
+    ('ViT', 'grid', 0),
+    ('TextTower', 'vocab', 0),
+    ('TextTower', 'dropout', 1.0),
+    ('Logit', 'temperature', 0.0),
+    ('Logit', 'temperature', -1.0),
+    ('RandomMask', 'ratio', 1.0),
+    ('BlockMask', 'probability', 1.5),
+    ('Teacher', 'momentum', 1.5),
+    ('Teacher', 'momentum', dict(start=0.9, end=1.5)),
+    ('WeightedLoss', 'weight', -1.0),
+    ('WeightedLoss', 'args', dict(x=float('inf'))),
+    ('AdamW', 'eps', 0.0),
+    ('AdamW', 'b2', 1.0),
+    ('AdamW', 'clip_norm', -1.0),
+    ('AdamW', 'learning_rate', float('nan')),
+    ('AdamW', 'lr_rules', (('.*', -1.0),)),
+    ('Schedule', 'total_steps', 0),
+    ('Schedule', 'accumulate', 0),
+    ('Checkpoint', 'keep_last', 0),
+    ('Evals', 'limit', 0),
+  ],
+)
+def test_a_number_out_of_range_is_refused_with_its_range(group, field, bad):
+  group = getattr(schema, group)
+  with pytest.raises(InputError) as error:
+    strict.build(group, minimal(group) | {field: bad}, 'here')
+  assert str(error.value).startswith(f'here.{field}') and '; expected ' in str(error.value)
+
+
+def test_the_ends_of_a_range_belong_to_it():
+  strict.build(schema.View, dict(size=1, flip=1.0, scale=(1e-4, 1.0)))
+  with pytest.raises(InputError, match=r'^config.flip: got 1.01; expected 0 to 1$'):
+    strict.build(schema.View, dict(size=1, flip=1.01))
+
+
+@pytest.mark.parametrize(
+  'group, changes, message',
+  [
+    ('View', dict(scale=(0.9, 0.5)), r'scale: got \(0.9, 0.5\); expected the least first'),
+    ('View', dict(ratio=(2.0, 1.0)), 'ratio: got'),
+    ('View', dict(count=3, blur=(0.1, 0.2)), 'blur: got .* one for each of the 3 crops'),
+    ('ViT', dict(width=8, heads=3), 'heads: got 3; expected a divisor of the width 8'),
+    ('ViT', dict(cls=()), r'cls: got \(\)'),
+    ('ViT', dict(cls=('a', 'a')), 'cls: got'),
+    ('ViT', dict(cls=('patch',)), 'cls: got'),
+    ('TextTower', dict(width=9, heads=3), 'width: got 9; expected an even number'),
+    ('PixelDecoder', dict(decoder_width=9, heads=2), 'heads: got 2; .* decoder width 9'),
+    ('BlockMask', dict(ratio=(0.5, 0.1)), 'ratio: got'),
+    ('Text', dict(mix=0.5), 'mix: got 0.5 without a fallback'),
+    ('Text', dict(weights=(0.0, 0.0)), 'weights: got'),
+    ('Text', dict(weights=(1.0,), pick='first'), "weights: got .* with pick 'first'"),
+    ('Data', dict(mixture=(1.0, 2.0)), 'mixture: got .* expected 1 numbers'),
+  ],
+)
+def test_fields_that_do_not_fit_each_other_are_refused(group, changes, message):
+  group = getattr(schema, group)
+  with pytest.raises(InputError, match=f'^here.{message}'):
+    strict.build(group, minimal(group) | changes, 'here')
 
 
 def test_a_group_must_be_a_group():

@@ -1,11 +1,41 @@
-"""The schema of an experiment: every field a config may hold, its type and its default.
+"""The schema of an experiment: every field a config may hold, its type, its range and its default.
 
 Config files are plain ml_collections data. They pass one door, `strict.build(Config, data)`, and
-come out as these frozen dataclasses; unknown, missing and mistyped fields are errors there.
+come out as these frozen dataclasses; unknown, missing and mistyped fields and numbers out of range
+are errors there. The groups themselves check which of their fields fit each other.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from tips_jax.core.errors import InputError
+from tips_jax.core.strict import Range
+
+# Ranges end where a number means nothing or no machine could hold what it asks for.
+Count = Annotated[int, Range(1, 1e9)]
+Whole = Annotated[int, Range(0, 1e9)]  # a count that may be none
+Pixels = Annotated[int, Range(1, 8192)]
+Patch = Annotated[int, Range(1, 256)]  # pixels
+Grid = Annotated[int, Range(1, 1024)]  # patches
+Width = Annotated[int, Range(1, 1 << 18)]  # numbers in a vector
+Layers = Annotated[int, Range(1, 256)]
+Entries = Annotated[int, Range(1, 1 << 24)]  # of a vocabulary
+Processes = Annotated[int, Range(0, 1024)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 0.9999999)]  # of a moving average: 1 would never move
+Seconds = Annotated[float, Range(1e-3, 1e9)]
+Factor = Annotated[float, Range(0, 1e6)]
+Drop = Annotated[float, Range(0, 0.99)]  # share that is dropped: of all, nothing would be left
+
+
+def _divides(field, number, what, whole):
+  if whole % number:
+    raise InputError(f'{field}: got {number}; expected a divisor of the {what} {whole}')
+
+
+def _ascending(field, pair):
+  if pair[0] > pair[1]:
+    raise InputError(f'{field}: got {pair}; expected the least first')
 
 
 def config(cls: type) -> type:
@@ -17,10 +47,10 @@ def config(cls: type) -> type:
 class Ramp:
   """A value that moves from `start` to `end` between fractions `begin` and `until` of a run."""
 
-  start: float
+  start: float  # in the range of the field that holds the ramp, as the end
   end: float
-  begin: float = 0.0
-  until: float = 1.0
+  begin: Share = 0.0
+  until: Share = 1.0
   shape: Literal['linear', 'cosine'] = 'linear'
 
 
@@ -31,21 +61,32 @@ class Ramp:
 class View:
   """Random-resized crops of one size, `count` of them per image."""
 
-  size: int  # pixels, the crop is square
-  count: int = 1
-  scale: tuple[float, float] = (0.4, 1.0)  # share of the image area
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
-  flip: float = 0.5  # probability of a horizontal flip
+  size: Pixels  # the crop is square
+  count: Annotated[int, Range(1, 64)] = 1
+  scale: Annotated[tuple[float, float], Range(1e-4, 1)] = (0.4, 1.0)  # share of the image area
+  ratio: Annotated[tuple[float, float], Range(0.01, 100)] = (3 / 4, 4 / 3)  # width / height
+  flip: Share = 0.5  # probability of a horizontal flip
   # Color, in this order (data/color.py). Blur and solarize: one number, or one for each crop.
-  jitter: float = 0.0  # probability of the four below, in random order
-  brightness: float = 0.4  # times 1 - it to 1 + it, as contrast and saturation
-  contrast: float = 0.4
-  saturation: float = 0.2
-  hue: float = 0.1  # turned by at most this share of the color circle
-  gray: float = 0.0  # probability
-  blur: float | tuple[float, ...] = 0.0  # probability
-  blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-  solarize: float | tuple[float, ...] = 0.0  # probability that bytes from 128 are inverted
+  jitter: Share = 0.0  # probability of the four below, in random order
+  brightness: Factor = 0.4  # times 1 - it to 1 + it, as contrast and saturation
+  contrast: Factor = 0.4
+  saturation: Factor = 0.2
+  hue: Share = 0.1  # turned by at most this share of the color circle
+  gray: Share = 0.0  # probability
+  blur: Annotated[float | tuple[float, ...], Range(0, 1)] = 0.0  # probability
+  blur_sigma: Annotated[tuple[float, float], Range(1e-3, 100)] = (0.1, 2.0)  # pixels
+  # Probability that bytes from 128 are inverted.
+  solarize: Annotated[float | tuple[float, ...], Range(0, 1)] = 0.0
+
+  def __post_init__(self):
+    for field in ('scale', 'ratio', 'blur_sigma'):
+      _ascending(field, getattr(self, field))
+    for field in ('blur', 'solarize'):
+      value = getattr(self, field)
+      if isinstance(value, tuple) and len(value) != self.count:
+        raise InputError(
+          f'{field}: got {value}; expected a probability, or one for each of the {self.count} crops'
+        )
 
 
 @config
@@ -54,20 +95,28 @@ class Text:
 
   field: Literal['alt_text', 'captions']
   pick: Literal['first', 'random'] = 'random'  # which of several captions
-  weights: tuple[float, ...] = ()  # of the captions by place, where it is random; (): equal
+  weights: tuple[Factor, ...] = ()  # of the captions by place, where it is random; (): equal
   fallback: Literal['', 'alt_text', 'captions'] = ''
-  mix: float = 0.0  # share of the images whose text is the fallback although the field has one
+  mix: Share = 0.0  # of the images whose text is the fallback although the field has one
+
+  def __post_init__(self):
+    if self.mix and not self.fallback:
+      raise InputError(f'mix: got {self.mix} without a fallback; expected 0, or a fallback')
+    if self.weights and (self.pick == 'first' or not sum(self.weights)):
+      raise InputError(
+        f"weights: got {self.weights} with pick {self.pick!r}; expected 'random', and one above 0"
+      )
 
 
 @config
 class Scenes:
   """The embedded data set; `train` > 0 generates it on first use."""
 
-  train: int = 0
-  test: int = 0
-  size: int = 96  # pixels, square
-  objects: int = 5  # the most in a scene
-  typical: float = 0.0  # share of objects that look as their kind does; else any color
+  train: Whole = 0
+  test: Whole = 0
+  size: Annotated[int, Range(32, 4096)] = 96  # pixels, square
+  objects: Annotated[int, Range(1, 5)] = 5  # the most in a scene
+  typical: Share = 0.0  # share of objects that look as their kind does; else any color
 
 
 @config
@@ -75,16 +124,24 @@ class Data:
   store: str = ''  # folder written by `prepare`, or any TFDS folder
   split: str = 'train'
   extra_stores: tuple[str, ...] = ()  # mixed in; see mixture
-  mixture: tuple[float, ...] = ()  # of (store, *extra_stores); empty: by their sizes
+  # Of (store, *extra_stores); empty: by their sizes.
+  mixture: Annotated[tuple[float, ...], Range(1e-9, 1e12)] = ()
   scenes: Scenes = Scenes()
   tokenizer: str = ''  # SentencePiece model; empty: the store's own
-  text_length: int = 64
+  text_length: Annotated[int, Range(1, 4096)] = 64
   views: dict[str, View]
   texts: dict[str, Text] = dataclasses.field(default_factory=dict)
-  threads: int = 16
-  workers: int = 0  # processes; 0: threads alone
-  prefetch: int = 4  # batches read ahead
-  max_bad_fraction: float = 0.01  # unreadable images among those seen; above: stop
+  threads: Annotated[int, Range(1, 1024)] = 16
+  workers: Processes = 0  # processes; 0: threads alone
+  prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead
+  max_bad_fraction: Share = 0.01  # unreadable images among those seen; above: stop
+
+  def __post_init__(self):
+    stores = 1 + len(self.extra_stores)
+    if len(self.mixture) not in (0, stores):
+      raise InputError(
+        f'mixture: got {self.mixture}; expected {stores} numbers, one for each store'
+      )
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -97,19 +154,24 @@ class ViT:
   """
 
   kind: Literal['vit']
-  width: int
-  depth: int
-  heads: int
-  mlp: int  # hidden width of the feed-forward layer
+  width: Width
+  depth: Layers
+  heads: Width
+  mlp: Width  # hidden width of the feed-forward layer
   ffn: Literal['gelu', 'swiglu'] = 'gelu'
-  patch: int = 14  # pixels
-  grid: int = 16  # side of the position table, in patches
+  patch: Patch = 14
+  grid: Grid = 16  # side of the position table, in patches
   cls: tuple[str, ...] = ('web', 'synthetic')  # names of the CLS tokens
   mask_token: bool = False
   centered: bool = False  # initial weights take pixels as (x - 1/2) * 4; else as x (official)
   positions: Literal['normal', 'sincos'] = 'normal'  # the table at the start; see MAE's for fixed
-  layer_scale: float = 0.0  # gain of each residual branch at the start; 0: no such parameters
-  drop_path: float = 0.0  # share of the crops that skip a residual branch, alike in all blocks
+  layer_scale: Factor = 0.0  # gain of each residual branch at the start; 0: no such parameters
+  drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
+
+  def __post_init__(self):
+    _divides('heads', self.heads, 'width', self.width)
+    if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:
+      raise InputError(f"cls: got {self.cls}; expected different names, and none of them 'patch'")
 
 
 @config
@@ -117,12 +179,17 @@ class TextTower:
   """Text tower: bidirectional transformer, ReLU, mean over the tokens."""
 
   kind: Literal['text']
-  width: int
-  depth: int
-  heads: int
-  mlp: int
-  vocab: int = 32000
-  dropout: float = 0.0
+  width: Width
+  depth: Layers
+  heads: Width
+  mlp: Width
+  vocab: Entries = 32000
+  dropout: Drop = 0.0
+
+  def __post_init__(self):
+    if self.width % 2:
+      raise InputError(f'width: got {self.width}; expected an even number: half are sines')
+    _divides('heads', self.heads, 'width', self.width)
 
 
 @config
@@ -130,11 +197,11 @@ class DINOHead:
   """DINO head: MLP, bottleneck on the unit sphere, and weight-normalized prototypes."""
 
   kind: Literal['dino_head']
-  width: int  # of the tokens that come in
-  hidden: int = 2048
-  bottleneck: int = 256
-  layers: int = 3
-  prototypes: int = 32768
+  width: Width  # of the tokens that come in
+  hidden: Width = 2048
+  bottleneck: Width = 256
+  layers: Annotated[int, Range(1, 16)] = 3
+  prototypes: Entries = 32768
 
 
 @config
@@ -142,8 +209,8 @@ class ProjectionHead:
   """Linear projection into a joint space (CLIP)."""
 
   kind: Literal['projection']
-  width: int
-  output: int
+  width: Width
+  output: Width
 
 
 @config
@@ -151,14 +218,17 @@ class PixelDecoder:
   """MAE decoder: a narrow ViT over visible tokens and mask tokens, to the pixels of each patch."""
 
   kind: Literal['pixel_decoder']
-  width: int
-  decoder_width: int = 512
-  depth: int = 8
-  heads: int = 16
-  mlp: int = 2048
-  patch: int = 14
-  grid: int = 16
+  width: Width
+  decoder_width: Width = 512
+  depth: Layers = 8
+  heads: Width = 16
+  mlp: Width = 2048
+  patch: Patch = 14
+  grid: Grid = 16
   positions: Literal['normal', 'sincos'] = 'normal'  # as in ViT
+
+  def __post_init__(self):
+    _divides('heads', self.heads, 'decoder width', self.decoder_width)
 
 
 @config
@@ -166,8 +236,8 @@ class Logit:
   """Learned scale (kept as log temperature) and bias of a contrastive loss; no clamp."""
 
   kind: Literal['logit']
-  temperature: float = 0.07  # at initialization
-  bias: float | None = None  # SigLIP: -10
+  temperature: Annotated[float, Range(1e-4, 1e4)] = 0.07  # at initialization
+  bias: Annotated[float | None, Range(-1e4, 1e4)] = None  # SigLIP: -10
 
 
 Tower = ViT | TextTower | DINOHead | ProjectionHead | PixelDecoder | Logit
@@ -195,8 +265,8 @@ class RandomMask:
 
   kind: Literal['random']
   view: str
-  ratio: float = 0.75
-  probability: float = 1.0  # exactly this share of the batch's crops is masked, the others not
+  ratio: Drop = 0.75
+  probability: Share = 1.0  # exactly this share of the batch's crops is masked, the others not
 
 
 @config
@@ -205,8 +275,11 @@ class BlockMask:
 
   kind: Literal['blocks']
   view: str
-  ratio: tuple[float, float] = (0.1, 0.5)
-  probability: float = 0.5  # as in RandomMask
+  ratio: tuple[Drop, Drop] = (0.1, 0.5)
+  probability: Share = 0.5  # as in RandomMask
+
+  def __post_init__(self):
+    _ascending('ratio', self.ratio)
 
 
 Mask = RandomMask | BlockMask
@@ -226,6 +299,9 @@ class Pass:
   by: str = 'student'
 
 
+Args = Annotated[dict[str, float | int | str | Ramp], Range()]
+
+
 @config
 class WeightedLoss:
   """One weighted loss. Inputs are paths as in Pass, or parameters 'student.TOWER.NAME',
@@ -234,8 +310,8 @@ class WeightedLoss:
 
   kind: str
   inputs: dict[str, str]
-  weight: float | Ramp = 1.0
-  args: dict[str, float | int | str | Ramp] = dataclasses.field(default_factory=dict)
+  weight: Annotated[float | Ramp, Range(0, 1e6)] = 1.0
+  args: Args = dataclasses.field(default_factory=dict)
 
 
 @config
@@ -246,25 +322,26 @@ class Teacher:
 
   towers: tuple[str, ...]
   kind: Literal['ema', 'frozen'] = 'ema'
-  momentum: float | Ramp = 0.994  # ema: teacher <- m * teacher + (1 - m) * student
+  # ema: teacher <- m * teacher + (1 - m) * student
+  momentum: Annotated[float | Ramp, Range(0, 1)] = 0.994
   init_from: str = ''  # frozen: a trained run, or foreign weights, as in Config
   rename: dict[str, str] = dataclasses.field(default_factory=dict)  # tower here -> tower there
 
 
 # --- training -----------------------------------------------------------------------------------
 
-Rules = tuple[tuple[str, float], ...]  # (regular expression, value): the first match wins
+Rules = tuple[tuple[str, Factor], ...]  # (regular expression, value): the first match wins
 
 
 @config
 class Optimizer:
   """What every kind of optimizer has. Rules go from parameter names to multipliers."""
 
-  learning_rate: float = 5e-4  # peak of the schedule
-  final_rate: float = 0.0  # where the schedule ends, unless it is constant
-  weight_decay: float | Ramp = 0.01  # decoupled
+  learning_rate: Annotated[float, Range(0, 100)] = 5e-4  # peak of the schedule
+  final_rate: Annotated[float, Range(0, 100)] = 0.0  # where the schedule ends, unless constant
+  weight_decay: Annotated[float | Ramp, Range(0, 1e6)] = 0.01  # decoupled
   decay_times: Literal['rate', 'schedule'] = 'rate'  # the rate, or the rate / its peak (big_vision)
-  clip_norm: float = 1.0  # of the gradient; 0: off
+  clip_norm: Factor = 1.0  # of the gradient; 0: off
   clip_by: Literal['all', 'tower'] = 'all'  # one norm, or one for each tower
   decay_rules: Rules = (('.*/(kernel|embedding)$', 1.0), ('.*', 0.0))
   lr_rules: Rules = (('.*', 1.0),)
@@ -278,32 +355,32 @@ class Adafactor(Optimizer):
   """Factored second moments, as big_vision has it: no clipping of its own, b1 in bfloat16."""
 
   kind: Literal['adafactor'] = 'adafactor'
-  b1: float = 0.9
-  b2_cap: float = 0.999  # the second moment's decay, 1 - step^-0.8, stays below it
+  b1: Decay = 0.9
+  b2_cap: Decay = 0.999  # the second moment's decay, 1 - step^-0.8, stays below it
 
 
 @config
 class AdamW(Optimizer):
   kind: Literal['adamw'] = 'adamw'
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
+  b1: Decay = 0.9
+  b2: Decay = 0.999
+  eps: Annotated[float, Range(1e-30, 1)] = 1e-8  # 0 would divide by a second moment of 0
 
 
 @config
 class Schedule:
-  total_steps: int
-  batch_size: int  # global
-  warmup_steps: int = 0
+  total_steps: Count
+  batch_size: Annotated[int, Range(1, 1 << 24)]  # global
+  warmup_steps: Whole = 0
   decay: Literal['linear', 'cosine', 'constant'] = 'linear'
-  accumulate: int = 1  # forward passes in this many parts; the contrast stays global
+  accumulate: Count = 1  # forward passes in this many parts; the contrast stays global
 
 
 @config
 class Checkpoint:
-  every_steps: int = 1000
-  keep_last: int = 2
-  keep_every: int = 0  # steps; these are kept for good
+  every_steps: Count = 1000
+  keep_last: Count = 2
+  keep_every: Whole = 0  # steps; these are kept for good
   best_metric: str = ''  # the best checkpoint by it is kept too; of errors the lowest is best
 
 
@@ -314,9 +391,9 @@ class Mesh:
   Rules: pattern -> mesh axis of each trailing dimension.
   """
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: Annotated[int, Range(-1, 1e6)] = -1
+  fsdp: Annotated[int, Range(-1, 1e6)] = 1
+  tensor: Annotated[int, Range(-1, 1e6)] = 1
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ('.*/(query|key|value)/kernel$', ('fsdp', 'tensor')),
     ('.*/attention/out/kernel$', ('tensor', 'fsdp')),
@@ -339,7 +416,7 @@ class Evals:
   tasks: tuple[str, ...] = ()  # of the store; evals/tasks/table.py has their names
   suite: str = ''  # public benchmarks too, as --suite of `evaluate`, but not 'quick'
   data: str = ''  # their folder
-  every_steps: int = 0  # 0: only at the start and the end
+  every_steps: Whole = 0  # 0: only at the start and the end
   at_start: bool = True
   split: str = 'test'
   encoder: str = 'student'  # or the name of a teacher
@@ -347,31 +424,31 @@ class Evals:
   text_tower: str = 'text'
   image_head: str = ''  # projection between the tower and the joint space
   text_head: str = ''
-  size: int = 224  # pixels, square
-  batch_size: int = 64
-  limit: int = 5000  # images of each split
+  size: Pixels = 224  # square
+  batch_size: Count = 64
+  limit: Count = 5000  # images of each split
   report: bool = True
 
 
 @config
 class Log:
-  every_steps: int = 10
+  every_steps: Count = 10
   tensorboard: bool = True
-  stall_seconds: float = 600.0  # without a step: write what every thread is doing; 0: never
+  stall_seconds: Factor = 600.0  # without a step: write what every thread is doing; 0: never
 
 
 @config
 class Hosts:
   """Several processes (`--multihost`): how long one waits for the others."""
 
-  rendezvous_seconds: float = 300.0  # for all to come; then the run ends and names the missing
-  lost_seconds: float = 60.0  # for a sign of life; then the run ends and names the lost
+  rendezvous_seconds: Seconds = 300.0  # for all to come; then the run ends and names the missing
+  lost_seconds: Seconds = 60.0  # for a sign of life; then the run ends and names the lost
 
 
 @config
 class Config:
   name: str
-  seed: int = 0
+  seed: Annotated[int, Range(0, (1 << 32) - 1)] = 0
   init_from: str = ''  # run, Hugging Face folder or official files to start from
   init_from_rules: tuple[tuple[str, bool], ...] = (
     ('.*', True),
@@ -395,4 +472,4 @@ class Config:
   evals: Evals = Evals()
   log: Log = Log()
   hosts: Hosts = Hosts()
-  max_bad_steps: int = 20  # non-finite updates in a row; then the run stops
+  max_bad_steps: Count = 20  # non-finite updates in a row; then the run stops

@@ -1,4 +1,6 @@
-"""The one door from plain data to the schema: types checked, unknown and missing fields named."""
+"""The one door from plain data to the schema: types and ranges checked, unknown and missing fields
+named.
+"""
 
 import dataclasses
 import difflib
@@ -25,6 +27,32 @@ def unknown(what: str, name: object, known: Iterable[object]) -> InputError:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """The least and the most that a number may be, in a type hint: Annotated[int, Range(1, 8)].
+
+  It holds for every number of a tuple, a dict or a group that has no range of its own. A NaN is in
+  no range.
+  """
+
+  least: float = -1e30
+  most: float = 1e30
+
+  def check(self, x: Any, where: str) -> None:
+    """InputError for a number that is out of range."""
+    if dataclasses.is_dataclass(x):
+      hints = typing.get_type_hints(type(x), include_extras=True)
+      x = {name: getattr(x, name) for name, hint in hints.items() if hint in (int, float)}
+    if isinstance(x, dict):
+      for name, item in x.items():
+        self.check(item, f'{where}.{name}')
+    elif isinstance(x, tuple):
+      for i, item in enumerate(x):
+        self.check(item, f'{where}[{i}]')
+    elif isinstance(x, (int, float)) and not self.least <= x <= self.most:
+      raise InputError(f'{where}: got {x!r}; expected {self.least:g} to {self.most:g}')
+
+
 def build(cls: type, data: Any, where: str = 'config') -> Any:
   """An instance of dataclass `cls` from nested dicts; InputError names the first field that does
   not fit.
@@ -34,12 +62,16 @@ def build(cls: type, data: Any, where: str = 'config') -> Any:
   for key in data:
     if key not in fields:
       raise unknown(f'{where}: unknown field', key, fields)
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   for name, f in fields.items():
     required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     if required and name not in data:
       raise InputError(f'{where}.{name}: missing; expected {_say(hints[name])}')
-  return cls(**{k: value(hints[k], v, f'{where}.{k}') for k, v in data.items()})
+  values = {k: value(hints[k], v, f'{where}.{k}') for k, v in data.items()}
+  try:
+    return cls(**values)
+  except InputError as error:  # a group knows which of its fields do not fit each other
+    raise InputError(f'{where}.{error}') from None
 
 
 def _as_dict(data, where):
@@ -54,6 +86,11 @@ def value(hint: Any, x: Any, where: str) -> Any:
   """x as a type hint asks for it; InputError where it is something else."""
   origin = typing.get_origin(hint)
   args = typing.get_args(hint)
+  if origin is typing.Annotated:
+    x = value(args[0], x, where)
+    for allowed in args[1:]:
+      allowed.check(x, where)
+    return x
   if origin in (typing.Union, types.UnionType):
     return _union(args, x, where)
   if origin is typing.Literal:
@@ -108,9 +145,7 @@ def _union(args, x, where):
       return value(a, x, where)
     except InputError:
       pass
-  raise InputError(
-    f'{where}: got {x!r} ({type(x).__name__}); expected {" or ".join(map(_say, args))}'
-  )
+  raise InputError(f'{where}: got {x!r} ({type(x).__name__}); expected {_say(typing.Union[args])}')
 
 
 def _check_fields_of_kind(kinds, x, where):
@@ -130,11 +165,21 @@ def _check_fields_of_kind(kinds, x, where):
 
 
 def _say(hint):
+  origin = typing.get_origin(hint)
   if dataclasses.is_dataclass(hint):
     return f'a {hint.__name__} group'
-  if typing.get_origin(hint) is None:
+  if hint is Ellipsis:
+    return '...'
+  if origin is None:
     return getattr(hint, '__name__', str(hint))
-  return str(hint).replace('typing.', '')
+  if origin is typing.Annotated:
+    return _say(typing.get_args(hint)[0])
+  if origin is typing.Literal:
+    return str(hint).replace('typing.', '')
+  parts = list(map(_say, typing.get_args(hint)))
+  if origin in (typing.Union, types.UnionType):
+    return ' or '.join(parts)
+  return f'{origin.__name__}[{", ".join(parts)}]'
 
 
 def plain(config: Any) -> Any:

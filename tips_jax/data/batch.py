@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data
 
 Batch = dict[str, np.ndarray]
@@ -44,6 +45,14 @@ def valid(text: str) -> str:
   return text + _VALID
 
 
-def is_reserved(name: str) -> bool:
-  """Whether no view and no text may have a name, as an array of the batch has it."""
-  return name in HOST or name.endswith(_VALID)
+def check(config: Data) -> None:
+  """InputError for a batch without arrays, and for two arrays of one name."""
+  if not config.views and not config.texts:
+    raise InputError('data.views: got none; expected at least one view')
+  names = [*config.views, *config.texts]
+  for name in names:
+    if name in HOST or name.endswith(_VALID) or names.count(name) > 1:
+      raise InputError(
+        f'data: got {name!r} as the name of a view or a text; expected one that no other entry of '
+        'the batch has'
+      )

@@ -31,7 +31,7 @@ from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data import views
-from tips_jax.data.batch import Batch, empty, is_reserved, valid
+from tips_jax.data.batch import Batch, check, empty, valid
 from tips_jax.data.tokenizer import Tokenizer
 
 _SHARED_MEMORY = '/dev/shm'
@@ -167,55 +167,6 @@ def _stop(load, running):
 
 
 # --- checks -------------------------------------------------------------------------------------
-
-
-def check(config: Data) -> None:
-  """Raises InputError for the first field of a Data config that cannot work; opens nothing."""
-  if not config.views and not config.texts:
-    raise InputError('data.views: got none; expected at least one view')
-  for name, view in config.views.items():
-    where = f'data.views.{name}'
-    _require(view.size > 0, f'{where}.size', view.size, 'a positive number')
-    _require(view.count > 0, f'{where}.count', view.count, 'a positive number')
-    least, most = view.scale
-    _require(0 < least <= most <= 1, f'{where}.scale', view.scale, '0 < least <= most <= 1')
-    least, most = view.ratio
-    _require(0 < least <= most, f'{where}.ratio', view.ratio, '0 < least <= most')
-    for field in ('flip', 'jitter', 'gray', 'hue'):
-      value = getattr(view, field)
-      _require(0 <= value <= 1, f'{where}.{field}', value, 'a number from 0 to 1')
-    for field in ('brightness', 'contrast', 'saturation'):
-      value = getattr(view, field)
-      _require(value >= 0, f'{where}.{field}', value, 'at least 0')
-    for field in ('blur', 'solarize'):
-      value = getattr(view, field)
-      numbers = value if isinstance(value, tuple) else (value,) * view.count
-      good = len(numbers) == view.count and all(0 <= x <= 1 for x in numbers)
-      _require(good, f'{where}.{field}', value, f'a probability, or {view.count} of them')
-    least, most = view.blur_sigma
-    _require(0 < least <= most, f'{where}.blur_sigma', view.blur_sigma, '0 < least <= most')
-  names = [*config.views, *config.texts]
-  for name in names:
-    free = not is_reserved(name) and names.count(name) == 1
-    _require(free, 'data: name of a view or text', name, 'one that no other entry of the batch has')
-  for name, text in config.texts.items():
-    where = f'data.texts.{name}'
-    _require(0 <= text.mix <= 1, f'{where}.mix', text.mix, 'a number from 0 to 1')
-    _require(text.fallback or not text.mix, f'{where}.mix', text.mix, '0, or a fallback')
-    good = min(text.weights, default=0) >= 0 and (not text.weights or sum(text.weights) > 0)
-    _require(good, f'{where}.weights', text.weights, 'numbers of at least 0, one above it')
-    pick = text.pick == 'random' or not text.weights
-    _require(pick, f'{where}.weights', text.weights, "(), as pick is 'first'")
-  for field, least in (('threads', 1), ('workers', 0), ('prefetch', 1), ('text_length', 1)):
-    value = getattr(config, field)
-    _require(value >= least, f'data.{field}', value, f'at least {least}')
-  fraction = config.max_bad_fraction
-  _require(0 <= fraction <= 1, 'data.max_bad_fraction', fraction, 'a fraction')
-  count = 1 + len(config.extra_stores)
-  expected = f'{count} positive numbers, one per store, or ()'
-  if config.mixture:
-    _require(len(config.mixture) == count, 'data.mixture', config.mixture, expected)
-    _require(min(config.mixture) > 0, 'data.mixture', config.mixture, expected)
 
 
 def _require(good, what, value, expected):

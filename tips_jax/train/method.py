@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data.batch import layout
+from tips_jax.data.batch import check, layout
 from tips_jax.models import towers
 from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
 
@@ -71,6 +71,7 @@ class Method:
 def build(config: schema.Config) -> Method:
   """Checks every reference of a config and orders its passes."""
   c = config
+  check(c.data)
   for name, t in c.teachers.items():
     if name in c.passes or name in ('student', 'batch', 'masks'):
       raise InputError(f'teachers: got the name {name!r}; expected one that no pass or feature has')
@@ -100,7 +101,7 @@ def build(config: schema.Config) -> Method:
   for teacher in c.teachers.values():
     if teacher.kind == 'ema':  # it averages the student's
       trained |= set(teacher.towers)
-  _check_numbers(c)
+  _check_rest(c)
   student = tuple(tower for tower in c.towers if tower in trained)
   return Method(c, order, losses, mask_patch, tuple(sorted(reads)), student)
 
@@ -141,7 +142,6 @@ def _mask_patch(c, name):
   """Patch size, in pixels, of the towers that read a mask."""
   mask = c.masks[name]
   _known(f'masks.{name}.view', mask.view, c.data.views)
-  _check_mask(name, mask)
   sizes = set()
   for p in c.passes.values():
     reads = any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
@@ -152,17 +152,6 @@ def _mask_patch(c, name):
       f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size'
     )
   return sizes.pop()
-
-
-def _check_mask(name, mask):
-  if not 0 <= mask.probability <= 1:
-    raise InputError(f'masks.{name}.probability: got {mask.probability}; expected a probability')
-  if isinstance(mask, schema.BlockMask):
-    least, most = mask.ratio
-    if not 0 <= least <= most < 1:
-      raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected 0 <= least <= most < 1')
-  elif not 0 <= mask.ratio < 1:
-    raise InputError(f'masks.{name}.ratio: got {mask.ratio}; expected a number from 0 to below 1')
 
 
 def _loss_inputs(name, loss, c, known, by):
@@ -199,24 +188,7 @@ def _names(parameters, kind):
   return names, required
 
 
-def _check_numbers(c):
-  counts = {
-    'schedule': ('total_steps', 'batch_size', 'accumulate'),
-    'checkpoint': ('every_steps', 'keep_last'),
-    'log': ('every_steps',),
-    'evals': ('batch_size', 'size', 'limit'),
-  }
-  for group, fields in counts.items():
-    for field in fields:
-      number = getattr(getattr(c, group), field)
-      if number < 1:
-        raise InputError(f'{group}.{field}: got {number}; expected at least 1')
-  for name, t in c.towers.items():
-    width = getattr(t, 'decoder_width', getattr(t, 'width', 0))
-    if hasattr(t, 'heads') and width % t.heads:
-      raise InputError(
-        f'towers.{name}.heads: got {t.heads}; expected a divisor of the width {width}'
-      )
+def _check_rest(c):
   schedule = c.schedule
   if schedule.batch_size % schedule.accumulate:
     raise InputError(
