@@ -2,11 +2,13 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 
 import pytest
 
 from tests.data.pictures import picture
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
 
@@ -175,3 +177,19 @@ def test_one_damaged_table_in_a_folder_says_what_is_wrong_with_it(tmp_path):
   write(tmp_path, x_jpg=picture(0))
   with pytest.raises(InputError, match='t.csv.* as UTF-8|a.json.* has no rows'):
     read(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['t_csv', 't_json'])
+def test_a_table_beside_its_images_says_itself_which_column_is_wrong(tmp_path, name):
+  data = ROWS if name == 't_json' else b'file_name,text\n0.jpg,zero\n'
+  write(tmp_path, **{name: data, 'images__0_jpg': picture(0)})
+  with pytest.raises(InputError, match="--alt_text_column: got 'txet'.*did you mean 'text'"):
+    read(tmp_path, columns=Columns(alt_text='txet'))
+
+
+def test_json_beside_a_zip_with_a_table_is_none(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+    archive.writestr('0.jpg', picture(0))
+    archive.writestr('t.jsonl', ROWS)
+  write(tmp_path, settings_json=b'{}')
+  assert texts(tmp_path) == ['zero']

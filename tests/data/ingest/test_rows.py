@@ -152,6 +152,10 @@ def test_texts_by_image_name():
     {'image': '0.jpg', 'captions': ['a', 'b']},
     {'image': '1.JPG', 'captions': 'c'},
   ]
+  one = {'train_0.jpg': [{'caption': 'a'}]}
+  assert rows_of(json.dumps(one), 't.json') == [
+    {'image': 'train_0.jpg', 'captions': [{'caption': 'a'}]}
+  ]
 
 
 def test_one_object_with_an_image_is_one_row():

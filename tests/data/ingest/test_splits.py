@@ -17,6 +17,8 @@ from tips_jax.data.ingest.splits import select, splits_in
     ('dev.jsonl', {'validation'}),
     ('coco-test-0.tar', {'test'}),
     ('testset.csv', {'test'}),
+    ('minitrain.tar', {'train'}),
+    ('trainImages.tar', {'train'}),
     ('contest.csv', set()),
     ('pretrained-0.tar', set()),
     ('latest.tar', set()),

@@ -144,7 +144,7 @@ def _of_folder(path: str, options: Options) -> Reader:
   files = sorted(set(names) - set(folders))
   used, reader = _of_listing(path, files, folders, options)
   if reader is None:
-    return _below(path, names, folders, options)
+    return _of_table_or_below(path, names, folders, options)
   others = sorted(set(_ending(names, _FILES)) - set(used))
   return _noted(reader, 'other_file', map(functools.partial(os.path.join, path), others))
 
@@ -162,7 +162,7 @@ def _of_listing(path, names, folders, options):
   candidates = table_names(names)
   tables = candidates
   # Of several forms a table is one only if its rows say so: stats and settings are JSON too.
-  if len(candidates) > 1 or loose or parquet or folders:
+  if len(candidates) > 1 or loose or parquet or zips or folders:
     tables = with_rows(candidates, lambda name: read_table(os.path.join(path, name)), options)
   if len(tables) > 1:
     tables, _ = select(tables, options.split, where)
@@ -180,8 +180,6 @@ def _of_listing(path, names, folders, options):
     return _several(path, parquet, ParquetReader, options)
   if len(zips) == 1:
     return zips, TableReader(os.path.join(path, zips[0]), options)
-  if candidates and not folders:  # its own message says what is wrong with it
-    return candidates, TableReader(os.path.join(path, candidates[0]), options)
   return [], None
 
 
@@ -190,6 +188,19 @@ def _several(path, names, kind, options):
   in_folder = functools.partial(os.path.join, path)
   reader = kind(list(map(in_folder, chosen)), options)
   return names, _noted(reader, 'other_split', map(in_folder, others))
+
+
+def _of_table_or_below(path, names, folders, options):
+  """The reader of a folder inside; else of a table, which says itself what is wrong with it."""
+  tables = table_names(names)
+  stray = _ending(tables, '.json') == tables
+  try:
+    if stray:
+      return _below(path, names, folders, options)
+  except InputError:
+    if not tables:
+      raise
+  return TableReader(os.path.join(path, tables[0]), options)
 
 
 def _below(path, names, folders, options):

@@ -201,13 +201,15 @@ def _of_object(value, notes) -> Iterable[object]:
     return _split_by_pandas(value['columns'], value['data'])
   if _names_image(value):
     return _of_columns(value)
+  if any(name.lower().endswith(IMAGES) for name in value):
+    return _by_name(value)
   if len(tables) == 1:
     return next(iter(tables.values()))
   if tables and all(map(splits_in, tables)):
     return _of_splits(tables)
   if all(map(_names_image, value.values())):
     return value.values()  # to_json(orient='index')
-  return _by_name(value)
+  return []
 
 
 def _are_rows(value):
@@ -271,8 +273,6 @@ def _of_splits(tables):
 
 def _by_name(value):
   """Texts, or rows, by the name of their image."""
-  if not any(name.lower().endswith(IMAGES) for name in value):
-    return
   for name, cell in value.items():
     if _is_object(cell):
       yield {'image': name, **cell}

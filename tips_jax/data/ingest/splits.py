@@ -14,11 +14,15 @@ _WORDS = {
   'validation': _VALIDATION,
   'dev': _VALIDATION,
   'eval': _VALIDATION,
+  'evaluation': _VALIDATION,
   'test': 'test',
   'testing': 'test',
 }
-# 'val2014', 'cc3m-train-0000', 'testset', but not 'contest' or 'pretrained'.
-_WORD = re.compile(rf'(?<![a-z])({"|".join(_WORDS)})(?:set|data|split)?(?![a-z])')
+# 'val2014', 'cc3m-train-0000', 'testset', 'minival', but not 'contest' or 'pretrained'.
+_WORD = re.compile(
+  rf'(?<![a-z])(?:mini|tiny|sub)?({"|".join(_WORDS)})'
+  r'(?:set|data|split|images|captions|annotations)?(?![a-z])'
+)
 
 
 def splits_in(name: str) -> set[str]:
