@@ -112,6 +112,79 @@ def test_the_patch_loss_may_have_a_head_of_its_own(arg, teacher):
   assert built.losses['distill'] == method.build(shared).losses['distill']
 
 
+# What their code says; file and line are in the configs.
+NEIGHBORS = {
+  'methods.mae': {
+    'optimizer.learning_rate': 1.5e-4 * 4096 / 256,
+    'optimizer.b2': 0.95,
+    'optimizer.weight_decay': 0.05,
+    'optimizer.clip_norm': 0.0,
+    'schedule.total_steps': 800 * (1_281_167 // 4096),
+    'schedule.warmup_steps': 40 * (1_281_167 // 4096),
+    'schedule.decay': 'cosine',
+    'masks.random.ratio': 0.75,
+    'data.views.global.scale': (0.2, 1.0),
+    'towers.image.positions': 'sincos',
+    'towers.decoder.positions': 'sincos',
+    'passes.painted.inputs.cls': 'visible.cls',
+    'losses.pixels.args.normalize': 1,
+  },
+  'methods.clip': {
+    'optimizer.learning_rate': 5e-4,
+    'optimizer.b2': 0.98,
+    'optimizer.eps': 1e-6,
+    'optimizer.weight_decay': 0.2,
+    'optimizer.clip_norm': 0.0,
+    'schedule.decay': 'cosine',
+    'data.views.global.scale': (0.9, 1.0),
+    'data.views.global.flip': 0.0,
+    'towers.logit.temperature': 0.07,
+  },
+  'methods.siglip': {
+    'optimizer.learning_rate': 1e-3,
+    'optimizer.b2_cap': 0.95,
+    'optimizer.weight_decay': 1e-4,
+    'optimizer.decay_times': 'schedule',
+    'optimizer.clip_norm': 1.0,
+    'schedule.decay': 'cosine',
+    'data.text_length': 16,
+    'towers.logit.temperature': 0.1,
+    'towers.logit.bias': -10.0,
+  },
+  'methods.dino_ibot': {
+    'masks.blocks.ratio': (0.1, 0.5),
+    'masks.blocks.probability': 0.5,
+    'losses.koleo.weight': 0.1,
+    'losses.distill_local.weight': 16 / 18,
+    'data.views.global.jitter': 0.8,
+    'data.views.global.gray': 0.2,
+    'data.views.global.blur': (0.0, 0.9),
+    'data.views.global.solarize': (0.0, 0.2),
+    'data.views.local.blur': 0.5,
+    'data.views.local.solarize': 0.0,
+    'optimizer.learning_rate': 2e-4 * (3072 / 1024) ** 0.5,
+    'optimizer.final_rate': 1e-6,
+    'optimizer.weight_decay': schema.Ramp(start=0.04, end=0.2, shape='cosine'),
+    'optimizer.clip_norm': 3.0,
+    'optimizer.clip_by': 'tower',
+    'towers.image.layer_scale': 1e-5,
+    'towers.image.drop_path': 0.4,
+    'towers.image.mlp': (int(3072 * 2 / 3) + 7) // 8 * 8,
+    'teachers.ema.momentum': schema.Ramp(start=0.994, end=1.0, shape='cosine'),
+  },
+}
+
+
+@pytest.mark.parametrize('name', NEIGHBORS)
+def test_a_neighbor_has_the_numbers_of_its_code(name):
+  config = strict.build(schema.Config, get_config(name))
+  for path, published in NEIGHBORS[name].items():
+    value = config
+    for key in path.split('.'):
+      value = value[key] if isinstance(value, dict) else getattr(value, key)
+    assert value == published, path
+
+
 # docs/method.md: what the papers leave open is printed and can be changed.
 OPEN = {
   'losses.distill.args.student_temperature': '0.2',

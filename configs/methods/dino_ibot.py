@@ -142,7 +142,7 @@ def method() -> recipe.Recipe:
     ),
     optimizer=dict(
       kind='adamw',
-      learning_rate=3.46e-4,  # L:22, S:102: 2e-4 at 1,024 images, times sqrt(3,072 / 1,024)
+      learning_rate=2e-4 * 3**0.5,  # L:22, S:102: 2e-4 at 1,024 images, times sqrt(3,072 / 1,024)
       final_rate=1e-6,  # S:99
       b1=0.9,  # S:105
       b2=0.999,  # S:106

@@ -268,6 +268,17 @@ def test_too_little_shared_memory_for_the_workers_is_refused(folders, monkeypatc
     Pipeline(config(folders, workers=2), batch_size=8, seed=0)
 
 
+def test_colors_are_those_of_the_example_after_a_resume(folders, opened):
+  color = dict(jitter=0.8, gray=0.2, blur=0.5, solarize=0.2)
+  colored = {'global': View(size=16, count=2, **color)}
+  whole = read(opened(config(folders, views=colored, threads=1)), 4)
+  rest = read(opened(config(folders, views=colored, threads=3), start=16), 2)
+  assert_equal(rest, whole[2:])
+  plain = read(opened(config(folders, views={'global': View(size=16, count=2)})), 1)
+  assert not np.array_equal(plain[0]['global'], whole[0]['global'])
+  np.testing.assert_array_equal(plain[0]['index'], whole[0]['index'])
+
+
 # --- mixtures -----------------------------------------------------------------------------------
 
 

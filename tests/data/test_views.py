@@ -95,6 +95,14 @@ def test_an_image_too_slim_for_any_box_gives_its_center(height, width, expected)
   assert views.draw_boxes(height, width, view, np.random.default_rng(0)) == [(*expected, False)] * 3
 
 
+def test_a_view_of_all_of_the_area_and_any_ratio_is_the_whole_image():
+  view = View(size=8, scale=(1.0, 1.0), ratio=(0.01, 100.0), flip=0.0)  # big_vision's resize
+  for height, width in ((300, 400), (30, 200), (7, 7)):
+    for seed in range(5):
+      drawn = views.draw_boxes(height, width, view, np.random.default_rng(seed))
+      assert drawn == [(0, 0, height, width, False)]
+
+
 def rounded(start, length, scale, limit):
   length = max(1, round(length / scale))
   return min(round(start / scale), limit // scale - length) * scale, length * scale

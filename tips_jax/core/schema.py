@@ -33,6 +33,11 @@ def _divides(field, number, what, whole):
     raise InputError(f'{field}: got {number}; expected a divisor of the {what} {whole}')
 
 
+def _has_sines(positions, width):
+  if positions == 'sincos' and width % 4:
+    raise InputError(f"positions: got 'sincos' with a width of {width}; expected a multiple of 4")
+
+
 def _ascending(field, pair):
   if pair[0] > pair[1]:
     raise InputError(f'{field}: got {pair}; expected the least first')
@@ -170,6 +175,7 @@ class ViT:
 
   def __post_init__(self):
     _divides('heads', self.heads, 'width', self.width)
+    _has_sines(self.positions, self.width)
     if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:
       raise InputError(f"cls: got {self.cls}; expected different names, and none of them 'patch'")
 
@@ -229,6 +235,7 @@ class PixelDecoder:
 
   def __post_init__(self):
     _divides('heads', self.heads, 'decoder width', self.decoder_width)
+    _has_sines(self.positions, self.decoder_width)
 
 
 @config
@@ -345,7 +352,7 @@ class Optimizer:
   clip_by: Literal['all', 'tower'] = 'all'  # one norm, or one for each tower
   decay_rules: Rules = (('.*/(kernel|embedding)$', 1.0), ('.*', 0.0))
   lr_rules: Rules = (('.*', 1.0),)
-  # A rate is times this for each layer above the parameter's; see optim.depth_below_top.
+  # A rate is times this for each layer above the parameter's; see optim.layer_decay.
   layer_decay_rules: Rules = (('.*', 1.0),)
   freeze_rules: Rules = (('.*', 0.0),)  # not updated for this fraction of the run; 1: always
 

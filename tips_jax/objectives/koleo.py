@@ -17,16 +17,11 @@ def koleo(features: jax.Array, *, group: int = 0) -> Loss:
 
   features: [B, V, D], L2-normalized here; views of one image are never neighbors. group: images
   among which the neighbor is sought, B / group groups of consecutive ones (DINOv2: those of a
-  device); 0, or more than B: all of the global batch. Raises InputError for a group that does not
-  divide B, or of one image. Metric: mean distance to the nearest neighbor.
+  device); 0, or more than B: all of the global batch. Metric: mean distance to the nearest
+  neighbor.
   """
   images, views, width = features.shape
-  size = min(group or images, images)
-  if images % size or size < 2:
-    raise InputError(
-      f'koleo.group: got {group} with a batch of {images}; expected a divisor of the batch, at '
-      'least 2, or 0'
-    )
+  size = group_size(group, images)
   x = unit(features).reshape(-1, size, views, width).swapaxes(1, 2)
   fixed = jax.lax.stop_gradient(x)
   cosine = jnp.einsum('gvid,gvjd->gvij', fixed, fixed, precision='highest')
@@ -37,3 +32,16 @@ def koleo(features: jax.Array, *, group: int = 0) -> Loss:
   distance = jnp.sqrt(jnp.sum(jnp.square(x - neighbor + _EPS), axis=-1))
   value = -jnp.log(distance + _EPS).sum() / images
   return Loss(value, {'distance': distance.mean()})
+
+
+def group_size(group: int, images: int) -> int:
+  """Images of a group, see `koleo`. InputError for one that does not divide the batch, or has no
+  neighbors in it.
+  """
+  size = min(group or images, images)
+  if size < 2 or images % size:
+    raise InputError(
+      f'koleo.group: got {group} with a batch of {images}; expected a divisor of the batch, at '
+      'least 2, or 0'
+    )
+  return size

@@ -190,6 +190,9 @@ def _names(parameters, kind):
 
 def _check_rest(c):
   schedule = c.schedule
+  for loss in c.losses.values():
+    if loss.kind == 'koleo':
+      koleo.group_size(loss.args.get('group', 0), schedule.batch_size)
   if schedule.batch_size % schedule.accumulate:
     raise InputError(
       f'schedule.accumulate: got {schedule.accumulate}; expected a divisor of the batch size '

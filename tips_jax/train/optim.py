@@ -35,7 +35,11 @@ def learning_rate(config: schema.Config) -> Callable[[jax.Array | int], jax.Arra
     case 'linear':
       after = optax.linear_schedule(peak, final, rest)
     case 'cosine':
-      after = optax.cosine_decay_schedule(peak, rest, alpha=final / peak)
+      cosine = optax.cosine_decay_schedule(peak - final, rest)
+
+      def after(step):
+        return final + cosine(step)
+
     case 'constant':
       after = optax.constant_schedule(peak)
   if not schedule.warmup_steps:
@@ -103,7 +107,7 @@ def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array
     decay = weight_decay * tree.match(optimizer.decay_rules, name, 'optimizer.decay_rules')
     shrink = scale
     if optimizer.decay_times == 'schedule':  # not by the multipliers of the rate either
-      shrink = rate / optimizer.learning_rate
+      shrink = rate / max(optimizer.learning_rate, 1e-30)  # a rate of 0 moves nothing
     frozen_until = tree.match(optimizer.freeze_rules, name, 'optimizer.freeze_rules')
     moves = 1.0
     if frozen_until >= 1:  # for good: progress itself reaches 1
