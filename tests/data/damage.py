@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 FUZZ = settings(
-  max_examples=100,
+  max_examples=300,
   deadline=None,
   derandomize=True,
   database=None,

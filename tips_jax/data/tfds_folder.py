@@ -35,7 +35,10 @@ def open_builder(folder: Path) -> tfds.core.DatasetBuilder:
           f'{str(features)!r}: got a feature of class {name!r}; expected one of '
           f'tensorflow_datasets.features: no code is imported for a data folder'
         )
-    return tfds.builder_from_directory(os.fspath(folder))
+    builder = tfds.builder_from_directory(os.fspath(folder))
+    for split in builder.info.splits.values():
+      split.filepaths  # made of a template and numbers that the files hold
+    return builder
   except InputError:
     raise
   except Exception as error:  # TFDS raises whatever a broken file makes of it

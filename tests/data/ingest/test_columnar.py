@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from hypothesis import given
 from PIL import Image
 
+from tests.data.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input
@@ -107,6 +110,78 @@ def test_of_arrow_maps_the_values_are_captions(tmp_path):
   assert read(tmp_path)[0].captions == ['a', 'b']
 
 
+@pytest.mark.parametrize(
+  'cells, kind',
+  [
+    ([1, 2], 'int64'),
+    ([0.5, None], 'double'),
+    ([[jpeg(0)], [jpeg(1)]], 'list<element: binary>'),
+    ([[{'bytes': jpeg(0), 'path': 'a'}], []], 'list<element: struct'),
+    ([[[[1, 2, 3]]]] * 2, 'list<element: list'),
+    ([{'bytes': 'text', 'other': 1}] * 2, 'struct<bytes: string'),
+    ([True, False], 'bool'),
+  ],
+)
+def test_an_image_column_of_another_kind_is_an_error_in_one_line(tmp_path, cells, kind):
+  table = pa.table({'image': cells, 'text': ['a', 'b'], 'photo': [jpeg(0)] * 2})
+  pq.write_table(table, tmp_path / 'a.parquet')
+  message = f"image column 'image' holds {kind}.*expected encoded images as bytes.*'photo'"
+  with pytest.raises(InputError, match=message) as error:
+    read(tmp_path / 'a.parquet', columns=Columns(image='image'))
+  assert '\n' not in str(error.value)
+  # Without the flag the column that can be read is taken.
+  assert read(tmp_path / 'a.parquet')[1].image == jpeg(0)
+
+
+def test_images_as_base64_text_are_refused_with_the_remedy(tmp_path):
+  text = base64.b64encode(jpeg(0)).decode()
+  for i, cell in enumerate((text, 'data:image/jpeg;base64,' + text)):
+    file = tmp_path / f'{i}.parquet'
+    pq.write_table(pa.table({'image': [cell], 'text': ['a']}), file)
+    with pytest.raises(InputError, match='holds base64 text .*base64.b64decode'):
+      read(file)
+
+
+def test_odd_names_of_image_files_are_missing_files(tmp_path):
+  names = ['a' * 190 + '-' * 4000, 'with\0nul', '~nobody/x.jpg', '', None, '../' * 40, '.']
+  table = pa.table({'image': names, 'text': ['a'] * len(names)})
+  pq.write_table(table, tmp_path / 'a.parquet')
+  samples = read(tmp_path / 'a.parquet')
+  assert [sample.image for sample in samples] == [None] * len(names)
+  assert {sample.problem for sample in samples} == {'no such file', 'empty image cell'}
+
+
+def test_the_bytes_that_are_images_are_found_among_other_bytes(tmp_path):
+  columns = {'digest': [b'0' * 20], 'picture': [jpeg(0)], 'path': ['first/name.jpg'], 'text': ['a']}
+  pq.write_table(pa.table(columns), tmp_path / 'a.parquet')
+  assert [sample.image for sample in read(tmp_path / 'a.parquet')] == [jpeg(0)]
+
+
+def not_utf8(texts):
+  return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_text_that_is_not_utf8_is_read_with_replacement_characters(tmp_path):
+  texts = not_utf8([b'\xffab', b'whole'])
+  lists = pa.ListArray.from_arrays([0, 1, 2], texts)
+  table = pa.table({'image': [jpeg(0), jpeg(1)], 'text': texts, 'captions': lists})
+  pq.write_table(table, tmp_path / 'a.parquet')
+  first, second = read(tmp_path / 'a.parquet')
+  assert (first.alt_text, first.captions) == ('\ufffdab', ['\ufffdab'])
+  assert (second.alt_text, second.captions) == ('whole', ['whole'])
+
+
+def test_a_column_that_is_missing_or_twice_is_an_error(tmp_path):
+  table = pa.table({'image': [jpeg(0)], 'text': ['a']})
+  pq.write_table(table, tmp_path / 'train-00000.parquet')
+  pq.write_table(table.rename_columns(['image', 'words']), tmp_path / 'train-00001.parquet')
+  with pytest.raises(InputError, match="train-00001.*got 0 columns 'text'"):
+    read(tmp_path)
+  pq.write_table(table.append_column('text', [['b']]), tmp_path / 'twice.parquet')
+  with pytest.raises(InputError, match="got 2 columns 'text'"):
+    read(tmp_path / 'twice.parquet')
+
+
 def test_truncated_parquet(tmp_path):
   pq.write_table(hf_table(20), tmp_path / 'a.parquet')
   os.truncate(tmp_path / 'a.parquet', 3000)
@@ -147,6 +222,73 @@ def test_truncated_arrow(tmp_path):
   os.truncate(file, file.stat().st_size // 2)
   with pytest.raises(InputError, match='truncated or damaged'):
     read(tmp_path / 'cut')
+
+
+def test_offsets_that_point_outside_of_an_arrow_file_are_an_error(tmp_path):
+  """They ended the process."""
+  save_to_disk(tmp_path / 'odd', hf_table(3))
+  file = tmp_path / 'odd' / 'data-00000-of-00001.arrow'
+  data = file.read_bytes()
+  size = len(jpeg(0))
+  offsets = np.array([0, size, size + len(jpeg(1))], np.int32).tobytes()
+  assert data.count(offsets) == 1
+  file.write_bytes(data.replace(offsets, offsets[:4] + b'\x00\x00\x00\x7f' + offsets[8:]))
+  with pytest.raises(InputError, match='truncated or damaged, not an Arrow stream .*bounds'):
+    read(tmp_path / 'odd')
+
+
+@pytest.mark.parametrize(
+  'state',
+  [
+    '[]',
+    '{}',
+    'null',
+    '{"_data_files": 3}',
+    '{"_data_files": ["a"]}',
+    '{"_data_files": [{}]}',
+    '{"_data_files": [{"filename": 3}]}',
+    '{"_data_files": [{"filename": "../one/data-00000-of-00001.arrow"}]}',
+    '{"_data_files": [{"filename": "gone.arrow"}]}',
+    '[' * 100_000,
+    b'\xff\xfe',
+  ],
+)
+def test_an_odd_state_of_a_hugging_face_folder_is_an_error_in_one_line(tmp_path, state):
+  save_to_disk(tmp_path / 'one', hf_table(3))
+  state = state if isinstance(state, bytes) else state.encode()
+  (tmp_path / 'one' / 'state.json').write_bytes(state)
+  with pytest.raises(InputError) as error:
+    read(tmp_path / 'one')
+  assert 'one' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('form', ['parquet', 'plain parquet', 'arrow', 'state.json'])
+def test_damaged_files_are_read_or_an_input_error(tmp_path, form):
+  table = hf_table(3)
+  folder = tmp_path / 'one'
+  save_to_disk(folder, table)
+  file = tmp_path / 'a.parquet'
+  if form == 'parquet':
+    pq.write_table(table, file)
+  elif form == 'plain parquet':
+    pq.write_table(table, file, use_dictionary=False, compression='none', write_statistics=False)
+  elif form == 'arrow':
+    file = folder / 'data-00000-of-00001.arrow'
+  else:
+    file = folder / 'state.json'
+  whole = file.read_bytes()
+
+  @FUZZ
+  @given(damaged(whole))
+  def check(data):
+    file.write_bytes(data)
+    try:
+      for sample in read(file if 'parquet' in form else folder, columns=Columns(label='label')):
+        assert sample.image is not None or sample.problem
+    except InputError as error:
+      assert '\n' not in str(error)
+
+  check()
 
 
 class CocoLike(tfds.core.GeneratorBasedBuilder):

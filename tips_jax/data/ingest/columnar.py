@@ -4,12 +4,14 @@ Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; T
 read here, because TFDS needs TensorFlow for them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,11 +22,14 @@ import tensorflow_datasets as tfds
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store, tfds_folder
+from tips_jax.data.images import MAX_PIXELS
 from tips_jax.data.ingest.cells import label_names, label_text
+from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
 from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local
 
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
+_BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
 _TFDS_KEYS = ('id', 'image/filename', 'filename', 'file_name')
 
@@ -35,21 +40,21 @@ _TFDS_KEYS = ('id', 'image/filename', 'filename', 'file_name')
 class ArrowReader(Reader):
   """Tables of rows with encoded images; `_batches` yields their rows in parts."""
 
-  def __init__(self, files: Sequence[str], schema: pa.Schema, options: Options):
+  def __init__(self, files: Sequence[str], schemas: Sequence[pa.Schema], options: Options):
     super().__init__(options)
     self._files = files
-    self._schema = schema
-    self._names = schema.names
+    self._schema = schemas[0]
+    self._names = self._schema.names
     columns = options.columns
-    images = [field.name for field in schema if _holds_images(field.type)]
-    # A column of bytes is an image whatever its name, where no column has a usual one.
-    if not columns.image and images and not set(images) & set(IMAGE_NAMES):
-      columns = dataclasses.replace(columns, image=images[0])
-    self._columns = guess(columns, schema.names)
+    if not columns.image:
+      columns = dataclasses.replace(columns, image=self._image_column())
+    self._columns = guess(columns, self._schema.names)
+    for file, schema in zip(files, schemas):
+      self._check(file, schema)
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
       column = self._columns.label
-      self._class_names = _class_names(schema, column)
+      self._class_names = _class_names(self._schema, column)
       self.label_names = self._class_names or label_names(self._values(column))
 
   def _batches(self, names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -58,19 +63,54 @@ class ArrowReader(Reader):
 
   def _values(self, column):
     for _, batch in self._batches([column]):
-      yield from batch.column(0).to_pylist()
+      for row in _rows(batch):
+        yield row[column]
+
+  def _image_column(self):
+    """The column of bytes that is an image, where none of them has a usual name; else ''."""
+    held = [field.name for field in self._schema if _holds_images(field.type)]
+    if set(held) & set(IMAGE_NAMES):
+      return ''
+    for name in held:
+      value = next(filter(None, self._values(name)), None)
+      if isinstance(value, dict):
+        value = value['bytes']
+      if not check_image(value or b'', min_side=1, max_pixels=MAX_PIXELS).problem:
+        return name
+    return ''
+
+  def _needed(self):
+    """The columns that are read."""
+    c = self._columns
+    names = dict.fromkeys((c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS))
+    return [name for name in names if name in self._schema.names]
+
+  def _check(self, file, schema):
+    """InputError for a file whose columns cannot be read as the first file's are."""
+    for name in self._needed():
+      count = schema.names.count(name)
+      if count != 1:
+        raise InputError(
+          f'{file!r}: got {count} columns {name!r} among {schema.names}; expected one, as in the '
+          f'first file'
+        )
+    column = self._columns.image
+    kind = schema.field(column).type
+    if not (_holds_images(kind) or _names_images(kind)):
+      held = [field.name for field in schema if _holds_images(field.type)]
+      raise InputError(
+        f'{file!r}: image column {column!r} holds {kind}; expected encoded images as bytes or as '
+        f'{{bytes, path}}, or file names; columns that do: {held}'
+      )
 
   def __iter__(self) -> Iterator[Sample]:
-    c = self._columns
-    needed = dict.fromkeys((c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS))
-    names = [name for name in needed if name in self._schema.names]
     current = None
     number = 0  # of the row in its file
-    for file, batch in self._batches(names):
+    for file, batch in self._batches(self._needed()):
       if file != current:
         current = file
         number = 0
-      for row in batch.to_pylist():
+      for row in _rows(batch):
         yield self._sample(row, file, number)
         number += 1
 
@@ -93,35 +133,88 @@ class ArrowReader(Reader):
     """(bytes or None, path, problem) of bytes, a path, or a Hugging Face image: {bytes, path}."""
     path = ''
     if isinstance(value, dict):
-      path = value.get('path') or ''
+      path = str(value.get('path') or '')
       value = value.get('bytes') or path
     if isinstance(value, bytes):
       return value, path, ''
     if not value:
       return None, path, 'empty image cell'
+    if not isinstance(value, str):
+      return None, path, f'a cell of {type(value).__name__}, neither bytes nor a file name'
     check_local([value], self._columns.image, file)
+    if _BASE64.fullmatch(value):
+      raise InputError(
+        f'{file!r}: image column {self._columns.image!r} holds base64 text ({value[:20]}...); '
+        f'expected encoded images as bytes: write what base64.b64decode makes of it'
+      )
     for folder in (self.options.images, os.path.dirname(file)):
-      place = pathlib.Path(folder, value).expanduser()
-      if place.is_file():
-        return place.read_bytes(), value, ''
+      # No pathlib: what is no possible name (too long, with NUL) is an error to it.
+      place = os.path.join(os.path.expanduser(folder), value)
+      if os.path.isfile(place):
+        return pathlib.Path(place).read_bytes(), value, ''
     return None, value, 'no such file'
 
 
 def _holds_images(kind):
-  return (
-    pa.types.is_binary(kind)
-    or pa.types.is_large_binary(kind)
-    or (pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0)
+  """Whether cells of an Arrow type may be encoded images."""
+  if pa.types.is_struct(kind):
+    at = kind.get_field_index('bytes')
+    return at >= 0 and _is_bytes(kind.field(at).type)
+  return _is_bytes(kind)
+
+
+def _is_bytes(kind):
+  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _names_images(kind):
+  """Whether cells of an Arrow type may be file names; a column of nothing but nulls has no type."""
+  if pa.types.is_dictionary(kind):
+    kind = kind.value_type
+  if pa.types.is_struct(kind):
+    at = kind.get_field_index('path')
+    return at >= 0 and _names_images(kind.field(at).type)
+  texts = (
+    pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
   )
+  return texts or pa.types.is_null(kind)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
+  """The rows of a batch; bytes of a text that are not UTF-8 become the replacement character."""
+  columns = {}
+  for name, column in zip(batch.schema.names, batch.columns):
+    try:
+      columns[name] = column.to_pylist()
+    except UnicodeDecodeError:
+      columns[name] = [_replaced(cell) for cell in column]
+  for i in range(len(batch)):
+    yield {name: values[i] for name, values in columns.items()}
+
+
+def _replaced(cell: pa.Scalar) -> object:
+  """The value of a cell with text that is not UTF-8, at any depth."""
+  try:
+    return cell.as_py()
+  except UnicodeDecodeError:
+    pass
+  if isinstance(cell, (pa.DictionaryScalar, pa.ExtensionScalar)):
+    return _replaced(cell.value)
+  if isinstance(cell, pa.ListScalar):
+    return [_replaced(item) for item in cell.values]
+  if isinstance(cell, pa.StructScalar):
+    return {name: _replaced(cell[name]) for name in cell}
+  return cell.as_buffer().to_pybytes().decode('utf-8', 'replace')
 
 
 def _class_names(schema, column):
   """The class names that Hugging Face keeps in the metadata of a schema; () if it has none."""
   try:
     kinds = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
-    return tuple(kinds[column]['names'])
-  except (KeyError, TypeError, ValueError):
+    names = kinds[column]['names']
+  except (KeyError, TypeError, ValueError, RecursionError):
     return ()
+  return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 class ParquetReader(ArrowReader):
@@ -130,28 +223,23 @@ class ParquetReader(ArrowReader):
   kind = 'parquet'
 
   def __init__(self, files: Sequence[str], options: Options):
-    opened = [_open_parquet(f) for f in files]
-    self.total = sum(f.metadata.num_rows for f in opened)
-    super().__init__(files, opened[0].schema_arrow, options)
+    schemas = []
+    self.total = 0
+    for path in files:
+      with _damaged(path, 'a complete parquet file'), _open_parquet(path) as file:
+        schemas.append(file.schema_arrow)
+        self.total += file.metadata.num_rows
+    super().__init__(files, schemas, options)
 
   def _batches(self, names):
     for path in self._files:
-      try:
-        for batch in _open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, columns=names):
+      with _damaged(path, 'a complete parquet file'), _open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
           yield path, batch
-      except (pa.ArrowException, OSError) as error:
-        raise InputError(
-          f'{path!r} is damaged or has other columns than the first file ({error})'
-        ) from error
 
 
 def _open_parquet(path):
-  try:
-    return pq.ParquetFile(path)
-  except (pa.ArrowException, OSError) as error:
-    raise InputError(
-      f'{path!r} is not a complete parquet file ({error}); copy or write it again'
-    ) from error
+  return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 class HuggingFaceReader(ArrowReader):
@@ -163,60 +251,79 @@ class HuggingFaceReader(ArrowReader):
     folder = pathlib.Path(path)
     splits_file = folder / 'dataset_dict.json'
     if splits_file.exists():
-      splits = _json_file(splits_file).get('splits', [])
+      splits = _names_in(splits_file, _json_file(splits_file).get('splits'))
       if options.split not in splits:
         raise unknown(f'split of {path!r}', options.split, splits)
       folder = folder / options.split
-    state = _json_file(folder / 'state.json')
+    state_file = folder / 'state.json'
+    state = _json_file(state_file)
     if state.get('_indices_data_files'):
       raise InputError(
         f'{str(folder)!r} is an index into other files; save it again after flatten_indices()'
       )
-    files = [str(folder / file['filename']) for file in state.get('_data_files', [])]
-    if not files:
-      raise InputError(
-        f'{str(folder)!r}: its state.json names no data files; expected a save_to_disk folder'
-      )
-    self.total = sum(len(batch) for file in files for batch in _arrow_batches(file))
-    super().__init__(files, _open_arrow(files[0]).schema, options)
+    data_files = state.get('_data_files')
+    if isinstance(data_files, list) and all(isinstance(file, dict) for file in data_files):
+      data_files = [file.get('filename') for file in data_files]
+    files = [str(folder / name) for name in _names_in(state_file, data_files)]
+    schemas = []
+    self.total = 0
+    for file in files:
+      with _damaged(file, 'an Arrow stream'), _open_arrow(file) as stream:
+        schemas.append(stream.schema)
+        for batch in stream:
+          self.total += len(batch)
+    super().__init__(files, schemas, options)
 
   def _batches(self, names):
     for path in self._files:
-      for batch in _arrow_batches(path):
-        for start in range(0, len(batch), _BATCH_ROWS):
-          yield path, batch.slice(start, _BATCH_ROWS).select(names)
+      with _damaged(path, 'an Arrow stream'), _open_arrow(path) as stream:
+        for whole in stream:
+          batch = whole.select(names)
+          # Offsets that point outside of the file would end the process.
+          batch.validate(full=True)
+          for start in range(0, len(batch), _BATCH_ROWS):
+            yield path, batch.slice(start, _BATCH_ROWS)
 
 
 def _open_arrow(path):
+  return pa.ipc.open_stream(pa.memory_map(path))
+
+
+@contextlib.contextmanager
+def _damaged(path, expected):
+  """What pyarrow raises while it reads a file, as InputError."""
   try:
-    return pa.ipc.open_stream(pa.memory_map(path))
-  except (pa.ArrowException, OSError) as error:
+    yield
+  except InputError:
+    raise
+  except Exception as error:
     raise InputError(
-      f'{path!r} is not an Arrow stream ({error}); copy or write it again'
+      f'{path!r} is truncated or damaged, not {expected} ({error}); copy or write it again'
     ) from error
-
-
-def _arrow_batches(path):
-  stream = _open_arrow(path)
-  while True:
-    try:
-      batch = stream.read_next_batch()
-    except StopIteration:
-      return
-    except (pa.ArrowException, OSError) as error:
-      raise InputError(
-        f'{path!r} is truncated or damaged ({error}); copy or write it again'
-      ) from error
-    yield batch
 
 
 def _json_file(path):
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    content = json.loads(path.read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(
       f'{str(path)!r}: cannot be read ({error}); expected a Hugging Face save_to_disk folder'
     ) from error
+  if not isinstance(content, dict):
+    raise InputError(f'{str(path)!r}: got {type(content).__name__}; expected a JSON object')
+  return content
+
+
+def _names_in(file, names):
+  """A list of names of files beside `file`, which holds them. Names from files are never paths."""
+  if not isinstance(names, list) or not names:
+    raise InputError(
+      f'{str(file)!r}: names no data files; expected a Hugging Face save_to_disk folder'
+    )
+  for name in names:
+    if not isinstance(name, str) or os.path.basename(name) != name or name in ('', '.', '..'):
+      raise InputError(f'{str(file)!r}: got {name!r}; expected the name of a file beside it')
+  return names
 
 
 # --- TFDS ---------------------------------------------------------------------------------------
