@@ -1,6 +1,7 @@
 """Programs end with one line and a code; importing the package changes nothing for the importer."""
 
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -158,3 +159,24 @@ def test_a_bucket_in_a_config_file_is_named_by_its_field(values_with_config):
   values.config.data.store = 'gs://bucket/store'
   with pytest.raises(InputError, match="config.data.store: got 'gs://bucket/store'; expected a"):
     cli.load_config(values)
+
+
+def test_letters_that_a_terminal_lacks_are_escaped_and_a_path_that_is_not_utf8_is_refused():
+  code = (
+    'import sys\n'
+    'from tips_jax.core import cli\n'
+    'values = cli.Flags()\n'
+    'def work(argv):\n'
+    '  cli.parse(values, argv[:1])\n'
+    '  print("caf\\xe9")\n'
+    '  cli.parse(values, argv)\n'
+    'sys.exit(cli.run(work, sys.argv, values, about="", stopped=""))\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, b'--output=\xff'],
+    env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+    capture_output=True,
+    check=False,
+  )
+  assert done.stdout == b'caf\\xe9\n' and done.returncode == 2
+  assert done.stderr == b"error: arguments: got '--output=\\udcff'; expected UTF-8, also in paths\n"

@@ -3,6 +3,7 @@ codes.
 """
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -84,6 +85,9 @@ def run(
   """
   if print_help(argv, values, about):
     return 0
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')  # not every terminal has every letter
   before = signal.signal(signal.SIGTERM, _stop)
   try:
     with _libraries_silent():
@@ -110,6 +114,11 @@ def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> boo
 
 def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None:
   """Reads the command line into `values`, afresh; InputError for what is no flag."""
+  for arg in argv:
+    try:
+      arg.encode()
+    except UnicodeEncodeError as error:
+      raise InputError(f'arguments: got {arg!r}; expected UTF-8, also in paths') from error
   argv = [argv[0], *map(_local, argv[1:])]
   values.unparse_flags()
   for name in values:

@@ -37,7 +37,7 @@ def open_builder(folder: Path) -> tfds.core.DatasetBuilder:
         )
     builder = tfds.builder_from_directory(os.fspath(folder))
     for split in builder.info.splits.values():
-      split.filepaths  # made of a template and numbers that the files hold
+      list(split.filepaths)  # made of a template and numbers that the files hold
     return builder
   except InputError:
     raise
