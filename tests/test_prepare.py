@@ -135,8 +135,8 @@ def test_the_columns_and_the_first_row_are_printed_as_they_were_understood(tmp_p
   lines = capsys.readouterr().out.splitlines()
   assert lines[:6] == [
     'train: table',
-    "  columns: image from 'image', alt_text from 'Title', captions from ('texts',), label from "
-    "'kind'; not read: ['width']",
+    "  columns: image from 'image'; alt_text from 'Title'; captions from 'texts'; "
+    "label from 'kind'; not read: ['width']",
     "  first sample: '0.jpg'",
     "    alt_text: 'a'",
     "    captions: ['b', 'c']",

@@ -73,12 +73,25 @@ class Reader:
     for name, value in shown.items():
       lines.append(f'    {name}: {brief(value)}')
     if self._columns is not None:
-      columns = self._columns
-      roles = [f'{role} from {names!r}' for role, names in vars(columns).items() if names]
-      used = {*vars(columns).values(), *columns.captions}
-      unused = [name for name in self._names if name not in used]
-      lines.insert(1, f'  columns: {", ".join(roles)}; not read: {brief(unused)}')
+      lines.insert(1, f'  columns: {self._roles()}')
     return '\n'.join(lines)
+
+  def _roles(self):
+    """Which column is what, and which are not read."""
+    roles = []
+    unused = dict.fromkeys(self._names)
+    for role, names in vars(self._columns).items():
+      if isinstance(names, str):
+        names = (names,)
+      taken = [name for name in names if name not in ('', NONE)]
+      if taken:
+        roles.append(f'{role} from {", ".join(map(repr, taken))}')
+      for name in taken:
+        unused.pop(name, None)
+    text = '; '.join(roles)
+    if unused:
+      text += f'; not read: {brief(list(unused))}'
+    return text
 
   def _texts(self, rows, columns):
     return texts_of(rows, columns, first_caption_as_alt_text=self.options.first_caption_as_alt_text)
