@@ -8,6 +8,7 @@ pins itself to one core and prints one JSON line per measurement; crops are 1 x 
 CPU time (trust the latter where others use the machine), `best_per_s_cpu` is the fastest repeat.
 """
 
+import dataclasses
 import importlib.util
 import io
 import itertools
@@ -37,6 +38,8 @@ REPEATS = flags.DEFINE_integer('repeats', 5, 'repeats of each measurement')
 BATCH = flags.DEFINE_integer('batch', 32, 'batch size')
 
 VIEWS = {'global': View(size=224), 'local': View(size=98, count=6, scale=(0.05, 0.4), flip=0.0)}
+COLOR = dict(jitter=0.8, gray=0.2, blur=0.5, solarize=0.2)  # about DINOv2's
+COLORED = {name: dataclasses.replace(view, **COLOR) for name, view in VIEWS.items()}
 TEXTS = {'web': Text(field='alt_text'), 'synthetic': Text(field='captions')}
 HEIGHT, WIDTH = 300, 400
 
@@ -175,6 +178,7 @@ def main(_: Sequence[str]) -> None:
     cases = [
       ({'name': 'decode'}, lambda: simplejpeg.decode_jpeg(next(cycle), 'RGBX', fastdct=True), 1),
       ({'name': 'decode and resize'}, lambda: views.crops(next(cycle), VIEWS, rng), 1),
+      ({'name': 'decode, resize, color'}, lambda: views.crops(next(cycle), COLORED, rng), 1),
     ]
     pipelines = []
     for threads in (1, 16):

@@ -28,7 +28,7 @@ def pixels(
   x = x.reshape(b, v, h // patch, patch, w // patch, patch, c).swapaxes(3, 4)
   x = x.reshape(b, v, -1, patch * patch * c)
   if normalize:
-    # Unbiased, as torch's: var(dim=-1) in models_mae.py:206.
+    # Unbiased, as torch's: var(dim=-1) in models_mae.py:207.
     variance = x.var(-1, keepdims=True, ddof=1)
     x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(variance + 1e-6)
   error = jnp.square(prediction.astype(jnp.float32) - x).mean(-1)
