@@ -27,7 +27,9 @@ small = Small()
 @pytest.fixture(scope='module')
 def quick():
   """The compiler's plainest code."""
-  fast = dict(jax_optimization_level='O0', jax_exec_time_optimization_effort=-1.0)
+  fast = dict(jax_optimization_level='O0')
+  if hasattr(jax.config, 'jax_exec_time_optimization_effort'):  # jax 0.11 has none
+    fast['jax_exec_time_optimization_effort'] = -1.0
   before = {name: getattr(jax.config, name) for name in fast}
   for name, value in fast.items():
     jax.config.update(name, value)
