@@ -196,6 +196,7 @@ OPEN = {
   'losses.contrastive_web.args.label_smoothing': '0.1',
   'masks.random.probability': '0.5',
   'teachers.ema.momentum.end': '0.994',
+  'data.texts.synthetic.pick': 'random',  # weights are of what is drawn
   'data.texts.synthetic.weights': '(0.7, 0.3)',
   'data.texts.web.mix': '0.5',
   'towers.image.drop_path': '0.1',

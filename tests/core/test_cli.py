@@ -100,9 +100,39 @@ def test_a_config_with_overrides(values_with_config):
 
 
 @pytest.mark.parametrize(
+  'content, message',
+  [
+    ('def get_config(:', 'line 1: SyntaxError: invalid syntax'),
+    ('import no_such_module', "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ('def get_config():\n  return 1 / 0', 'line 2: ZeroDivisionError: division by zero'),
+    ('def get_config():\n  raise RuntimeError("a\\nb")', 'line 2: RuntimeError: a b'),
+    ('import sys\nsys.exit(3)', 'line 2: SystemExit: 3'),
+    ('def get_config():\n  return get_config()', 'line 2: RecursionError'),
+  ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(
+  values_with_config, tmp_path, content, message
+):
+  file = tmp_path / 'broken.py'
+  file.write_text(content)
+  with pytest.raises(InputError) as error:
+    cli.load_config(values_with_config(f'--config={file}'))
+  assert str(error.value).startswith(f'--config={file}: {message}')
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
   'words, message',
   [
     ([f'--config={QUICKSTART}', '--config.optimizer.learning_rat=1'], 'learning_rat'),
+    (
+      [f'--config={QUICKSTART}', '--config.batch_size=64'],
+      "^--config.batch_size=64: unknown field 'batch_size'; did you mean .*'schedule.batch_size'",
+    ),
+    (
+      [f'--config={QUICKSTART}', '--config.scedule.batch_size=64'],
+      "unknown field 'scedule'; did you mean 'schedule.batch_size'",
+    ),
     (['--config=no/such/file.py'], '--config: got a file that cannot be read'),
     (['--nunber=1'], 'command line: .*nunber'),
     ([f'--config={QUICKSTART}:nothing'], 'nothing'),

@@ -10,6 +10,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
@@ -190,15 +191,20 @@ def _parse_config(values, argv):
     hasattr(values.config, 'lock')
   except InputError:
     raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise InputError(_reason(error, argv)) from None
+  # A config file is a program of the user's: it may raise anything.
+  except (Exception, SystemExit) as error:
+    raise InputError(_reason(error, argv, values)) from None
   return rest
 
 
-def _reason(error, argv):
-  """One line for what absl or ml_collections raised."""
+def _reason(error, argv, values):
+  """One line for what absl, ml_collections or a config file raised."""
   text = str(error).strip()
-  last = text.splitlines()[-1].strip()
+  last = (text.splitlines() or [''])[-1].strip()
+  for arg in argv:
+    line = _line_of(error, arg.removeprefix('--config=').split(':')[0])
+    if line:
+      return f'{arg}: line {line}: {type(error).__name__}: {" ".join(text.split())}'
   if isinstance(error, OSError):
     return f'--config: got a file that cannot be read; {last}'
   if 'Traceback' in text:  # from inside a config file
@@ -212,12 +218,44 @@ def _reason(error, argv):
         return f'{flag}: got {value!r} for a group; expected its fields, as {flag}.start and .end'
   if isinstance(error, (AttributeError, KeyError)):
     name = re.search(r'\w+', text)
-    suggestion = re.search(r'mean "(\w+)"', text)
-    hint = f'; did you mean {suggestion[1]!r}?' if suggestion else ''
     for arg in argv:
-      if name and arg.startswith('--config.') and name[0] in re.split('[.=]', arg):
-        return f'{arg}: unknown field {name[0]!r}{hint}'
+      path = arg.partition('=')[0].removeprefix('--config.')
+      if name and arg.startswith('--config.') and name[0] in path.split('.'):
+        return f'{arg}: unknown field {name[0]!r}{_near(path, name[0], argv, values)}'
   return f'command line: {" ".join(text.split())}'
+
+
+def _line_of(error, file):
+  """The last line of a file that an error passed through, or where it is no Python; else None."""
+  if isinstance(error, SyntaxError) and error.filename == file:
+    return error.lineno or 1
+  line = None
+  for frame in traceback.extract_tb(error.__traceback__):
+    if frame.filename == file:
+      line = frame.lineno
+  return line
+
+
+def _near(path, name, argv, values):
+  """The end of an error message: fields of that name in other groups, else the nearest path."""
+  fields = []
+  for arg in argv:
+    if arg.startswith('--config='):  # the flag itself has no value, as it failed
+      fields = _fields(values['config'].parser.parse(arg.removeprefix('--config=')))
+  alike = [repr(field) for field in fields if field.rpartition('.')[2] == name]
+  if alike and path.endswith(name):
+    return f'; did you mean {" or ".join(alike[:3])}?'
+  return strict.did_you_mean(path, fields)
+
+
+def _fields(group, prefix=''):
+  """Paths of the groups and fields of a config."""
+  paths = []
+  for name, value in group.items():
+    paths.append(prefix + name)
+    if hasattr(value, 'items'):
+      paths += _fields(value, f'{prefix}{name}.')
+  return paths
 
 
 # --- what the libraries log ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tips_jax.core import parallel
+from tips_jax.core import parallel, schema
 from tips_jax.core.types import Loss
 from tips_jax.objectives.vectors import unit
 
@@ -20,8 +20,8 @@ def softmax(
   log_temperature: jax.Array,
   valid: jax.Array | None = None,
   *,
-  block: int = 1024,
-  label_smoothing: float = 0.0,
+  block: schema.Count = 1024,
+  label_smoothing: schema.Share = 0.0,
   max_scale: float = 0.0,
 ) -> Loss:
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature
@@ -66,7 +66,7 @@ def sigmoid(
   bias: jax.Array,
   valid: jax.Array | None = None,
   *,
-  block: int = 1024,
+  block: schema.Count = 1024,
 ) -> Loss:
   """SigLIP loss (arXiv 2303.15343, eq. 1): -1/B sum_ij log sigmoid(z_ij (cos_ij / temperature +
   bias)).

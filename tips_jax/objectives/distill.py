@@ -6,16 +6,19 @@ center or from Sinkhorn.
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tips_jax.core import parallel
+from tips_jax.core import parallel, schema
 from tips_jax.core.errors import InputError
-from tips_jax.core.strict import unknown
+from tips_jax.core.strict import Range, unknown
 from tips_jax.core.types import Loss
 from tips_jax.objectives.vectors import unit
+
+_Temperature = Annotated[float | jax.Array, Range(1e-4, 1e4)]
 
 
 def initial_state(shapes: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -32,13 +35,13 @@ def dino(
   *,
   state: Mapping[str, jax.Array],
   pairing: str = 'same',
-  student_temperature: float | jax.Array = 0.1,
-  teacher_temperature: float | jax.Array = 0.07,
+  student_temperature: _Temperature = 0.1,
+  teacher_temperature: _Temperature = 0.07,
   centering: str = 'ema',
-  center_momentum: float | jax.Array = 0.9,
-  sinkhorn_iterations: int = 3,
+  center_momentum: Annotated[float | jax.Array, Range(0, 1)] = 0.9,
+  sinkhorn_iterations: schema.Count = 3,
   reduction: str = 'mean',
-  chunk: int = 2048,
+  chunk: schema.Count = 2048,
 ) -> Loss:
   """Cross-entropy of the teacher's prototype distribution under the student's.
 

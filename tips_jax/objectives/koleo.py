@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.types import Loss
 from tips_jax.objectives.vectors import unit
@@ -10,7 +11,7 @@ from tips_jax.objectives.vectors import unit
 _EPS = 1e-8
 
 
-def koleo(features: jax.Array, *, group: int = 0) -> Loss:
+def koleo(features: jax.Array, *, group: schema.Whole = 0) -> Loss:
   """-1/B sum_i log |x_i - nearest other x_j| over the images, summed over the views
   (Kozachenko-Leonenko entropy; arXiv 1806.03198, section 3, as DINOv2 has it,
   dinov2/loss/koleo_loss.py).

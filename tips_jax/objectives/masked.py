@@ -1,14 +1,23 @@
 """Masked image modeling in pixel space (MAE)."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
+from tips_jax.core import schema
 from tips_jax.core.errors import InputError
+from tips_jax.core.strict import Range
 from tips_jax.core.types import Loss
 
 
 def pixels(
-  prediction: jax.Array, images: jax.Array, mask: jax.Array, *, patch: int, normalize: int = 1
+  prediction: jax.Array,
+  images: jax.Array,
+  mask: jax.Array,
+  *,
+  patch: schema.Patch,
+  normalize: Annotated[int, Range(0, 1)] = 1,
 ) -> Loss:
   """MAE loss (arXiv 2111.06377, section 3): mean squared error on masked patches, each normalized
   to unit variance.

@@ -4,8 +4,9 @@ there.
 
 import jax
 
+from tips_jax.core.errors import InputError
 from tips_jax.data.batch import layout
-from tips_jax.train import sharding, state
+from tips_jax.train import sharding, state, summary
 from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method
 from tips_jax.train.state import State
@@ -32,8 +33,9 @@ def abstract_batch(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
 
 def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state,
-  batch).
+  batch). InputError for a method whose arrays do not fit each other.
   """
+  summary.shapes(method)
   shapes, places = abstract_state(method, mesh)
   # The old state is given away: two of them would not fit where one of a large model does.
   jitted = jax.jit(
@@ -42,5 +44,12 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     in_shardings=(places, sharding.batch(mesh)),
     out_shardings=(places, sharding.replicated(mesh)),
   )
-  with jax.set_mesh(mesh):
-    return jitted.lower(shapes, abstract_batch(method))
+  try:
+    with jax.set_mesh(mesh):
+      return jitted.lower(shapes, abstract_batch(method))
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:  # jax's, of arrays that an operation cannot take
+    raise InputError(
+      f'config: passes and losses that do not fit each other: {str(error).splitlines()[0]}'
+    ) from error

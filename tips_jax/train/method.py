@@ -7,11 +7,12 @@ Adding an objective takes a function in objectives/, a line in LOSSES and a conf
 import dataclasses
 import graphlib
 import inspect
+import typing
 from collections.abc import Callable
 
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
-from tips_jax.core.strict import unknown
+from tips_jax.core.strict import unknown, value
 from tips_jax.data.batch import check, layout
 from tips_jax.models import towers
 from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
@@ -101,6 +102,10 @@ def build(config: schema.Config) -> Method:
   for teacher in c.teachers.values():
     if teacher.kind == 'ema':  # it averages the student's
       trained |= set(teacher.towers)
+  for user in users:
+    if user.by != 'student':  # whose towers, beside the teacher's own, are the student's
+      own = c.teachers[user.by].towers
+      _known(f'teachers.{user.by}.towers: a tower that is read', user.tower, {*own, *trained})
   _check_rest(c)
   student = tuple(tower for tower in c.towers if tower in trained)
   return Method(c, order, losses, mask_patch, tuple(sorted(reads)), student)
@@ -163,6 +168,14 @@ def _loss_inputs(name, loss, c, known, by):
   _signature(f'losses.{name}.inputs', loss.inputs, *_names(parameters, by_position))
   by_keyword = inspect.Parameter.KEYWORD_ONLY
   _signature(f'losses.{name}.args', loss.args, *_names(parameters, by_keyword))
+  hints = typing.get_type_hints(LOSSES[loss.kind].fn, include_extras=True)
+  for arg, number in loss.args.items():
+    # A ramp is as its ends: the step gives what it is by then.
+    ends = [number]
+    if isinstance(number, schema.Ramp):
+      ends = [number.start, number.end]
+    for end in ends:
+      value(hints[arg], end, f'losses.{name}.args.{arg}')
   result = LossInputs({}, {})
   for arg, path in loss.inputs.items():
     root, *rest = path.split('.', 2)

@@ -5,8 +5,10 @@ nothing.
 import math
 
 import jax
+import jax.numpy as jnp
 
 from tips_jax.core import tree
+from tips_jax.core.errors import InputError
 from tips_jax.core.types import Shapes
 from tips_jax.data.batch import layout
 from tips_jax.models import towers
@@ -24,6 +26,11 @@ def shapes(method: Method) -> Shapes:
     view = c.data.views[mask.view]
     patches = math.ceil(view.size / method.mask_patch[name]) ** 2
     masked = masks.slots(mask, patches)
+    if not 0 < masked < patches:
+      raise InputError(
+        f'masks.{name}.ratio: got {mask.ratio}, {masked} of the {patches} patches of the view '
+        f'{mask.view!r}; expected at least one, and not all'
+      )
     result[f'masks.{name}.mask'] = (view.count, patches)
     result[f'masks.{name}.masked_indices'] = (view.count, masked)
     result[f'masks.{name}.masked_valid'] = (view.count, masked)
@@ -32,9 +39,22 @@ def shapes(method: Method) -> Shapes:
     for name in group:
       tower = c.towers[c.passes[name].tower]
       inputs = pick(result, c.passes[name].inputs)
+      _check_inputs(f'passes.{name}.inputs', inputs, towers.inputs(tower))
       for output, shape in towers.module(tower).outputs(tower, inputs).items():
         result[f'{name}.{output}'] = shape
   return result
+
+
+def _check_inputs(where, given, examples):
+  """InputError for a feature that a tower cannot take: of other axes, or of another width."""
+  for arg, shape in given.items():
+    example = examples[arg]
+    expected = example.shape[1:]
+    fits = len(shape) == len(expected)
+    if jnp.issubdtype(example.dtype, jnp.floating):  # vectors, with any axes before them
+      fits = shape[-1:] == expected[-1:]
+    if not fits:
+      raise InputError(f'{where}.{arg}: got the shape {shape}; expected one such as {expected}')
 
 
 def flops(method: Method) -> dict[str, float]:
