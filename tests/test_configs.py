@@ -324,7 +324,10 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
       ('--config=configs/vitb.py', '--config.optimzer.x=1'),
       "unknown field 'optimzer'; did you mean 'optimizer'",
     ),
-    (('--config=configs/vitb.py', '--config.schedule.total_stepz=1'), "did you mean 'total_steps'"),
+    (
+      ('--config=configs/vitb.py', '--config.schedule.total_stepz=1'),
+      "did you mean 'schedule.total_steps'",
+    ),
     (
       ('--config=configs/vitb.py', '--config.schedule.total_steps=abc'),
       '--config.schedule.total_steps=abc',

@@ -2,14 +2,15 @@
 [--batch=16384] [--json]
 
 Compiles the training step for devices that need not be there, and says whether it fits, how long it
-takes and what it costs. Exit codes: 0 it fits; 1 it does not fit; 2 bad input, in one line; 130 or
-143 stopped by Ctrl-C or SIGTERM.
+takes and what it costs. Exit codes: 0 it fits; 1 it does not fit; 2 bad input, in one line, or a
+fault of the program; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from tips_jax.core import cli, files
@@ -26,7 +27,9 @@ FLAGS.add_string(
 FLAGS.add_integer('batch', 0, 'Global batch size in place of schedule.batch_size.', 0)
 FLAGS.add_integer('chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0)
 FLAGS.add_string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.')
-FLAGS.add_integer('slices', 1, 'TPU slices of that topology, joined by the slower network.', 1)
+FLAGS.add_integer(
+  'slices', 1, 'TPU slices of that topology, joined by the slower network.', 1, 1024
+)
 FLAGS.add_number('price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0)
 FLAGS.add_boolean('json', False, 'Print one JSON object instead of the page.')
 FLAGS.add_integer('top', 0, 'Also the longest single instructions, this many.', 0)
@@ -42,7 +45,11 @@ FLAGS.add_strings(
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv` (program name first) and returns the exit code."""
-  return cli.run(_plan, argv, FLAGS, about=__doc__, stopped='nothing was planned')
+  try:
+    return cli.run(_plan, argv, FLAGS, about=__doc__, stopped='nothing was planned')
+  except Exception:  # Python's own code for it is 1: 'it does not fit'
+    traceback.print_exc()
+    return 2
 
 
 def _plan(argv):

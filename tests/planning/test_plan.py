@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -328,6 +329,28 @@ def test_bad_input_is_one_line(words, message):
   done = run(*words)
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith(f'error: {message}') and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'option, message',
+  [
+    ('--compiler_options=xla_no_such=1', "--compiler_options: .*No such compile option: 'xla_no"),
+    ('--slices=1000000', 'slices'),
+  ],
+)
+def test_what_the_compiler_does_not_take_is_an_error_in_one_line(option, message, capfd):
+  arguments = ['plan', '--config=configs/quickstart.py:v1', '--topology=cpu', option]
+  assert plan.main(arguments) == 2
+  [error] = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error: ')]
+  assert re.search(message, error)
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_plan_that_does_not_fit(monkeypatch, capsys):
+  def fail(values, argv):
+    raise ZeroDivisionError('a fault')
+
+  monkeypatch.setattr(plan.cli, 'parse', fail)
+  assert plan.main(['plan']) == 2 and 'a fault' in capsys.readouterr().err
 
 
 def test_a_compiler_option_without_a_value_is_an_error_in_one_line(capsys):

@@ -1,8 +1,9 @@
-"""What does not fit together is one line, before anything runs."""
+"""A method is checked as a whole: what its passes and losses read, the numbers of its losses."""
 
 import pytest
 
 from tips_jax.core.errors import InputError
+from tips_jax.train import lowering, summary
 
 RANDOM = dict(kind='random', view='global')
 
@@ -31,4 +32,54 @@ RANDOM = dict(kind='random', view='global')
 def test_what_cannot_work_is_one_line(small, name, changes, said):
   with pytest.raises(InputError, match=said) as error:
     small.method(name, **changes)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(contrastive_web=dict(args=dict(label_smoothing=1.5))), 'label_smoothing: got 1.5'),
+    (dict(distill=dict(args=dict(student_temperature=0.0))), 'student_temperature: got 0.0'),
+    (
+      dict(distill=dict(args=dict(teacher_temperature=dict(start=0.1, end=-0.1)))),
+      'teacher_temperature: got -0.1; expected 0.0001 to 10000',
+    ),
+    (dict(distill=dict(args=dict(sinkhorn_iterations='all'))), r"got 'all' \(str\); expected int"),
+  ],
+)
+def test_the_numbers_of_a_loss_have_the_ranges_of_its_function(changes, message, small):
+  with pytest.raises(InputError, match=f'^losses.*{message}'):
+    small.method('tips_v1', losses=changes)
+
+
+def test_a_tower_that_neither_a_teacher_nor_the_student_has_is_named(small):
+  teachers = dict(large=dict(towers=('large_image',)))
+  with pytest.raises(InputError, match="teachers.large.towers: .* got 'large_head'"):
+    small.method('tips_distill', teachers=teachers)
+
+
+def test_a_mask_that_covers_no_patch_or_all_is_refused(small):
+  for ratio in (0.001, 0.99):
+    method = small.method('mae', masks=dict(random=dict(ratio=ratio)))
+    with pytest.raises(InputError, match=rf'^masks.random.ratio: got {ratio}, \d+ of the 16 patch'):
+      summary.shapes(method)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      dict(passes=dict(painted=dict(inputs=dict(patch='batch.global')))),
+      r'^passes.painted.inputs.patch: got the shape \(1, 56, 56, 3\)',
+    ),
+    (
+      dict(losses=dict(pixels=dict(inputs=dict(prediction='visible.patch')))),
+      '^config: passes and losses that do not fit each other: ',
+    ),
+  ],
+)
+def test_passes_and_losses_that_do_not_fit_each_other_are_one_line(changes, message, small):
+  method = small.method('mae', **changes)
+  with pytest.raises(InputError, match=message) as error:
+    lowering.lower(method, small.mesh(1))
   assert '\n' not in str(error.value)

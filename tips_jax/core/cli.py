@@ -46,9 +46,14 @@ class Flags(flags.FlagValues):
     flags.DEFINE_enum(name, default, values, text, flag_values=self)
 
   def add_integer(
-    self, name: str, default: int | None, text: str, least: int | None = None
+    self,
+    name: str,
+    default: int | None,
+    text: str,
+    least: int | None = None,
+    most: int | None = None,
   ) -> None:
-    flags.DEFINE_integer(name, default, text, least, flag_values=self)
+    flags.DEFINE_integer(name, default, text, least, most, flag_values=self)
 
   def add_number(
     self, name: str, default: float, text: str, least: float, most: float | None = None

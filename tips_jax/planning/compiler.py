@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from tips_jax.core.errors import InputError
 from tips_jax.planning import cost, hlo, topologies
 
 _LLO = (
@@ -112,6 +113,8 @@ def compile_step(
     return Compiled(module, schedules(module), stats, peak(folder, module), seconds)
   except Exception as error:  # jax raises its runtime error, of several names
     sizes = _too_big(str(error))
+    if 'compile option' in str(error) or 'While setting option' in str(error):
+      raise InputError(f'--compiler_options: {error}') from None
     if not sizes:
       raise
     raise TooBig(*sizes, time.time() - begin, str(error)) from None
