@@ -81,9 +81,12 @@ def main() -> None:
 def train(method: Any, folder: pathlib.Path, peers: Any) -> None:
   """Trains a method in its work folder, and writes the report."""
   from tips_jax.evals import during_training
-  from tips_jax.train import loop, workdir
+  from tips_jax.train import loop, summary, workdir
 
   config = method.config
+  warning = summary.sinkhorn_warning(method)
+  if warning and peers.lead:
+    print(warning, file=sys.stderr)
   # Everything that is missing (data, tokenizer, benchmarks) is an error before the first step.
   with SIGNALS.interruptible(disposable=True):
     keep_programs(peers, folder)

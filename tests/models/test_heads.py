@@ -44,6 +44,27 @@ def test_the_head_is_an_mlp_onto_the_unit_sphere(layers):
   np.testing.assert_allclose(run(tower, {'tokens': TOKENS})['z'], x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'sizes, norm',
+  [
+    ((1536, 2048, 256), 2.3),  # ViT-g's: the deviation of DINO
+    ((128, 256, 64), 3.1),  # of the quickstart; 0.048 with that deviation
+    ((32, 32, 16), 1.5),  # of runlocal; 0.0014 with it
+  ],
+)
+def test_the_bottleneck_starts_with_a_norm_of_about_one(sizes, norm):
+  """Before the unit sphere, on tokens of unit variance."""
+  width, hidden, bottleneck = sizes
+  tower = schema.DINOHead(
+    kind='dino_head', width=width, hidden=hidden, bottleneck=bottleneck, prototypes=4
+  )
+  params = towers.init('head', tower, seed=0)
+  x = np.random.default_rng(0).normal(size=(256, width)).astype(np.float32)
+  for i in range(3):
+    x = (gelu(x) if i else x) @ params[f'layer{i}']['kernel'] + params[f'layer{i}']['bias']
+  assert np.linalg.norm(x, axis=-1).mean() == pytest.approx(norm, rel=0.1)
+
+
 def test_cls_tokens_have_no_patch_axis():
   z = run(HEAD, {'tokens': TOKENS[:, :, 0]})['z']
   assert z.shape == (2, 3, 4) and z.dtype == jnp.float32

@@ -1,5 +1,6 @@
 """The closed-form costs against the paper's arithmetic and against XLA's own count."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -71,3 +72,17 @@ def test_the_page_names_every_parameter_and_the_memory():
 )
 def test_peak_of_the_longest_name(kind, tera):
   assert chips.peak(kind) == (tera and tera * 1e12)
+
+
+def test_sinkhorn_of_fewer_targets_than_prototypes_is_warned_of_in_one_line():
+  line = summary.sinkhorn_warning(build('quickstart', 'v1'))
+  # 32 images of one global crop; 27 of the 36 patches of each are masked: 864 targets.
+  assert line.startswith('warning: ') and '\n' not in line
+  assert 'distill has 32 for 1,024' in line and 'masked has 864 for 1,024' in line
+  assert summary.sinkhorn_warning(build('vitb', 'v1')) == ''  # an EMA center
+  enough = build('methods.dino_ibot', 'runlocal')
+  towers = enough.config.towers
+  few = dataclasses.replace(towers['head'], prototypes=16)
+  towers = towers | {'head': few, 'patch_head': few}
+  config = dataclasses.replace(enough.config, towers=towers)
+  assert summary.sinkhorn_warning(method_lib.build(config)) == ''

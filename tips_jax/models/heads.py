@@ -11,6 +11,7 @@ from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
 _init = nn.initializers.truncated_normal(0.02)
+_HIDDEN = 2048  # hidden units of the published head, which the deviation above is meant for
 
 
 class DINOHead(nn.Module):
@@ -52,6 +53,15 @@ class DINOHead(nn.Module):
     widths = [config.width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
     return list(zip(widths, widths[1:]))
 
+  @staticmethod
+  def _kernel_init(config):
+    """The published deviation; in smaller heads by fan-in. The bottleneck is then of norm about
+    one: the gradient through `unit` grows by its inverse.
+    """
+    if config.hidden < _HIDDEN:
+      return nn.initializers.lecun_normal()
+    return _init
+
   @nn.compact
   def __call__(self, tokens, masked_indices=None):
     c = self.config
@@ -66,7 +76,7 @@ class DINOHead(nn.Module):
     for i, shape in enumerate(self._shapes(c)):
       if i:
         x = nn.gelu(x)
-      x = layers.Dense(shape, x.dtype, _init, name=f'layer{i}')(x)
+      x = layers.Dense(shape, x.dtype, self._kernel_init(c), name=f'layer{i}')(x)
     return {'z': unit(x)}
 
 

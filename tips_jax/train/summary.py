@@ -75,6 +75,28 @@ def flops(method: Method) -> dict[str, float]:
   return result
 
 
+def sinkhorn_warning(method: Method) -> str:
+  """One line that names the losses whose batch has fewer targets than there are prototypes, which
+  Sinkhorn cannot use evenly; '' where there are none.
+  """
+  c = method.config
+  known = shapes(method)
+  few = []
+  for name, loss in c.losses.items():
+    if loss.kind != 'dino' or loss.args.get('centering') != 'sinkhorn':
+      continue
+    targets = c.schedule.batch_size * math.prod(known[loss.inputs['teacher']][:-1])
+    prototypes = c.towers[method.losses[name].parameters['teacher_prototypes'].tower].prototypes
+    if targets < prototypes:
+      few.append(f'{name} has {targets:,} for {prototypes:,}')
+  if not few:
+    return ''
+  return (
+    'warning: Sinkhorn spreads the targets of a batch evenly over the prototypes, and there are '
+    f'fewer targets: {", ".join(few)}; a larger batch or fewer prototypes would fit'
+  )
+
+
 def text(method: Method, *, devices: int = 1) -> str:
   """The dry-run page: parameter table, FLOPs and the memory of the state."""
   c = method.config
