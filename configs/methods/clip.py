@@ -32,7 +32,8 @@ def method() -> recipe.Recipe:
       # departs: SentencePiece words, sinusoidal positions, ReLU, all words seen by all, their mean;
       # CLIP has BPE of 49,408, learned positions, GELU, causal attention, the last word.
       text=dict(kind='text', width=512, depth=12, heads=8, mlp=2048, vocab=32_000),
-      logit=dict(kind='logit', temperature=0.07),  # section 2.5; open_clip/model.py:326
+      # section 2.5, both; open_clip/model.py:326, open_clip_train/train.py
+      logit=dict(kind='logit', temperature=0.07, max_scale=100.0),
       image_projection=dict(kind='projection', width=768, output=512),
       text_projection=dict(kind='projection', width=512, output=512),
     ),
@@ -52,7 +53,6 @@ def method() -> recipe.Recipe:
           valid='batch.text_valid',
         ),
         weight=1.0,
-        args=dict(max_scale=100.0),  # section 2.5: logits are not scaled by more
       ),
       spread=dict(kind='spread', inputs=dict(features='clean.cls'), weight=0.0),
     ),

@@ -21,7 +21,7 @@ def method() -> recipe.Recipe:
       text=dict(
         kind='text', width=768, depth=12, heads=12, mlp=3072, vocab=32_000
       ),  # ours: as TIPS
-      logit=dict(kind='logit', temperature=0.07),  # ours: CLIP's
+      logit=dict(kind='logit', temperature=0.07, max_scale=100.0),  # ours: CLIP's
       image_projection=dict(kind='projection', width=768, output=512),
       text_projection=dict(kind='projection', width=768, output=512),
       head=dict(
@@ -48,7 +48,6 @@ def method() -> recipe.Recipe:
           valid='batch.text_valid',
         ),
         weight=1.0,
-        args=dict(max_scale=100.0),  # ours: CLIP's
       ),
       distill=dict(
         kind='dino',

@@ -242,11 +242,24 @@ def test_unknown_best_metric(train, tmp_path):
 
 def test_stops_after_too_many_bad_steps(train, tmp_path):
   with pytest.raises(loop.Diverged, match='2 updates in a row'):
-    train(tmp_path, 'clip', optimizer=dict(learning_rate=1e38), max_bad_steps=2)
+    train(tmp_path, 'clip', unchecked=dict(learning_rate=1e38), max_bad_steps=2)
   rows = [json.loads(line) for line in (tmp_path / 'nonfinite.jsonl').read_text().splitlines()]
   assert [r['step'] for r in rows] == [2, 3] and all(len(r['ids']) == 8 for r in rows)
   assert rows[0]['ids'][0].startswith('train-')
   assert [line['skipped_steps'] for line in lines(tmp_path)] == [0, 1, 2]
+
+
+def test_a_run_without_any_finite_update_does_not_end_as_if_it_had_trained(train, tmp_path):
+  with pytest.raises(loop.Diverged, match=f'{TOTAL} updates in a row .* last good .* step None'):
+    train(tmp_path, 'clip', unchecked=dict(eps=0.0))
+  assert not steps(tmp_path)
+
+
+def test_the_rate_counts_steps_that_are_finished(train, tmp_path):
+  """A save reads the newest step at once: no step is then left for the next rate, nor lost."""
+  train(tmp_path, 'clip', checkpoint=dict(every_steps=1))
+  rates = [line['images_per_s'] for line in lines(tmp_path) if 'loss' in line]
+  assert len(rates) == TOTAL and min(rates) > 0
 
 
 def test_signals_are_noted_or_raised_once():

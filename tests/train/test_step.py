@@ -253,6 +253,39 @@ def test_non_finite_update_is_skipped(name, stepper, small):
   assert not equal(healed.params, state.params)
 
 
+@pytest.mark.parametrize('broken', [dict(eps=0.0), dict(learning_rate=float('nan'))])
+def test_an_update_that_is_not_finite_is_skipped_though_loss_and_gradient_are(broken, small):
+  method = small.method('clip', unchecked=broken)
+  before = small.host_state('clip')
+  after, metrics = jax.jit(step_lib.make(method))(before, small.batch(method))
+  assert np.isfinite(metrics['loss']) and np.isfinite(metrics['gradient_norm'])
+  for part in ('params', 'teachers', 'loss_state', 'optimizer'):
+    assert equal(getattr(after, part), getattr(before, part))
+  assert (int(after.step), int(after.bad_steps), int(after.skipped)) == (1, 1, 1)
+
+
+def with_log_temperature(state, value):
+  logit = state.params['logit'] | {'log_temperature': np.float32(value)}
+  return state.replace(params=state.params | {'logit': logit})
+
+
+def test_the_temperature_is_clamped_after_the_update_and_leaves_its_bound(small):
+  method = small.method('clip')
+  batch = small.batch(method)
+  step = jax.jit(step_lib.make(method))
+  bound = np.float32(-np.log(100))
+  beyond, _ = step(with_log_temperature(small.host_state('clip'), bound - 1), batch)
+  assert beyond.params['logit']['log_temperature'] == bound
+  # The pairs are random: a loss at the largest scale asks for a smaller one, and gets it.
+  state = with_log_temperature(small.host_state('clip'), bound)
+  gradient = jax.grad(
+    lambda params: step_lib.loss(method, params, state, batch, jax.random.key(0))[0]
+  )(state.params)
+  assert abs(gradient['logit']['log_temperature']) > 0.1
+  after, _ = step(state, batch)
+  assert after.params['logit']['log_temperature'] > bound
+
+
 def test_prototypes_wait_and_the_rest_moves(stepper):
   _, states, *_ = stepper('tips_v1')  # total_steps 8, frozen for 1 % of them: the first step only
   prototypes = [s.params['head']['prototypes'] for s in states]

@@ -240,10 +240,11 @@ class PixelDecoder:
 
 @config
 class Logit:
-  """Learned scale (kept as log temperature) and bias of a contrastive loss; no clamp."""
+  """Learned scale (kept as log temperature) and bias of a contrastive loss."""
 
   kind: Literal['logit']
   temperature: Annotated[float, Range(1e-4, 1e4)] = 0.07  # at initialization
+  max_scale: Annotated[float, Range(0, 1e4)] = 0.0  # of 1 / temperature after updates; 0: none
   bias: Annotated[float | None, Range(-1e4, 1e4)] = None  # SigLIP: -10
 
 

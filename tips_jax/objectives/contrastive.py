@@ -22,22 +22,18 @@ def softmax(
   *,
   block: schema.Count = 1024,
   label_smoothing: schema.Share = 0.0,
-  max_scale: float = 0.0,
 ) -> Loss:
   """Symmetric InfoNCE, -1/(2B) sum(log softmax over rows + over columns) of cos / temperature
   (CLIP, section 2.3).
 
   Args:
     images, texts: [B, V, D] and [B, D], L2-normalized here; the loss is the mean over views.
-    log_temperature: scalar, not clamped.
+    log_temperature: scalar, not clamped: at a bound its gradient would be zero for good.
     valid: [B] bool; pairs that are False are neither anchors nor negatives.
     block: rows of logits held at once.
-    max_scale: bound of 1 / temperature (CLIP: 100); 0: none.
   Metrics: temperature, and accuracy of the nearest text of each image.
   """
   scale = jnp.exp(-log_temperature.astype(jnp.float32))
-  if max_scale:
-    scale = jnp.minimum(scale, max_scale)
   x, y, w = _prepare(images, texts, valid)
 
   def local(batch, scale, shard):

@@ -31,8 +31,11 @@ class Clock:
     begin = time.monotonic()
     result = next_batch()
     self._waited += time.monotonic() - begin
-    self._steps += 1
     return result
+
+  def finished(self) -> None:
+    """Counts a step whose outcome is read: others may be under way when rates are asked for."""
+    self._steps += 1
 
   def rates(self, batch_size: int) -> dict[str, float]:
     """images_per_s, the share of time that data made the step wait, and model FLOP utilization

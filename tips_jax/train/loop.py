@@ -13,7 +13,6 @@ count for all (`bad_images` is of its part of the batch). Every process has its 
 nonfinite and stall file.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -28,7 +27,6 @@ import numpy as np
 
 from tips_jax.core import files, log, strict
 from tips_jax.core.errors import InputError
-from tips_jax.data.batch import HOST
 from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
@@ -41,9 +39,9 @@ from tips_jax.train import initialization, lowering, sharding
 from tips_jax.train.clock import Clock
 from tips_jax.train.encoder import RunEncoder
 from tips_jax.train.method import Method
+from tips_jax.train.prefetch import Prefetch
 from tips_jax.train.state import State
 
-_AHEAD = 2  # batches on their way to the device
 # Where all processes may stop, in every step: what is between two of these, all do together.
 _POINTS = ('before evaluation', 'before step')
 
@@ -397,6 +395,7 @@ def read(run: Run, at: Position) -> None:
   config = run.method.config
   step = unread.step
   metrics = {name: value.item() for name, value in jax.device_get(unread.metrics).items()}
+  run.clock.finished()
   bad = [int(record) for record in unread.host['bad'] if record >= 0]
   if step % config.log.every_steps == 0 or step == config.schedule.total_steps:
     rates = run.clock.rates(config.schedule.batch_size)
@@ -417,16 +416,18 @@ def _shown(config):
 
 
 def _report_nonfinite(run, at, unread, metrics):
+  config = run.method.config
   # As text: JSON has no nan.
   loss = str(metrics['loss'])
   gradient = str(metrics['gradient_norm'])
   ids = [run.pipeline.explain(record)[0] for record in unread.host['index']]
   run.nonfinite.add({'step': unread.step, 'loss': loss, 'gradient_norm': gradient, 'ids': ids})
   run.progress.message(
-    f'step {unread.step}: loss {loss}, gradient {gradient}: not finite, update skipped (examples '
-    'in nonfinite.jsonl)'
+    f'step {unread.step}: update not finite and skipped: loss {loss}, gradient {gradient} '
+    '(examples in nonfinite.jsonl)'
   )
-  if metrics['bad_steps'] >= run.method.config.max_bad_steps:
+  # A run shorter than the bound must not end as if it had trained.
+  if metrics['bad_steps'] >= min(config.max_bad_steps, config.schedule.total_steps):
     raise Diverged(
       f'{metrics["bad_steps"]} updates in a row were not finite, up to step {unread.step}; the '
       f'last good checkpoint is step {at.saved}. Try a lower optimizer.learning_rate or a longer '
@@ -451,35 +452,6 @@ def finish(run: Run) -> None:
 
 
 # --- what the loop holds ------------------------------------------------------------------------
-
-
-class Prefetch:
-  """The next batches, on their way to the device while it works."""
-
-  def __init__(self, pipeline: Pipeline, to: jax.sharding.Sharding):
-    self._pipeline = pipeline
-    self._to = to
-    # One thread: batches stay in order.
-    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'to-device')
-    self._queue = collections.deque()
-    for _ in range(_AHEAD):
-      self._queue.append(self._pool.submit(self._load))
-
-  def _load(self):
-    batch = next(self._pipeline)
-    host = {name: batch.pop(name) for name in HOST}
-    for name, x in batch.items():
-      batch[name] = jax.make_array_from_process_local_data(self._to, x)
-    return batch, host
-
-  def next(self) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
-    """(the global batch on the devices, this process's entries that stay on the host)."""
-    self._queue.append(self._pool.submit(self._load))
-    return self._queue.popleft().result()
-
-  def close(self) -> None:
-    """Waits for the batch that is being loaded, and loads no more."""
-    self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Quarantine:

@@ -3,8 +3,8 @@
 masks    drawn from (seed, step)
 passes   towers on views, in order; teachers without gradient
 losses   weighted, over what the passes produced, summed
-update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when anything
-is not finite
+update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when loss,
+gradient or a new parameter is not finite
 """
 
 import math
@@ -50,10 +50,12 @@ def make(method: Method) -> Step:
     transform = optim.transform(config.optimizer)
     direction, optimizer = transform.update(grads, state.optimizer, state.params)
     params = optim.apply(state.params, direction, config=config, step=state.step)
+    params = bound_scales(config, params)
     teachers = update_teachers(config, state.teachers, params, state.step)
 
-    # One NaN in a moment, a teacher or a center would stay for good: all move, or none does.
-    ok = jnp.isfinite(value) & jnp.isfinite(norm)
+    # One NaN in a moment, a teacher or a center would stay for good: all move, or none does. The
+    # gradient may be finite and the update not: Adam with eps 0 divides zero by zero.
+    ok = jnp.isfinite(value) & jnp.isfinite(norm) & finite(params)
 
     def keep(new, old):
       return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
@@ -199,6 +201,24 @@ def named_key(rng: jax.Array, name: str) -> jax.Array:
   is. The checksum is the same in every process; Python's hash is not.
   """
   return jax.random.fold_in(rng, zlib.crc32(name.encode()))
+
+
+def bound_scales(config: schema.Config, params: Mapping[str, Any]) -> dict[str, Any]:
+  """1 / temperature at most `max_scale` of its tower, as CLIP clips its parameter after each update
+  (open_clip_train/train.py). In the loss a bound would have no gradient, and hold for good.
+  """
+  params = dict(params)
+  for name, tower in config.towers.items():
+    if name in params and isinstance(tower, schema.Logit) and tower.max_scale:
+      least = -math.log(tower.max_scale)
+      temperature = jnp.maximum(params[name]['log_temperature'], least)
+      params[name] = params[name] | {'log_temperature': temperature}
+  return params
+
+
+def finite(arrays: Any) -> jax.Array:
+  """Whether no number of a tree is NaN or infinite. Not by a norm, whose squares may overflow."""
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(arrays)]).all()
 
 
 def update_teachers(

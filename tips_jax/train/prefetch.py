@@ -1,0 +1,41 @@
+"""Batches on their way to the devices."""
+
+import collections
+import concurrent.futures
+
+import jax
+import numpy as np
+
+from tips_jax.data.batch import HOST
+from tips_jax.data.pipeline import Pipeline
+
+_AHEAD = 2
+
+
+class Prefetch:
+  """The next batches, on their way to the device while it works."""
+
+  def __init__(self, pipeline: Pipeline, to: jax.sharding.Sharding):
+    self._pipeline = pipeline
+    self._to = to
+    # One thread: batches stay in order.
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'to-device')
+    self._queue = collections.deque()
+    for _ in range(_AHEAD):
+      self._queue.append(self._pool.submit(self._load))
+
+  def _load(self):
+    batch = next(self._pipeline)
+    host = {name: batch.pop(name) for name in HOST}
+    for name, x in batch.items():
+      batch[name] = jax.make_array_from_process_local_data(self._to, x)
+    return batch, host
+
+  def next(self) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+    """(the global batch on the devices, this process's entries that stay on the host)."""
+    self._queue.append(self._pool.submit(self._load))
+    return self._queue.popleft().result()
+
+  def close(self) -> None:
+    """Waits for the batch that is being loaded, and loads no more."""
+    self._pool.shutdown(wait=True, cancel_futures=True)
