@@ -92,6 +92,20 @@ def test_a_foreign_file_is_named_and_left_alone(tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == 'hello\nworld\n'
 
 
+DAMAGED = [b'{"step": 2, "loss": \xff}', b'[2]', b'{"loss": 1}', b'{"step": 2, "eval/a": "x"}']
+
+
+@pytest.mark.parametrize('line', [*DAMAGED, b'[' * 50_000])
+def test_a_damaged_line_is_set_aside_and_the_run_goes_on(tmp_path, line, capsys):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n')
+  assert [row['step'] for row in log.read(path)] == [1, 3]
+  log.Metrics(tmp_path, config=QUIET, resume_step=3).close()
+  assert steps(path) == [1, 3]
+  assert (tmp_path / 'metrics.damaged').read_bytes() == line + b'\n'
+  assert 'metrics.jsonl: damaged lines, now in metrics.damaged: 1' in capsys.readouterr().err
+
+
 def test_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='workdir.*file.*expected a writable folder'):
@@ -166,14 +180,24 @@ def test_unique_lines_are_read_once_and_written_once(tmp_path, monkeypatch):
   def refuse(*_):
     raise AssertionError('the file is read again')
 
-  monkeypatch.setattr(pathlib.Path, 'read_text', refuse)
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', refuse)
   for record, name in ((1, 'a'), (11, 'a'), (1, 'a'), (11, 'b'), (11, 'a')):
     lines.add({'record': record, 'id': name})
+  monkeypatch.undo()
   assert path.read_bytes().decode().splitlines() == [
     '{"record": 1, "id": "a"}',
     '{"record": 11, "id": "a"}',
     '{"record": 11, "id": "b"}',
   ]
+
+
+def test_unique_lines_go_on_behind_a_line_that_is_no_text(tmp_path):
+  path = tmp_path / 'quarantine.jsonl'
+  path.write_bytes(b'{"record": \xff}\n{"record": 1}\n')
+  lines = log.UniqueLines(path)
+  for record in (1, 2):
+    lines.add({'record': record})
+  assert path.read_bytes() == b'{"record": \xff}\n{"record": 1}\n{"record": 2}\n'
 
 
 def test_plain_lines_come_at_intervals_and_at_the_end(clock):

@@ -37,7 +37,10 @@ class Metrics:
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       kept = ''
-      for line in read(self.path):
+      lines, damaged = _lines(self.path)
+      if damaged:
+        _set_aside(self.path, damaged)
+      for line in lines:
         if line['step'] <= resume_step:
           kept += json.dumps(line) + '\n'
       files.write(self.path, kept)
@@ -76,21 +79,57 @@ class Metrics:
       self._tensorboard.close()
 
 
+def _set_aside(path, damaged):
+  """Moves damaged lines out of the way of a run that goes on: nothing is lost."""
+  aside = path.with_name('metrics.damaged')
+  with open(aside, 'ab') as file:
+    for text in damaged:
+      file.write(text + b'\n')
+  print(f'{path}: damaged lines, now in {aside.name}: {len(damaged)}', file=sys.stderr)
+
+
 def read(path: str | pathlib.Path) -> list[dict]:
-  """The lines of a metrics file in order; a last line without its end is left out; no file: no
-  lines.
+  """The lines of a metrics file in order; no file: no lines.
+
+  A last line without its end and damaged lines are left out; InputError where all are damaged.
   """
+  return _lines(pathlib.Path(path))[0]
+
+
+def _lines(path):
+  """(the lines of a metrics file, its damaged lines as they are)."""
   try:
-    text = pathlib.Path(path).read_text()
+    data = path.read_bytes()
   except FileNotFoundError:
-    return []
-  lines = text.split('\n')[:-1]  # what follows the last newline was cut short
-  try:
-    return [json.loads(line) for line in lines if line]
-  except json.JSONDecodeError as error:
+    return [], []
+  whole = []
+  damaged = []
+  for text in data.split(b'\n')[:-1]:  # what follows the last newline was cut short
+    line = _measured(text)
+    if line is not None:
+      whole.append(line)
+    elif text:
+      damaged.append(text)
+  if damaged and not whole:
     raise InputError(
-      f'{path}: got a line that is not JSON ({error}); expected one object a line'
-    ) from None
+      f'{path}: got lines that are not JSON objects with a step, such as {damaged[0][:80]!r}; '
+      f'expected one object a line'
+    )
+  return whole, damaged
+
+
+def _measured(text):
+  """The content of a line of a metrics file; None where it is none that Metrics wrote."""
+  try:
+    line = json.loads(text.decode())
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(line, dict) or type(line.get('step')) is not int:
+    return None
+  for value in evaluation(line).values():
+    if type(value) not in (int, float, type(None)):
+      return None
+  return line
 
 
 def evaluation(line: dict) -> dict[str, float | None]:
@@ -108,22 +147,22 @@ class UniqueLines:
   def __init__(self, path: pathlib.Path):
     # Read once, here: the file may list very many rows, and `add` is called between two steps.
     self._path = path
-    text = ''
+    data = b''  # bytes: a damaged line may be no text
     if path.exists():
-      text = path.read_text()
-    complete, newline, cut = text.rpartition('\n')
+      data = path.read_bytes()
+    complete, newline, cut = data.rpartition(b'\n')
     if cut:  # by a kill
       files.write(path, complete + newline)
-    self._lines = set(complete.split('\n'))
+    self._lines = set(complete.split(b'\n'))
 
   def add(self, row: dict) -> None:
     """Writes a row as one line of JSON, unless the file has that line."""
-    line = json.dumps(row)
+    line = json.dumps(row).encode()
     if line in self._lines:
       return
     self._lines.add(line)
-    with open(self._path, 'a') as file:
-      file.write(line + '\n')
+    with open(self._path, 'ab') as file:
+      file.write(line + b'\n')
 
 
 # Columns of the progress line at most, however wide the terminal is.
