@@ -104,6 +104,49 @@ def test_labels_of_parquet_are_names_as_written(tmp_path):
   assert [s.extra['label'] for s in reader] == ['1000000007', '5', '']
 
 
+@pytest.mark.parametrize('form', ['parquet', 'arrow'])
+def test_a_column_named_split_chooses_rows_and_counts_the_others(tmp_path, form):
+  splits = ['train', 'val', 'restval', 'train', None]
+  rows = {
+    'image': [jpeg(i) for i in range(5)],
+    'text': ['a'] * 5,
+    'k': list('abcde'),
+    'Split': splits,
+  }
+  if form == 'parquet':
+    pq.write_table(pa.table(rows), tmp_path / 'a.parquet')
+  else:
+    save_to_disk(tmp_path / 'one', pa.table(rows))
+  reader = open_input(str(tmp_path), Options(columns=Columns(label='k')))
+  assert [sample.image for sample in reader] == [jpeg(0), jpeg(3)]
+  assert reader.total == 2 and reader.label_names == ('a', 'd')
+  notes = [(note.kind, note.id, note.count) for note in reader.notes if note.kind == 'other_split']
+  assert notes == [
+    ('other_split', 'val', 1),
+    ('other_split', 'restval', 1),
+    ('other_split', '(none)', 1),
+  ]
+  (sample,) = read(tmp_path, split='validation')
+  assert sample.image == jpeg(1) and sample.key.endswith(':1')
+  with pytest.raises(InputError, match="column 'Split'.*none of split 'test'"):
+    read(tmp_path, split='test')
+
+
+@pytest.mark.parametrize('cells', [['left', 'right'], [1, 2], [['train'], ['test']]])
+def test_a_column_of_other_cells_named_split_chooses_nothing(tmp_path, cells):
+  rows = {'image': [jpeg(0), jpeg(1)], 'text': ['a', 'b'], 'split': cells}
+  pq.write_table(pa.table(rows), tmp_path / 'a.parquet')
+  assert len(read(tmp_path)) == 2
+
+
+def test_splits_that_hugging_face_keeps_as_classes_choose_rows(tmp_path):
+  rows = pa.table({'image': [jpeg(0), jpeg(1)], 'text': ['a', 'b'], 'split': [1, 0]})
+  features = {'split': {'_type': 'ClassLabel', 'names': ['train', 'test']}}
+  metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+  pq.write_table(rows.replace_schema_metadata(metadata), tmp_path / 'a.parquet')
+  assert [sample.image for sample in read(tmp_path)] == [jpeg(1)]
+
+
 def test_of_arrow_maps_the_values_are_captions(tmp_path):
   texts = pa.array([[('en', 'a'), ('de', 'b')]], pa.map_(pa.string(), pa.string()))
   pq.write_table(pa.table({'image': [jpeg(0)], 'captions': texts}), tmp_path / 'a.parquet')

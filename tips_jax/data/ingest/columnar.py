@@ -4,6 +4,7 @@ Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; T
 read here, because TFDS needs TensorFlow for them.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -25,8 +26,9 @@ from tips_jax.data import store, tfds_folder
 from tips_jax.data.images import MAX_PIXELS
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
-from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess
-from tips_jax.data.ingest.reader import Options, Reader, Sample, check_local
+from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess, plain
+from tips_jax.data.ingest.reader import Note, Options, Reader, Sample, check_local
+from tips_jax.data.ingest.splits import select_values
 
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
@@ -45,12 +47,16 @@ class ArrowReader(Reader):
     self._files = files
     self._schema = schemas[0]
     self._names = self._schema.names
+    self._splits = None  # values of the column 'split' in rows that are read; None: in any row
+    self._split_column = next((name for name in self._names if plain(name) == 'split'), '')
     columns = options.columns
     if not columns.image:
       columns = dataclasses.replace(columns, image=self._image_column())
     self._columns = guess(columns, self._schema.names)
     for file, schema in zip(files, schemas):
       self._check(file, schema)
+    if self._split_column:
+      self._choose_split()
     self.annotations = self._named_annotations()
     if 'label' in self.annotations:
       column = self._columns.label
@@ -61,10 +67,43 @@ class ArrowReader(Reader):
     """Yields (file, rows) with the columns `names`."""
     raise NotImplementedError
 
-  def _values(self, column):
-    for _, batch in self._batches([column]):
+  def _read(self, names):
+    """Yields (file, number in it, row) of the rows of the split, with the columns `names`."""
+    if self._splits is not None:
+      names = list(dict.fromkeys((*names, self._split_column)))
+    current = None
+    number = 0
+    for file, batch in self._batches(names):
+      if file != current:
+        current = file
+        number = 0
       for row in _rows(batch):
-        yield row[column]
+        if self._splits is None or self._split_of(row) in self._splits:
+          yield file, number, row
+        number += 1
+
+  def _values(self, column):
+    for _, _, row in self._read([column]):
+      yield row[column]
+
+  def _choose_split(self):
+    """Leaves out, and notes, the rows that a column 'split' gives to other splits."""
+    column = self._split_column
+    self._split_names = _class_names(self._schema, column)
+    counts = collections.Counter(self._split_of({column: x}) for x in self._values(column))
+    where = f'the column {column!r} of {self._files[0]!r}'
+    self._splits = select_values(counts, self.options.split, where)
+    self.total = sum(counts[value] for value in self._splits)
+    for value, count in counts.items():
+      if value not in self._splits:
+        self.notes.append(Note('other_split', value or '(none)', '', count))
+
+  def _split_of(self, row):
+    """What the column 'split' of a row says: a text, or the name of a class; '' for all else."""
+    value = row[self._split_column]
+    if isinstance(value, int) and 0 <= value < len(self._split_names):
+      return self._split_names[value]
+    return value.strip() if isinstance(value, str) else ''
 
   def _image_column(self):
     """The column of bytes that is an image, where none of them has a usual name; else ''."""
@@ -82,7 +121,8 @@ class ArrowReader(Reader):
   def _needed(self):
     """The columns that are read."""
     c = self._columns
-    names = dict.fromkeys((c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS))
+    columns = (c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS, self._split_column)
+    names = dict.fromkeys(columns)
     return [name for name in names if name in self._schema.names]
 
   def _check(self, file, schema):
@@ -104,15 +144,8 @@ class ArrowReader(Reader):
       )
 
   def __iter__(self) -> Iterator[Sample]:
-    current = None
-    number = 0  # of the row in its file
-    for file, batch in self._batches(self._needed()):
-      if file != current:
-        current = file
-        number = 0
-      for row in _rows(batch):
-        yield self._sample(row, file, number)
-        number += 1
+    for file, number, row in self._read(self._needed()):
+      yield self._sample(row, file, number)
 
   def _sample(self, row, file, number):
     c = self._columns

@@ -63,6 +63,16 @@ def select(names: Iterable[str], split: str, where: str) -> tuple[list[str], lis
   return chosen, [name for name in found if name not in chosen]
 
 
+def select_values(values: Iterable[str], split: str, where: str) -> list[str]:
+  """The values of a column that mean a split: all, if none speaks of a split; else as `select`."""
+  values = list(values)
+  named = [value for value in values if splits_in(value) or value == split]
+  if not named:
+    return values
+  chosen, _ = select(named, split, where)
+  return chosen
+
+
 def _listed(names: Iterable[str]) -> str:
   names = list(names)
   if len(names) <= 5:

@@ -14,7 +14,7 @@ from tips_jax.data.ingest.columns import guess, plain
 from tips_jax.data.ingest.image_files import ImageFiles
 from tips_jax.data.ingest.reader import IMAGES, Note, Options, Reader, Sample, check_local
 from tips_jax.data.ingest.rows import TABLES, parse_table
-from tips_jax.data.ingest.splits import select, splits_in
+from tips_jax.data.ingest.splits import select, select_values, splits_in
 
 _PROBE_ROWS = 100
 
@@ -91,10 +91,7 @@ class TableReader(Reader):
     """The rows of the split that is read, where a column or the images' folders name splits."""
     values = self._split_values(rows)
     counts = collections.Counter(values)
-    if not any(map(splits_in, counts)) and self.options.split not in counts:
-      return rows
-    named = [value for value in counts if splits_in(value) or value == self.options.split]
-    chosen, _ = select(named, self.options.split, f'the table {self.path!r}')
+    chosen = select_values(counts, self.options.split, f'the table {self.path!r}')
     for value, count in counts.items():
       if value not in chosen:
         self.notes.append(Note('other_split', value or '(none)', '', count))
