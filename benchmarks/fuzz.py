@@ -12,6 +12,7 @@ exit code 1 where there is one. --keep: copies of the inputs with faults.
 
 import argparse
 import collections
+import faulthandler
 import gzip
 import json
 import multiprocessing
@@ -130,6 +131,7 @@ def work(base: pathlib.Path, seed: int, connection) -> None:
   output = os.open(base / 'output.txt', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
   os.dup2(output, 1)
   os.dup2(output, 2)
+  faulthandler.enable()  # into output.txt, where the process dies or hangs
   os.chdir(base / 'home')
   # More than is allowed, so that it is measured; and a bound for the machine's sake.
   resource.setrlimit(resource.RLIMIT_DATA, (3 * LIMIT_BYTES, 3 * LIMIT_BYTES))
@@ -231,13 +233,22 @@ class Worker:
         if outcome[0] == 'memory':
           self.close()
         return outcome
-      outcome = 'hang', f'over {LIMIT_S} s'
+      os.kill(self._process.pid, signal.SIGABRT)
+      self._process.join(5)
+      outcome = 'hang', f'{self._place()}: over {LIMIT_S} s'
     except EOFError:
       self._process.join()
       code = self._process.exitcode
-      outcome = 'died', signal.Signals(-code).name if code < 0 else f'exit code {code}'
+      reason = signal.Signals(-code).name if code < 0 else f'exit code {code}'
+      outcome = 'died', f'{self._place()}: {reason}'
     self.close()
     return outcome
+
+  def _place(self) -> str:
+    """The innermost line of the package in what faulthandler wrote."""
+    text = (self._arguments[0] / 'output.txt').read_text(errors='replace')
+    found = re.search(r'tips_jax/\S*?(\w+\.py)", line (\d+)', text)
+    return ':'.join(found.groups()) if found else '?'
 
   def close(self) -> None:
     if self._process:
