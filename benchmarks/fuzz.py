@@ -78,16 +78,14 @@ def retype(rng: random.Random, data: bytearray) -> None:
   """A value somewhere in a JSON text becomes one of another kind, or vanishes."""
   lines = bytes(data).splitlines()
   row = rng.randrange(len(lines))
-  try:
-    content = [json.loads(data)]
-  except ValueError:
-    try:
-      content = [json.loads(lines[row])]
-    except ValueError:
-      return flip(rng, data)
-  else:
+  content = [parsed(data)]
+  if content != [None]:
     lines = [b'']
     row = 0
+  else:
+    content = [parsed(lines[row])]
+    if content == [None]:
+      return flip(rng, data)
   parent = content
   key = 0
   while isinstance(parent[key], (dict, list)) and parent[key] and rng.random() < 0.8:
@@ -99,6 +97,13 @@ def retype(rng: random.Random, data: bytearray) -> None:
     parent[key] = rng.choice(ODD)
   lines[row] = json.dumps(content[0]).encode()
   data[:] = b'\n'.join(lines)
+
+
+def parsed(text: bytes) -> object:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return None
 
 
 def damage(rng: random.Random, path: pathlib.Path) -> None:
@@ -150,16 +155,23 @@ def work(base: pathlib.Path, seed: int, connection) -> None:
     os.truncate(base / 'output.txt', 0)
     before = everything(base)
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak of memory starts anew
+    start = memory('VmRSS')  # grows from input to input: libraries keep caches
     events.clear()
     connection.send(('begin', ''))
     outcome = read(reader, base / 'input')
     strange = ' '.join(filter(None, events)) or ' '.join(sorted(everything(base) ^ before))
-    peak = re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())
-    if int(peak[1]) * 1024 > LIMIT_BYTES:
-      outcome = ('memory', f'{int(peak[1]) / 1e6:.1f} GB')
+    taken = memory('VmHWM') - start
+    if taken > LIMIT_BYTES:
+      outcome = ('memory', f'{taken / 1e9:.1f} GB')
     if strange:
       outcome = ('outside', strange)
     connection.send(outcome)
+
+
+def memory(field: str) -> int:
+  """Bytes of this process, by a field of /proc/self/status."""
+  found = re.search(rf'{field}:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())
+  return int(found[1]) * 1024
 
 
 def read(reader, folder: pathlib.Path) -> tuple[str, str]:

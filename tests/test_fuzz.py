@@ -45,6 +45,15 @@ def test_writing_outside_and_other_programs_are_seen(tmp_path):
   assert fuzz.watch(tmp_path, 'subprocess.Popen', ('gs', [], None, None))
 
 
+@pytest.mark.parametrize('text', [b'', b'\n', b'[1', b'[' * 100_000, b'null', b'{"a": 1}\n[2]\n'])
+def test_damage_never_fails(tmp_path, text):
+  path = tmp_path / 'a.jsonl'
+  for number in range(200):
+    path.write_bytes(text)
+    fuzz.damage(random.Random(number), path)
+  assert path.exists()
+
+
 def test_the_same_number_gives_the_same_damage(tmp_path):
   found = set()
   for _ in range(2):

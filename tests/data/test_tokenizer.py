@@ -1,3 +1,4 @@
+import pathlib
 import pickle
 import random
 
@@ -105,6 +106,13 @@ def test_missing_or_foreign_file_is_an_input_error(tmp_path):
     foreign.write_bytes(content)
     with pytest.raises(InputError, match='not a SentencePiece model'):
       tokenizer.Tokenizer(str(foreign))
+
+
+def test_a_model_whose_first_piece_is_no_text_is_an_input_error(tmp_path, path):
+  damaged = pathlib.Path(path).read_bytes().replace(b'<pad>', b'<p\xb0d>', 1)
+  (tmp_path / 'tokenizer.model').write_bytes(damaged)
+  with pytest.raises(InputError, match='not a SentencePiece model'):
+    tokenizer.Tokenizer(tmp_path / 'tokenizer.model')
 
 
 def test_model_whose_id_0_is_an_ordinary_piece_is_refused_and_unk_0_is_not(tmp_path):

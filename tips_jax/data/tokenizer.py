@@ -111,8 +111,9 @@ class Tokenizer:
     try:
       processor = spm.SentencePieceProcessor()
       processor.LoadFromSerializedProto(self._model)
+      processor.id_to_piece(PAD_ID)  # not even text, of some damaged models
       return processor
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
       raise InputError(
         f'tokenizer: got {self.path!r}, which is not a SentencePiece model; expected a file '
         f'written by SentencePiece, such as tokenizer.model'
