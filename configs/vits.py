@@ -8,6 +8,9 @@
     --config.init_from=W
   python -m tips_jax.main --config=configs/vits.py:distill --workdir=W --config.data.store=STORE \
     --config.teachers.large.init_from=RUN_OF_VITG_V2
+  python -m tips_jax.main --config=configs/vits.py:distill,hr --workdir=H \
+    --config.data.store=STORE --config.init_from=W \
+    --config.teachers.large.init_from=RUN_OF_VITG_V2_HR
 
 Published for the released weights (README of google-deepmind/tips), on private data; we have not
 reproduced them:
@@ -148,9 +151,22 @@ def distill() -> recipe.Recipe:
   )
 
 
+def distill_hr() -> recipe.Recipe:
+  # ViT-g's schedule of v2; the teacher is ViT-g after its own stage.
+  schedule = dict(total_steps=9_000, batch_size=4_096, warmup_steps=900)
+  return tips.high_resolution(distill(), schedule=schedule, **HIGH)
+
+
 def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
   return recipe.select(
     arg,
-    {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr, 'v2,distill': distill},
-    changes={'separate_heads': tips.separate_heads},
+    {
+      'v1': v1,
+      'v2': v2,
+      'v1,hr': v1_hr,
+      'v2,hr': v2_hr,
+      'v2,distill': distill,
+      'v2,distill,hr': distill_hr,
+    },
+    changes={'separate_heads': tips.separate_heads, 'student_ema': tips.student_ema},
   )

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCALES = ('vits', 'vitb', 'vitl', 'vitso400m', 'vitg')
 METHODS = sorted(f'methods.{p.stem}' for p in (ROOT / 'configs/methods').glob('[a-z]*.py'))
 ARGS = {name: ('v1', 'v2', 'hr', 'v2,hr') for name in SCALES}
-ARGS |= {name: (*ARGS[name], 'distill') for name in SCALES[:-1]}
+ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
 ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
 ARGS |= {name: ('',) for name in METHODS}
 PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is
@@ -279,6 +279,37 @@ def test_high_resolution_keeps_the_model(name):
     assert high.towers == low.towers  # the position table too
     assert (high.data.views['global'].size, high.data.views['local'].size) == (448, 140)
     assert 'optimizer' in high.init_parts
+    # Neither starts anew: the state that they belong to is carried over.
+    assert low.losses['distill'].args['teacher_temperature'].start == 0.04
+    for loss in ('distill', 'masked'):
+      assert high.losses[loss].args['teacher_temperature'] == 0.07
+    assert high.teachers['ema'].momentum == 1.0
+
+
+@pytest.mark.parametrize('name', ['vits', 'vitb', 'vitl', 'vitso400m'])
+def test_distilled_students_have_a_high_resolution_stage_of_the_same_kind(name):
+  low, high = (strict.build(schema.Config, get_config(name, a)) for a in ('distill', 'distill,hr'))
+  assert (high.towers, high.passes, high.teachers) == (low.towers, low.passes, low.teachers)
+  assert high.losses == low.losses
+  # The teacher is trained: from the first step on as sharp as in the end.
+  assert low.losses['distill'].args['teacher_temperature'] == 0.07
+  assert (high.data.views['global'].size, high.data.views['local'].size) == (448, 140)
+  assert high.init_parts == ('params', 'teachers', 'loss_state', 'optimizer')
+  assert high.schedule.total_steps == 9_000
+
+
+@pytest.mark.parametrize('arg', ['distill', 'distill,hr', 'distill,separate_heads'])
+def test_a_distilled_student_may_keep_an_average_for_export(arg):
+  plain, config = (
+    strict.build(schema.Config, get_config('vits', a)) for a in (arg, f'{arg},student_ema')
+  )
+  average = config.teachers['average']
+  assert (average.kind, average.momentum) == ('ema', 0.999)
+  assert average.towers == ('image', 'text', 'logit')
+  assert (config.passes, config.losses) == (plain.passes, plain.losses)  # nothing reads it
+  abstract = jax.eval_shape(lambda: state.init(method.build(config)))
+  for tower, params in abstract.teachers['average'].items():
+    assert jax.tree.structure(params) == jax.tree.structure(abstract.params[tower])
 
 
 @pytest.mark.parametrize(
@@ -335,7 +366,8 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
     (('--config=configs/vitx.py',), 'configs/vitx.py'),
     (
       ('--config=configs/vitb.py:v3',),
-      "got 'v3'; expected one of ['distill', 'hr', 'runlocal', 'separate_heads', 'v1', 'v2']",
+      "got 'v3'; expected one of ['distill', 'hr', 'runlocal', 'separate_heads', "
+      "'student_ema', 'v1', 'v2']",
     ),
     (('--config=configs/vitb.py', '--confg=1'), 'confg'),
     (('--config=configs/vitb.py', 'stray'), "got 'stray'"),

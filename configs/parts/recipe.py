@@ -45,8 +45,9 @@ def select(
   for name, make in recipes.items():
     if options - {'runlocal', *changes} <= set(name.split(',')):
       recipe = make()
-      for option in sorted(options & set(changes)):
-        recipe = changes[option](recipe)
+      for option, change in changes.items():
+        if option in options:
+          recipe = change(recipe)
       if 'runlocal' not in options:
         return finish(recipe)
       if runlocal:

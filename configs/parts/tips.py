@@ -107,7 +107,10 @@ def distilled(
   weights: Recipe,
   dino: Recipe,
 ) -> Recipe:
-  """A frozen larger model instead of the EMA, no masking, the patch loss over all patches."""
+  """A frozen larger model instead of the EMA, no masking, the patch loss over all patches.
+
+  The teacher is trained: it is as sharp as in the end of its training from the first step on.
+  """
   return dict(
     towers=dict(
       image=dict(kind='vit', cls=('web', 'synthetic'), mask_token=True) | image,
@@ -128,7 +131,7 @@ def distilled(
       teacher_cls=dict(by='large', tower='large_head', inputs=dict(tokens='teacher.web')),
       teacher_patch=dict(by='large', tower='large_head', inputs=dict(tokens='teacher.patch')),
     ),
-    losses=_losses(weights, dino, teacher_head='large.large_head'),
+    losses=_losses(weights, held(dino), teacher_head='large.large_head'),
     teachers=dict(
       large=dict(
         kind='frozen',
@@ -217,11 +220,38 @@ def separate_heads(recipe: Recipe) -> Recipe:
 
 
 def high_resolution(recipe: Recipe, **changes: Recipe) -> Recipe:
-  """The stage after pretraining: all state but the step comes from the run `init_from`.
+  """The stage after pretraining: all state but the step comes from the run `init_from`, and what
+  moved in that run is held where it ended: sharpening and momentum do not start anew.
 
   The position table keeps its grid and is resized inside the model.
   """
   start = dict(
     name=f'{recipe["name"]}_hr', init_parts=('params', 'teachers', 'loss_state', 'optimizer')
   )
-  return merge(recipe, start, changes)
+  losses = {}
+  for name, loss in recipe['losses'].items():
+    if loss['kind'] == 'dino':
+      losses[name] = dict(args=held(loss['args']))
+  teachers = {name: held(teacher) for name, teacher in recipe['teachers'].items()}
+  return merge(recipe, start, dict(losses=losses, teachers=teachers), changes)
+
+
+def held(numbers: Recipe) -> Recipe:
+  """The numbers of a loss or a teacher, those that move at their last value."""
+  result = dict(numbers)
+  for name, value in numbers.items():
+    if isinstance(value, dict) and 'end' in value:
+      result[name] = value['end']
+  return result
+
+
+def student_ema(recipe: Recipe) -> Recipe:
+  """An average of the student, which nothing reads: for export (--weights=average). DINOv2 keeps
+  one in its distillation (arXiv 2304.07193, section 5).
+  """
+  average = dict(
+    kind='ema',
+    towers=('image', 'text', 'logit'),
+    momentum=0.999,  # ours: over about a thousand steps, a hundredth of the run
+  )
+  return merge(recipe, dict(teachers=dict(average=average)))

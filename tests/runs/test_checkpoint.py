@@ -294,6 +294,9 @@ def test_frozen_teacher_by_other_names(saved, small):
     large['large_head'], other.teachers['ema']['head']
   )  # its EMA head rather than the student's
   assert_equal(state.params['image'], small.host_state('tips_distill').params['image'])
+  # Its centers are those that it was trained with, not zero.
+  for loss in ('distill', 'masked'):
+    assert_equal(state.loss_state[loss], other.loss_state[loss])
 
 
 def test_frozen_teacher_needs_a_run(small):

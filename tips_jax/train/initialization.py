@@ -62,10 +62,12 @@ def initial_state(
     else:
       say(f'teachers, losses and optimizer start fresh: {c.init_from} has none')
   teachers = dict(state.teachers)
+  loss_state = dict(state.loss_state)
   for name, teacher in c.teachers.items():
     if teacher.kind == 'frozen':
       teachers[name] = frozen_teacher(c, name, abstract.teachers[name], say)
-  return state.replace(teachers=teachers)
+      loss_state |= _memory_of_teacher(method, name, abstract.loss_state, say)
+  return state.replace(teachers=teachers, loss_state=loss_state)
 
 
 def _with_params(c, state, abstract, say, tokenizer_sha256):
@@ -88,7 +90,9 @@ def _with_more(c, state, abstract, say):
   if 'teachers' in c.init_parts:
     teachers = {}
     for name, towers in state.teachers.items():
-      teachers[name] = _from_run('teachers', c, abstract.teachers[name], towers, say, within=name)
+      teachers[name] = towers
+      if c.teachers[name].kind == 'ema':  # a frozen one says itself where it is from
+        teachers[name] = _from_run('teachers', c, abstract.teachers[name], towers, say, within=name)
     state = state.replace(teachers=teachers)
   for part in ('loss_state', 'optimizer'):
     if part in c.init_parts:
@@ -302,6 +306,29 @@ def frozen_teacher(
     else:
       result[tower] = runs.load(path, 'params', {tower: leaves}, rename={there: tower})[tower]
     say(f'{name}/{tower} from {path}: {owner or "student"}/{there}')
+  return result
+
+
+def _memory_of_teacher(method, name, abstract, say):
+  """{loss: its state at the end of a frozen teacher's training}, of losses that read the teacher's
+  parameters: the center of a trained teacher is not zero.
+  """
+  source = method.config.teachers[name].init_from
+  path = None
+  there = {}
+  if runs.is_run(source):
+    path = runs.find(source, f'teachers.{name}.init_from')
+    there = _below('loss_state', runs.names(path, 'train'))
+  result = {}
+  for loss, leaves in abstract.items():
+    if name not in {parameter.by for parameter in method.losses[loss].parameters.values()}:
+      continue
+    if not _below(loss, there):
+      say(f'{loss}: its state starts fresh: {source} has none of a loss of this name')
+      continue
+    say(f'{loss}: its state from {path}')
+    saved = runs.load(path, 'train', {'loss_state': {loss: leaves}})
+    result[loss] = saved['loss_state'][loss]
   return result
 
 
