@@ -383,6 +383,10 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
       "momentum: got '0.99' for a group; expected its fields, as "
       '--config.teachers.ema.momentum.start and .end',
     ),
+    (
+      ('--config=configs/vitb.py', '--config.schedule.batch_size=1'),
+      'schedule.batch_size: got 1; expected at least 2, as losses.contrastive_',
+    ),
     ((), '--config: missing'),
   ],
 )

@@ -467,3 +467,15 @@ def test_close_leaves_no_thread(folders):
   pipeline.close()
   with pytest.raises(ValueError, match='closed'):
     next(pipeline)
+
+
+def test_a_store_without_any_text_is_an_error_before_the_first_batch(
+  folders, opened, monkeypatch, tmp_path
+):
+  monkeypatch.setitem(globals(), 'alt_text', lambda i: '')
+  monkeypatch.setitem(globals(), 'captions', lambda i: [' '])
+  silent = write_store(tmp_path / 'silent', 0, 8, with_tokenizer=False)
+  model = os.path.join(folders['main'], 'tokenizer.model')
+  with pytest.raises(InputError, match='no text in any of 8 records .* alt_text or captions'):
+    opened(config(folders, store=silent, tokenizer=model))
+  opened(config(folders, store=silent, texts={}))  # nothing asks for texts

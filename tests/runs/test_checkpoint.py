@@ -270,6 +270,18 @@ def test_towers_that_the_other_run_lacks_start_afresh(saved, small):
   assert any('ema' in line and 'fresh: image' in line for line in said)
 
 
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(init_from_rules=(('.*', False),)), "of which nothing is taken; .*'image'"),
+    (dict(init_parts=()), "init_parts: got .*expected one of .*'optimizer', 'params', 'teachers'"),
+  ],
+)
+def test_taking_nothing_is_an_error(saved, small, changes, message):
+  with pytest.raises(InputError, match=message):
+    begin(small, 'tips_v2', init_from=str(saved[0]), **changes)
+
+
 def test_weights_of_another_shape(saved, small):
   with pytest.raises(InputError, match='params/text/.*another model'):
     begin(small, 'tips_v2', init_from=str(saved[0]), towers=dict(text=dict(mlp=96)))

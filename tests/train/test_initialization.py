@@ -177,3 +177,13 @@ def test_layer_scale_of_a_foreign_file_is_folded(small, weights, tmp_path):
   assert_equal(found, expected)
   out = lambda p: dict(tree.named_leaves(p))['encoder/blocks/attention/out/kernel'][0]
   np.testing.assert_allclose(out(found), 3 * out(weights.params['image']), rtol=1e-6)
+
+
+def test_a_file_of_which_nothing_is_taken_is_an_error(small, weights, tmp_path):
+  files.write(weights, 'safetensors', tmp_path)
+  with pytest.raises(InputError, match="of which nothing is taken; expected .*there \\['image'"):
+    begin(
+      small, 'tips_v1', init_from=str(tmp_path), init_from_rules=(('head/.*', True), ('.*', False))
+    )
+  with pytest.raises(InputError, match=r"init_parts: got .*expected one of \['params'\]"):
+    begin(small, 'tips_v1', init_from=str(tmp_path), init_parts=('teachers', 'optimizer'))

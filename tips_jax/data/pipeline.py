@@ -69,6 +69,8 @@ class Pipeline:
     opened = [stores.open_store(path) for path in (config.store, *config.extra_stores)]
     sources = [store.source(config.split) for store in opened]
     _check_stores(config, opened, sources)
+    records = _Records(sources)
+    _check_texts(config, records)
     sizes = [len(source) for source in sources]
     self.size = sum(sizes)
     self.next_index = start
@@ -83,7 +85,7 @@ class Pipeline:
     shares = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)
     self._load = _Load(
       config,
-      _Records(sources),
+      records,
       self.tokenizer,
       seed,
       threads=max(1, config.threads // max(1, config.workers)),
@@ -212,6 +214,30 @@ def _check_stores(config, opened, sources):
   for name, text in config.texts.items():
     if text.field not in known and text.fallback not in known:
       raise unknown(f'data.texts.{name}: feature of the store', text.field, known)
+
+
+def _check_texts(config, records):
+  """Without a single text a contrast would be zero, and say nothing. A look at a few records,
+  spread evenly, which ends at the first text.
+  """
+  if not config.texts:
+    return
+  fields = set()
+  for text in config.texts.values():
+    fields |= {text.field, text.fallback} - {''}
+  looked = range(0, len(records), max(1, len(records) // _FEW))
+  for record in looked:
+    try:
+      example = records[record]
+    except ValueError:  # damaged: counted when it is trained on
+      continue
+    for field in fields:
+      if any(value.strip() for value in _values(example, field)):
+        return
+  raise InputError(
+    f'data.texts: got no text in any of {len(looked):,} records of split {config.split!r}; '
+    f'expected some in {" or ".join(sorted(fields))}'
+  )
 
 
 def _tokenizer(config, first):

@@ -52,6 +52,8 @@ def initial_state(
   as the student.
   """
   c = method.config
+  if c.init_from:
+    _check_parts(c)
   # Jitted with the shardings of the run: no device ever holds a whole large model.
   state = jax.jit(lambda: state_lib.init(method), out_shardings=shardings)()
   if c.init_from:
@@ -68,6 +70,31 @@ def initial_state(
       teachers[name] = frozen_teacher(c, name, abstract.teachers[name], say)
       loss_state |= _memory_of_teacher(method, name, abstract.loss_state, say)
   return state.replace(teachers=teachers, loss_state=loss_state)
+
+
+def _check_parts(c):
+  """One of the parts that are asked for must be there."""
+  there = {'params'}
+  if runs.is_run(c.init_from):
+    path = runs.find(c.init_from, 'init_from')
+    train = runs.names(path, 'train')
+    there |= {part for part in ('loss_state', 'optimizer') if _below(part, train)}
+    if runs.names(path, 'teachers'):
+      there.add('teachers')
+  if not there & set(c.init_parts):
+    raise InputError(
+      f'init_parts: got {c.init_parts}; expected one of {sorted(there)}, which {c.init_from!r} has'
+    )
+
+
+def _check_taken(c, wanted, abstract, there):
+  """A run that takes nothing of what it names would start afresh in silence."""
+  if not wanted:
+    raise InputError(
+      f'init_from: got {c.init_from!r}, of which nothing is taken; expected a tower that both have '
+      f'(here {sorted(_by_tower(dict(tree.named_leaves(abstract))))}, there '
+      f'{sorted(_by_tower(there))}) and init_from_rules ask for'
+    )
 
 
 def _with_params(c, state, abstract, say, tokenizer_sha256):
@@ -123,6 +150,8 @@ def _from_run(part, c, abstract, initial, say, tokenizer_sha256=None, *, within=
   if within:
     saved = _below(within, saved)
   wanted = _same_leaves(_chosen(c, abstract), saved, f'init_from: {part}', c.init_from_rules)
+  if part == 'params':
+    _check_taken(c, wanted, abstract, saved)
   _same_tokenizer(c, wanted, runs.contract(path).get('tokenizer_sha256'), tokenizer_sha256, say)
   loaded = {}
   if wanted:
@@ -156,6 +185,7 @@ def _foreign(c, abstract, initial, say, tokenizer_sha256=None):
   _report_notes(found, say)
   arrays = _named_as_here(c, found)
   wanted = _same_leaves(_chosen(c, abstract), arrays, 'init_from', c.init_from_rules)
+  _check_taken(c, wanted, abstract, arrays)
   _same_tokenizer(c, wanted, weights_lib.sha256(found.tokenizer), tokenizer_sha256, say)
   loaded = {n: _put(_fit(n, arrays[n], x.shape, say), x) for n, x in wanted.items()}
   return _report(f'params from {c.init_from}', loaded, initial, say)

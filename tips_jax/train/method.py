@@ -22,11 +22,12 @@ from tips_jax.objectives import contrastive, distill, koleo, masked, masks, moni
 class Objective:
   fn: Callable  # (**inputs, state?, **args) -> Loss
   state: Callable = lambda shapes: {}
+  contrasts: bool = False  # compares the images of a batch: of a single one it is constant
 
 
 LOSSES = {
-  'softmax_contrastive': Objective(contrastive.softmax),
-  'sigmoid_contrastive': Objective(contrastive.sigmoid),
+  'softmax_contrastive': Objective(contrastive.softmax, contrasts=True),
+  'sigmoid_contrastive': Objective(contrastive.sigmoid, contrasts=True),
   'dino': Objective(distill.dino, distill.initial_state),
   'pixels': Objective(masked.pixels),
   'koleo': Objective(koleo.koleo),
@@ -162,6 +163,11 @@ def _mask_patch(c, name):
 def _loss_inputs(name, loss, c, known, by):
   """Checks the kind, inputs and args of a loss against its function; LossInputs."""
   _known(f'losses.{name}.kind', loss.kind, LOSSES)
+  if LOSSES[loss.kind].contrasts and c.schedule.batch_size < 2:
+    raise InputError(
+      f'schedule.batch_size: got {c.schedule.batch_size}; expected at least 2, as losses.{name} '
+      'compares the images of a batch'
+    )
   # An objective takes arrays by position and numbers by keyword: its signature is the only list.
   parameters = inspect.signature(LOSSES[loss.kind].fn).parameters
   by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
