@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -191,6 +192,12 @@ def test_half_written_store_is_refused(tmp_path):
   spoil(
     'both', lambda p: [os.remove(os.path.join(p, n)) for n in ('store.json', 'dataset_info.json')]
   )
+
+
+def test_store_json_that_is_nested_too_deep_is_refused(path):
+  (pathlib.Path(path) / store.INFO_FILE).write_text('[' * 100_000)
+  with pytest.raises(InputError, match='no complete store.json'):
+    store.open_store(path)
 
 
 def test_temporary_folder_is_not_a_store(tmp_path):

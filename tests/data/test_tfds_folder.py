@@ -93,6 +93,19 @@ def test_a_damaged_record_is_left_out_and_listed(folder):
     source[3]
 
 
+@pytest.mark.parametrize('count', [7, 9, 2**31])
+def test_files_that_hold_other_counts_than_the_metadata_says_are_an_error_in_one_line(
+  folder, count
+):
+  path = folder / 'dataset_info.json'
+  content = json.loads(path.read_text())
+  content['splits'][0]['shardLengths'] = [str(count)]
+  path.write_text(json.dumps(content))
+  with pytest.raises(InputError, match=f'got 8 records; expected {count}') as error:
+    list(open_input(str(folder), Options()))
+  assert '\n' not in str(error.value)
+
+
 def test_a_name_that_cannot_be_prepared_says_why_and_leaves_nothing(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
 

@@ -428,7 +428,7 @@ def _read_info(folder):
   try:
     content = json.loads(path.read_text())
     known = content['format'] == FORMAT
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise incomplete from error
   if not known:
     raise InputError(f'store {str(folder)!r}: got format {content["format"]!r}; expected {FORMAT}')

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from tips_jax.core.errors import InputError
 
@@ -71,6 +72,9 @@ class Source:
     self._where = f'split {split!r} of {os.fspath(builder.data_dir)!r}'
     try:
       self._source = builder.as_data_source(split, decoders=undecoded(builder))
+      _check_counts(builder.info.splits[split].file_instructions)
+    except InputError:
+      raise
     except Exception as error:  # as above; AssertionError for a slice
       raise InputError(
         f'{self._where}: cannot be opened ({error}); expected a split of '
@@ -96,6 +100,20 @@ class Source:
   def raw(self) -> typing.Sequence[bytes]:
     """The records as serialized tf.train.Example."""
     return self._source.data_source
+
+
+def _check_counts(instructions):
+  """InputError for a file that does not hold as many records as the metadata says."""
+  for instruction in instructions:
+    path = os.fspath(instruction.filename)
+    reader = array_record_module.ArrayRecordReader(path)
+    count = reader.num_records()
+    reader.close()
+    if count != instruction.examples_in_shard:
+      raise InputError(
+        f'{path!r}: got {count} records; expected {instruction.examples_in_shard}, as '
+        f'dataset_info.json says; copy the data set again'
+      )
 
 
 def images_of(builder: tfds.core.DatasetBuilder) -> list[str]:

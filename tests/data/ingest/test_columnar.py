@@ -104,6 +104,15 @@ def test_labels_of_parquet_are_names_as_written(tmp_path):
   assert [s.extra['label'] for s in reader] == ['1000000007', '5', '']
 
 
+def test_names_of_columns_that_are_not_utf8_are_an_error_in_one_line(tmp_path):
+  save_to_disk(tmp_path / 'one', pa.table({'image': [jpeg(0)], 'caption': ['a']}))
+  file = tmp_path / 'one' / 'data-00000-of-00001.arrow'
+  file.write_bytes(file.read_bytes().replace(b'caption', b'c\xb0ption'))
+  with pytest.raises(InputError, match='names in UTF-8') as error:
+    read(tmp_path / 'one')
+  assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize('form', ['parquet', 'arrow'])
 def test_a_column_named_split_chooses_rows_and_counts_the_others(tmp_path, form):
   splits = ['train', 'val', 'restval', 'train', None]

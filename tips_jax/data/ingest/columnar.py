@@ -44,6 +44,9 @@ class ArrowReader(Reader):
 
   def __init__(self, files: Sequence[str], schemas: Sequence[pa.Schema], options: Options):
     super().__init__(options)
+    for file, schema in zip(files, schemas):
+      with _damaged(file, 'a table whose columns have names in UTF-8'):
+        list(schema.names)
     self._files = files
     self._schema = schemas[0]
     self._names = self._schema.names
@@ -91,8 +94,7 @@ class ArrowReader(Reader):
     column = self._split_column
     self._split_names = _class_names(self._schema, column)
     counts = collections.Counter(self._split_of({column: x}) for x in self._values(column))
-    where = f'the column {column!r} of {self._files[0]!r}'
-    self._splits = select_values(counts, self.options.split, where)
+    self._splits = select_values(counts, self.options.split, f'the column {column!r}')
     self.total = sum(counts[value] for value in self._splits)
     for value, count in counts.items():
       if value not in self._splits:
