@@ -24,12 +24,13 @@ from PIL import Image
 
 from tips_jax.core import cli, log, schema, strict
 from tips_jax.core.errors import InputError
-from tips_jax.data import images, store, tokenizer
+from tips_jax.data import store, tokenizer
 from tips_jax.data.benchmarks import table as benchmarks
 from tips_jax.data.ingest import checks, convert
 from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
+from tips_jax.data.pixels import images
 
 Folder = pathlib.Path
 WIDTH, HEIGHT = 24, 20

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tips_jax.data import views
+from tips_jax.data.pixels import views
 from tips_jax.evals import baselines
 from tips_jax.evals.datasets import sources
 from tips_jax.evals.features import reading

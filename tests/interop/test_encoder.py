@@ -10,7 +10,8 @@ from PIL import Image
 
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
-from tips_jax.data import tokenizer, views
+from tips_jax.data import tokenizer
+from tips_jax.data.pixels import views
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
 from tips_jax.models import towers

@@ -71,7 +71,7 @@ class View:
   scale: Annotated[tuple[float, float], Range(1e-4, 1)] = (0.4, 1.0)  # share of the image area
   ratio: Annotated[tuple[float, float], Range(0.01, 100)] = (3 / 4, 4 / 3)  # width / height
   flip: Share = 0.5  # probability of a horizontal flip
-  # Color, in this order (data/color.py). Blur and solarize: one number, or one for each crop.
+  # Color, in this order (pixels/color.py). Blur and solarize: one number, or one for each crop.
   jitter: Share = 0.0  # probability of the four below, in random order
   brightness: Factor = 0.4  # times 1 - it to 1 + it, as contrast and saturation
   contrast: Factor = 0.4

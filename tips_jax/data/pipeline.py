@@ -30,8 +30,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
-from tips_jax.data import views
 from tips_jax.data.batch import Batch, check, empty, valid
+from tips_jax.data.pixels import views
 from tips_jax.data.tokenizer import Tokenizer
 
 _SHARED_MEMORY = '/dev/shm'

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from tips_jax.core import vectors
-from tips_jax.data import views
+from tips_jax.data.pixels import views
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.evals.datasets.sources import Store
 from tips_jax.evals.features import reading

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from tips_jax.core.errors import InputError
-from tips_jax.data import views
-from tips_jax.data.images import rgb
+from tips_jax.data.pixels import views
+from tips_jax.data.pixels.images import rgb
 
 
 def resize(image: Any, size: int) -> np.ndarray:

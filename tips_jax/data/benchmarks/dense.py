@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import class_names
 from tips_jax.data.benchmarks import reader as base
-from tips_jax.data.images import FORMATS
 from tips_jax.data.ingest.reader import Sample
+from tips_jax.data.pixels.images import FORMATS
 
 Pair = tuple[pathlib.Path, pathlib.Path]  # the files of an image and of its annotation
 

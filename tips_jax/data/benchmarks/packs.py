@@ -15,8 +15,8 @@ import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
-from tips_jax.data.images import open_image
 from tips_jax.data.ingest.checks import VOID
+from tips_jax.data.pixels.images import open_image
 
 _NO_CLASS = 254  # a mask value that no class has: the checks of the data set report it
 

@@ -10,7 +10,7 @@ import typing
 import numpy as np
 from PIL import Image
 
-from tips_jax.data import images
+from tips_jax.data.pixels import images
 
 VOID = 255  # in a mask: a pixel without class, ignored in training and evaluation
 _LOSSLESS = ('PNG', 'BMP', 'GIF', 'TIFF', 'PPM')

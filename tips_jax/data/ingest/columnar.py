@@ -22,13 +22,14 @@ import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data import store, tfds_folder
-from tips_jax.data.images import MAX_PIXELS
+from tips_jax.data import store
+from tips_jax.data.ingest import tfds_folder
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess, plain
 from tips_jax.data.ingest.reader import Note, Options, Reader, Sample, check_local
 from tips_jax.data.ingest.splits import select_values
+from tips_jax.data.pixels.images import MAX_PIXELS
 
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')

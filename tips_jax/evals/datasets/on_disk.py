@@ -15,8 +15,8 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as benchmarks_reader
 from tips_jax.data.benchmarks import table as benchmarks
-from tips_jax.data.images import open_image
 from tips_jax.data.ingest import checks
+from tips_jax.data.pixels.images import open_image
 from tips_jax.evals.datasets import protocols
 
 # Examples of a problem in its message.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tips_jax.data import images
+from tips_jax.data.pixels import images
 from tips_jax.evals.features import reading
 from tips_jax.evals.probes import depth, dpt, masks, normals
 

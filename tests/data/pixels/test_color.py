@@ -9,7 +9,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, View
-from tips_jax.data import color, pipeline, views
+from tips_jax.data import pipeline
+from tips_jax.data.pixels import color, views
 
 IMAGE = cv2.GaussianBlur(
   np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8), (0, 0), 1.5

@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from tips_jax.core.schema import View
-from tips_jax.data import images, views
+from tips_jax.data.pixels import images, views
 
 GLOBAL = View(size=64, scale=(0.4, 1.0))
 LOCAL = View(size=28, count=6, scale=(0.05, 0.4), flip=0.0)

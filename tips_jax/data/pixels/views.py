@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tips_jax.core.schema import View
-from tips_jax.data import color, images
+from tips_jax.data.pixels import color, images
 
 Box = tuple[int, int, int, int, bool]  # top, left, height, width in pixels, and whether to flip
 

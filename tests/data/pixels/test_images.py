@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from tests.data.damage import FUZZ, damaged
 from tips_jax.core.schema import View
-from tips_jax.data import images, views
 from tips_jax.data.ingest import checks
+from tips_jax.data.pixels import images, views
 
 KINDS = {
   'JPEG': {'quality': 95},

@@ -10,7 +10,8 @@ from hypothesis import given
 
 from tests.data.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
-from tips_jax.data import store, tfds_folder
+from tips_jax.data import store
+from tips_jax.data.ingest import tfds_folder
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
 
