@@ -1,7 +1,11 @@
 """Tests of the layout of a batch."""
 
-import numpy as np
+import dataclasses
 
+import numpy as np
+import pytest
+
+from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import batch
 
@@ -30,9 +34,12 @@ def test_an_empty_batch_has_no_text_and_no_record():
   assert not arrays['web_valid'].any() and (arrays['index'] == -1).all()
 
 
-def test_names_that_a_batch_needs_itself_are_reserved():
-  assert [n for n in ('index', 'bad', 'web_valid', 'web', 'valid') if batch.is_reserved(n)] == [
-    'index',
-    'bad',
-    'web_valid',
-  ]
+@pytest.mark.parametrize('name', ['index', 'bad', 'web_valid', 'web'])
+def test_a_view_has_no_name_that_the_batch_needs(name):
+  config = dataclasses.replace(CONFIG, views={name: View(size=8)})
+  with pytest.raises(InputError, match=f'data: got {name!r} as the name of a view or a text'):
+    batch.check(config)
+
+
+def test_other_names_are_free():
+  batch.check(dataclasses.replace(CONFIG, views={'valid': View(size=8)}))
