@@ -1,7 +1,6 @@
 """What benchmarks/fuzz.py reads: a small valid input for each reader, and the function that reads.
 
-Inputs are made here, in a folder of their own; readers may write into that folder alone. A reader
-that is meant to raise ValueError with a reason, for its caller to count, says so in `refuses`.
+Readers may write into the folder of their input alone. `refuses`: a reader may raise ValueError.
 """
 
 import functools
