@@ -55,13 +55,11 @@ def test_a_bound_of_a_flag_holds(values):
 
 
 @pytest.fixture
-def values_with_config(values, monkeypatch):
+def values_with_config(values):
   values.add_config_file()
 
   def parse(*words):
-    argv = ['program', *words]
-    monkeypatch.setattr(sys, 'argv', argv)  # where ml_collections looks for overrides
-    cli.parse(values, argv)
+    cli.parse(values, ['program', *words])
     return values
 
   return parse
@@ -97,6 +95,11 @@ def test_help_and_errors_are_one_way_for_all(values, capsys):
 def test_a_config_with_overrides(values_with_config):
   values = values_with_config(f'--config={QUICKSTART}', '--config.seed=7', '--number=2')
   assert cli.load_config(values).seed == 7 and values.number == 2
+
+
+def test_a_field_called_as_a_keyword_of_python_can_be_overridden(values_with_config):
+  values = values_with_config(f'--config={QUICKSTART}', '--config.data.views.global.size=80')
+  assert cli.load_config(values).data.views['global'].size == 80
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ codes.
 
 import contextlib
 import io
+import keyword
 import logging
 import os
 import pathlib
@@ -190,8 +191,11 @@ def _parse_config(values, argv):
     if arg.startswith('--config='):
       file = arg.removeprefix('--config=').split(':')[0]
       sys.path.insert(0, str(pathlib.Path(file).absolute().parent.parent))
+  before = sys.argv
+  # Where ml_collections looks for overrides.
+  sys.argv = [_without_keywords(arg) for arg in argv]
   try:
-    rest = values(argv)
+    rest = values(sys.argv)
     # A file that cannot be read is an error on first use only: use it here.
     hasattr(values.config, 'lock')
   except InputError:
@@ -199,7 +203,20 @@ def _parse_config(values, argv):
   # A config file is a program of the user's: it may raise anything.
   except (Exception, SystemExit) as error:
     raise InputError(_reason(error, argv, values)) from None
+  finally:
+    sys.argv = before
   return rest
+
+
+def _without_keywords(argument):
+  """An override whose path has a keyword of Python, as the view 'global', for ml_collections."""
+  if not argument.startswith('--config.'):
+    return argument
+  path, equals, value = argument.partition('=')
+  first, *names = path.split('.')
+  for name in names:
+    first += f'["{name}"]' if keyword.iskeyword(name) else f'.{name}'
+  return first + equals + value
 
 
 def _reason(error, argv, values):
