@@ -97,7 +97,9 @@ def _export(argv):
   if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
     raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
   files.require_writable(FLAGS.output, '--output')
-  from tips_jax.interop import onnx, read, write  # only now: --help and bad flags answer at once
+  # Only now: --help and bad flags answer at once.
+  from tips_jax.interop import onnx, read, write
+  from tips_jax.interop.weights import at_own_size
 
   write.refuse_existing(FLAGS.output)
   weights = read.read(
@@ -111,6 +113,15 @@ def _export(argv):
       f'--tokenizer: missing, and none is beside {FLAGS.checkpoint!r}; expected the SentencePiece '
       'model that the weights were trained with'
     )
+  if FLAGS.to in ('hf', 'official_torch'):
+    grid = weights.image.grid
+    weights = at_own_size(weights)
+    if weights.image.grid != grid:
+      print(
+        f'note: the position table of {grid} x {grid} is written for {weights.size} pixels, as the '
+        'official program reads it; images of other sizes get features that differ a little',
+        file=sys.stderr,
+      )
   options = {}
   size = None
   if FLAGS.to == 'onnx':

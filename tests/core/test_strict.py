@@ -108,6 +108,7 @@ def test_towers_are_told_apart_by_kind():
   [
     (dict(kind='texts'), r"towers.a.kind: got 'texts'; .* did you mean 'text'\?"),
     (dict(width=8), 'towers.a.kind: got None; expected one of'),
+    (dict(kind=[]), r'towers.a.kind: got \[\]; expected one of'),
     (
       dict(kind='logit', bais=1.0),
       r"towers.a: unknown field: got 'bais'; .* did you mean 'bias'\?",

@@ -8,6 +8,7 @@ import pytest
 
 from tests.interop.conftest import model
 from tips_jax.core import schema
+from tips_jax.core.errors import InputError
 from tips_jax.interop import parity
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.models import towers
@@ -179,6 +180,14 @@ def test_transformers(tmp_path, tokenizer_model, options):
   rows = parity.compare(parity.reference(weights, inputs), parity.torch_outputs(tmp_path, inputs))
   assert len(rows) == (4 if 'text' in options else 8)
   assert parity.passed(rows, parity.TOLERANCE['torch']), parity.table(rows, 2e-5)
+
+
+def test_transformers_that_is_installed_and_fails_is_an_error(tmp_path):
+  pytest.importorskip('transformers')
+  pytest.importorskip('torch')
+  (tmp_path / 'config.json').write_text('{"model_type": "unheard_of"}')
+  with pytest.raises(InputError, match='^transformers: it is installed and fails'):
+    parity.torch_outputs(tmp_path, INPUTS)
 
 
 def test_without_transformers_there_is_no_answer(tmp_path, monkeypatch):

@@ -50,6 +50,13 @@ def _nearest_folder(path):
     return path
 
 
+def check_name(name: str, what: str) -> str:
+  """A name that may become that of a file; InputError for a path, and for what no disk can hold."""
+  if name in ('', '.', '..') or not name.isprintable() or {*'/\\'} & {*name} or len(name) > 128:
+    raise InputError(f'{what}: got {name!r}; expected a name: no path, at most 128 characters')
+  return name
+
+
 def write(
   path: str | os.PathLike,
   content: str | bytes | Callable[[BinaryIO], object],

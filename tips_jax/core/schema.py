@@ -20,6 +20,7 @@ Grid = Annotated[int, Range(1, 1024)]  # patches
 Width = Annotated[int, Range(1, 1 << 18)]  # numbers in a vector
 Layers = Annotated[int, Range(1, 256)]
 Entries = Annotated[int, Range(1, 1 << 24)]  # of a vocabulary
+Bytes = Annotated[int, Range(0, 1e15)]
 Processes = Annotated[int, Range(0, 1024)]
 Share = Annotated[float, Range(0, 1)]
 Decay = Annotated[float, Range(0, 0.9999999)]  # of a moving average: 1 would never move

@@ -84,6 +84,8 @@ def _as_dict(data, where):
 
 def value(hint: Any, x: Any, where: str) -> Any:
   """x as a type hint asks for it; InputError where it is something else."""
+  if hint is Any:
+    return x
   origin = typing.get_origin(hint)
   args = typing.get_args(hint)
   if origin is typing.Annotated:
@@ -129,7 +131,7 @@ def _union(args, x, where):
         [kind] = typing.get_args(typing.get_type_hints(group)['kind'])
         kinds[kind] = group
     if kinds:
-      if x.get('kind') not in kinds:
+      if not isinstance(x.get('kind'), str) or x['kind'] not in kinds:
         raise unknown(f'{where}.kind', x.get('kind'), kinds)
       _check_fields_of_kind(kinds, x, where)
       return build(kinds[x['kind']], x, where)

@@ -29,13 +29,19 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested dicts of {'a/b': leaf}: the inverse of named_leaves."""
+  """Nested dicts of {'a/b': leaf}: the inverse of named_leaves. InputError for a name that is a
+  leaf and a group.
+  """
   result = {}
   for path, leaf in leaves.items():
     *groups, last = path.split('/')
     place = result
     for group in groups:
       place = place.setdefault(group, {})
+      if not isinstance(place, dict):
+        raise InputError(f'{path!r}: got an array and a group of the name {group!r}; expected one')
+    if last in place:
+      raise InputError(f'{path!r}: got an array and a group of that name; expected one of them')
     place[last] = leaf
   return result
 

@@ -1,40 +1,70 @@
 """Files of named arrays: npz and safetensors. Pickles are never loaded."""
 
 import json
+import math
 import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 
 INDEX = 'model.safetensors.index.json'
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+# An npz file of zeros alone is a thousand times smaller than its arrays, weights a little.
+_MOST_EXPANDED = 100
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """{name: float32 array} of an npz file; InputError for a truncated, pickled or foreign one."""
+  """{name: float32 array} of an npz file; InputError for a damaged, pickled or foreign one, and for
+  numbers that are not finite.
+  """
+  result = {}
   try:
-    with np.load(path, allow_pickle=False) as file:
-      if not isinstance(file, np.lib.npyio.NpzFile):
-        raise InputError(f'{str(path)!r}: got a single array; expected an npz file')
-      return {name.removeprefix('params/'): _float32(file[name], name, path) for name in file.files}
+    with zipfile.ZipFile(path) as archive:
+      members = archive.infolist()
+      most = _MOST_EXPANDED * max(os.path.getsize(path), 1 << 20)
+      if sum(member.file_size for member in members) > most:
+        raise ValueError(f'it expands to more than {_MOST_EXPANDED} times its size')
+      for member in members:
+        name = member.filename.removesuffix('.npy').removeprefix('params/')
+        if name in result:
+          raise ValueError(f'two arrays {name!r}')
+        result[name] = _float32(_npy(archive, member), name, path)
+  except InputError:
+    raise
   except OSError as error:
     raise InputError(f'{str(path)!r}: cannot be read ({error.strerror or error})') from None
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    got = 'no npz file'
-    if 'pickle' in str(error).lower():
-      got = 'pickled objects, which may run code'
-    raise InputError(f'{str(path)!r}: got {got}; expected an npz file of plain arrays') from None
-  except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
+  except Exception as error:  # zipfile, its decompressors and NumPy raise a dozen kinds
     raise InputError(
-      f'{str(path)!r}: got a truncated or damaged npz file ({error}); fetch it again'
+      f'{str(path)!r}: got no npz file, or a truncated or damaged one ({error}); expected one of '
+      'plain arrays, without pickled objects'
     ) from None
+  return result
+
+
+def _npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+  """An array of a zip, read to the end of its member: only there its checksum is compared."""
+  with archive.open(member) as file:
+    version = np.lib.format.read_magic(file)
+    shape, fortran, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+      raise ValueError(f'{member.filename}: pickled objects, which may run code')
+    # Before anything of that size is allocated.
+    size = math.prod(shape) * dtype.itemsize
+    if size != member.file_size - file.tell():
+      raise ValueError(f'{member.filename}: an array of {size} bytes in another number of them')
+    flat = np.frombuffer(file.read(), dtype)
+  return flat.reshape(shape, order='F' if fortran else 'C')
 
 
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -51,7 +81,10 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     files = _shards(path)
   result = {}
   for file in files:
-    result |= _read_shard(file)
+    shard = _read_shard(file)
+    for name in shard.keys() & result.keys():
+      raise InputError(f'{str(file)!r}: got a second array {name!r}; expected one in all shards')
+    result |= shard
   return result
 
 
@@ -59,12 +92,9 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
   index = folder / INDEX
   if (folder / 'model.safetensors').is_file() or not index.is_file():
     return [folder / 'model.safetensors']
-  try:
-    files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-  except (ValueError, KeyError, AttributeError):
-    raise InputError(f'{str(index)!r}: got no index of safetensors files; fetch it again') from None
+  shards = strict.value(dict[str, str], read_json(index).get('weight_map'), f'{index}: weight_map')
   # Only base names: an index must not point outside of its folder.
-  return [folder / os.path.basename(f) for f in files]
+  return [folder / name for name in sorted(set(map(os.path.basename, shards.values())))]
 
 
 def _read_shard(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -73,14 +103,31 @@ def _read_shard(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     tensors = safetensors.numpy.load_file(path)
     return {name: _float32(x, name, path) for name, x in tensors.items()}
+  except InputError:
+    raise
   except OSError as error:
     raise InputError(
       f'{str(path)!r}: cannot be read ({error.strerror or error}); a half-written folder?'
     ) from None
-  except safetensors.SafetensorError as error:
+  except Exception as error:  # its own, and those of types that NumPy lacks
     raise InputError(
       f'{str(path)!r}: got a truncated or damaged safetensors file ({error})'
     ) from None
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file; InputError for anything else."""
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as error:
+    raise InputError(
+      f'{str(path)!r}: cannot be read ({error.strerror}); a half-written folder?'
+    ) from None
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{str(path)!r}: cannot be read ({error}): no JSON') from None
+  if not isinstance(content, dict):
+    raise InputError(f'{str(path)!r}: got {type(content).__name__}; expected a JSON object')
+  return content
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -120,7 +167,15 @@ def _float32(x: np.ndarray, name: str, path: str | os.PathLike) -> np.ndarray:
   if x.dtype.kind == 'V' and x.dtype.itemsize == 2 and not bfloat16:
     # npz has no bfloat16: np.load gives raw two-byte values.
     x = x.view(ml_dtypes.bfloat16)
-  return np.asarray(x, np.float32)
+  return finite(np.asarray(x, np.float32), f'{str(path)!r}: {name}')
+
+
+def finite(x: np.ndarray, where: str) -> np.ndarray:
+  """x; InputError where a number of it is NaN or infinite."""
+  bad = x.size - np.count_nonzero(np.isfinite(x))
+  if bad:
+    raise InputError(f'{where}: got {bad} of {x.size} numbers that are not finite; fetch it again')
+  return x
 
 
 class Reader:
@@ -137,8 +192,12 @@ class Reader:
   def __contains__(self, name: str) -> bool:
     return name in self.arrays
 
-  def shape(self, name: str) -> tuple[int, ...]:
-    return self.peek(name).shape
+  def shape(self, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of an array; InputError unless it has `rank` dimensions."""
+    shape = self.peek(name).shape
+    if len(shape) != rank:
+      raise InputError(f'{self.where}: {name}: got shape {shape}; expected {rank} dimensions')
+    return shape
 
   def peek(self, name: str) -> np.ndarray:
     """The array, which stays to be taken."""

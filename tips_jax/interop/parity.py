@@ -1,6 +1,7 @@
 """Parity: compares two implementations of one encoder on the same inputs."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -138,16 +139,23 @@ def onnx_outputs(folder: str | os.PathLike, inputs: Inputs) -> Outputs:
 def torch_outputs(folder: str | os.PathLike, inputs: Inputs) -> Outputs | None:
   """As `reference`, of a Hugging Face folder in transformers on the CPU.
 
-  None without torch and transformers 5.14. 'text unit', 'similarity' and 'log temperature' are
-  computed by the model of transformers, and missing without a text tower.
+  None where torch or transformers is not installed. 'text unit', 'similarity' and 'log temperature'
+  are computed by the model of transformers, and missing without a text tower. InputError where
+  transformers is older than 5.14, or fails.
   """
-  try:
-    torch, transformers = onnx.packages('torch', 'transformers')
-    transformers.Tipsv2Model  # noqa: B018  (older releases lack it)
-  except (InputError, AttributeError, ImportError):
+  if not all(importlib.util.find_spec(name) for name in ('torch', 'transformers')):
     return None
-  with _quiet(transformers):
-    model = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+  try:
+    torch = importlib.import_module('torch')
+    transformers = importlib.import_module('transformers')
+    transformers.Tipsv2Model  # noqa: B018  (older releases lack it)
+    with _quiet(transformers):
+      model = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+  except Exception as error:  # a broken installation may raise anything
+    raise InputError(
+      f'transformers: it is installed and fails ({type(error).__name__}: {error}); expected 5.14 '
+      'or later, with torch and torchvision of one release; or none, then it is not compared'
+    ) from error
   vision = getattr(model, 'vision_model', model)  # of a joint model; else it is the image tower
   cls_count = 1 + vision.config.num_register_tokens
   patch = vision.config.patch_size

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from typing import Any
 
 from tips_jax.core import files, schema, strict, tree
 from tips_jax.core.errors import InputError
@@ -14,7 +12,7 @@ from tips_jax.interop import arrays, run
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.official import npz
 from tips_jax.interop.weights import PREPROCESSING, Weights, flat
-from tips_jax.interop.write import CONTRACT, VERSION
+from tips_jax.interop.write import ARRAYS, CONTRACT, Contract, digest
 from tips_jax.runs import folder as runs
 
 _EXPECTED = (
@@ -83,23 +81,22 @@ def _read(path: str | os.PathLike, weights: str, what: str) -> Weights:
 
 def _export(path: pathlib.Path, what: str) -> Weights:
   """A folder that write.write wrote."""
-  try:
-    contract = json.loads((path / CONTRACT).read_text())
-    format = contract['format']
-    towers = strict.value(dict[str, schema.Tower], contract['towers'], f'{path / CONTRACT}: towers')
-  except InputError:
-    raise
-  except (ValueError, KeyError) as error:
-    raise InputError(f'{str(path / CONTRACT)!r}: cannot be read ({error})') from None
+  where = str(path / CONTRACT)
+  contract = strict.build(Contract, arrays.read_json(path / CONTRACT), where)
+  files.check_name(contract.name, f'{where}: name')
   _check_contract(path, contract)
+  format = contract.format
+  towers = contract.towers
   if format == 'hf':
     model = huggingface.read(path, towers=towers)
   elif format in npz.LAYOUTS:
     model = npz.read(path, towers=towers)
   elif format == 'safetensors':
     params = tree.nested(arrays.read_safetensors(path))
+    for name in params.keys() - towers.keys():
+      raise InputError(f'{str(path)!r}: got arrays of {name!r}; expected those of {list(towers)}')
     model = Weights(
-      name=contract['name'],
+      name=contract.name,
       towers={name: _without_dropout(tower) for name, tower in towers.items()},
       params={name: params.get(name, {}) for name in towers},
     )
@@ -116,11 +113,11 @@ def _export(path: pathlib.Path, what: str) -> Weights:
         f'as {CONTRACT} says'
       )
   return model.replace(
-    name=contract['name'],
+    name=contract.name,
     towers=towers,
-    size=contract['size'],
-    about=contract['about'],
-    text_length=contract['text_length'],
+    size=contract.size,
+    about=contract.about,
+    text_length=contract.text_length,
     tokenizer=_checked_tokenizer(path, contract),
   )
 
@@ -132,30 +129,37 @@ def _without_dropout(tower: schema.Tower) -> schema.Tower:
   return tower
 
 
-def _check_contract(path: pathlib.Path, contract: dict[str, Any]) -> None:
+def _check_contract(path: pathlib.Path, contract: Contract) -> None:
   where = repr(str(path / CONTRACT))
-  if contract.get('version') != VERSION:
-    raise InputError(f'{where}: got version {contract.get("version")}; expected {VERSION}')
-  if contract.get('preprocessing') != PREPROCESSING:
+  if contract.preprocessing != PREPROCESSING:
     raise InputError(
-      f'{where}: got the preprocessing {contract.get("preprocessing")}; expected {PREPROCESSING}'
+      f'{where}: got the preprocessing {contract.preprocessing}; expected {PREPROCESSING}'
     )
-  for name, size in contract.get('files', {}).items():
-    file = path / name
+  if 'image' not in contract.towers:
+    raise InputError(f'{where}: got towers {list(contract.towers)}; expected one named image')
+  for name, size in contract.files.items():
+    file = path / files.check_name(name, f'{where}: files')
     if not file.is_file():
       got = 'no file'
-    elif file.stat().st_size != size and name.endswith(('.npz', '.safetensors')):
-      # A person may edit a README or a config; the size of arrays never changes.
+    # A person may edit a README or a config; arrays never change.
+    elif file.stat().st_size != size and file.suffix in ARRAYS:
       got = f'{file.stat().st_size} bytes'
     else:
       continue
     raise InputError(
       f'{str(file)!r}: got {got}; expected {size} bytes: a half-written or half-copied folder'
     )
+  for name, expected in contract.sha256.items():
+    file = path / files.check_name(name, f'{where}: sha256')
+    if digest(file) != expected:
+      raise InputError(
+        f'{str(file)!r}: got other bytes than were written; expected the SHA-256 {expected}; '
+        'export or fetch it again'
+      )
 
 
-def _checked_tokenizer(path: pathlib.Path, contract: dict[str, Any]) -> bytes | None:
-  expected = contract['tokenizer_sha256']
+def _checked_tokenizer(path: pathlib.Path, contract: Contract) -> bytes | None:
+  expected = contract.tokenizer_sha256
   if not expected:
     return None
   file = path / runs.TOKENIZER

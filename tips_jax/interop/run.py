@@ -9,6 +9,7 @@ import numpy as np
 from tips_jax.core import log, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
+from tips_jax.interop import arrays
 from tips_jax.interop.weights import PREPROCESSING, Weights, fold_layer_scale, tower_names
 from tips_jax.runs import folder as runs
 
@@ -115,6 +116,8 @@ def _host(checkpoint, part, saved, prefixes):
         f'checkpoint {str(checkpoint)!r}: got no tower {tower!r}; expected its parameters'
       )
   restored = runs.load(checkpoint, part, tree.nested(leaves))
+  for name, x in tree.named_leaves(restored):
+    arrays.finite(np.asarray(x, np.float32), f'checkpoint {str(checkpoint)!r}: {part}/{name}')
   params = {}
   for tower, prefix in prefixes.items():
     params[tower] = restored

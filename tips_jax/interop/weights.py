@@ -6,12 +6,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from tips_jax.core import schema, tree
+from tips_jax.core import files, schema, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays
 
 # Names of the towers here, whatever the config of a run calls them.
 TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head')
+_KINDS = dict(zip(TOWERS, ('vit', 'text', 'logit', 'projection', 'projection')))
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
 PREPROCESSING = {
@@ -38,6 +39,13 @@ class Weights:
   size: int = 224  # pixels of the square images that suit the model best
   # For people: config, data_fingerprint and evaluation of the training run, notes of a conversion.
   about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    # A file may have made it up, and it becomes the name of others.
+    files.check_name(self.name, 'name of the model')
+    for role, tower in self.towers.items():
+      if tower.kind != _KINDS[role]:
+        raise InputError(f'{role}: got a tower of kind {tower.kind!r}; expected {_KINDS[role]!r}')
 
   @property
   def image(self) -> schema.ViT:
@@ -108,6 +116,24 @@ def sha256(data: bytes | None) -> str | None:
   if data is None:
     return None
   return hashlib.sha256(data).hexdigest()
+
+
+def at_own_size(weights: Weights) -> Weights:
+  """The model with a position table as large as the images that suit it.
+
+  The official PyTorch program builds its model for the size of its images, 448 pixels: it cannot
+  load the 16 x 16 table with which v1 is trained at that size too. At that size the features are
+  the same; at others they differ, as the table is interpolated twice.
+  """
+  image = weights.image
+  grid, rest = divmod(weights.size, image.patch)
+  if rest or grid <= image.grid:
+    return weights
+  params = tree.nested(flat(weights.params))  # new groups around the same arrays
+  table = params['image']['posembed']
+  params['image']['posembed'] = fit_positions(table, grid, 'image')
+  towers = weights.towers | {'image': dataclasses.replace(image, grid=grid)}
+  return weights.replace(towers=towers, params=params)
 
 
 def fit_positions(table_1GGD: np.ndarray, grid: int, where: str) -> np.ndarray:

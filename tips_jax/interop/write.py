@@ -1,25 +1,46 @@
 """Weights -> a folder in one of the formats, complete or absent, with the contract beside them."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
-from tips_jax.core import strict
+from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, onnx
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.official import npz
-from tips_jax.interop.weights import PREPROCESSING, Weights, flat, sha256
+from tips_jax.interop.weights import PREPROCESSING, TOWERS, Weights, flat, sha256
 from tips_jax.runs.folder import TOKENIZER
 
 CONTRACT = 'tips_jax.json'
 VERSION = 1
+ARRAYS = ('.npz', '.safetensors')
 FORMATS = ('hf', 'official_torch', 'official_jax', 'safetensors', 'onnx')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contract:
+  """What tips_jax.json says of the weights beside it: enforced when they are read."""
+
+  version: Literal[1]
+  format: Literal[FORMATS]
+  name: str
+  towers: dict[Literal[TOWERS], schema.Tower]
+  preprocessing: dict[str, Any]
+  size: schema.Pixels
+  text_length: schema.Count
+  tokenizer_sha256: str | None
+  about: dict[str, Any]
+  # Sizes let a reader recognize a folder that was copied in part, digests a flipped bit.
+  files: dict[str, schema.Bytes]
+  sha256: dict[str, str]  # of the arrays
 
 
 @contextlib.contextmanager
@@ -72,23 +93,29 @@ def write(
     raise strict.unknown('--to', format, FORMATS)
   if weights.tokenizer:
     (folder / TOKENIZER).write_bytes(weights.tokenizer)
-  # Sizes let a reader recognize a folder that was copied in part. The contract comes last, as it
-  # does not list itself.
-  sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-  content = contract(weights, format) | {'files': sizes}
+  # The contract comes last, as it does not list itself.
+  content = strict.plain(_contract(weights, format, sorted(folder.iterdir())))
   (folder / CONTRACT).write_text(json.dumps(content, indent=1) + '\n')
 
 
-def contract(weights: Weights, format: str) -> dict[str, Any]:
-  """Towers, preprocessing and tokenizer of the weights: enforced when they are read."""
-  return {
-    'version': VERSION,
-    'format': format,
-    'name': weights.name,
-    'towers': {name: strict.plain(tower) for name, tower in weights.towers.items()},
-    'preprocessing': PREPROCESSING,
-    'size': weights.size,
-    'text_length': weights.text_length,
-    'tokenizer_sha256': sha256(weights.tokenizer),
-    'about': weights.about,
-  }
+def _contract(weights, format, files):
+  digests = {file.name: digest(file) for file in files if file.suffix in ARRAYS}
+  return Contract(
+    version=VERSION,
+    format=format,
+    name=weights.name,
+    towers=weights.towers,
+    preprocessing=PREPROCESSING,
+    size=weights.size,
+    text_length=weights.text_length,
+    tokenizer_sha256=sha256(weights.tokenizer),
+    about=weights.about,
+    files={file.name: file.stat().st_size for file in files},
+    sha256=digests,
+  )
+
+
+def digest(file: pathlib.Path) -> str:
+  """The SHA-256 of a file, in hex."""
+  with open(file, 'rb') as opened:
+    return hashlib.file_digest(opened, 'sha256').hexdigest()

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.data.benchmarks import fake_benchmarks as fake
-from tips_jax.data.benchmarks import dense
+from tips_jax.core.errors import InputError
+from tips_jax.data.benchmarks import dense, pickled
 from tips_jax.data.benchmarks import table as benchmarks
 
 
@@ -88,7 +89,62 @@ def test_a_pickle_that_is_more_than_arrays_is_refused(tmp_path):
     gzip.open(tmp_path / 'p') as file,
     pytest.raises(pickle.UnpicklingError, match='NumPy arrays only'),
   ):
-    dense._ArraysOnly(file).load()
+    pickled.arrays_of_pickle(file)
+
+
+def test_arrays_of_any_pickle_protocol_are_read():
+  arrays = {'c': np.arange(6.0).reshape(2, 3), 'f': np.asfortranarray(np.arange(6).reshape(2, 3))}
+  for protocol in (0, 2, 4, 5):
+    found = pickled.arrays_of_pickle(io.BytesIO(pickle.dumps(arrays, protocol)))
+    for name, x in arrays.items():
+      np.testing.assert_array_equal(found[name], x)
+
+
+class Crafted:
+  """A pickle of an array with a state that NumPy itself did not make."""
+
+  def __init__(self, *state):
+    self.state = state
+
+  def __reduce__(self):
+    return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b'b'), self.state
+
+
+@pytest.mark.parametrize(
+  'state',
+  [
+    (1, (1 << 40,), np.dtype('f8'), False, b'12345678'),
+    (1, (-1,), np.dtype('f8'), False, b'12345678'),
+    (1, (1,), np.dtype('O'), False, b'12345678'),
+    (1, (1,), 7, False, b'12345678'),
+    (1, (1,), np.dtype('f8'), False, 3),
+    (1,),
+  ],
+)
+def test_crafted_states_are_errors_and_no_crash(state):
+  with pytest.raises((pickle.UnpicklingError, ValueError, TypeError, AttributeError)):
+    pickled.arrays_of_pickle(io.BytesIO(pickle.dumps(Crafted(*state))))
+
+
+def test_a_flipped_bit_at_the_end_of_the_normals_is_noticed(tmp_path):
+  pytest.importorskip('h5py')
+  fake.nyu_labeled(tmp_path)
+  [file] = tmp_path.rglob('all_normals.pklz')
+  data = bytearray(file.read_bytes())
+  data[-6] ^= 1  # of the checksum
+  file.write_bytes(data)
+  sample = benchmarks.open('nyu_normals', tmp_path, 'test')[0]
+  assert sample.image is None and 'CRC' in sample.problem
+
+
+@pytest.mark.parametrize('content', ['{}', '[1]', '[{"img": 7}]', '[{"img": "x_y.png"}]', 'null'])
+def test_an_index_file_of_other_types_is_one_line(tmp_path, content):
+  fake.nyu_labeled(tmp_path)
+  [file] = tmp_path.rglob('test_SN40.json')
+  file.write_text(content)
+  with pytest.raises(InputError, match="^nyu_normals: .*split 'test'") as error:
+    benchmarks.open('nyu_normals', tmp_path, 'test')
+  assert '\n' not in str(error.value)
 
 
 def test_navi_is_cut_around_the_object(tmp_path):

@@ -227,6 +227,36 @@ def test_a_damaged_folder_is_said(cache):
     extract(cache, Stub(), Source())
 
 
+def test_a_file_that_was_cut_is_said_and_never_filled_with_zeros(cache):
+  extract(cache, Stub(), Source())
+  path = next(cache.folder.glob('features/*/patch.npy'))
+  data = path.read_bytes()
+  path.write_bytes(data[:-100])
+  with pytest.raises(InputError, match='cannot be read .*; remove it'):
+    extract(cache, Stub(), Source())
+  assert len(path.read_bytes()) == len(data) - 100
+
+
+@pytest.mark.parametrize('name', ['patch', 'web', 'label', 'layer0_cls', 'done', 'checksums'])
+def test_a_row_with_a_flipped_bit_is_computed_again(cache, caplog, name):
+  source = Source(broken=[5])
+  wanted = extract(cache, Stub(), source)
+  values = {key: np.array(x) for key, x in wanted.arrays.items()}
+  path = next(cache.folder.glob(f'features/*/{name}.npy'))
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1  # of the last row
+  path.write_bytes(data)
+  source.read.clear()
+  found = extract(cache, Stub(), source)
+  assert source.read == [COUNT - 1]
+  if data[-1] or name != 'done':  # a row that is marked as still to do is no damage
+    assert '1 rows of' in caplog.text
+  np.testing.assert_array_equal(found.rows, wanted.rows)
+  # A batch of another size is rounded in another order.
+  for key, x in values.items():
+    np.testing.assert_allclose(found.arrays[key], x, rtol=1e-3, atol=1e-6)
+
+
 def test_features_without_numbers_are_zero(cache):
   class Broken(Stub):
     def inspect(self, images, **options):

@@ -353,7 +353,7 @@ BAD_CONFIGS = {
   'another depth': (dict(vision_config__num_hidden_layers=3), 'num_hidden_layers: got 3'),
   'heads that do not divide': (
     dict(vision_config__num_attention_heads=5),
-    'num_attention_heads: got 5',
+    'heads: got 5; expected a divisor of the width 32',
   ),
   'no vision': (dict(vision_config=None, text_config=None), 'vision_config'),
 }

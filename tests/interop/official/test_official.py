@@ -1,16 +1,18 @@
 """Official npz files: names, pairs, and every way in which they can be wrong."""
 
 import dataclasses
+import json
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
 
+from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, read, write
 from tips_jax.interop.official import npz
-from tips_jax.interop.weights import fit_positions, flat
+from tips_jax.interop.weights import at_own_size, fit_positions, flat
 
 LAYOUTS = ('official_torch', 'official_jax')
 
@@ -226,7 +228,7 @@ def edit(path, old, new):
   'old,new,message',
   [
     ('"mean": 0', '"mean": 0.5', 'got the preprocessing'),
-    ('"version": 1', '"version": 9', 'got version 9'),
+    ('"version": 1', '"version": 9', 'version: got 9; expected'),
     ('"kind": "vit"', '"kind": "vat"', 'towers.*kind'),
     ('{', '', 'cannot be read'),
     ('"mlp": 64', '"mlp": 65', 'expected'),
@@ -237,6 +239,75 @@ def test_the_contract_is_kept(tmp_path, model, tokenizer_model, old, new, messag
   edit(folder / write.CONTRACT, old, new)
   with pytest.raises(InputError, match=message):
     read.read(folder)
+
+
+@pytest.mark.parametrize('name', ['../../x', '/x', 'a/b', '..', '', 'x\\y', 'x\0'])
+def test_a_name_from_a_file_is_never_a_path(tmp_path, model, name):
+  folder = put(model(), tmp_path / 'there', 'safetensors')
+  path = folder / write.CONTRACT
+  contract = json.loads(path.read_text())
+  path.write_text(json.dumps(contract | {'name': name}))
+  with pytest.raises(InputError, match='name: got .* no path'):
+    read.read(folder)
+  path.write_text(json.dumps(contract | {'files': {name: 3}}))
+  with pytest.raises(InputError, match='files: got .* no path'):
+    read.read(folder)
+  with pytest.raises(InputError, match='name of the model: got'):
+    model().replace(name=name)
+
+
+@pytest.mark.parametrize('format', [*LAYOUTS, 'safetensors', 'hf'])
+def test_a_flipped_bit_and_a_number_that_is_none_are_noticed(tmp_path, model, format):
+  folder = put(model(), tmp_path / 'there', format)
+  file = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+  with pytest.raises(InputError, match='got other bytes than were written'):
+    read.read(folder)
+  weights = model()
+  weights.params['image']['cls'][0, 0, 3] = np.nan
+  name = {'official_jax': 'cls', 'hf': 'cls_token', 'official_torch': 'cls_token'}.get(format)
+  with pytest.raises(InputError, match=f'{name or "image/cls"}: got 1 of .* not finite'):
+    read.read(put(weights, tmp_path / 'other', format))
+
+
+def test_models_of_released_sizes_have_the_names_of_the_official_program(model):
+  def vit(scale, grid):
+    width = npz._WIDTHS[scale]
+    return schema.ViT(
+      kind='vit',
+      width=width,
+      depth=npz._DEPTHS[scale],
+      heads=npz.pytorch.HEADS[width],
+      mlp=8,
+      grid=grid,
+    )
+
+  assert npz.variant(vit('b', 16)) == 'tips_oss_b14_highres_distilled'
+  assert npz.variant(vit('so400m', 32)) == 'tips_v2_so14'
+  assert npz.variant(vit('s', 32)) is None and npz.variant(model().image) is None
+  for name in npz._VARIANTS.values():
+    assert npz.released(f'{name}_vision.npz')
+
+
+def test_a_table_of_its_images_size_gives_the_same_features_there(model):
+  import jax
+
+  from tips_jax.models import towers
+
+  weights = model(grid=4).replace(size=8 * 14)
+  large = at_own_size(weights)
+  assert large.image.grid == 8 and large.params['image']['posembed'].shape == (1, 8, 8, 32)
+  assert weights.params['image']['posembed'].shape == (1, 4, 4, 32)
+  images = jax.random.uniform(jax.random.key(0), (2, 1, 112, 112, 3))
+  compute = schema.Compute(dtype='float32', attention='plain')
+  one, other = (
+    towers.apply(w.params['image'], w.image, compute, {'images': images}) for w in (weights, large)
+  )
+  for name in one:
+    np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+  assert at_own_size(large) is large and at_own_size(model(grid=4).replace(size=28)).image.grid == 4
 
 
 def test_another_tokenizer_beside_the_weights(tmp_path, model, tokenizer_model):

@@ -6,7 +6,6 @@ import functools
 import gzip
 import io
 import pathlib
-import pickle
 import typing
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import class_names
 from tips_jax.data.benchmarks import reader as base
+from tips_jax.data.benchmarks.pickled import arrays_of_pickle
 from tips_jax.data.ingest.reader import Sample
 from tips_jax.data.pixels.images import FORMATS
 
@@ -193,23 +193,18 @@ class NyuNormals(base.Benchmark):
     mat, normals = self.files_of(0)
     try:
       with gzip.open(normals) as file:
-        loaded = _ArraysOnly(file, encoding='latin1').load()  # 5 GB of them
-    except (pickle.UnpicklingError, EOFError) as error:
+        loaded = arrays_of_pickle(file)  # 5 GB of them
+        if file.read(1):  # only at the end is its checksum compared
+          raise ValueError('more than one pickle')
+      opened = h5py.File(mat, 'r')
+      return opened, loaded['all_normals']
+    except FileNotFoundError:
+      raise
+    except Exception as error:  # damaged files raise a dozen kinds
       raise InputError(
-        f'nyu_normals: {normals} is no pickle of arrays ({error}); copy it again'
+        f'nyu_normals: {mat} is no HDF5 file or {normals} no pickle of arrays ({error}); copy it '
+        'again'
       ) from error
-    return h5py.File(mat, 'r'), loaded['all_normals']
-
-
-class _ArraysOnly(pickle.Unpickler):
-  """Loads NumPy arrays and nothing else: a pickle from the web may run code."""
-
-  def find_class(self, module, name):
-    arrays = ('_reconstruct', 'ndarray', 'dtype', 'scalar', '_frombuffer')
-    of_numpy = module.split('.')[0] == 'numpy' and name in arrays
-    if of_numpy or (module, name) == ('_codecs', 'encode'):
-      return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
-    raise pickle.UnpicklingError(f'got {module}.{name}; expected NumPy arrays only')
 
 
 class _Shot(typing.NamedTuple):

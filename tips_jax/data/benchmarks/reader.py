@@ -43,7 +43,15 @@ class Benchmark(Reader, abc.ABC):
     self.kind = f'benchmark {self.name}'
     self.split = split
     self.root = self._root(pathlib.Path(data_dir).expanduser())
-    self.items = self._list(self.official[split])
+    try:
+      self.items = self._list(self.official[split])
+    except InputError:
+      raise
+    except Exception as error:  # an index file that is not as it was published: of other types
+      raise InputError(
+        f'{self.name}: split {split!r}: an index file in {self.root} is damaged or another than '
+        f'the published one ({type(error).__name__}: {error}); copy it again; see {PAGE}'
+      ) from error
     if not self.items:
       raise self._missing_split(f'{self.root} names no sample of it')
     self.total = len(self.items)
@@ -96,7 +104,8 @@ class Benchmark(Reader, abc.ABC):
       return self._sample(item)
     except FileNotFoundError as error:
       problem = f'no such file: {error.filename}'
-    except (OSError, ValueError, KeyError) as error:
+    # One bad sample is counted and left out; decoders and archives raise a dozen kinds.
+    except Exception as error:
       problem = f'{type(error).__name__}: {error}'
     return Sample(self.key_of(item), None, '', [], {}, problem)
 

@@ -2,7 +2,8 @@
 
 A folder of `features/` holds arrays with a row for each record (`patch.npy`, `web.npy`, ...), what
 they were made from (`about.json`) and `done.npy`: 0 to do, 1 done, 2 unreadable. A row is marked
-after its features are on disk, so that a killed run continues where it stopped.
+after its features are on disk, so that a killed run continues where it stopped. `checksums.npy` has
+a CRC-32 of each row: a row whose bytes changed on the disk is computed again.
 """
 
 import collections
@@ -17,6 +18,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 from tips_jax.core import files
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import reading
+from tips_jax.interop import arrays
 
 # Of what `prepare` and the encoder make of a record: features of another version are not used.
 VERSION = 1
@@ -155,9 +158,10 @@ class Cache:
   ) -> tuple[np.ndarray, float]:
     """(float32 [T, E] in the joint space, seconds in the encoder). Equal texts are encoded once."""
     unique, row = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    path = self.folder / 'texts' / f'{_digest([VERSION, encoder.sha256, list(unique)])}.npy'
+    # An npz, as it has checksums.
+    path = self.folder / 'texts' / f'{_digest([VERSION, encoder.sha256, list(unique)])}.npz'
     if path.is_file():
-      return np.load(path)[row.ravel()], 0.0
+      return arrays.read_npz(path)['texts'][row.ravel()], 0.0
     start = time.monotonic()
     parts = []
     for i in range(0, len(unique), batch_size):
@@ -166,7 +170,7 @@ class Cache:
         progress.update(min(i + batch_size, len(unique)))
     embeddings = np.concatenate(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, lambda file: np.save(file, embeddings))
+    files.write(path, lambda file: np.savez(file, texts=embeddings))
     return embeddings[row.ravel()], time.monotonic() - start
 
   def path(self, folder: str, key: Any, suffix: str) -> pathlib.Path:
@@ -188,25 +192,56 @@ class _Table:
     self._pending = []
     self._flushed = time.monotonic()
     self._done = np.zeros(self._count, np.uint8)
+    self._checksums = np.zeros(self._count, np.uint32)
     if folder.is_dir():
       self._open()
 
   def _open(self):
-    paths = sorted(self._folder.glob('*.npy'))
     try:
-      arrays = {path.stem: np.load(path, mmap_mode='r+') for path in paths}
-      done = arrays.pop('done')
-      if any(len(array) != self._count for array in (done, *arrays.values())):
-        raise ValueError(f'arrays of other lengths than {self._count}')
-    except (OSError, ValueError, KeyError) as error:
+      about = json.loads((self._folder / 'about.json').read_text())
+      opened = {}
+      for name, (dtype, shape) in about['arrays'].items():
+        path = self._folder / f'{name}.npy'
+        # Written to, a file that was cut would grow again, with zeros: opened for reading it fails.
+        np.load(path, mmap_mode='r')
+        opened[name] = np.load(path, mmap_mode='r+')
+        if [str(opened[name].dtype), list(opened[name].shape)] != [dtype, shape]:
+          raise ValueError(f'{path.name}: {opened[name].dtype} {opened[name].shape}')
+      done = opened.pop('done')
+      checksums = opened.pop('checksums')
+    except Exception as error:  # damaged files raise a dozen kinds
       raise InputError(
         f'--cache: {str(self._folder)!r} cannot be read ({error}); remove it, and its features are '
         'computed again'
       ) from None
     # Unreadable records may have been marked in memory before the folder was created.
-    done[:] = np.maximum(self._done, done)
-    self._arrays = arrays
+    marked = self._done > 0
+    done[marked] = self._done[marked]
+    checksums[marked] = self._checksums[marked]
+    self._arrays = opened
     self._done = done
+    self._checksums = checksums
+    self._forget_damaged()
+
+  def _forget_damaged(self):
+    """Marks rows whose bytes are not those that were written as still to do, and says so."""
+    damaged = []
+    for row in np.flatnonzero(self._done):
+      if self._checksums[row] != self._checksum(row):
+        damaged.append(row)
+    if damaged:
+      self._done[damaged] = 0
+      logging.warning(
+        'evaluation: %d rows of %s are damaged, and computed again', len(damaged), self._folder
+      )
+
+  def _checksum(self, row):
+    """CRC-32 of everything that is kept of a record."""
+    crc = zlib.crc32(bytes([self._done[row]]))
+    if self._done[row] == _DONE:
+      for name in sorted(self._arrays):
+        crc = zlib.crc32(np.ascontiguousarray(self._arrays[name][row]), crc)
+    return crc
 
   def _create(self, values):
     shapes = {}
@@ -226,7 +261,11 @@ class _Table:
     for name, shape in shapes.items():
       np.lib.format.open_memmap(temporary / f'{name}.npy', 'w+', values[name].dtype, shape).flush()
     np.save(temporary / 'done.npy', np.zeros(self._count, np.uint8))
-    (temporary / 'about.json').write_text(json.dumps(self._about, indent=1))
+    np.save(temporary / 'checksums.npy', np.zeros(self._count, np.uint32))
+    kinds = {name: [str(values[name].dtype), shape] for name, shape in shapes.items()}
+    kinds |= {'done': ['uint8', [self._count]], 'checksums': ['uint32', [self._count]]}
+    about = self._about | {'arrays': kinds}
+    (temporary / 'about.json').write_text(json.dumps(about, indent=1))
     try:
       os.replace(temporary, self._folder)
     except OSError:  # another process was first; both write the same numbers
@@ -256,6 +295,8 @@ class _Table:
 
   def mark(self, rows, state):
     self._done[np.asarray(rows, np.int64)] = state
+    for row in rows:
+      self._checksums[row] = self._checksum(row)
 
   def flush(self):
     """First the features, then the marks that they are done: a kill in between loses nothing."""
@@ -264,6 +305,7 @@ class _Table:
     for rows in self._pending:
       self.mark(rows, _DONE)
     if self._arrays:
+      self._checksums.flush()
       self._done.flush()
     self._pending = []
     self._flushed = time.monotonic()

@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import pathlib
-import zipfile
 from collections.abc import Sequence
 
 import jax
@@ -66,15 +65,6 @@ class Decoder:
 
 
 # What NumPy and JSON raise for a file that is missing, cut or something else.
-_UNREADABLE = (
-  OSError,
-  ValueError,
-  KeyError,
-  TypeError,
-  AttributeError,
-  EOFError,
-  zipfile.BadZipFile,
-)
 
 
 def load(path: str | pathlib.Path) -> Decoder:
@@ -84,7 +74,7 @@ def load(path: str | pathlib.Path) -> Decoder:
       leaves = {name: file[name] for name in file.files}
     about = json.loads(str(leaves.pop('about')))
     return Decoder(params=tree.nested(leaves), **about)
-  except _UNREADABLE as error:
+  except Exception as error:  # damaged files raise a dozen kinds
     raise InputError(
       f'{str(path)!r}: got no decoder ({error}); expected a file that an evaluation wrote'
     ) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tips_jax.core import schema
+from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays
@@ -29,6 +29,21 @@ IMAGE_ONLY = 'tipsv2_vision_model'
 _PREFIXES = {'image': 'vision_encoder.', 'text': 'text_encoder.'}
 _GELUS = ('gelu_pytorch_tanh', 'gelu_new')  # both the tanh form
 _TEXT_EPS = (1e-6, 1e-5)
+_TYPES = {
+  'vision_config': dict,
+  'text_config': dict,
+  'image_processor': dict,
+  'num_attention_heads': schema.Width,
+  'embed_dim': schema.Width,
+  'text_num_heads': schema.Width,
+  'max_position_embeddings': schema.Count,
+  'max_len': schema.Count,
+  'model_max_length': float,
+  'layer_norm_eps': float,
+  'rescale_factor': float,
+  'temperature': float,
+  'temperature_init_value': float,
+}
 # google's flat config -> the names of the nested one.
 _FLAT = {
   'vision_config': {
@@ -114,11 +129,6 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
       _check_image_config(config, tower, where, notes)
     else:
       _check_text_config(config, tower, where, notes)
-    if tower.width % tower.heads:
-      raise InputError(
-        f'{where}: num_attention_heads: got {tower.heads}; expected a divisor of the width, '
-        f'{tower.width}'
-      )
     towers[name] = tower
   text_length = 64
   tokenizer_model = None
@@ -356,7 +366,7 @@ def _check_image_config(config: Json, tower: schema.ViT, where: str, notes: list
       'The config asks for erf GELU; the towers here compute tanh GELU, with which TIPS was '
       'trained: features differ by about 1e-3.'
     )
-  _check_eps(config.get('layer_norm_eps', 1e-6), (1e-6,), where)
+  _check_eps(config.get('layer_norm_eps') or 1e-6, (1e-6,), where)
 
 
 def _check_text_config(config: Json, tower: schema.TextTower, where: str, notes: list[str]) -> None:
@@ -373,7 +383,7 @@ def _check_text_config(config: Json, tower: schema.TextTower, where: str, notes:
     ),
     where,
   )
-  eps = config.get('layer_norm_eps', 1e-5)
+  eps = config.get('layer_norm_eps') or 1e-5
   _check_eps(eps, _TEXT_EPS, where)
   if eps != _TEXT_EPS[0]:
     notes.append(
@@ -385,7 +395,7 @@ def _check_text_config(config: Json, tower: schema.TextTower, where: str, notes:
 def _compare(config: Json, expected: Json, where: str) -> None:
   for key, value in expected.items():
     got = config.get(key, value)
-    if isinstance(got, list) and len(set(got)) == 1:
+    if isinstance(got, list) and got and got == got[:1] * len(got):
       got = got[0]  # a size as [height, width]
     if got is not None and got != value:
       raise InputError(
@@ -410,7 +420,7 @@ def _size(folder: pathlib.Path, tower: schema.ViT) -> int:
       continue
     config = _load(folder / name)
     config = config.get('image_processor', config)
-    scale = config.get('rescale_factor', 1 / 255)
+    scale = config.get('rescale_factor') or 1 / 255
     if config.get('do_normalize') or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
       raise InputError(
         f'{str(folder / name)!r}: got do_normalize={config.get("do_normalize")}, '
@@ -419,32 +429,34 @@ def _size(folder: pathlib.Path, tower: schema.ViT) -> int:
     size = config.get('size')
     if isinstance(size, dict):
       size = size.get('height', size.get('shortest_edge'))
-    if isinstance(size, int):
-      return size
+    if size is not None:
+      return strict.value(schema.Pixels, size, f'{folder / name}: size')
   return tower.patch * tower.grid
 
 
 def _text_length(folder: pathlib.Path, config: Json) -> int:
-  longest = config.get('max_position_embeddings', 64)
+  longest = config.get('max_position_embeddings') or 64
   file = folder / 'tokenizer_config.json'
   if not file.is_file():
     return longest
   # transformers writes 1e30 for a tokenizer without a limit.
-  return int(min(longest, _load(file).get('model_max_length', longest)))
+  return int(min(longest, _load(file).get('model_max_length') or longest))
 
 
 def _load(path: pathlib.Path) -> Json:
-  try:
-    content = json.loads(path.read_text())
-  except OSError as error:
-    raise InputError(
-      f'{str(path)!r}: cannot be read ({error.strerror}); a half-written folder?'
-    ) from None
-  except ValueError as error:
-    raise InputError(f'{str(path)!r}: got no JSON ({error}); fetch it again') from None
-  if not isinstance(content, dict):
-    raise InputError(f'{str(path)!r}: got {type(content).__name__}; expected a JSON object')
+  """A JSON object, with the types of what is read of it checked."""
+  content = arrays.read_json(path)
+  _check_types(content, str(path))
   return content
+
+
+def _check_types(config: Json, where: str) -> None:
+  for name, hint in _TYPES.items():
+    value = config.get(name)
+    if value is not None:  # transformers writes null for what a model does not have
+      strict.value(hint, value, f'{where}: {name}')
+      if hint is dict:
+        _check_types(value, f'{where}: {name}')
 
 
 def _dump(path: pathlib.Path, content: Json) -> None:

@@ -24,6 +24,20 @@ _NAME = re.compile(
 )
 _SCALES = {'so': 'so400m'}
 _WIDTHS = {'s': 384, 'b': 768, 'l': 1024, 'so400m': 1152, 'g': 1536}
+_DEPTHS = {'s': 12, 'b': 12, 'l': 24, 'so400m': 27, 'g': 40}
+# The official program (scenic/run_tips_inference.py) takes a --variant of this list, and reads the
+# files of that name; the variant says the side of the position table too.
+_VARIANTS = {
+  ('s', 16): 'tips_oss_s14_highres_distilled',
+  ('b', 16): 'tips_oss_b14_highres_distilled',
+  ('l', 16): 'tips_oss_l14_highres_distilled',
+  ('so400m', 16): 'tips_oss_so400m14_highres_largetext_distilled',
+  ('g', 16): 'tips_oss_g14_highres',
+  ('b', 32): 'tips_v2_b14',
+  ('l', 32): 'tips_v2_l14',
+  ('so400m', 32): 'tips_v2_so14',
+  ('g', 32): 'tips_v2_g14',
+}
 _OTHER_TOWER = {'vision': 'text', 'text': 'vision'}
 # An array that only this layout and tower has.
 _MARKS = {
@@ -164,7 +178,10 @@ def read_tower(
 def write(
   weights: Weights, folder: str | os.PathLike, *, format: str, dtype: str = 'float32'
 ) -> None:
-  """NAME_vision.npz and NAME_text.npz in the layout of the official PyTorch or JAX code."""
+  """NAME_vision.npz and NAME_text.npz in the layout of the official PyTorch or JAX code.
+
+  NAME is that of the model; for JAX, of a model of a released size, that of the `variant`.
+  """
   only_official(weights, format)
   if dtype == 'bfloat16':
     raise InputError(
@@ -173,12 +190,24 @@ def write(
     )
   layout = LAYOUTS[format]
   folder = pathlib.Path(folder)
+  name = weights.name
+  if format == 'official_jax':
+    name = variant(weights.image) or name
   image = layout.image_out(weights.params['image'], weights.image)
-  arrays.write_npz(folder / f'{weights.name}_vision.npz', arrays.rounded(image, dtype))
+  arrays.write_npz(folder / f'{name}_vision.npz', arrays.rounded(image, dtype))
   if weights.text:
     text = layout.text_out(weights.params['text'], weights.text)
     text = arrays.rounded(text, dtype) | {TEMPERATURES[format]: temperature(weights)}
-    arrays.write_npz(folder / f'{weights.name}_text.npz', text)
+    arrays.write_npz(folder / f'{name}_text.npz', text)
+
+
+def variant(image: schema.ViT) -> str | None:
+  """The --variant with which the official JAX program builds this image tower, or None."""
+  for scale, width in _WIDTHS.items():
+    sizes = (image.width, image.depth, image.heads, image.patch)
+    if sizes == (width, _DEPTHS[scale], pytorch.HEADS[width], 14):
+      return _VARIANTS.get((scale, image.grid))
+  return None
 
 
 def temperature(weights: Weights) -> np.ndarray:
@@ -189,7 +218,7 @@ def temperature(weights: Weights) -> np.ndarray:
 def log_temperature(value: np.ndarray | float, where: str) -> dict[str, np.ndarray]:
   """Parameters of a logit tower for a temperature."""
   value = np.asarray(value, np.float64)
-  if value.size != 1 or not value.min() > 0:
+  if value.size != 1 or not 0 < value.min() < np.inf:
     raise InputError(f'{where}: temperature: got {value}; expected one number above 0')
   return {'log_temperature': np.log(value.reshape(())).astype(np.float32)}
 

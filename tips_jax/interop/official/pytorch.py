@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tips_jax.core import schema, tree
+from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays as files
 from tips_jax.interop.weights import OFFICIAL_CLS, flat
@@ -129,20 +129,20 @@ def image_tower(
   width), names of the CLS tokens, and whether a mask token of zeros is one.
   """
   r = files.Reader(arrays, where)
-  width, _, patch, _ = _dims(r, 'patch_embed.proj.weight', 4)
-  grid = math.isqrt(max(_dims(r, 'pos_embed', 3)[1] - 1, 0))
+  width, _, patch, _ = r.shape('patch_embed.proj.weight', 4)
+  grid = math.isqrt(max(r.shape('pos_embed', 3)[1] - 1, 0))
   if 'blocks.0.mlp.w12.weight' in r:
     ffn = 'swiglu'
-    mlp = r.shape('blocks.0.mlp.w3.weight')[1]
+    mlp = r.shape('blocks.0.mlp.w3.weight', 2)[1]
   else:
     ffn = 'gelu'
-    mlp = r.shape('blocks.0.mlp.fc1.weight')[0]
+    mlp = r.shape('blocks.0.mlp.fc1.weight', 2)[0]
   count = 1
   if 'register_tokens' in r:
-    count += _dims(r, 'register_tokens', 3)[1]
+    count += r.shape('register_tokens', 3)[1]
   if mask_token is None:
     mask_token = bool('mask_token' in r and np.any(r.peek('mask_token')))
-  return schema.ViT(
+  fields = dict(
     kind='vit',
     width=width,
     depth=r.count('blocks.{}.norm1.weight'),
@@ -154,6 +154,7 @@ def image_tower(
     cls=cls_names(count, cls, where),
     mask_token=mask_token,
   )
+  return strict.build(schema.ViT, fields, where)
 
 
 def text_out(params: dict[str, Any], tower: schema.TextTower) -> dict[str, np.ndarray]:
@@ -186,15 +187,16 @@ def text_tower(
 ) -> schema.TextTower:
   """The config of a text tower, from its arrays."""
   r = files.Reader(arrays, where)
-  vocab, width = _dims(r, 'token_embedding.weight', 2)
-  return schema.TextTower(
+  vocab, width = r.shape('token_embedding.weight', 2)
+  fields = dict(
     kind='text',
     width=width,
     depth=r.count('transformer.resblocks.{}.ln_1.weight'),
     heads=heads_of(width, heads, where),
     vocab=vocab,
-    mlp=_dims(r, 'transformer.resblocks.0.mlp.c_fc.weight', 2)[0],
+    mlp=r.shape('transformer.resblocks.0.mlp.c_fc.weight', 2)[0],
   )
+  return strict.build(schema.TextTower, fields, where)
 
 
 def heads_of(width: int, heads: int | None, where: str) -> int:
@@ -219,13 +221,6 @@ def cls_names(count: int, names: Sequence[str] | None, where: str) -> tuple[str,
   if len(names) != count:
     raise InputError(f'{where}: got {count} CLS tokens; expected {len(names)}: {", ".join(names)}')
   return names
-
-
-def _dims(r: files.Reader, name: str, rank: int) -> tuple[int, ...]:
-  shape = r.shape(name)
-  if len(shape) != rank:
-    raise InputError(f'{r.where}: {name}: got shape {shape}; expected {rank} dimensions')
-  return shape
 
 
 def _leaves(layer: str) -> dict[str, str]:

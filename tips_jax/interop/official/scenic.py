@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tips_jax.core import schema, tree
+from tips_jax.core import schema, strict, tree
 from tips_jax.interop import arrays as files
 from tips_jax.interop.official.pytorch import cls_names
 from tips_jax.interop.weights import flat
@@ -102,23 +102,24 @@ def image_tower(
 ) -> schema.ViT:
   """The config of an image tower, from its arrays, which show `heads` too."""
   r = files.Reader(arrays, where)
-  patch, _, _, width = r.shape(_TOKENS + 'embedding/kernel')
+  patch, _, _, width = r.shape(_TOKENS + 'embedding/kernel', 4)
   first = _IMAGE_BLOCK.format(0)
   ffn = 'gelu'
   if first + 'FFNSwiGluFused_0/Dense_0/kernel' in r:
     ffn = 'swiglu'
-  return schema.ViT(
+  fields = dict(
     kind='vit',
     width=width,
     depth=r.count(_IMAGE_BLOCK + 'LayerNorm_0/scale'),
-    heads=r.shape(f'{first}{_ATTENTION}query/kernel')[1],
-    mlp=r.shape(first + next(iter(_ffn(ffn))) + '/kernel')[1],
+    heads=r.shape(f'{first}{_ATTENTION}query/kernel', 3)[1],
+    mlp=r.shape(first + next(iter(_ffn(ffn))) + '/kernel', 2)[1],
     ffn=ffn,
     patch=patch,
-    grid=r.shape(_TOKENS + 'posembed_input')[1],
+    grid=r.shape(_TOKENS + 'posembed_input', 4)[1],
     mask_token=bool(mask_token),
-    cls=cls_names(r.shape(_TOKENS + 'cls')[1], cls, where),
+    cls=cls_names(r.shape(_TOKENS + 'cls', 3)[1], cls, where),
   )
+  return strict.build(schema.ViT, fields, where)
 
 
 def text_tower(
@@ -126,16 +127,17 @@ def text_tower(
 ) -> schema.TextTower:
   """The config of a text tower, from its arrays, which show `heads` too."""
   r = files.Reader(arrays, where)
-  vocab, width = r.shape('token_emb/emb_var')
+  vocab, width = r.shape('token_emb/emb_var', 2)
   first = _TEXT_BLOCK.format(0)
-  return schema.TextTower(
+  fields = dict(
     kind='text',
     width=width,
     depth=r.count(_TEXT_BLOCK + 'LayerNorm_0/scale'),
-    heads=r.shape(f'{first}{_ATTENTION}query/kernel')[1],
+    heads=r.shape(f'{first}{_ATTENTION}query/kernel', 3)[1],
     vocab=vocab,
-    mlp=r.shape(first + 'MlpBlock_0/Dense_0/kernel')[1],
+    mlp=r.shape(first + 'MlpBlock_0/Dense_0/kernel', 2)[1],
   )
+  return strict.build(schema.TextTower, fields, where)
 
 
 def _ffn(kind: str) -> dict[str, str]:
