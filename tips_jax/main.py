@@ -8,7 +8,7 @@ or another process of the run was lost or never joined: run the same command aga
 import sys
 
 from tips_jax.runtime import huge_pages
-from tips_jax.runtime.signals import EXIT, Preemption, Stopped
+from tips_jax.runtime.signals import Preemption, Stopped
 
 SIGNALS = Preemption()
 if __name__ == '__main__':  # before the slow imports: a signal during them loses nothing
@@ -23,7 +23,7 @@ import traceback
 from typing import Any
 
 from tips_jax.core import cli, files, schema, strict
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import AGAIN, InputError
 
 FLAGS = cli.Flags()
 FLAGS.add_config_file()
@@ -159,11 +159,11 @@ def run() -> None:
     main()
     return
   except InputError as error:
-    code = getattr(error, 'code', 2)
+    code = error.code
     text = str(error)
     print(f'error: {text}', file=sys.stderr)
   except Stopped:
-    code = EXIT
+    code = AGAIN
     text = ''
     print('stopped by a signal; all is saved: run the same command again to go on', file=sys.stderr)
   except Exception as error:

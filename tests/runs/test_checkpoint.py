@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ import pytest
 
 from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
-from tips_jax.runs import checkpoint
+from tips_jax.runs import checkpoint, digests
 from tips_jax.runs import folder as runs
 from tips_jax.train import initialization as start_lib
 from tips_jax.train import state as state_lib
@@ -112,17 +115,6 @@ def test_checkpoint_of_another_model(saved, small):
   reader.close()
 
 
-def test_damaged_checkpoint(saved, small, tmp_path):
-  shutil.copytree(saved[0], tmp_path / 'run')
-  for path in (tmp_path / 'run' / 'checkpoints' / '7' / 'params').rglob('*'):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[:7])
-  reader = checkpoint.Checkpoints(tmp_path / 'run', schema.Checkpoint())
-  with pytest.raises(InputError, match='checkpoint.*7'):
-    reader.restore(7, small.abstract(small.method('tips_v2'), small.mesh()))
-  reader.close()
-
-
 def test_the_state_may_be_overwritten_while_it_is_saved(tmp_path):
   saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
   add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
@@ -154,6 +146,189 @@ def test_a_folder_with_an_at_sign_in_its_name_is_a_run(tmp_path):
   assert runs.find(tmp_path / 'x@2', 'init_from').name == '3'
   assert runs.find(f'{tmp_path / "x@2"}@3', 'init_from').name == '3'
   assert runs.split(tmp_path / 'y@2') == (str(tmp_path / 'y'), 2)
+
+
+# --- damaged ones -------------------------------------------------------------------------------
+
+
+def flip(path):
+  """Flips one bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
+
+
+def largest(folder):
+  return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(path):
+  os.truncate(path, 0)
+
+
+DAMAGES = {
+  'an array with one bit flipped': lambda step: flip(largest(step / 'params')),
+  'an array cut short': lambda step: os.truncate(largest(step / 'train'), 9),
+  'an array that is gone': lambda step: largest(step / 'params' / 'ocdbt.process_0').unlink(),
+  'an empty _CHECKPOINT_METADATA': lambda step: cut(step / '_CHECKPOINT_METADATA'),
+  'no _CHECKPOINT_METADATA': lambda step: (step / '_CHECKPOINT_METADATA').unlink(),
+  'an empty params/_METADATA': lambda step: cut(step / 'params' / '_METADATA'),
+  'no params': lambda step: shutil.rmtree(step / 'params'),
+  'an empty manifest': lambda step: cut(step / 'data' / 'manifest.ocdbt'),
+  'no digests, and no params': lambda step: (
+    shutil.rmtree(step / 'params'),
+    (step / 'digests.json').unlink(),
+  ),
+  'no digests, and an empty _CHECKPOINT_METADATA': lambda step: (
+    cut(step / '_CHECKPOINT_METADATA'),
+    (step / 'digests.json').unlink(),
+  ),
+  'digests that are no JSON': lambda step: os.truncate(step / 'digests.json', 40),
+}
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory):
+  """A work folder with whole checkpoints of the steps 4 and 8."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  saver = checkpoint.Checkpoints(workdir, schema.Checkpoint())
+  rng = np.random.default_rng(0)
+  for step in (4, 8):
+    state = tiny(step).replace(params={'a': {'w': jnp.asarray(rng.normal(size=(64, 64)))}})
+    saver.save(step, state, next_index=step, contract=CONTRACT)
+  saver.close()
+  return workdir
+
+
+def names(workdir):
+  return sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(two_steps, tmp_path, damage):
+  workdir = shutil.copytree(two_steps, tmp_path / 'run')
+  damage(workdir / 'checkpoints' / '8')
+  said = []
+  runs.settle(workdir, said.append)
+  assert said[0].startswith('checkpoint 8 is damaged: ') and said[0].endswith('damaged-8')
+  assert said[1:] == ['going on from the one before, step 4']
+  assert names(workdir) == ['4', 'damaged-8']
+  saver = checkpoint.Checkpoints(workdir, schema.Checkpoint())
+  assert saver.latest == 4 and saver.next_index(4) == 4
+  # The run comes to step 8 once more, and finds another damaged one the next time.
+  saver.save(8, tiny(8), next_index=8, contract=CONTRACT)
+  saver.close()
+  flip(largest(workdir / 'checkpoints' / '8' / 'params'))
+  runs.settle(workdir, said.append)
+  assert names(workdir) == ['4', 'damaged-8', 'damaged-8-2']
+
+
+def test_whole_checkpoints_are_left_alone(two_steps, tmp_path):
+  workdir = shutil.copytree(two_steps, tmp_path / 'run')
+  (workdir / 'checkpoints' / '8' / 'digests.json').unlink()  # a kill came before them
+  said = []
+  runs.settle(workdir, said.append)
+  runs.settle(tmp_path / 'new', said.append)
+  assert said == [] and names(workdir) == ['4', '8']
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay(two_steps, tmp_path):
+  workdir = shutil.copytree(two_steps, tmp_path / 'run')
+  for step in ('4', '8'):
+    flip(largest(workdir / 'checkpoints' / step / 'params'))
+  with pytest.raises(InputError, match='only damaged ones.*8: params/.*4: params/'):
+    runs.settle(workdir, print)
+  assert names(workdir) == ['4', '8']
+
+
+@pytest.mark.parametrize('name', ['9', '3', '9' * 40])
+@pytest.mark.parametrize('kind', ['folder', 'file', 'copy'])
+def test_what_only_looks_like_a_checkpoint_is_set_aside(two_steps, tmp_path, name, kind):
+  workdir = shutil.copytree(two_steps, tmp_path / 'run')
+  path = workdir / 'checkpoints' / name
+  if kind == 'folder':
+    path.mkdir()
+  elif kind == 'file':
+    path.write_text('')
+  elif name == '3':
+    pytest.skip('an old copy is no newest one')
+  else:
+    shutil.copytree(workdir / 'checkpoints' / '8', path)
+  said = []
+  runs.settle(workdir, said.append)
+  assert name in said[0]
+  if kind == 'copy':
+    assert 'it is a copy of step 8' in said[0] and names(workdir) == ['4', '8', f'damaged-{name}']
+  else:
+    assert 'is no checkpoint' in said[0] and names(workdir) == ['4', '8', f'stray-{name}']
+  assert runs.find(workdir, 'init_from').name == '8'
+  saver = checkpoint.Checkpoints(workdir, schema.Checkpoint())
+  assert saver.latest == 8
+  saver.close()
+
+
+def test_a_stray_folder_is_no_checkpoint_to_other_programs(two_steps, tmp_path):
+  workdir = shutil.copytree(two_steps, tmp_path / 'run')
+  (workdir / 'checkpoints' / '9').mkdir()
+  assert runs.find(workdir, 'init_from').name == '8'
+  with pytest.raises(InputError, match=r'got step 9; expected one that .* has: \[4, 8\]'):
+    runs.find(f'{workdir}@9', 'init_from')
+
+
+@pytest.mark.parametrize(
+  'part, read',
+  [
+    ('params/manifest.ocdbt', lambda path: runs.load(path, 'params', ABSTRACT)),
+    ('params/_METADATA', lambda path: runs.names(path, 'params')),
+    ('_CHECKPOINT_METADATA', runs.contract),
+  ],
+)
+def test_a_flipped_bit_is_noticed_by_whoever_reads_it(two_steps, tmp_path, part, read):
+  path = shutil.copytree(two_steps, tmp_path / 'run') / 'checkpoints' / '8'
+  read(path)
+  flip(path / part)
+  with pytest.raises(InputError, match=f'8.: is damaged: {part} is not as it was written'):
+    read(path)
+
+
+ABSTRACT = {'a': {'w': jax.ShapeDtypeStruct((64, 64), np.float32)}}
+
+
+def test_the_first_checkpoint_is_read_back(tmp_path):
+  """Orbax loses its files in such a folder; main refuses it, and this finds any other that does."""
+  saver = checkpoint.Checkpoints(tmp_path / 'a[1]', schema.Checkpoint())
+  saver.save(1, tiny(1), next_index=1, contract={})
+  with pytest.raises(InputError, match='got params, which cannot be read back'):
+    saver.wait()
+  saver.close()
+
+
+# --- errors of the disk -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('number', [errno.EBUSY, errno.ESTALE, errno.ENOSPC])
+def test_a_failed_save_says_whether_it_may_pass(tmp_path, monkeypatch, number):
+  saver = checkpoint.Checkpoints(tmp_path, schema.Checkpoint())
+  write_digests = digests.write
+
+  def fails(path):
+    raise OSError(number, os.strerror(number), str(path))
+
+  monkeypatch.setattr(digests, 'write', fails)
+  saver.save(1, tiny(1), next_index=1, contract={})
+  with pytest.raises(InputError, match=os.strerror(number)) as error:
+    saver.wait()
+  assert error.value.code == {errno.ENOSPC: 2}.get(number, 75)
+  assert not saver.failed  # it was raised once
+  saver.save(2, tiny(2), next_index=2, contract={})
+  while not saver.failed:
+    time.sleep(0.01)
+  monkeypatch.setattr(digests, 'write', write_digests)
+  with pytest.raises(InputError):
+    saver.save(3, tiny(3), next_index=3, contract={})
+  saver.save(3, tiny(3), next_index=3, contract={})
+  saver.close()
+  assert runs.find(tmp_path, 'init_from').name == '3'
 
 
 def steps_left(tmp_path, config, scores=(), **options):

@@ -15,13 +15,13 @@ import pytest
 
 from benchmarks import kills
 from tips_jax.core import schema
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import AGAIN, InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runs import checkpoint
 from tips_jax.runtime import peers as multihost
 from tips_jax.runtime import rendezvous, signals, watchdog
 
-EXIT = signals.EXIT
+EXIT = AGAIN
 TOTAL, EVERY = 48, 8
 BROKEN = (3, 11, 17)  # training images that cannot be read
 LIMIT_S = 150  # of any wait: the machine may be busy

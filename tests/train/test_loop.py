@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 
@@ -9,10 +11,10 @@ import numpy as np
 import pytest
 
 from tips_jax.core import log
-from tips_jax.core.errors import InputError
-from tips_jax.runs import folder
+from tips_jax.core.errors import InputError, PassingError
+from tips_jax.runs import digests, folder
 from tips_jax.runtime import signals
-from tips_jax.train import loop, sharding
+from tips_jax.train import feed, loop, sharding
 
 TOTAL = 4
 
@@ -58,7 +60,7 @@ def train(small, scenes_store):
       **changes,
     }
     asked = asked or signals.Preemption()
-    seen, following = [], loop.Prefetch.next
+    seen, following = [], feed.Prefetch.next
     make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
 
     def recorded(self):
@@ -68,7 +70,7 @@ def train(small, scenes_store):
       return batch, host
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(loop.Prefetch, 'next', recorded)
+      patch.setattr(feed.Prefetch, 'next', recorded)
       patch.setattr(sharding, 'make_mesh', make_mesh)
       loop.train(small.method(name, **changes), workdir, asked, evaluation=evaluation)
     return seen
@@ -162,6 +164,52 @@ def test_lines_after_the_checkpoint_are_written_anew(whole, half, train, tmp_pat
     f.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')
   train(tmp_path)
   assert losses(tmp_path) == losses(whole[0])
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(whole, train, tmp_path):
+  with pytest.raises(signals.Stopped):
+    train(tmp_path, stop=3, checkpoint=dict(every_steps=2))
+  assert steps(tmp_path) == [2, 3]
+  for path in (tmp_path / folder.FOLDER / '3' / 'params').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-1] + b'x')
+  train(tmp_path)
+  assert (tmp_path / folder.FOLDER / 'damaged-3').is_dir()
+  assert losses(tmp_path) == losses(whole[0])
+  assert_equal(saved(tmp_path, TOTAL), saved(whole[0], TOTAL))
+
+
+@pytest.fixture
+def busy(monkeypatch):
+  """Makes so many saves fail as on a network disk that is busy."""
+  write = digests.write
+  left = []
+
+  def fails(path):
+    if left:
+      left.pop()
+      raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+    write(path)
+
+  monkeypatch.setattr(digests, 'write', fails)
+  monkeypatch.setattr(loop, '_PAUSES_S', (0.01, 0.01))
+  return left.extend
+
+
+@pytest.mark.parametrize('every', [1, 10])
+def test_a_save_that_fails_for_a_while_is_tried_again(whole, train, tmp_path, busy, capsys, every):
+  busy(range(2))
+  train(tmp_path, checkpoint=dict(every_steps=every))
+  assert capsys.readouterr().err.count('another try') == 2
+  assert losses(tmp_path) == losses(whole[0])
+  assert_equal(saved(tmp_path, TOTAL), saved(whole[0], TOTAL))
+
+
+def test_a_save_that_keeps_failing_ends_with_the_code_for_another_start(train, tmp_path, busy):
+  busy(range(3))
+  with pytest.raises(PassingError, match='cannot save .*Device or resource busy') as error:
+    train(tmp_path)
+  assert error.value.code == 75
 
 
 # --- precedence and refusals --------------------------------------------------------------------
@@ -336,7 +384,7 @@ def test_a_bad_image_is_explained_and_listed_once(tmp_path):
 
   path = tmp_path / 'quarantine.jsonl'
   for epochs in (2, 1):  # the second: after a restart
-    quarantine = loop.Quarantine(Pipeline(), log.UniqueLines(path))
+    quarantine = feed.Quarantine(Pipeline(), log.UniqueLines(path))
     for record in (1, 11) * epochs:
       quarantine.add(record)
   assert Pipeline.explained == [1, 11, 1, 11]

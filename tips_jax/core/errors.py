@@ -1,4 +1,23 @@
-"""The one error that a user can mend."""
+"""The errors that a user can mend, and what the system says of a disk."""
+
+import errno
+import os
+import re
+
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command may work later
+# Somebody has to act. All other errors of a disk may pass: a network disk that is busy or away.
+_LASTING = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENAMETOOLONG,
+}
+# As TensorStore and libraries in Rust write it.
+_NUMBER = re.compile(r'\bOS error (\d+)', re.IGNORECASE)
+_PASSING = re.compile(r'\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b')
 
 
 class InputError(ValueError):
@@ -6,6 +25,43 @@ class InputError(ValueError):
   2.
   """
 
+  code = 2
+
   def __init__(self, message: str):
     # Libraries write some of their reasons on several lines.
     super().__init__(' '.join(message.splitlines()))
+
+
+class PassingError(InputError):
+  """Nothing that a user has to mend: the same command may work later."""
+
+  code = AGAIN
+
+
+def disk_error(error: BaseException | None) -> int | None:
+  """The errno of what the system said of a disk, also where a library wrapped it; None for any
+  other error.
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno:
+      return error.errno
+    number = _NUMBER.search(str(error))
+    if number:
+      return int(number[1])
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def may_pass(error: BaseException | None) -> bool:
+  """Whether an error of a disk may be gone later."""
+  number = disk_error(error)
+  if number is None:
+    return bool(_PASSING.search(str(error)))
+  return number not in _LASTING
+
+
+def disk_line(error: BaseException) -> str:
+  """One line for an error of a disk, with the file where it is known."""
+  name = getattr(error, 'filename', None)
+  where = f'{os.fsdecode(name)!r}' if name else 'a file'
+  return f'disk: cannot write or read {where} ({os.strerror(disk_error(error))})'

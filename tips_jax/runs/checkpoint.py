@@ -6,15 +6,19 @@ preprocessing and the data's fingerprint. Precedence at start-up: the run's own 
 --workdir, then `init_from`, then initial weights.
 """
 
+import concurrent.futures
+import contextlib
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError, may_pass
 from tips_jax.core.schema import Checkpoint
-from tips_jax.runs import folder
+from tips_jax.runs import digests, folder
 
 _POLICY = ocp.training.preservation_policies
 # A run that changes one of these would have other weights, or other inputs to the same weights.
@@ -45,7 +49,11 @@ class Checkpoints:
         # The loop decides when to save; orbax shall not skip any.
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       )
+    # One thread: it waits for orbax, then reads what was written.
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending = None
+    self._last: int | None = None  # the step of the last save, however it ended
+    self._read_back = False
 
   @property
   def latest(self) -> int | None:
@@ -54,24 +62,57 @@ class Checkpoints:
       return None
     return self._orbax.latest.step
 
+  @property
+  def failed(self) -> bool:
+    """Whether the last save has failed; `save` and `wait` raise why."""
+    return bool(self._pending and self._pending.done() and self._pending.exception())
+
   def save(self, step: int, state: Any, *, next_index: int, contract: dict) -> None:
     """Starts to save; the state may be donated to the next step at once.
 
-    Errors of the save before surface here.
+    Errors of the save before surface here: PassingError where another try may do.
     """
-    with folder.one_error(f'checkpoint: cannot save step {step} in {str(self._path)!r}'):
+    parts = _parts(state)
+    shapes = jax.tree.map(jax.typeof, parts)
+    with self._saving():
       self._wait()
-      self._pending = self._orbax.save_checkpointables_async(
+      pending = self._orbax.save_checkpointables_async(
         step,
-        _parts(state) | {'data': {'next_index': next_index}},
+        parts | {'data': {'next_index': next_index}},
         custom_metadata=contract,
         force=True,
+        # Orbax may know a step whose save has failed.
+        overwrite=step == self._last,
       )
+    self._last = step
+    self._pending = self._pool.submit(self._complete, pending, self._path / str(step), shapes)
 
   def wait(self) -> None:
-    """Returns when the last save is complete on disk; InputError where it failed."""
-    with folder.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+    """Returns when the last save is complete on disk; errors as of `save`."""
+    with self._saving():
       self._wait()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      with folder.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+        yield
+    except InputError as error:
+      if may_pass(error.__cause__):
+        raise PassingError(str(error)) from error
+      raise
+
+  def _complete(self, pending, path, shapes):
+    """Runs in the thread: waits for orbax, adds the digests, and reads the first one back."""
+    pending.result()
+    if jax.process_index():  # one process is enough, and all have the same files
+      return
+    digests.write(path)
+    if self._read_back:
+      return
+    for part, expected in shapes.items():
+      folder.check(path, part, expected)
+    self._read_back = True
 
   def _wait(self):
     if self._pending is not None:
@@ -107,8 +148,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save, and frees orbax's threads."""
-    with folder.one_error(f'checkpoint: cannot save in {str(self._path)!r}'):
+    with self._saving():
       self._wait()
+      self._pool.shutdown()
       self._orbax.close()  # raises the error of a failed save once more
 
 

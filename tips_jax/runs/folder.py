@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -12,9 +12,12 @@ from orbax.checkpoint import v1 as ocp
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
+from tips_jax.runs import digests
 
 FOLDER = 'checkpoints'
 TOKENIZER = 'tokenizer.model'
+_METADATA = '_CHECKPOINT_METADATA'  # orbax writes it when all else is there
+_METADATA_OF_PART = '_METADATA'
 
 
 def is_run(path: str | pathlib.Path) -> bool:
@@ -37,10 +40,7 @@ def find(path: str | pathlib.Path, what: str) -> pathlib.Path:
   """
   workdir, step = split(path)
   folder = pathlib.Path(workdir).absolute() / FOLDER
-  steps = []
-  if folder.is_dir():
-    # Orbax writes into a folder with a suffix and renames it: a bare number is complete.
-    steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+  steps = [int(p.name) for p in numbered(folder) if (p / _METADATA).is_file()]
   if not steps:
     raise InputError(
       f'{what}: got {str(workdir)!r}; expected the work folder of a run that has saved a checkpoint'
@@ -54,8 +54,99 @@ def find(path: str | pathlib.Path, what: str) -> pathlib.Path:
   return folder / str(step)
 
 
+def numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Files and folders that are named as a step, the newest first; only some may be checkpoints."""
+  found = []
+  if folder.is_dir():
+    # Orbax writes into a folder with a suffix and renames it: a bare number is complete.
+    found = [p for p in folder.iterdir() if re.fullmatch('0|[1-9][0-9]*', p.name)]
+  return sorted(found, key=_step, reverse=True)
+
+
+def _step(path):
+  return int(path.name)
+
+
+def settle(workdir: str | pathlib.Path, say: Callable[[str], None]) -> None:
+  """Sets aside what a run cannot go on from: newest checkpoints that are damaged, and what is named
+  as a step and is no checkpoint.
+
+  InputError, and nothing moved, where all checkpoints are damaged: starting anew would lose the
+  run. One process calls it, before any opens the checkpoints.
+  """
+  folder = pathlib.Path(workdir).absolute() / FOLDER
+  stray = []
+  damaged = {}
+  whole = None
+  for path in numbered(folder):
+    if not any((path / name).exists() for name in (_METADATA, 'params', digests.FILE)):
+      stray.append(path)
+    elif whole is None:
+      reason = _damage(path)
+      if reason:
+        damaged[path] = reason
+      else:
+        whole = path
+  if damaged and whole is None:
+    reasons = '; '.join(f'{path.name}: {reason}' for path, reason in damaged.items())
+    raise InputError(
+      f'checkpoint: got only damaged ones in {str(folder)!r} ({reasons}); expected a whole one; '
+      'another --workdir starts anew'
+    )
+  for path, reason in damaged.items():
+    aside = _set_aside(path, 'damaged')
+    say(f'checkpoint {path.name} is damaged: {reason}; it is now {aside}')
+  if damaged:
+    say(f'going on from the one before, step {whole.name}')
+  for path in stray:
+    say(f'{path} is no checkpoint; it is now {_set_aside(path, "stray")}')
+
+
+def _damage(path):
+  """What is wrong with a checkpoint; '' where nothing is."""
+  reason = digests.problem(path)
+  if reason or (path / digests.FILE).exists():
+    return reason
+  # A kill came before the digests: what can be told without them.
+  try:
+    saved = ocp.checkpointables_metadata(path)
+  except Exception as error:  # orbax and the storage raise their own
+    return f'it cannot be read ({type(error).__name__})'
+  if not saved.custom_metadata:
+    return f'{_METADATA} is not complete'
+  for part in ('params', 'train', 'data'):
+    if not saved.metadata.get(part):
+      return f'{part} is not complete'
+  return ''
+
+
+def _set_aside(path, kind):
+  """Renames a file or folder so that nobody takes it for a checkpoint; returns its new path."""
+  aside = path.with_name(f'{kind}-{path.name}')
+  count = 1
+  while os.path.lexists(aside):
+    count += 1
+    aside = path.with_name(f'{kind}-{path.name}-{count}')
+  path.rename(aside)
+  return aside
+
+
+def _require_whole(path, within):
+  """InputError where a file or folder of a checkpoint is not as it was written."""
+  # Of several processes the first one: all would read the same files.
+  if jax.process_index():
+    return
+  reason = digests.problem(path, within)
+  if reason:
+    raise InputError(
+      f'checkpoint {str(path)!r}: is damaged: {reason}; expected it whole, or WORKDIR@step of '
+      'another one'
+    )
+
+
 def contract(path: pathlib.Path) -> dict:
   """The contract that a checkpoint was saved with (train/initialization.py says what it holds)."""
+  _require_whole(path, _METADATA)
   with one_error(f'checkpoint: cannot read {str(path)!r}'):
     return ocp.checkpointables_metadata(path).custom_metadata or {}
 
@@ -70,6 +161,7 @@ def load(path: pathlib.Path, part: str, abstract: dict, *, rename: dict | None =
   here = rename or {}
   saved_as = dict(zip(here.values(), here))
   requested = {saved_as.get(name, name): leaves for name, leaves in abstract.items()}
+  _require_whole(path, part)
   check(path, part, requested)
   # The file may hold more than is asked for: heads, the towers that another model lacks.
   context = ocp.Context()
@@ -81,10 +173,16 @@ def load(path: pathlib.Path, part: str, abstract: dict, *, rename: dict | None =
 
 def names(path: pathlib.Path, part: str) -> dict[str, tuple]:
   """{leaf name: (shape, dtype)} of a saved part; {} when the checkpoint lacks it."""
+  _require_whole(path, f'{part}/{_METADATA_OF_PART}')
   with one_error(f'checkpoint: cannot read {str(path)!r}'):
     metadata = ocp.checkpointables_metadata(path).metadata
+  leaves = metadata.get(part)
+  # Orbax logs why it cannot read a part, and gives None.
+  if leaves is None and (path / part).exists():
+    _require_whole(path, part)
+    raise InputError(f'checkpoint {str(path)!r}: got {part}, which cannot be read back')
   result = {}
-  for name, leaf in tree.named_leaves(metadata.get(part) or {}):
+  for name, leaf in tree.named_leaves(leaves or {}):
     result[name] = (tuple(leaf.shape), leaf.dtype)
   return result
 

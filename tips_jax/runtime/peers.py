@@ -27,9 +27,9 @@ import jax
 from jax._src import distributed  # the key-value store has no public name
 
 from tips_jax.core import schema
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import AGAIN, InputError
 from tips_jax.runtime import rendezvous
-from tips_jax.runtime.signals import EXIT, Preemption, Stopped
+from tips_jax.runtime.signals import Preemption, Stopped
 
 _POLL_S = 0.5
 _BEAT = 4  # polls between two signs of life
@@ -262,7 +262,7 @@ class Peers:
       except jax.errors.JaxRuntimeError as error:
         if not self._left:
           self._end(
-            EXIT,
+            AGAIN,
             f'process 0 is gone, and with it the run ({str(error).splitlines()[0][:200]}): run the '
             'same command again to go on from the last checkpoint',
           )
@@ -294,7 +294,9 @@ class Peers:
         self._stop_at = max(promised.values())
     stuck = self._preemption.disposable and time.monotonic() - self._asked_at > _GRACE_S
     if stuck or self._together and self._dir('left'):  # who left had not begun: no step was made
-      self._end(EXIT, 'stopped by a signal to another process: run the same command again to go on')
+      self._end(
+        AGAIN, 'stopped by a signal to another process: run the same command again to go on'
+      )
 
   def _failed(self, event):
     self._end(event['code'], f'error: process {event["process"]}: {event["text"]}')
@@ -302,7 +304,7 @@ class Peers:
   def _lost(self, event):
     self._gone = len(event['lost'])
     self._end(
-      EXIT,
+      AGAIN,
       f'process {rendezvous.ranges(event["lost"])} of {self.count} gave no sign of life for '
       f'{self._lost_s:g} s: run the same command again to go on from the last checkpoint',
     )

@@ -20,18 +20,15 @@ from typing import Any
 from jax._src import clusters  # jax itself looks at the cluster only inside its own rendezvous
 
 from tips_jax.core import schema, strict
-from tips_jax.core.errors import InputError
-from tips_jax.runtime.signals import EXIT
+from tips_jax.core.errors import InputError, PassingError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'libtpu')
 _LINE = 1 << 16  # bytes of a message, at most
 _ANSWER_S = 5  # for one message, once connected
 
 
-class Missing(InputError):
-  """Not all processes have come. They may yet: this is no bad input."""
-
-  code = EXIT
+class Missing(PassingError):
+  """Not all processes have come. They may yet."""
 
 
 def find() -> tuple[str, int, int, Sequence[int] | None]:

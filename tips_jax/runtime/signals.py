@@ -1,7 +1,7 @@
 """Signals: a run that is asked to stop saves and says so with its exit code.
 
 SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and
-are noted during a training step, after which the loop saves. Exit code EXIT: stopped, saved, run
+are noted during a training step, after which the loop saves. Exit code AGAIN: stopped, saved, run
 the same command again. In a run of several processes a signal to one is a signal to all
 (peers.py).
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-EXIT = 75  # EX_TEMPFAIL of sysexits.h
+from tips_jax.core.errors import AGAIN
 
 
 class Stopped(BaseException):
@@ -39,7 +39,7 @@ class Preemption:
 
   def _handle(self, number, frame):
     if self.requested and number == signal.SIGINT:
-      os._exit(EXIT)  # a second Ctrl-C: now
+      os._exit(AGAIN)  # a second Ctrl-C: now
     self.requested = True
     if self._interruptible:
       self._interruptible = self.disposable = False  # once: what follows is saving

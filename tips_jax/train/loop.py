@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from tips_jax.core import files, log, strict
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
 from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
@@ -38,10 +38,11 @@ from tips_jax.runtime.watchdog import Watchdog
 from tips_jax.train import initialization, lowering, sharding
 from tips_jax.train.clock import Clock
 from tips_jax.train.encoder import RunEncoder
+from tips_jax.train.feed import Prefetch, Quarantine
 from tips_jax.train.method import Method
-from tips_jax.train.prefetch import Prefetch
 from tips_jax.train.state import State
 
+_PAUSES_S = (1, 5, 25)  # before another try to save
 # Where all processes may stop, in every step: what is between two of these, all do together.
 _POINTS = ('before evaluation', 'before step')
 
@@ -96,7 +97,7 @@ def train(
           read(run, at)
           evaluate(run, at)
           run.clock.restart()
-        if at.step == total or at.step > 0 and at.step % config.checkpoint.every_steps == 0:
+        if _save_is_due(run, at):
           save(run, at)
         if at.step == total:
           break
@@ -108,12 +109,11 @@ def train(
         # One step late: the device works on this step while the host reads the one before.
         read(run, at)
         at.unread = Unread(at.step, metrics, host)
-      finish(run)
+      finish(run, at)
       return run.encoder.of(at.state)
     except Stopped:
       if at is not None and peers.can_save:
-        save(run, at)
-        finish(run)
+        finish(run, at)
       raise
 
 
@@ -135,7 +135,7 @@ class Run:
   progress: log.Progress
   watchdog: Watchdog
   clock: Clock
-  quarantine: 'Quarantine'
+  quarantine: Quarantine
   nonfinite: log.UniqueLines
 
 
@@ -185,11 +185,14 @@ def open_run(
 ) -> Run:
   """Opens what a run needs, and registers in `closing` how it is closed."""
   config = method.config
+  progress = log.Progress(config.schedule.total_steps, silent=not peers.lead)
+  closing.callback(progress.close)
+  if peers.lead:
+    folder.settle(workdir, progress.message)
+  peers.barrier('settled')
   lower_is_better = evaluation is not None and evaluation.lower_is_better
   checkpoints = Checkpoints(workdir, config.checkpoint, lower_is_better=lower_is_better)
   closing.callback(checkpoints.close)
-  progress = log.Progress(config.schedule.total_steps, silent=not peers.lead)
-  closing.callback(progress.close)
   watchdog = Watchdog(workdir, seconds=config.log.stall_seconds, process=peers.index)
   closing.callback(watchdog.close)
 
@@ -435,38 +438,44 @@ def _report_nonfinite(run, at, unread, metrics):
     )
 
 
+def _save_is_due(run, at):
+  config = run.method.config
+  if at.step == config.schedule.total_steps:
+    return True
+  # Of several processes one alone cannot save: all end, and start again from the last checkpoint.
+  if run.checkpoints.failed and run.peers.count == 1:
+    return True
+  return at.step > 0 and at.step % config.checkpoint.every_steps == 0
+
+
 def save(run: Run, at: Position) -> None:
-  """Saves the state as it is, unless it is saved."""
-  if at.saved == at.step:
-    return
+  """Starts to save the state as it is, unless it is saved."""
+  _save(run, at, complete=False)
+
+
+def _save(run, at, *, complete):
+  """What may pass (a busy network disk) is tried again. complete: returns when all is on disk."""
   # Before the save: a run that has diverged must not save what follows from it.
   read(run, at)
-  run.checkpoints.save(at.step, at.state, next_index=at.index, contract=run.contract)
-  at.saved = at.step
-
-
-def finish(run: Run) -> None:
-  """Returns when all is saved, by all."""
-  run.checkpoints.wait()
-  run.peers.apart()
-
-
-# --- what the loop holds ------------------------------------------------------------------------
-
-
-class Quarantine:
-  """Lists each unreadable image once, however often its epoch comes around."""
-
-  def __init__(self, pipeline: Pipeline, lines: log.UniqueLines):
-    self._pipeline = pipeline
-    self._lines = lines
-    self._records = set()
-
-  def add(self, record: int) -> None:
-    """Writes record, id and reason, unless this image is listed."""
-    # To explain a record reads and decodes it again, so that is done once, too.
-    if record in self._records:
+  for pause in (*_PAUSES_S, None):
+    try:
+      if at.saved != at.step or run.checkpoints.failed:
+        run.checkpoints.save(at.step, at.state, next_index=at.index, contract=run.contract)
+        at.saved = at.step
+      if complete:
+        run.checkpoints.wait()
       return
-    self._records.add(record)
-    name, reason = self._pipeline.explain(record)
-    self._lines.add({'record': record, 'id': name, 'reason': reason})
+    except PassingError as error:
+      if pause is None or run.peers.count > 1:
+        raise
+      run.progress.message(f'{error}: another try in {pause} s')
+      time.sleep(pause)
+    # To know whether this one is any better.
+    complete = True
+    at.saved = None
+
+
+def finish(run: Run, at: Position) -> None:
+  """Returns when all is saved, by all."""
+  _save(run, at, complete=True)
+  run.peers.apart()

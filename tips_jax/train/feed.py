@@ -1,4 +1,4 @@
-"""Batches on their way to the devices."""
+"""What the loop takes its batches from, and where it lists images that could not be read."""
 
 import collections
 import concurrent.futures
@@ -6,10 +6,11 @@ import concurrent.futures
 import jax
 import numpy as np
 
+from tips_jax.core import log
 from tips_jax.data.batch import HOST
 from tips_jax.data.pipeline import Pipeline
 
-_AHEAD = 2
+_AHEAD = 2  # batches on their way to the device
 
 
 class Prefetch:
@@ -39,3 +40,21 @@ class Prefetch:
   def close(self) -> None:
     """Waits for the batch that is being loaded, and loads no more."""
     self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Quarantine:
+  """Lists each unreadable image once, however often its epoch comes around."""
+
+  def __init__(self, pipeline: Pipeline, lines: log.UniqueLines):
+    self._pipeline = pipeline
+    self._lines = lines
+    self._records = set()
+
+  def add(self, record: int) -> None:
+    """Writes record, id and reason, unless this image is listed."""
+    # To explain a record reads and decodes it again, so that is done once, too.
+    if record in self._records:
+      return
+    self._records.add(record)
+    name, reason = self._pipeline.explain(record)
+    self._lines.add({'record': record, 'id': name, 'reason': reason})
