@@ -42,7 +42,10 @@ def disk_error(error: BaseException | None) -> int | None:
   """The errno of what the system said of a disk, also where a library wrapped it; None for any
   other error.
   """
-  while error is not None:
+  seen = set()
+  # A failed save that is raised once more can be the context of itself.
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
     if isinstance(error, OSError) and error.errno:
       return error.errno
     number = _NUMBER.search(str(error))
@@ -58,10 +61,3 @@ def may_pass(error: BaseException | None) -> bool:
   if number is None:
     return bool(_PASSING.search(str(error)))
   return number not in _LASTING
-
-
-def disk_line(error: BaseException) -> str:
-  """One line for an error of a disk, with the file where it is known."""
-  name = getattr(error, 'filename', None)
-  where = f'{os.fsdecode(name)!r}' if name else 'a file'
-  return f'disk: cannot write or read {where} ({os.strerror(disk_error(error))})'
