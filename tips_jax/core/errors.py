@@ -1,7 +1,6 @@
 """The errors that a user can mend, and what the system says of a disk."""
 
 import errno
-import os
 import re
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command may work later
