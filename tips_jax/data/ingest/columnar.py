@@ -1,32 +1,22 @@
-"""Readers of columnar and record files: parquet, Hugging Face `save_to_disk` folders and TFDS.
-
-Parquet and Arrow are read by pyarrow in batches, TFDS by its own data source; TFRecord files are
-read here, because TFDS needs TensorFlow for them.
-"""
+"""Readers of parquet and of Hugging Face `save_to_disk` folders, by pyarrow in batches."""
 
 import collections
 import contextlib
 import dataclasses
-import functools
-import itertools
 import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data import store
-from tips_jax.data.ingest import tfds_folder
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
-from tips_jax.data.ingest.columns import IMAGE_NAMES, NONE, guess, plain
+from tips_jax.data.ingest.columns import IMAGE_NAMES, guess, plain
 from tips_jax.data.ingest.reader import Note, Options, Reader, Sample, check_local
 from tips_jax.data.ingest.splits import select_values
 from tips_jax.data.pixels.images import MAX_PIXELS
@@ -34,7 +24,6 @@ from tips_jax.data.pixels.images import MAX_PIXELS
 _BATCH_ROWS = 64  # decoded at a time: rows hold whole images
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
-_TFDS_KEYS = ('id', 'image/filename', 'filename', 'file_name')
 
 
 # --- Arrow --------------------------------------------------------------------------------------
@@ -360,142 +349,3 @@ def _names_in(file, names):
     if not isinstance(name, str) or os.path.basename(name) != name or name in ('', '.', '..'):
       raise InputError(f'{str(file)!r}: got {name!r}; expected the name of a file beside it')
   return names
-
-
-# --- TFDS ---------------------------------------------------------------------------------------
-
-
-class TfdsReader(Reader):
-  """A TFDS data set by folder or name; annotations are taken where they fit a store's features."""
-
-  kind = 'TFDS'
-
-  def __init__(self, name: str, options: Options):
-    super().__init__(options)
-    self._builder = _tfds_builder(name)
-    info = self._builder.info
-    if options.split not in info.splits:
-      raise unknown(f'split of {name!r}', options.split, info.splits)
-    features = dict(info.features.items())
-    self._key = next((key for key in _TFDS_KEYS if key in features), None)
-    columns = options.columns
-    images = tfds_folder.images_of(self._builder)
-    image = columns.image
-    if not image and images:
-      image = 'image' if 'image' in images else images[0]
-    if image not in images:
-      raise unknown('--image_column (image features)', image, images)
-    columns = dataclasses.replace(columns, image=image)
-    if not any(_is_text(feature) for key, feature in features.items() if key != 'id'):
-      columns = dataclasses.replace(columns, alt_text=NONE, captions=(NONE,))
-    self._columns = guess(columns, list(features))
-    named = {'label': columns.label, 'mask': columns.mask}
-    self._annotations = {}  # of a store -> feature of the data set
-    for annotation in store.ANNOTATIONS:
-      feature = named.get(annotation) or annotation
-      if _fits(annotation, features.get(feature)):
-        self._annotations[annotation] = feature
-    self.annotations = tuple(self._annotations)
-    if 'label' in self._annotations:
-      self.label_names = tuple(features[self._annotations['label']].names)
-    self.total = info.splits[options.split].num_examples
-
-  @property
-  def annotations_json(self) -> bytes:
-    path = pathlib.Path(self._builder.data_dir) / store.ANNOTATIONS_FILE
-    return path.read_bytes() if path.is_file() else b''
-
-  def __iter__(self) -> Iterator[Sample]:
-    for i, record in enumerate(self._records()):
-      if isinstance(record, Exception):
-        yield Sample(str(i), None, '', [], {}, f'damaged record: {record}')
-      else:
-        yield self._sample(i, record)
-
-  def _sample(self, number, record):
-    extra = {name: record[feature] for name, feature in self._annotations.items()}
-    if 'boxes' in extra:
-      extra['boxes'] = np.asarray(extra['boxes'], np.float32).reshape(-1, 4)
-    key = record[self._key] if self._key else number
-    key = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
-    alt_text, captions = self._texts([record], self._columns)
-    return Sample(key, record[self._columns.image], alt_text, captions, extra)
-
-  def _records(self):
-    """The records as dicts, or the errors of those that are damaged."""
-    info = self._builder.info
-    split = self.options.split
-    if info.file_format.value != 'tfrecord':
-      source = tfds_folder.Source(self._builder, split)
-      read = source.__getitem__
-      numbers = range(len(source))
-    else:
-      paths = sorted(map(os.fspath, info.splits[split].filepaths))
-      numbers = itertools.chain.from_iterable(map(tfrecords, paths))
-      read = functools.partial(
-        info.features.deserialize_example_np, decoders=tfds_folder.undecoded(self._builder)
-      )
-    for number in numbers:
-      try:
-        yield read(number)
-      except Exception as error:  # protobuf and TFDS raise their own
-        yield error
-
-
-def _is_text(feature):
-  """Text, or a sequence of texts or of records with a text."""
-  f = tfds.features
-  if isinstance(feature, f.Text):
-    return True
-  if isinstance(feature, f.Sequence):
-    return _is_text(feature.feature)
-  return isinstance(feature, f.FeaturesDict) and any(
-    _is_text(inner) for _, inner in feature.items()
-  )
-
-
-def _fits(annotation, feature):
-  """Whether a feature of another data set can be stored under the name of an annotation."""
-  f = tfds.features
-  images = {'mask': (1, np.uint8), 'depth': (1, np.uint16), 'normals': (3, np.uint8)}
-  if annotation == 'label':
-    return isinstance(feature, f.ClassLabel)
-  if annotation in images:
-    channels, dtype = images[annotation]
-    same_kind = isinstance(feature, f.Image) and feature.np_dtype == dtype
-    return same_kind and feature.shape[-1] == channels
-  if annotation == 'boxes':
-    inner = feature.feature if isinstance(feature, f.Sequence) else feature
-    return isinstance(inner, f.Tensor) and inner.shape[-1:] == (4,)
-  return isinstance(feature, f.Sequence) and isinstance(feature.feature, f.Text)
-
-
-def _tfds_builder(name):
-  """The builder of a data set; TFDS downloads and prepares one that is not prepared yet."""
-  try:
-    folder = store.resolve(name)
-  except InputError:
-    return tfds_folder.prepare(name)
-  builder = tfds_folder.open_builder(folder)
-  for info in builder.info.splits.values():
-    for path in map(os.fspath, info.filepaths):
-      if not os.path.exists(path):
-        raise InputError(f'{folder!r} is not a complete TFDS data set: {path!r} is missing')
-  return builder
-
-
-def tfrecords(path: str) -> Iterator[bytes]:
-  """The records of a TFRecord file; InputError names the file and the count if it is truncated."""
-  with open(path, 'rb') as file:
-    read = 0
-    left = os.fstat(file.fileno()).st_size
-    # A record: length (8 bytes), its checksum (4), the data, its checksum (4).
-    while header := file.read(12):
-      left -= 12
-      size = int.from_bytes(header[:8], 'little')
-      # Compared first: a damaged length would be read into memory.
-      if len(header) < 12 or size + 4 > left:
-        raise InputError(f'{path!r} is truncated after {read} records; copy it again')
-      yield file.read(size + 4)[:-4]
-      left -= size + 4
-      read += 1

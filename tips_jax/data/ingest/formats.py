@@ -15,12 +15,13 @@ from collections.abc import Iterable, Sequence
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 from tips_jax.data.ingest.archives import is_hidden
-from tips_jax.data.ingest.columnar import HuggingFaceReader, ParquetReader, TfdsReader
+from tips_jax.data.ingest.columnar import HuggingFaceReader, ParquetReader
 from tips_jax.data.ingest.reader import Note, Options, Reader
 from tips_jax.data.ingest.rows import TABLES
 from tips_jax.data.ingest.splits import select, splits_in
 from tips_jax.data.ingest.tables import TableReader, read_table, table_names, with_rows
 from tips_jax.data.ingest.tars import LooseReader, TarReader, has_loose_samples
+from tips_jax.data.ingest.tfds_reader import TfdsReader
 from tips_jax.data.store import TFDS_FILES, TFDS_NAME, names_beside
 
 _TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
