@@ -130,7 +130,7 @@ def _literal(text):
   array = _ARRAY.fullmatch(text)
   if array:
     text = array[1]
-  if text[:1] + text[-1:] not in ('[]', '{}'):
+  if text[:1] + text[-1:] not in ('[]', '{}') or _is_deep(text):
     return None
   for parse in (json.loads, _strings, ast.literal_eval):
     try:
@@ -141,6 +141,16 @@ def _literal(text):
     if isinstance(found, dict) or isinstance(found, list) and all(map(_may_hold_text, found)):
       return found
   return None
+
+
+def _is_deep(text):
+  """Whether lists are nested deeper than texts are: what parsers make of that depends on Python."""
+  depth = 0
+  for bracket in re.findall(r'[][{}]', text):
+    depth += 1 if bracket in '[{' else -1
+    if depth > _MAX_DEPTH:
+      return True
+  return False
 
 
 def _may_hold_text(item):
