@@ -20,6 +20,10 @@ from tips_jax.data.ingest.splits import splits_in
 SEPARATED = ('.csv', '.tsv')
 TABLES = (*SEPARATED, '.jsonl', '.ndjson', '.json')
 
+# A caption may be longer than csv's 131,072 characters; the limit is one for the whole process, so
+# it does not depend on the table.
+csv.field_size_limit(1 << 30)
+
 Row = dict[str, typing.Any]
 # Number of the last line of a row, and its fields.
 Fields = tuple[int, list[str]]
@@ -89,7 +93,6 @@ def _separated(text, where, notes):
 
 def _fields(text, separator, where) -> Sequence[Fields]:
   """The rows in the first way of reading in which all fit the header; else as CSV is meant."""
-  csv.field_size_limit(len(text) + 1)
   padded = f'{separator} ' in text.partition('\n')[0]
   readings = [_quoted, _escaped, _by_line]
   if separator == '\t':  # where quotes seldom mean anything
