@@ -1,8 +1,12 @@
 """Splits, masks and boxes of the small packs."""
 
+import json
+
 import numpy as np
+import pytest
 
 from tests.data.benchmarks import fake_benchmarks as fake
+from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import table as benchmarks
 
 
@@ -39,3 +43,22 @@ def test_rgbd_holds_out_the_last_fifth_and_faces_the_viewer(tmp_path):
   np.testing.assert_array_equal(normals[15, 20], [128, 128, 255])
   assert (normals[0, 0] == 0).all()
   assert fake.array(reader[0].extra['depth'])[15, 20] == 1500
+
+
+@pytest.mark.parametrize(
+  'row',
+  [[1], {'captions': ['a']}, {'image': 1}, {'image': 'a.jpg', 'captions': [True]}],
+  ids=['no row', 'no image', 'a number', 'no text'],
+)
+def test_a_row_of_other_types_is_one_line(tmp_path, row):
+  fake.flickr8k(tmp_path)
+  fake.put(tmp_path / 'flickr8k' / 'dev.jsonl', json.dumps(row))
+  with pytest.raises(InputError, match='an index file in .* is damaged or another'):
+    benchmarks.open('flickr8k', tmp_path, 'test')
+
+
+def test_classes_that_are_no_text_are_one_line(tmp_path):
+  fake.cifar10(tmp_path)
+  fake.put(tmp_path / 'cifar10' / 'meta.json', json.dumps({'classes': ['a', 1]}))
+  with pytest.raises(InputError, match='got 1; expected the name of a class'):
+    benchmarks.open('cifar10', tmp_path, 'test')

@@ -38,6 +38,8 @@ class _Pack(base.Benchmark):
     except (OSError, zipfile.BadZipFile) as error:
       raise self._missing_split(f'{path} is not a complete zip ({error})') from error
     rows = self._json_lines(self.root / self.table.format(split=split))
+    for row in rows:
+      _check_row(row)
     return self._keep(rows)
 
   def _keep(self, rows):
@@ -66,6 +68,16 @@ class _Pack(base.Benchmark):
 
   def _image(self, row):
     return self._read(row['image'])
+
+
+def _check_row(row):
+  """Raises ValueError for a row that names no image, or holds other types than a pack's rows do."""
+  if not isinstance(row, dict) or 'image' not in row:
+    raise ValueError(f'got the row {row!r:.60}; expected an image and what belongs to it')
+  captions = row.get('captions') or []
+  texts = [row.get(field, '') for field in ('image', 'mask', 'depth')]
+  if not isinstance(captions, list) or not all(isinstance(x, str) for x in (*texts, *captions)):
+    raise ValueError(f'got the row {row!r:.60}; expected names and captions as text')
 
 
 class CamVid(_Pack):
