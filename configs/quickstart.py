@@ -66,6 +66,6 @@ def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
   return recipe.select(
     arg,
     {'v1': v1, 'v2': v2},
-    changes={'separate_heads': tips.separate_heads},
+    changes=tips.CHANGES,
     runlocal=RUNLOCAL,
   )

@@ -128,5 +128,5 @@ def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
   return recipe.select(
     arg,
     {'v1': v1, 'v2': v2, 'v1,hr': v1_hr, 'v2,hr': v2_hr},
-    changes={'separate_heads': tips.separate_heads},
+    changes=tips.CHANGES,
   )

@@ -169,5 +169,5 @@ def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:
       'v2,distill': distill,
       'v2,distill,hr': distill_hr,
     },
-    changes={'separate_heads': tips.separate_heads, 'student_ema': tips.student_ema},
+    changes=tips.CHANGES,
   )

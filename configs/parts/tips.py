@@ -255,3 +255,7 @@ def student_ema(recipe: Recipe) -> Recipe:
     momentum=0.999,  # ours: over about a thousand steps, a hundredth of the run
   )
   return merge(recipe, dict(teachers=dict(average=average)))
+
+
+# Options that change any recipe of a page: --config=configs/vitb.py:v2,separate_heads.
+CHANGES = {'separate_heads': separate_heads, 'student_ema': student_ema}

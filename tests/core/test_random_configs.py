@@ -3,9 +3,10 @@
 import importlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.damage import FUZZ
 from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError
 from tips_jax.train import method as method_lib
@@ -69,13 +70,7 @@ def test_a_random_config_is_described_or_refused_in_one_line(recipe):
   changes = st.tuples(st.sampled_from(known), VALUES, st.integers(0, 7))
   ends = {'described': 0, 'refused': 0}
 
-  @settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-  )
+  @settings(FUZZ, max_examples=150)
   @given(st.lists(changes, min_size=1, max_size=3))
   def run(several):
     plain = get_config(argument).to_dict()

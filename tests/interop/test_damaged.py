@@ -8,22 +8,17 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.damage import FUZZ
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays, read, write
 from tips_jax.interop.official import pytorch
 
-FUZZ = settings(
-  max_examples=120,
-  deadline=None,
-  derandomize=True,
-  database=None,
-  suppress_health_check=list(HealthCheck),
-)
+FEW = settings(FUZZ, max_examples=120)
 JSON = st.sampled_from(
   [None, True, -1, 0, 3, 10**12, 0.5, float('nan'), '', 'x', '../../x', [], [1], {}, {'a': 1}]
 )
@@ -60,7 +55,7 @@ def test_files_with_changed_bytes(exports, tmp_path):
     (Tokenizer, exports['hf'] / 'tokenizer.model'),
   ]
 
-  @FUZZ
+  @FEW
   @given(st.sampled_from(files), PLACES, st.floats(0, 2))
   def run(case, places, cut):
     reader, file = case
@@ -100,7 +95,7 @@ def test_json_of_other_types(exports, tmp_path, format, name):
   if name != 'tips_jax.json':  # else it would say what is wrong with the others
     (folder / 'tips_jax.json').unlink()
 
-  @FUZZ
+  @FEW
   @given(st.sampled_from(json_paths(content)), JSON, st.booleans())
   def run(path, value, remove):
     changed = json.loads(json.dumps(content))

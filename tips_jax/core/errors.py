@@ -37,7 +37,7 @@ class PassingError(InputError):
   code = AGAIN
 
 
-def disk_error(error: BaseException | None) -> int | None:
+def _disk_error(error: BaseException | None) -> int | None:
   """The errno of what the system said of a disk, also where a library wrapped it; None for any
   other error.
   """
@@ -56,7 +56,7 @@ def disk_error(error: BaseException | None) -> int | None:
 
 def may_pass(error: BaseException | None) -> bool:
   """Whether an error of a disk may be gone later."""
-  number = disk_error(error)
+  number = _disk_error(error)
   if number is None:
     return bool(_PASSING.search(str(error)))
   return number not in _LASTING

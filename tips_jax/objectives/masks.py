@@ -25,12 +25,13 @@ def slots(mask: schema.Mask, patches: int) -> int:
   return round(mask.ratio * patches)
 
 
-def outputs(mask: schema.Mask) -> tuple[str, ...]:
-  """Names of the arrays that `draw` gives."""
-  names = ('mask', 'masked_indices', 'masked_valid')
+def outputs(mask: schema.Mask, patches: int = 0) -> dict[str, int]:
+  """{name of an array that `draw` gives: entries for a crop of so many patches}."""
+  masked = slots(mask, patches)
+  sizes = {'mask': patches, 'masked_indices': masked, 'masked_valid': masked}
   if isinstance(mask, schema.RandomMask) and mask.probability == 1:
-    return (*names, 'visible')  # only where all crops have as many
-  return names
+    sizes['visible'] = patches - masked  # only where all crops have as many
+  return sizes
 
 
 def draw(

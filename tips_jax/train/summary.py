@@ -31,10 +31,8 @@ def shapes(method: Method) -> Shapes:
         f'masks.{name}.ratio: got {mask.ratio}, {masked} of the {patches} patches of the view '
         f'{mask.view!r}; expected at least one, and not all'
       )
-    result[f'masks.{name}.mask'] = (view.count, patches)
-    result[f'masks.{name}.masked_indices'] = (view.count, masked)
-    result[f'masks.{name}.masked_valid'] = (view.count, masked)
-    result[f'masks.{name}.visible'] = (view.count, patches - masked)
+    for output, entries in masks.outputs(mask, patches).items():
+      result[f'masks.{name}.{output}'] = (view.count, entries)
   for group in method.order:
     for name in group:
       tower = c.towers[c.passes[name].tower]

@@ -13,7 +13,7 @@ from array_record.python import array_record_module
 from hypothesis import given
 from PIL import Image
 
-from tests.data.damage import FUZZ, damaged
+from tests.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input

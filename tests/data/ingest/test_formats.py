@@ -1,11 +1,10 @@
-import io
 import json
 import os
-import tarfile
 import zipfile
 
 import pytest
 
+from tests.data.ingest.test_tars import write_tar
 from tests.data.pictures import picture
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.columns import Columns
@@ -39,14 +38,6 @@ def jsonl(rows):
 
 
 ROWS = jsonl([{'file_name': '0.jpg', 'text': 'zero'}])
-
-
-def write_tar(path, members):
-  with tarfile.open(path, 'w') as tar:
-    for name, data in members:
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
 
 
 def write(folder, **files):

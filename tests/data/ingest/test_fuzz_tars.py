@@ -7,20 +7,15 @@ import lzma
 import tarfile
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.ingest.mutations import mutated
+from tests.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
 
-SETTINGS = settings(
-  max_examples=400,
-  deadline=10_000,
-  derandomize=True,
-  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+SETTINGS = settings(FUZZ, max_examples=400, deadline=10_000)
 COMPRESSIONS = {'none': bytes, 'gz': gzip.compress, 'bz2': bz2.compress, 'xz': lzma.compress}
 
 
@@ -58,7 +53,7 @@ def check(path):
 @given(data=st.data())
 def test_a_mutated_tar_gives_samples_or_one_line(tmp_path, format, compression, data):
   whole = COMPRESSIONS[compression](tar(format))
-  (tmp_path / 'a.tar').write_bytes(data.draw(mutated(whole)))
+  (tmp_path / 'a.tar').write_bytes(data.draw(damaged(whole)))
   check(tmp_path / 'a.tar')
 
 

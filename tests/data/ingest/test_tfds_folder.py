@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given
 
-from tests.data.damage import FUZZ, damaged
+from tests.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
 from tips_jax.data.ingest import tfds_folder

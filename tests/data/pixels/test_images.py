@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tests.data.damage import FUZZ, damaged
+from tests.damage import FUZZ, damaged
 from tips_jax.core.schema import View
 from tips_jax.data.ingest import checks
 from tips_jax.data.pixels import images, views
