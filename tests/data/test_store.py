@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,20 @@ def test_several_shards_and_no_temporary_files_remain(path):
   names = sorted(os.listdir(path))
   assert sum('train.array_record' in name for name in names) == 3
   assert not [n for n in names if 'growing' in n] and os.listdir(os.path.dirname(path)) == ['store']
+
+
+def test_shards_grow_with_the_split_up_to_sixteen_times_the_first(tmp_path):
+  path = build(str(tmp_path / 'large'), train=3000, shard_bytes=600)
+  records = iter(store.open_store(path).source('train').raw)
+  sizes = []
+  for length in tfds.builder_from_directory(path).info.splits['train'].shard_lengths:
+    sizes.append([len(next(records)) for _ in range(length)])
+  assert next(records, None) is None
+  # A shard is full with the record that reaches its size.
+  full = [(sum(shard[:-1]), sum(shard)) for shard in sizes[:-1]]
+  assert all(before < 600 <= after for before, after in full[:32])
+  assert full[60][0] < sum(map(sum, sizes[:60])) / 32 <= full[60][1]
+  assert all(before < 16 * 600 <= after for before, after in full[150:])
 
 
 def test_tfds_opens_it_without_our_code(path):
@@ -209,6 +224,34 @@ def test_temporary_folder_is_not_a_store(tmp_path):
   writer.close()  # all that TFDS wants is there now
   with pytest.raises(InputError, match='half-written store'):
     store.open_store(folder)
+
+
+READ_ALL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[1])))
+from tips_jax.core.errors import InputError
+from tips_jax.data import store
+try:
+  print(len([record['id'] for record in store.open_store(sys.argv[2]).source('train')]))
+except InputError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize('limit', [1000, 500])
+def test_the_limit_of_open_files_is_raised_or_said_to_be_too_low(tmp_path, limit):
+  path = build(str(tmp_path / 'many'), train=400, shard_bytes=1)  # a record fills a shard
+  got = subprocess.run(
+    [sys.executable, '-c', READ_ALL, str(limit), path], check=True, capture_output=True, text=True
+  ).stdout
+  if limit == 1000:
+    assert got == '400\n'
+  else:
+    assert re.fullmatch(
+      rf"split 'train' of '{path}': got 400 shards, each an open file, and a limit of 500 open "
+      r'files; expected at least (6\d\d): raise it with `ulimit -n \1`.*\n',
+      got,
+    )
 
 
 def test_other_format_number_is_refused(path):

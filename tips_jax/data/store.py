@@ -35,7 +35,10 @@ TFDS_NAME = r'\w+(/[\w.-]+)*(:[\w.]+)?'  # name/config:1.0.0
 TEMPORARY_SUFFIX = '.partial'
 ANNOTATIONS = ('label', 'mask', 'depth', 'normals', 'boxes', 'region_captions', 'tags')
 PLACED = ('mask', 'depth', 'normals', 'boxes')  # annotations of places in the upright image
+# Shards of large stores are larger: each is an open file, and a request to open it.
 _SHARD_BYTES = 256 * 2**20
+_LARGEST = 16  # times the first one
+_FIRST = 32  # shards before they grow with the split, to a 32nd of what it holds
 
 Path = str | os.PathLike
 
@@ -109,11 +112,12 @@ class Writer:
     """Appends one example (a dict by feature name; images as encoded bytes) to a split."""
     record = self._features.serialize_example(self._features.encode_example(example))
     shards = self._shards.setdefault(split, [])
-    if not shards or shards[-1].size >= self._shard_bytes:
+    if not shards or shards[-1].size >= shards[-1].full:
       self._close_last(shards)
       with _disk_errors(self.folder):
         path = self._growing(split, len(shards))
-        shards.append(_Shard(array_record_module.ArrayRecordWriter(path, 'group_size:1')))
+        writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
+      shards.append(_Shard(writer, self._full(shards)))
     shard = shards[-1]
     with _disk_errors(self.folder):
       shard.writer.write(record)
@@ -152,6 +156,11 @@ class Writer:
     self._info.write_to_directory(self.folder)
     return {info.name: info.num_examples for info in infos}
 
+  def _full(self, shards):
+    """Bytes at which the shard that comes after these is full."""
+    share = sum(shard.size for shard in shards) // _FIRST
+    return min(max(self._shard_bytes, share), _LARGEST * self._shard_bytes)
+
   def _growing(self, split, index):
     return os.path.join(self.folder, f'{split}-{index:05d}.growing')
 
@@ -166,6 +175,7 @@ class Writer:
 @dataclasses.dataclass
 class _Shard:
   writer: array_record_module.ArrayRecordWriter | None  # None once it is closed
+  full: int  # bytes at which the next one begins
   examples: int = 0
   size: int = 0  # bytes
 

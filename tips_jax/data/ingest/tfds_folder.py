@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from tips_jax.core.errors import InputError
+from tips_jax.data import shards
 
 _CLASSES = 'tensorflow_datasets.core.features.'
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')  # the last one in older files
@@ -72,7 +73,9 @@ class Source:
     self._where = f'split {split!r} of {os.fspath(builder.data_dir)!r}'
     try:
       self._source = builder.as_data_source(split, decoders=undecoded(builder))
-      _check_counts(builder.info.splits[split].file_instructions)
+      instructions = builder.info.splits[split].file_instructions
+      shards.allow_open_files(self._where, len(instructions))
+      _check_counts(instructions)
     except InputError:
       raise
     except Exception as error:  # as above; AssertionError for a slice
