@@ -127,6 +127,10 @@ class Tokenizer:
     self.__dict__.update(state)
     self._processor = self._load()
 
+  def id_of(self, piece: str) -> int:
+    """The id of a piece, written as in the model's file; that of <unk> where there is none."""
+    return self._processor.piece_to_id(piece)
+
   def encode(self, text: str | bytes, length: int) -> np.ndarray:
     """One text as int32 [length]: lower-cased, cut on the right, padded with 0."""
     ids = self._processor.encode(lower(text))[:length]

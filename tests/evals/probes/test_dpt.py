@@ -196,6 +196,32 @@ def test_official_files_have_the_names_of_the_released_ones(format, task, output
     } <= names
 
 
+def test_a_decoder_is_read_back_from_the_arrays_of_a_hugging_face_model():
+  decoders = {
+    task: random_params(outputs)
+    for task, outputs in (('depth', BINS), ('normals', 3), ('segmentation', 5))
+  }
+  arrays = {'vision_encoder.cls_token': np.zeros((1, 1, WIDTH), np.float32)}
+  for task, params in decoders.items():
+    arrays |= dpt.export(params, task=task, format='hf')
+  for task, params in decoders.items():
+    again = dpt.read_hf(arrays, task=task, where='model')
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_arrays_that_are_no_decoder_are_one_clear_error():
+  arrays = dpt.export(random_params(3), task='normals', format='hf')
+
+  def refused(message, **changes):
+    with pytest.raises(InputError, match=message):
+      dpt.read_hf({**arrays, **changes}, task='normals', where='model')
+
+  with pytest.raises(InputError, match="model: got no 'depth_head.depth_head.weight'"):
+    dpt.read_hf(arrays, task='depth', where='model')
+  refused('expected .12, 12, 3, 3.', **{'normals_head.project.weight': np.zeros((12, 12, 3, 2))})
+  refused('got 1 arrays that no part', **{'normals_head.extra': np.zeros(1)})
+
+
 def test_the_jax_file_holds_what_flax_layers_read():
   """Up- and down-sampling by Flax's own layers on the exported kernels equals ours: the mirroring
   is right.

@@ -239,6 +239,30 @@ def test_their_image_tower_here(folder):
   agree(weights, made)
 
 
+def test_their_image_tower_with_decoders_here(folder):
+  backbone = VISION | dict(model_type='tipsv2_vision_model', out_indices=[1, 2])
+  config = transformers.Tipsv2DptConfig(
+    backbone_config=backbone, neck_hidden_sizes=[4, 8], fusion_hidden_size=8
+  )
+  made = transformers.Tipsv2DptForDensePrediction(config).eval()
+  made.save_pretrained(folder)
+  weights = huggingface.read(folder)
+  assert set(weights.towers) == {'image'}
+  assert weights.about['notes'] == [
+    'Only the image tower is read: its decoders are no part of an encoder.'
+  ]
+  x = pixels(42, 84)
+  with torch.no_grad():
+    maps = made.backbone(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).feature_maps[-1]
+  theirs = maps.numpy().transpose(0, 2, 3, 1).reshape(2, 18, 32)
+  np.testing.assert_allclose(ours(weights, x)['patch'], theirs, rtol=0, atol=TOLERANCE)
+  file = folder / 'model.safetensors'
+  tensors = safetensors.load_file(file)
+  safetensors.save_file(tensors | {'other_head.weight': torch.zeros(1)}, file)
+  with pytest.raises(InputError, match="no part of TIPSv2 is, such as 'other_head.weight'"):
+    huggingface.read(folder)
+
+
 def test_shards(folder):
   made = random_model()
   made.save_pretrained(folder, max_shard_size='40KB')

@@ -36,6 +36,7 @@ import numpy as np
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
+from tips_jax.interop.arrays import Reader
 
 # Four (patch [B, h, w, D], cls [B, D]), from the first block to the last.
 Layers = Sequence[tuple[depth_lib.Array, depth_lib.Array]]
@@ -287,6 +288,39 @@ def export(params: Params, *, task: str, format: str = 'official_torch') -> dict
   return result
 
 
+def read_hf(arrays: Mapping[str, np.ndarray], *, task: str, where: str) -> Params:
+  """The decoder of a task among the arrays of a Hugging Face model: the inverse of `export`.
+
+  where: what the arrays are of, for the InputError of a name or a shape that does not fit.
+  """
+  _check(task, TASKS, 'dpt: task')
+  prefix = f'{task}_head.'
+  reader = Reader({name: x for name, x in arrays.items() if name.startswith(prefix)}, where)
+
+  def theirs(layer, kind):
+    return f'{_official_name(layer, task, "hf")}.{kind}'
+
+  outputs, channels = reader.shape(theirs('head', 'weight'), 2)
+  widths = []
+  for i in range(len(_FACTORS)):
+    widths.append(reader.shape(theirs(f'reassemble/{i}/project', 'weight'), 4)[0])
+  width = reader.shape(theirs('reassemble/0/readout', 'weight'), 2)[0]
+  make = functools.partial(
+    init, width=width, outputs=outputs, channels=channels, widths=tuple(widths)
+  )
+  leaves = {}
+  for name, leaf in tree.named_leaves(jax.eval_shape(make, jax.random.key(0))):
+    layer, _, kind = name.rpartition('/')
+    if kind == 'bias':
+      leaves[name] = reader.take(theirs(layer, 'bias'), *leaf.shape)
+      continue
+    # Shapes alone: what `export` would make of the kernel.
+    shape = _torch_kernel(np.broadcast_to(np.float32(0), leaf.shape), layer).shape
+    leaves[name] = _kernel_of_torch(reader.take(theirs(layer, 'weight'), *shape), layer)
+  reader.done()
+  return tree.nested(leaves)
+
+
 def _official_name(layer, task, format):
   if layer == 'head':
     names = {
@@ -327,6 +361,17 @@ def _torch_kernel(kernel, layer):
   if _pointwise(layer):
     return kernel[..., None, None]
   return kernel
+
+
+def _kernel_of_torch(kernel, layer):
+  """The inverse of _torch_kernel."""
+  if layer.endswith('/up'):
+    return kernel.transpose(2, 3, 0, 1)
+  if _pointwise(layer):
+    kernel = kernel[..., 0, 0]
+  if kernel.ndim == 2:
+    return kernel.T
+  return kernel.transpose(2, 3, 1, 0)
 
 
 def _jax_kernel(kernel, layer):

@@ -26,11 +26,18 @@ Json = dict[str, Any]
 Tensors = dict[str, np.ndarray]
 JOINT = 'tipsv2'
 IMAGE_ONLY = 'tipsv2_vision_model'
+DECODERS = 'tipsv2_dpt'  # an image tower with decoders for dense tasks
 _PREFIXES = {'image': 'vision_encoder.', 'text': 'text_encoder.'}
+# First parts of the names of arrays that are of no tower.
+_OTHERS = {
+  JOINT: {'temperature'},
+  DECODERS: {'depth_head', 'normals_head', 'segmentation_head'},
+}
 _GELUS = ('gelu_pytorch_tanh', 'gelu_new')  # both the tanh form
 _TEXT_EPS = (1e-6, 1e-5)
 _TYPES = {
   'vision_config': dict,
+  'backbone_config': dict,
   'text_config': dict,
   'image_processor': dict,
   'num_attention_heads': schema.Width,
@@ -109,14 +116,18 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
   """
   folder = pathlib.Path(folder)
   declared = towers or {}
-  image_config, text_config, temperature = _native(_load(folder / 'config.json'), folder)
+  content = _load(folder / 'config.json')
+  image_config, text_config, temperature = _native(content, folder)
   parts = {'image': arrays.read_safetensors(folder), 'text': {}, '': {}}
-  if text_config:
-    parts = _split(parts['image'], folder)
+  decoders = content['model_type'] == DECODERS
+  if text_config or decoders:
+    parts = _split(parts['image'], folder, _OTHERS[content['model_type']])
   parts['image'] = {_official(name): x for name, x in parts['image'].items()}
   towers = {}
   params = {}
   notes = []
+  if decoders:
+    notes.append('Only the image tower is read: its decoders are no part of an encoder.')
   for name, config in (('image', image_config), ('text', text_config)):
     if config is None:
       continue
@@ -155,6 +166,12 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
     text_length=text_length,
     about={'notes': notes} if notes else {},
   )
+
+
+def has_decoders(path: str | os.PathLike) -> bool:
+  """Whether a path is a folder of TIPSv2-DPT: an image tower with decoders for dense tasks."""
+  config = pathlib.Path(path) / 'config.json'
+  return config.is_file() and arrays.read_json(config).get('model_type') == DECODERS
 
 
 def mlp_ratio(tower: schema.ViT) -> int | float:
@@ -280,8 +297,12 @@ def _native(config: Json, folder: pathlib.Path) -> tuple[Json, Json | None, floa
   where = repr(str(folder / 'config.json'))
   if kind == IMAGE_ONLY:
     return config, None, None
+  if kind == DECODERS:
+    return config.get('backbone_config') or {}, None, None
   if kind != JOINT:
-    raise InputError(f'{where}: model_type: got {kind!r}; expected {JOINT!r} or {IMAGE_ONLY!r}')
+    raise InputError(
+      f'{where}: model_type: got {kind!r}; expected {JOINT!r}, {IMAGE_ONLY!r} or {DECODERS!r}'
+    )
   if 'vision_config' in config or 'text_config' in config:
     return (
       config.get('vision_config') or {},
@@ -307,8 +328,8 @@ def _renamed(config: Json, names: dict[str, str]) -> Json:
   return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
 
-def _split(tensors: Tensors, folder: pathlib.Path) -> dict[str, Tensors]:
-  """{'image', 'text', '': the rest} of prefixed names."""
+def _split(tensors: Tensors, folder: pathlib.Path, others: set[str]) -> dict[str, Tensors]:
+  """{'image', 'text', '': the rest, whose names begin with one of `others`} of prefixed names."""
   parts = {'image': {}, 'text': {}, '': {}}
   for name, x in tensors.items():
     for part, prefix in _PREFIXES.items():
@@ -317,7 +338,7 @@ def _split(tensors: Tensors, folder: pathlib.Path) -> dict[str, Tensors]:
         break
     else:
       parts[''][name] = x
-  unknown = parts[''].keys() - {'temperature'}
+  unknown = [name for name in parts[''] if name.split('.')[0] not in others]
   if unknown:
     raise InputError(
       f'{str(folder)!r}: got {len(unknown)} arrays that no part of TIPSv2 is, such as '
