@@ -19,6 +19,8 @@ _EXPECTED = (
   'a work folder (FOLDER or FOLDER@step), a Hugging Face folder, an export of tips_jax, or '
   'official NAME_vision.npz and NAME_text.npz'
 )
+# Fields of towers that change nothing in a trained model, and their defaults.
+_OF_TRAINING = {'dropout': 0.0, 'drop_path': 0.0, 'centered': False, 'positions': 'normal'}
 _PICKLES = ('.pt', '.pth', '.bin', '.ckpt', '.pkl')
 
 
@@ -97,7 +99,7 @@ def _export(path: pathlib.Path, what: str) -> Weights:
       raise InputError(f'{str(path)!r}: got arrays of {name!r}; expected those of {list(towers)}')
     model = Weights(
       name=contract.name,
-      towers={name: _without_dropout(tower) for name, tower in towers.items()},
+      towers={name: _as_arrays_show(tower) for name, tower in towers.items()},
       params={name: params.get(name, {}) for name in towers},
     )
     _check_shapes(model, path)
@@ -107,7 +109,7 @@ def _export(path: pathlib.Path, what: str) -> Weights:
     )
   for name, tower in towers.items():
     # The arrays of a logit only show whether it has a bias, not its initial values.
-    if name != 'logit' and _without_dropout(tower) != model.towers.get(name):
+    if name != 'logit' and _as_arrays_show(tower) != model.towers.get(name):
       raise InputError(
         f'{what} {str(path)!r}: {name}: got arrays of {model.towers.get(name)}; expected {tower}, '
         f'as {CONTRACT} says'
@@ -122,11 +124,10 @@ def _export(path: pathlib.Path, what: str) -> Weights:
   )
 
 
-def _without_dropout(tower: schema.Tower) -> schema.Tower:
-  """The tower as its arrays show it."""
-  if hasattr(tower, 'dropout'):
-    return dataclasses.replace(tower, dropout=0.0)
-  return tower
+def _as_arrays_show(tower: schema.Tower) -> schema.Tower:
+  """The tower without what only its training reads, as arrays alone show it."""
+  fields = {name: value for name, value in _OF_TRAINING.items() if hasattr(tower, name)}
+  return dataclasses.replace(tower, **fields)
 
 
 def _check_contract(path: pathlib.Path, contract: Contract) -> None:

