@@ -2,10 +2,10 @@
 
 Each record is a store's record (see store.py): a JPEG, a noisy web-like alt text, a short and a
 long synthetic caption (none for 3 %), and exact annotations. mask: ids into MASK_CLASSES (six kinds
-of surroundings, then the shapes); label: the shape with most visible pixels; depth: millimeters,
-finite everywhere (sky and mountains are a backdrop at 12 m); normals: x right, y up, z toward the
-viewer; boxes: of the visible pixels, largest object first, with one region caption and one tag (the
-shape's name) each. A record is a function of (seed, split, index, size, objects, typical) alone.
+of surroundings, then the shapes); label: the shape with most visible pixels; depth: millimeters;
+normals: x right, y up, z toward the viewer; the sky has neither (0); boxes: of the visible pixels,
+largest object first, with one region caption and one tag (the shape's name) each. A record is a
+function of (seed, split, index, size, objects, typical) alone.
 
 Left and right occur in the captions: train on this data set with `flip` 0.
 """
@@ -21,11 +21,11 @@ import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
-from tips_jax.data.scenes import draw, words
+from tips_jax.data.scenes import draw, placing, words
 
 LABELS = tuple(draw.SHAPES)
 MASK_CLASSES = draw.MASK_CLASSES
-_REVISION = 1  # of the drawing and the grammar: a store of another revision is not reused
+_REVISION = 2  # of the drawing and the grammar: a store of another revision is not reused
 # Scene number of a split's first record: splits never share a scene.
 _FIRST = {'train': 0, 'test': 2**31}
 _NO_CAPTIONS = 0.03
@@ -39,7 +39,7 @@ def example(
   split: str = 'train',
   size: int = 96,
   seed: int = 0,
-  objects: int = draw.MOST,
+  objects: int = placing.MOST,
   typical: float = 0.0,
 ) -> dict[str, typing.Any]:
   """Record `index` of a split: the dict that the store's features encode, images as JPEG or PNG
@@ -71,7 +71,7 @@ def build(
   test: int,
   size: int,
   seed: int = 0,
-  objects: int = draw.MOST,
+  objects: int = placing.MOST,
   typical: float = 0.0,
   progress: Callable[[int, int], None] | None = None,
 ) -> str:
@@ -126,8 +126,8 @@ def _check(spec):
       raise InputError(
         f'scenes.{name}: got {spec[name]!r}; expected an integer of at least {least}'
       )
-  if spec['objects'] > draw.MOST:
-    raise InputError(f'scenes.objects: got {spec["objects"]}; expected at most {draw.MOST}')
+  if spec['objects'] > placing.MOST:
+    raise InputError(f'scenes.objects: got {spec["objects"]}; expected at most {placing.MOST}')
   if not 0 <= spec['typical'] <= 1:
     raise InputError(f'scenes.typical: got {spec["typical"]}; expected a share from 0 to 1')
 

@@ -8,30 +8,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tips_jax.data.scenes.draw import Item, Scene, pick
-from tips_jax.data.scenes.shapes import TEXTURES
+from tips_jax.data.scenes.draw import Item, Scene
+from tips_jax.data.scenes.placing import pick
+from tips_jax.data.scenes.textures import TEXTURES
 
 # Words for textures and for the patterns of surroundings.
-
 _TEXTURE = dict(zip(TEXTURES, TEXTURES)) | {'checked': 'checkered', 'gradient': 'two-tone'}
-_FAR = {
-  'clouds': '{} sky',
-  'plain': 'plain {} wall',
-  'bricks': '{} brick wall',
-  'striped': 'striped {} wall',
-  'gradient': 'smooth {} wall',
-  'mountain': '{} mountain',
-}
-_NEAR_NOUN = {
-  'grass': '{} field',
-  'waves': '{} lake',
-  'checked': 'checkered {} floor',
-  'tiles': 'tiled {} floor',
-  'planks': 'wooden {} floor',
-  'plain': '{} floor',
+_PATTERN = {
+  'plain': '{color} {noun}',
+  'checked': 'checkered {color} {noun}',
+  'tiles': 'tiled {color} {noun}',
+  'planks': 'wooden {color} {noun}',
+  'bricks': '{color} brick {noun}',
+  'striped': 'striped {color} {noun}',
+  'grass': '{color} meadow',
+  'sand': '{color} sand',
+  'rock': 'rocky {color} {noun}',
+  'waves': '{color} water',
 }
 _MARGIN = 0.12  # picture widths
-_DEPTH_MARGIN = 0.3  # meters
+_DEPTH_MARGIN = 0.15  # times the distance of the scene
+_SEEN = 0.04  # share of the picture from which a part of the surroundings is spoken of
+_NEAR_WALL = 0.3  # times the distance of the scene
 _WORDS = 50  # of a long caption, which so fits the 64 tokens that the text tower reads
 # Alt texts that have nothing to do with the picture, captions of the web, and file names.
 _IRRELEVANT = (
@@ -66,6 +64,9 @@ _WEB = (
   '{shape} wallpaper {n}',
   '{a_color} {shape} {place}',
   '{texture} {shape}',
+  '{shape} {pose}',
+  'top view of {a_color} {shape}',
+  '{Color} {shape} {pose}, {place}',
   '{Color} {shape} with {other} - vintage print',
   'How to draw {a_shape} (part {n})',
   '{color} {shape} {place}, HD',
@@ -81,16 +82,16 @@ _FILES = (
 )
 
 
-def relations(items: Sequence[Item]) -> list[tuple[int, str, int]]:
+def relations(scene: Scene) -> list[tuple[int, str, int]]:
   """Every (i, relation, j) that holds between visible objects.
 
   'left of' and 'right of' compare the centers of the visible boxes; 'on': it stands on it; 'above':
-  it hangs, or stands on something, entirely higher and over it; 'in front of' and 'behind': nearer
-  or farther by 0.3 m, with overlapping columns.
+  it hangs, floats or stands on something, entirely higher in the picture and over it; 'in front of'
+  and 'behind': clearly nearer or farther, with overlapping columns.
   """
   pairs = []
-  for i, a in enumerate(items):
-    for j, b in enumerate(items):
+  for i, a in enumerate(scene.items):
+    for j, b in enumerate(scene.items):
       if i == j:
         continue
       (_, left, bottom, right), (top_b, left_b, _, right_b) = a.box, b.box
@@ -100,16 +101,21 @@ def relations(items: Sequence[Item]) -> list[tuple[int, str, int]]:
         pairs.append((i, 'on', j))
       elif b.on is a:
         continue
-      elif (a.lifted or a.on) and bottom <= top_b and abs(apart) < (right_b - left_b) / 2:
+      elif (_lifted(a) or a.on) and bottom <= top_b and abs(apart) < (right_b - left_b) / 2:
         pairs.append((i, 'above', j))
       elif apart < -_MARGIN:
         pairs.append((i, 'left of', j))
       elif apart > _MARGIN:
         pairs.append((i, 'right of', j))
-      # The depth of what hangs in the air cannot be seen.
-      if overlap > 0 and abs(a.z - b.z) > _DEPTH_MARGIN and not a.lifted and not b.lifted:
+      # The depth of what is in the air can hardly be seen.
+      far_enough = abs(a.z - b.z) > _DEPTH_MARGIN * scene.place.scale
+      if overlap > 0 and far_enough and not _lifted(a) and not _lifted(b):
         pairs.append((i, 'in front of' if a.z < b.z else 'behind', j))
   return pairs
+
+
+def _lifted(item):
+  return item.pose in ('float', 'hang')
 
 
 def names(items: Sequence[Item]) -> list[str | None]:
@@ -143,12 +149,18 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 def region_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
   """One phrase per object of scene.items: its full description, and where it is."""
-  pairs = relations(scene.items)
+  pairs = relations(scene)
   called = names(scene.items)
   phrases = []
   for i, item in enumerate(scene.items):
     places = [f'{relation} the {called[j]}' for k, relation, j in pairs if k == i and called[j]]
-    place = pick(rng, places) if places and rng.random() < 0.7 else _side(item)
+    chance = rng.random()
+    if places and chance < 0.5:
+      place = pick(rng, places)
+    elif chance < 0.75:
+      place = _pose(scene, item)
+    else:
+      place = _side(item)
     phrases.append(f'{_a(_full(item))} {place}')
   return phrases
 
@@ -165,7 +177,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
   if rng.random() >= 0.8:
     salient = [scene.items[k] for k in rng.permutation(len(scene.items))[:2]]
   item = salient[0]
-  near = _NEAR_NOUN[scene.near[1]].format('').replace('  ', ' ').strip()
+  near = ' '.join(_called(scene.place.materials[0], color='').split())
   other = salient[-1].shape if len(salient) > 1 else near
   texture = _TEXTURE[item.texture]
   # A template uses some of these.
@@ -177,7 +189,8 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
     other=other,
     near=near,
     n=n,
-    place=f'{_preposition(scene)} {_a(near)}',
+    place=f'on {_a(near)}',
+    pose=_pose(scene, item),
     a_shape=_a(item.shape),
     a_color=_a(item.color),
     a_texture=_a(texture),
@@ -192,11 +205,14 @@ def _short(scene, rng):
   for item in items:
     size = f'{item.size} ' if rng.random() < 0.25 else ''
     plain.append(f'{size}{item.color} {item.shape}')
-  pairs = [pair for pair in relations(items) if 0 in (pair[0], pair[2])]  # of the largest object
-  if len(items) == 1:
-    style = pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} seen alone {1}'))
-    text = style.format(_a(plain[0]), place)
-  elif pairs and rng.random() < 0.6:
+  pairs = [pair for pair in relations(scene) if 0 in (pair[0], pair[2])]  # of the largest object
+  if rng.random() < 0.3:
+    place = pick(rng, [*_layout(scene), *_view(scene), place])
+  if len(items) == 1 or rng.random() < 0.2:
+    pose = _pose(scene, items[0])
+    style = pick(rng, ('{0} {1}', 'there is {0} {1}', '{0} {2}', '{0} {2}, {1}'))
+    text = style.format(_a(plain[0]), place, pose)
+  elif pairs and rng.random() < 0.7:
     i, relation, j = pick(rng, pairs)
     text = f'{_a(plain[i])} {_wordy(relation)} {_a(plain[j])} {place}'
   else:
@@ -216,33 +232,153 @@ def _long(scene, rng):
   be = 'is' if len(items) == 1 else 'are'
   objects = _listed([_full(item) for item in items])
   sentences = [pick(rng, styles).format(objects=objects, near=near, far=far, be=be)]
+  facts = []
   if called[0]:
-    sentences.append(f'the {called[0]} is {_side(items[0])}')
-  pairs = [pair for pair in relations(items) if called[pair[0]] and called[pair[2]]]
+    facts.append(f'the {called[0]} is {_side(items[0])}')
+  for item, name in zip(items, called):
+    if name and not item.on:
+      facts.append(f'the {name} is {_pose(scene, item)}')
+  layout = _layout(scene)
+  if layout:
+    facts.append(f'there {"are" if layout[0].startswith("with steps") else "is"} {layout[0][5:]}')
+  facts += _view(scene)
+  rng.shuffle(facts)
+  pairs = [pair for pair in relations(scene) if called[pair[0]] and called[pair[2]]]
   rng.shuffle(pairs)
   # The rarer relations first: they say more.
   pairs.sort(key=lambda pair: pair[1] in ('left of', 'right of'))
   used = set()  # no two sentences about the same two objects
+  related = []
   for i, relation, j in pairs:
-    sentence = f'the {called[i]} is {_wordy(relation)} the {called[j]}'
-    words = len(' '.join([*sentences, sentence]).split())
-    if frozenset((i, j)) not in used and len(used) < 3 and words <= _WORDS:
+    if frozenset((i, j)) not in used and len(used) < 2:
       used.add(frozenset((i, j)))
+      related.append(f'the {called[i]} is {_wordy(relation)} the {called[j]}')
+  for sentence in [*related, *facts]:
+    if len(' '.join([*sentences, sentence]).split()) <= _WORDS:
       sentences.append(sentence)
   return '. '.join(map(_capital, sentences)) + '.'
 
 
 def _places(scene):
-  """(near, far): where objects stand, and what is behind them, as prepositional phrases."""
-  stuff, pattern, color = scene.far
-  far = _FAR['mountain' if stuff == 'mountain' else pattern].format(color)
-  near = _NEAR_NOUN[scene.near[1]].format(scene.near[2])
-  behind = {'mountain': f'before {far}s', 'sky': f'under {_a(far)}', 'wall': f'by {_a(far)}'}
-  return f'{_preposition(scene)} {_a(near)}', behind[stuff]
+  """(near, far): what is below, and what is behind, as prepositional phrases."""
+  place = scene.place
+  near = f'on {_a(_called(place.materials[0]))}'
+  shares = _shares(scene)
+  background = {name: share for name, share in shares.items() if name in ('wall', 'mountain')}
+  if not background:
+    return near, 'in a room' if place.indoors else f'under {_a(place.sky)} sky'
+  # The largest face of that name.
+  counts = np.bincount(scene.face[scene.face >= 0], minlength=len(place.materials))
+  name = max(background, key=background.get)
+  faces = [k for k, material in enumerate(place.materials) if material.name == name]
+  largest = _called(place.materials[max(faces, key=counts.__getitem__)])
+  return near, f'before {_a(largest)}' if name == 'mountain' else f'by {_a(largest)}'
 
 
-def _preposition(scene):
-  return 'in' if scene.near[1] == 'grass' else 'on'
+def _called(material, color=None):
+  """A surface in words, with its color or another one."""
+  noun = {'mountain': 'mountain', 'wall': 'wall', 'ceiling': 'ceiling', 'barrier': 'wall'}
+  noun = noun.get(material.name, material.stuff)
+  if material.name == 'mountain' and material.pattern != 'rock':
+    return f'{material.color if color is None else color} mountain'
+  color = material.color if color is None else color
+  return _PATTERN[material.pattern].format(color=color, noun=noun)
+
+
+def _shares(scene):
+  """Share of the picture of each part of the surroundings that is worth a word."""
+  place = scene.place
+  counts = np.bincount(scene.face[scene.face >= 0], minlength=len(place.materials))
+  shares = {}
+  for material, count in zip(place.materials, counts):
+    shares[material.name] = shares.get(material.name, 0) + count / scene.face.size
+  return {name: share for name, share in shares.items() if share >= _SEEN}
+
+
+def _layout(scene):
+  """What is where in the surroundings: phrases that begin with 'with'."""
+  place = scene.place
+  shares = _shares(scene)
+  said = {
+    'step': 'steps',
+    'barrier': f'a {"low" if place.indoors else "free"} wall',
+    'hill': 'a hill',
+    'water': 'water',
+    'ceiling': 'a ceiling above',
+  }
+  phrases = []
+  for name, phrase in said.items():
+    if name not in shares:
+      continue
+    if name != 'ceiling':
+      numbers = [k for k, material in enumerate(place.materials) if material.name == name]
+      where = np.isin(scene.face, numbers)
+      phrase = f'{phrase} {_third(np.nonzero(where)[1].mean() / where.shape[1])}'
+    phrases.append(f'with {phrase}')
+  corner = _corner(scene)
+  if corner is not None:
+    phrases.append(f'with a corner {_third(corner)}')
+  return phrases
+
+
+def _corner(scene):
+  """x in the picture of the corner of two walls, where one is in sight; None."""
+  if not scene.place.indoors:
+    return None
+  # Along a row in the upper part of the picture.
+  row = scene.face[scene.face.shape[0] // 6]
+  names = [material.name for material in scene.place.materials]
+  walls = np.array([names[k] == 'wall' for k in row])
+  change = walls[1:] & walls[:-1] & (row[1:] != row[:-1])
+  places = np.flatnonzero(change) + 1
+  if len(places) != 1:
+    return None
+  return float(places[0]) / len(row)
+
+
+def _view(scene):
+  """How the camera looks at the scene."""
+  pitch = np.rad2deg(scene.camera.pitch)
+  phrases = []
+  if pitch > 30:
+    phrases.append('seen from above')
+  elif pitch < 10:
+    phrases.append('seen from the side')
+  if abs(np.rad2deg(scene.camera.roll)) > 9:
+    phrases.append('the view is tilted')
+  return phrases
+
+
+def _pose(scene, item):
+  """How an object is placed."""
+  place = scene.place
+  if item.pose == 'float':
+    return 'in the air'
+  if item.pose == 'hang':
+    return 'hanging on the wall'
+  if item.pose == 'lean':
+    return 'leaning against the wall'
+  verb = 'lying' if item.pose == 'lie' else 'standing'
+  if item.on:
+    return f'{verb} on {_a(item.on.shape)}'
+  if item.part in ('step', 'hill'):
+    return f'{verb} on the {item.part}'
+  if place.indoors and _walls_beside(scene, item) >= 2:
+    return f'{verb} in the corner'
+  if place.indoors and _walls_beside(scene, item) == 1:
+    return f'{verb} near the wall'
+  return f'{verb} on the {"floor" if place.indoors else "ground"}'
+
+
+def _walls_beside(scene, item):
+  """Number of the visible walls of the room that an object is close to."""
+  enclosure = scene.place.enclosure
+  margin = enclosure.offsets - enclosure.normals @ item.center - item.half
+  close = 0
+  for k in np.flatnonzero(margin < _NEAR_WALL * scene.place.scale):
+    visible = np.mean(scene.face == k) >= _SEEN
+    close += bool(visible and scene.place.materials[k].name == 'wall')
+  return close
 
 
 def _full(item):
@@ -250,14 +386,17 @@ def _full(item):
 
 
 def _side(item):
-  center = (item.box[1] + item.box[3]) / 2
-  if center < 0.38:
-    side = 'on the left'
-  elif center > 0.62:
-    side = 'on the right'
-  else:
-    side = 'in the middle'
-  return f'in the air {side}' if item.lifted else side
+  side = _third((item.box[1] + item.box[3]) / 2)
+  return f'in the air {side}' if item.pose == 'float' else side
+
+
+def _third(x):
+  """The third of the picture at x in [0, 1]."""
+  if x < 0.38:
+    return 'on the left'
+  if x > 0.62:
+    return 'on the right'
+  return 'in the middle'
 
 
 def _wordy(relation):
