@@ -161,7 +161,7 @@ def test_retrieval_is_that_of_all_captions(everything, path):
 
 
 def test_depth_that_is_not_scored_is_not_shown(everything):
-  for task in ('depth', 'dpt_depth'):  # sky and mountains hang at 12 meters
+  for task in ('depth', 'dpt_depth'):  # the sky has no depth
     assert all(example['truth'].max() <= 10 for example in everything[0][task].examples)
     assert any((example['truth'] == 0).any() for example in everything[0][task].examples)
 
