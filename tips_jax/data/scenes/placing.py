@@ -4,6 +4,7 @@ They touch what they rest on, and reach into nothing.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,17 +161,22 @@ def arrange(
 
 
 def _float_before(rng, camera, place, item):
-  """Where nothing fits, an object floats where the camera looks, as far away as there is room."""
+  """Where nothing fits, an object floats before what the camera sees: there is always room."""
   item.pose = 'float'
-  middle = camera.rays(np.float32([0.5]), np.float32([0.5]))[:, 0]
-  for share in (0.8, 0.65, 0.5, 0.4):
-    item.center = (place.scale * share * middle).astype(np.float32)
-    up = np.array([0, 1.0, 0])
+  item.part = 'floor'
+  up = np.array([0, 1.0, 0])
+  whole = item.half
+  for shrink, share, y in itertools.product(
+    (1, 0.7, 0.5, 0.35, 0.2), (0.75, 0.6, 0.45), (0.5, 0.35)
+  ):
+    ray = camera.rays(np.float32([0.5]), np.float32([y]))
+    seen = min(float(place.trace(ray)[0][0]), place.scale)
+    item.half = whole * shrink
+    item.center = (share * seen * ray[:, 0]).astype(np.float32)
     _turn(rng, item, up)
+    nearest = _finish(camera, item)
     gap = (place.enclosure.offsets - (place.enclosure.normals @ item.hull().T).max(1))[0]
-    item.center = item.center + np.float32(max(0, 0.12 * place.scale - gap)) * up
-    _finish(camera, item)
-    if not place.collides(item.hull()):
+    if min(gap, nearest) > 0.08 * place.scale and not place.collides(item.hull()):
       break
   return item
 

@@ -26,11 +26,33 @@ _PATTERN = {
   'rock': 'rocky {color} {noun}',
   'waves': '{color} water',
 }
+_PART = {'barrier': 'wall'}  # as parts of a place are called
+_MASS = ('sand', 'water')  # have no article
 _MARGIN = 0.12  # picture widths
 _DEPTH_MARGIN = 0.15  # times the distance of the scene
 _SEEN = 0.04  # share of the picture from which a part of the surroundings is spoken of
 _NEAR_WALL = 0.3  # times the distance of the scene
-_WORDS = 50  # of a long caption, which so fits the 64 tokens that the text tower reads
+# Of a long caption, which so fits the 64 tokens that the text tower reads; and of one object, 32.
+_WORDS = 50
+_WORDS_OF_ONE = 28
+# What people also write in alt texts.
+_ALSO = {
+  'ball': ('sphere', 'globe'),
+  'cube': ('box', 'block'),
+  'cone': ('traffic cone', 'pylon'),
+  'ring': ('hoop', 'donut'),
+  'star': ('starfish', 'little star'),
+  'tree': ('oak', 'plant'),
+  'house': ('cottage', 'home'),
+  'cross': ('plus sign', 'x mark'),
+  'arrow': ('pointer', 'direction sign'),
+  'cup': ('mug', 'coffee cup'),
+  'fish': ('goldfish', 'toy fish'),
+  'moon': ('crescent', 'half moon'),
+  'heart': ('valentine', 'love heart'),
+  'table': ('desk', 'side table'),
+}
+_OTHER_NAME = 0.15  # share of the alt texts that use one of these
 # Alt texts that have nothing to do with the picture, captions of the web, and file names.
 _IRRELEVANT = (
   'IMG_{n}.jpg',
@@ -180,9 +202,12 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
   near = ' '.join(_called(scene.place.materials[0], color='').split())
   other = salient[-1].shape if len(salient) > 1 else near
   texture = _TEXTURE[item.texture]
+  shape = item.shape
+  if rng.random() < _OTHER_NAME:
+    shape = pick(rng, _ALSO[shape])
   # A template uses some of these.
   return pick(rng, _FILES if chance < 0.3 else _WEB).format(
-    shape=item.shape,
+    shape=shape,
     color=item.color,
     Color=item.color.capitalize(),
     texture=texture,
@@ -191,7 +216,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
     n=n,
     place=f'on {_a(near)}',
     pose=_pose(scene, item),
-    a_shape=_a(item.shape),
+    a_shape=_a(shape),
     a_color=_a(item.color),
     a_texture=_a(texture),
     a_other=_a(other),
@@ -224,39 +249,60 @@ def _long(scene, rng):
   items = scene.items
   called = names(items)
   near, far = _places(scene)
-  styles = (
-    '{objects} {near} {far}',
-    '{near} {far} there {be} {objects}',
-    'there {be} {objects} {near} {far}',
-  )
-  be = 'is' if len(items) == 1 else 'are'
-  objects = _listed([_full(item) for item in items])
-  sentences = [pick(rng, styles).format(objects=objects, near=near, far=far, be=be)]
-  facts = []
-  if called[0]:
-    facts.append(f'the {called[0]} is {_side(items[0])}')
-  for item, name in zip(items, called):
-    if name and not item.on:
-      facts.append(f'the {name} is {_pose(scene, item)}')
-  layout = _layout(scene)
-  if layout:
-    facts.append(f'there {"are" if layout[0].startswith("with steps") else "is"} {layout[0][5:]}')
-  facts += _view(scene)
+  facts = [*_layout(scene)[:1], *_view(scene)]
+  if len(items) == 1:
+    # In one sentence, which is as short as a text of 32 tokens.
+    most = _WORDS_OF_ONE
+    pose = _pose(scene, items[0])
+    styles = (
+      '{object} {pose} {side}, {near} {far}',
+      '{near} {far} {object} {side}, {pose}',
+      '{object} {side}, {pose}, {near} {far}',
+    )
+    side = _third((items[0].box[1] + items[0].box[3]) / 2)
+    text = pick(rng, styles).format(
+      object=_a(_full(items[0])), pose=pose, side=side, near=near, far=far
+    )
+    sentences = [text]
+    related = []
+  else:
+    most = _WORDS
+    styles = (
+      '{objects} {near} {far}',
+      '{near} {far} there are {objects}',
+      'there are {objects} {near} {far}',
+    )
+    objects = _listed([_full(item) for item in items])
+    sentences = [pick(rng, styles).format(objects=objects, near=near, far=far)]
+    for item, name in zip(items, called):
+      if name and not item.on:
+        facts.append(f'the {name} is {_pose(scene, item)}')
+    if called[0] and items[0].pose != 'float':
+      facts.append(f'the {called[0]} is {_side(items[0])}')
+    related = _related(scene, called, rng)
   rng.shuffle(facts)
+  for sentence in [*related, *facts]:
+    if sentence.startswith('with '):
+      verb = 'are' if sentence.startswith('with steps') else 'is'
+      sentence = f'there {verb} {sentence.removeprefix("with ")}'
+    if len(' '.join([*sentences, sentence]).split()) <= most:
+      sentences.append(sentence)
+  return '. '.join(map(_capital, sentences)) + '.'
+
+
+def _related(scene, called, rng):
+  """At most two sentences on how objects are to each other."""
   pairs = [pair for pair in relations(scene) if called[pair[0]] and called[pair[2]]]
   rng.shuffle(pairs)
   # The rarer relations first: they say more.
   pairs.sort(key=lambda pair: pair[1] in ('left of', 'right of'))
   used = set()  # no two sentences about the same two objects
-  related = []
+  sentences = []
   for i, relation, j in pairs:
     if frozenset((i, j)) not in used and len(used) < 2:
       used.add(frozenset((i, j)))
-      related.append(f'the {called[i]} is {_wordy(relation)} the {called[j]}')
-  for sentence in [*related, *facts]:
-    if len(' '.join([*sentences, sentence]).split()) <= _WORDS:
-      sentences.append(sentence)
-  return '. '.join(map(_capital, sentences)) + '.'
+      sentences.append(f'the {called[i]} is {_wordy(relation)} the {called[j]}')
+  return sentences
 
 
 def _places(scene):
@@ -361,8 +407,8 @@ def _pose(scene, item):
   verb = 'lying' if item.pose == 'lie' else 'standing'
   if item.on:
     return f'{verb} on {_a(item.on.shape)}'
-  if item.part in ('step', 'hill'):
-    return f'{verb} on the {item.part}'
+  if item.part != 'floor':
+    return f'{verb} on the {_PART.get(item.part, item.part)}'
   if place.indoors and _walls_beside(scene, item) >= 2:
     return f'{verb} in the corner'
   if place.indoors and _walls_beside(scene, item) == 1:
@@ -408,6 +454,8 @@ def _capital(text):
 
 
 def _a(phrase):
+  if phrase.endswith(_MASS):
+    return phrase
   return f'{"an" if phrase[0] in "aeiou" else "a"} {phrase}'
 
 
