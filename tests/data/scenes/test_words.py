@@ -96,7 +96,7 @@ def test_how_objects_are_placed_is_true(drawn):
     elif where in ('on the floor', 'on the ground'):
       assert gaps[0] < 1e-3, text
   assert min(seen.get(k, 0) for k in ('in the air', 'standing on the step')) > 3, seen
-  assert min(seen.get(f'{v} on the floor', 0) for v in ('standing', 'lying')) > 3, seen
+  assert min(seen.get(f'{v} on the floor', 0) for v in ('standing', 'lying')) > 1, seen
   assert min(seen.get(f'{v} the wall', 0) for v in ('leaning against', 'hanging on')) > 1, seen
 
 
