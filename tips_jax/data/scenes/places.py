@@ -150,11 +150,15 @@ class Place:
     self._normals = np.ascontiguousarray(normals.T)
     self._u, self._v = tangents(normals)
 
-  def collides(self, hull: np.ndarray) -> bool:
-    """Whether a body of corners [K, 3] reaches into a wall, the ground or a block."""
+  def collides(self, hull: np.ndarray, on_hill: bool = False) -> bool:
+    """Whether a body of corners [K, 3] reaches into a wall, the ground, a block or the hill."""
     tolerance = 0.02 * self.scale
     if ((self.enclosure.normals @ hull.T).max(1) > self.enclosure.offsets + tolerance).any():
       return True
+    if self.hill and not on_hill:
+      inside = (((hull - self.hill.center) / self.hill.radii) ** 2).sum(1) < 1
+      if inside.any():
+        return True
     if self.blocks is None:
       return False
     apart = (self.blocks.normals @ hull.T).min(1) >= self.blocks.offsets - tolerance

@@ -51,7 +51,7 @@ _APPARENT = 0.13, 0.25
 _OTHERS = 0.06, 0.32
 _LEVEL = 0.9  # cosine of the steepest ground that things stand on
 _EDGE = 0.35  # cosine to the ray at which a relief is too much seen from its edge
-_TRIES = 48
+_TRIES = 64
 _POSES = {'stand': 0.5, 'lie': 0.17, 'lean': 0.12, 'hang': 0.1, 'float': 0.11}
 
 
@@ -219,33 +219,45 @@ class _Spots:
 
 def _put(rng, camera, place, spots, item, items):
   """Sets where an object is, so that it touches nothing else and hides nothing; False if it finds
-  no room.
+  no room. Where its pose has none, it stands.
   """
-  if item.pose == 'hang' and not spots.wall.any():
-    item.pose = 'stand'
-  if item.pose == 'lean' and not spots.wall.any():
-    item.pose = 'lie' if rng.random() < 0.5 else 'stand'
-  low, high = _OTHERS if items else _APPARENT
-  on_wall = item.pose in ('hang', 'lean')
-  apparent = camera.focal * item.half / np.maximum(spots.depth, 1e-3)
-  fits = (apparent > low) & (apparent < high) & (spots.wall if on_wall else spots.level)
-  order = np.flatnonzero(fits)
-  if not len(order) and not items:
-    fits = spots.wall if on_wall else spots.level
-    order = np.flatnonzero(fits)[np.argsort(abs(np.log(apparent[fits] / 0.18)))]
-  for k in order[:16]:
-    point = spots.points[:, k]
-    normal = spots.normals[:, k]
-    item.part = spots.names[spots.face[k]]
-    if item.pose == 'lean':
-      _lean(rng, place, item, point, normal)
-    elif item.pose == 'hang':
-      _hang(rng, item, point, normal)
-    else:
-      _rest(rng, place, item, point, normal)
-    if _fits(camera, place, item, items):
-      return True
+  for pose in dict.fromkeys((item.pose, 'stand')):
+    item.pose = pose
+    possible = spots.wall if pose in ('hang', 'lean') else spots.level
+    for k in _candidates(camera, place, spots, item, possible, first=not items):
+      point = spots.points[:, k]
+      normal = spots.normals[:, k]
+      item.part = spots.names[spots.face[k]]
+      if pose == 'lean':
+        _lean(rng, place, item, point, normal)
+      elif pose == 'hang':
+        _hang(rng, item, point, normal)
+      else:
+        _rest(rng, place, item, point, normal)
+      if _fits(camera, place, item, items):
+        return True
   return False
+
+
+def _candidates(camera, place, spots, item, possible, first):
+  """Numbers of spots where an object seems to have room, and has a good size in the picture; of the
+  first one all, the best first.
+  """
+  apparent = camera.focal * item.half / np.maximum(spots.depth, 1e-3)
+  # Roughly, before it is looked at closely, which takes a hundred times as long.
+  center = spots.points + np.float32(0.8 * item.half) * spots.normals
+  x, y, _ = camera.project(center.T)
+  inside = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) > 0.55 * apparent
+  walls = place.enclosure.offsets[:, None] - place.enclosure.normals @ center
+  possible = possible & inside & (walls > 0.3 * item.half).all(0)
+  low, high = _APPARENT if first else _OTHERS
+  good = possible & (apparent > low) & (apparent < high)
+  order = np.flatnonzero(good)
+  if first:
+    rest = np.flatnonzero(possible & ~good)
+    rest = rest[np.argsort(abs(np.log(apparent[rest] / np.sqrt(low * high))))]
+    order = np.concatenate([order, rest])
+  return order[:24]
 
 
 def _cross(a, b):
@@ -365,7 +377,7 @@ def _fits(camera, place, item, items):
     across = abs(item.center @ item.rotation[:, 2]) / np.linalg.norm(item.center)
     if across < _EDGE:
       return False
-  if place.collides(item.hull()):
+  if place.collides(item.hull(), on_hill=item.part == 'hill'):
     return False
   if _finish(camera, item) < 0.15 * place.scale:
     return False

@@ -112,6 +112,7 @@ def relations(scene: Scene) -> list[tuple[int, str, int]]:
   and 'behind': clearly nearer or farther, with overlapping columns.
   """
   pairs = []
+  depths = [np.median(scene.depth[scene.owner == i]) / 1000 for i in range(len(scene.items))]
   for i, a in enumerate(scene.items):
     for j, b in enumerate(scene.items):
       if i == j:
@@ -130,9 +131,11 @@ def relations(scene: Scene) -> list[tuple[int, str, int]]:
       elif apart > _MARGIN:
         pairs.append((i, 'right of', j))
       # The depth of what is in the air can hardly be seen.
-      far_enough = abs(a.z - b.z) > _DEPTH_MARGIN * scene.place.scale
-      if overlap > 0 and far_enough and not _lifted(a) and not _lifted(b):
-        pairs.append((i, 'in front of' if a.z < b.z else 'behind', j))
+      farther = min((a.z - b.z, depths[i] - depths[j]), key=abs) / scene.place.scale
+      agree = (a.z > b.z) == (depths[i] > depths[j])
+      if overlap > 0 and agree and abs(farther) > _DEPTH_MARGIN:
+        if not _lifted(a) and not _lifted(b):
+          pairs.append((i, 'in front of' if farther < 0 else 'behind', j))
   return pairs
 
 
