@@ -51,6 +51,13 @@ class Scene:
   camera: Camera
   place: Place
 
+  @functools.cached_property
+  def shares(self) -> np.ndarray:
+    """Visible share of the picture of each face of the place."""
+    seen = np.where(self.owner < 0, self.face + 1, 0)
+    counts = np.bincount(seen.ravel(), minlength=len(self.place.materials) + 1)
+    return counts[1:] / self.face.size
+
 
 class _Canvas(typing.NamedTuple):
   """What is known of each of N pixels."""

@@ -118,12 +118,13 @@ def begin(
     shapes.append(pick(rng, alike))
   apparent = float(np.exp(rng.uniform(*np.log(_APPARENT))))
   scale = camera.focal * half / apparent
-  for low in np.linspace(0.5, 1, 20):  # lower in the picture until it is below the camera
-    y = rng.uniform(low, min(low + 0.25, 1.05))
-    focus = scale * camera.rays(np.float32([rng.uniform(0.3, 0.7)]), np.float32([y]))[:, 0]
-    if focus[1] < -0.22 * scale:
-      break
-  return shapes, focus.astype(np.float64), scale
+  x, low = rng.uniform(0.3, 0.7), 0.5
+  while True:  # lower in the picture until it is below the camera
+    y = rng.uniform(low, low + 0.25)
+    ray = camera.rotation @ ((x - 0.5) / camera.focal, (0.5 - y) / camera.focal, -1)
+    if ray[1] < -0.22:
+      return shapes, scale * ray, scale
+    low += 0.03
 
 
 def arrange(

@@ -15,7 +15,7 @@ import numpy as np
 # Of a relief's table, which spans [-REACH, REACH]^2.
 REACH = 1.25
 GRID = 320
-_STEPS = 12  # of the search along a ray through a relief
+_STEPS = 8  # of the search along a ray through a relief
 # In units of a figure: nearer than this a surface does not shade itself.
 _CLEAR = 0.03
 

@@ -112,6 +112,8 @@ def relations(scene: Scene) -> list[tuple[int, str, int]]:
   and 'behind': clearly nearer or farther, with overlapping columns.
   """
   pairs = []
+  if len(scene.items) == 1:
+    return pairs
   depths = [np.median(scene.depth[scene.owner == i]) / 1000 for i in range(len(scene.items))]
   for i, a in enumerate(scene.items):
     for j, b in enumerate(scene.items):
@@ -317,10 +319,9 @@ def _places(scene):
   if not background:
     return near, 'in a room' if place.indoors else f'under {_a(place.sky)} sky'
   # The largest face of that name.
-  counts = np.bincount(scene.face[scene.face >= 0], minlength=len(place.materials))
   name = max(background, key=background.get)
   faces = [k for k, material in enumerate(place.materials) if material.name == name]
-  largest = _called(place.materials[max(faces, key=counts.__getitem__)])
+  largest = _called(place.materials[max(faces, key=scene.shares.__getitem__)])
   return near, f'before {_a(largest)}' if name == 'mountain' else f'by {_a(largest)}'
 
 
@@ -336,11 +337,9 @@ def _called(material, color=None):
 
 def _shares(scene):
   """Share of the picture of each part of the surroundings that is worth a word."""
-  place = scene.place
-  counts = np.bincount(scene.face[scene.face >= 0], minlength=len(place.materials))
   shares = {}
-  for material, count in zip(place.materials, counts):
-    shares[material.name] = shares.get(material.name, 0) + count / scene.face.size
+  for material, share in zip(scene.place.materials, scene.shares):
+    shares[material.name] = shares.get(material.name, 0) + share
   return {name: share for name, share in shares.items() if share >= _SEEN}
 
 
@@ -361,7 +360,7 @@ def _layout(scene):
       continue
     if name != 'ceiling':
       numbers = [k for k, material in enumerate(place.materials) if material.name == name]
-      where = np.isin(scene.face, numbers)
+      where = np.isin(scene.face, numbers) & (scene.owner < 0)
       phrase = f'{phrase} {_third(np.nonzero(where)[1].mean() / where.shape[1])}'
     phrases.append(f'with {phrase}')
   corner = _corner(scene)
@@ -425,8 +424,7 @@ def _walls_beside(scene, item):
   margin = enclosure.offsets - enclosure.normals @ item.center - item.half
   close = 0
   for k in np.flatnonzero(margin < _NEAR_WALL * scene.place.scale):
-    visible = np.mean(scene.face == k) >= _SEEN
-    close += bool(visible and scene.place.materials[k].name == 'wall')
+    close += bool(scene.shares[k] >= _SEEN and scene.place.materials[k].name == 'wall')
   return close
 
 
