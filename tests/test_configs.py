@@ -379,9 +379,8 @@ def test_dry_run_prints_table_counts_and_memory(arg, image):
       "got 'b2_cap', a field of kind",
     ),
     (
-      ('--config=configs/vitb.py', '--config.teachers.ema.momentum=0.99'),
-      "momentum: got '0.99' for a group; expected its fields, as "
-      '--config.teachers.ema.momentum.start and .end',
+      ('--config=configs/vitb.py', '--config.teachers.ema=0.99'),
+      "ema: got '0.99' for a group; expected its fields, as --config.teachers.ema.FIELD=VALUE",
     ),
     (
       ('--config=configs/vitb.py', '--config.schedule.batch_size=1'),

@@ -97,6 +97,20 @@ def test_a_config_with_overrides(values_with_config):
   assert cli.load_config(values).seed == 7 and values.number == 2
 
 
+def test_a_number_for_a_value_that_moves_holds_it(values_with_config):
+  values = values_with_config(
+    f'--config={QUICKSTART}',
+    '--config.teachers.ema.momentum=0.99',
+    '--config.losses.masked.weight=5e-1',
+  )
+  config = cli.load_config(values)
+  for ramp, number in (
+    (config.teachers['ema'].momentum, 0.99),
+    (config.losses['masked'].weight, 0.5),
+  ):
+    assert (ramp.start, ramp.end) == (number, number)
+
+
 def test_a_field_called_as_a_keyword_of_python_can_be_overridden(values_with_config):
   values = values_with_config(f'--config={QUICKSTART}', '--config.data.views.global.size=80')
   assert cli.load_config(values).data.views['global'].size == 80

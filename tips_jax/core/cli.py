@@ -25,6 +25,7 @@ from tips_jax.core.errors import InputError
 flags.disclaim_key_flags()
 _HELP = {'--help', '-help', '-h'}
 _QUOTES = '\'"() '
+_NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', re.IGNORECASE)
 _HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
 
 
@@ -191,9 +192,13 @@ def _parse_config(values, argv):
     if arg.startswith('--config='):
       file = arg.removeprefix('--config=').split(':')[0]
       sys.path.insert(0, str(pathlib.Path(file).absolute().parent.parent))
+  fields = set(_fields_of_file(argv, values))
+  overrides = []
+  for arg in argv:
+    overrides += _of_both_ends(_without_keywords(arg), fields)
   before = sys.argv
   # Where ml_collections looks for overrides.
-  sys.argv = [_without_keywords(arg) for arg in argv]
+  sys.argv = overrides
   try:
     rest = values(sys.argv)
     # A file that cannot be read is an error on first use only: use it here.
@@ -219,6 +224,15 @@ def _without_keywords(argument):
   return first + equals + value
 
 
+def _of_both_ends(argument, fields):
+  """A number for what moves from a start to an end holds it there."""
+  path, _, value = argument.partition('=')
+  ends = [f'{path}.start', f'{path}.end']
+  if not _NUMBER.fullmatch(value) or not {end.removeprefix('--config.') for end in ends} <= fields:
+    return [argument]
+  return [f'{end}={value}' for end in ends]
+
+
 def _reason(error, argv, values):
   """One line for what absl, ml_collections or a config file raised."""
   text = str(error).strip()
@@ -237,7 +251,7 @@ def _reason(error, argv, values):
     for arg in argv:
       flag, _, value = arg.partition('=')
       if f'{flag}=' in text:
-        return f'{flag}: got {value!r} for a group; expected its fields, as {flag}.start and .end'
+        return f'{flag}: got {value!r} for a group; expected its fields, as {flag}.FIELD=VALUE'
   if isinstance(error, (AttributeError, KeyError)):
     name = re.search(r'\w+', text)
     for arg in argv:
@@ -260,14 +274,24 @@ def _line_of(error, file):
 
 def _near(path, name, argv, values):
   """The end of an error message: fields of that name in other groups, else the nearest path."""
-  fields = []
-  for arg in argv:
-    if arg.startswith('--config='):  # the flag itself has no value, as it failed
-      fields = _fields(values['config'].parser.parse(arg.removeprefix('--config=')))
+  fields = _fields_of_file(argv, values)
   alike = [repr(field) for field in fields if field.rpartition('.')[2] == name]
   if alike and path.endswith(name):
     return f'; did you mean {" or ".join(alike[:3])}?'
   return strict.did_you_mean(path, fields)
+
+
+def _fields_of_file(argv, values):
+  """The paths of all groups and fields of the config file; none of a file that fails, which is
+  reported where it is used.
+  """
+  for arg in argv:
+    if arg.startswith('--config='):
+      try:
+        return _fields(values['config'].parser.parse(arg.removeprefix('--config=')))
+      except (Exception, SystemExit):
+        return []
+  return []
 
 
 def _fields(group, prefix=''):
