@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.data.benchmarks import fake_benchmarks as fake
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import dense, pickled
 from tips_jax.data.benchmarks import table as benchmarks
+from tips_jax.evals.datasets import on_disk
 
 
 def test_voc_and_context_masks_are_the_palette_indices(tmp_path):
@@ -133,8 +135,21 @@ def test_a_flipped_bit_at_the_end_of_the_normals_is_noticed(tmp_path):
   data = bytearray(file.read_bytes())
   data[-6] ^= 1  # of the checksum
   file.write_bytes(data)
-  sample = benchmarks.open('nyu_normals', tmp_path, 'test')[0]
-  assert sample.image is None and 'CRC' in sample.problem
+  with pytest.raises(
+    InputError, match='all_normals.pklz no pickle of arrays .*CRC.*; copy it again'
+  ):
+    benchmarks.open('nyu_normals', tmp_path, 'test')[0]
+
+
+def test_labeled_nyu_without_h5py_is_one_error_for_all_samples(tmp_path, monkeypatch):
+  pytest.importorskip('h5py')  # which writes the file
+  fake.nyu_labeled(tmp_path)
+  monkeypatch.setitem(sys.modules, 'h5py', None)  # as if it were not installed
+  reader = benchmarks.open('nyu_normals', tmp_path, 'test')
+  with pytest.raises(InputError, match='expected h5py: pip install h5py'):
+    list(reader)
+  report = on_disk.check('nyu_normals', tmp_path, tasks=['dpt_normals'])
+  assert sum('pip install h5py' in problem for problem in report.problems) == 1
 
 
 @pytest.mark.parametrize('content', ['{}', '[1]', '[{"img": 7}]', '[{"img": "x_y.png"}]', 'null'])

@@ -13,6 +13,9 @@ from tips_jax.data.ingest.columns import Columns, guess, texts_of
     (['image', 'captions'], 'image', 'none', ('captions',)),
     (['image', 'alt_text', 'caption'], 'image', 'alt_text', ('caption',)),
     (['path', 'caption', 'caption_1', 'caption_2'], 'path', 'caption', ('caption_1', 'caption_2')),
+    (['image_name', ' comment_number', ' comment'], 'image_name', 'none', (' comment',)),
+    (['image', 'caption', 'comment'], 'image', 'caption', ('none',)),
+    (['image', 'captions', 'comment'], 'image', 'none', ('captions',)),
     (['img', 'TITLE', 'synthetic caption', 'width'], 'img', 'TITLE', ('synthetic caption',)),
   ],
 )

@@ -92,6 +92,15 @@ def test_spaces_after_the_separator_are_no_part_of_a_field():
   assert rows == [{'image_name': '0.jpg', 'comment_number': '0', 'comment': '"Two" people .'}]
 
 
+def test_a_short_row_beside_quotes_does_not_stop_the_table_of_flickr30k():
+  rows, notes = parse(
+    'image_name| comment_number| comment\n0.jpg| 0| "Wait" sign .\n1.jpg| 4   A dog runs .\n'
+  )
+  assert rows[0]['comment'] == '"Wait" sign .'
+  assert rows[1] == {'image_name': '1.jpg', 'comment_number': '4   A dog runs .'}
+  assert [note.kind for note in notes] == ['short_row']
+
+
 def test_csv_that_no_way_of_reading_fits_names_its_line():
   with pytest.raises(InputError, match='not a whole CSV table.*line 3'):
     parse('image,caption,x\n0.jpg,a,b\n1.jpg,"a "b" c\n')

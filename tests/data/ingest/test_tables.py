@@ -45,6 +45,21 @@ def read(path, **options):
   return list(open_input(str(path), Options(**options)))
 
 
+@pytest.mark.parametrize('separator', ['|', '| '])  # the authors', and Kaggle's results.csv
+def test_flickr30k_needs_no_flag(tmp_path, separator):
+  write_images(tmp_path, 2)
+  rows = [['image_name', 'comment_number', 'comment']]
+  for image in range(2):
+    for number in range(5):
+      rows.append([f'{image}.jpg', str(number), f'Text {number} of {image} , "as said" .'])
+  lines = [separator.join(row) + '\n' for row in rows]
+  (tmp_path / 'results.csv').write_text(''.join(lines))
+  samples = read(tmp_path / 'results.csv')
+  assert [s.key for s in samples] == ['0.jpg', '1.jpg']
+  assert samples[1].alt_text == ''
+  assert samples[1].captions == [f'Text {n} of 1 , "as said" .' for n in range(5)]
+
+
 def test_folder_with_jsonl(tmp_path):
   write_images(tmp_path / 'images', 3)
   write_jsonl(

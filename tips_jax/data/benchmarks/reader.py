@@ -111,6 +111,8 @@ class Benchmark(Reader, abc.ABC):
     item = self.items[index]
     try:
       return self._sample(item)
+    except InputError:  # no sample can be read: a package is missing, or the file of all of them
+      raise
     except FileNotFoundError as error:
       problem = f'no such file: {error.filename}'
     # One bad sample is counted and left out; decoders and archives raise a dozen kinds.

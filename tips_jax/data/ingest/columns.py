@@ -30,6 +30,8 @@ CAPTIONS_NAMES = tuple(
   long_caption short_caption caption_list sentences texts
   """.split()
 )
+# Flickr30k's captions; beside other texts it is a remark.
+LAST_NAME = 'comment'
 _NUMBERED = re.compile(r'(synthetic_|generated_|re)?(captions?|sentences?|texts?)_?\d+')
 
 
@@ -80,7 +82,10 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
   captions = columns.captions
   if not captions:
     candidates = [*CAPTIONS_NAMES, *filter(_NUMBERED.fullmatch, by_plain)]
-    captions = tuple(iter(functools.partial(take, candidates), '')) or (NONE,)
+    captions = tuple(iter(functools.partial(take, candidates), ''))
+    if not captions and alt_text in ('', NONE):
+      captions = tuple(filter(None, [take([LAST_NAME])]))
+    captions = captions or (NONE,)
   if not alt_text and captions == (NONE,):
     raise InputError(
       f'text columns: got the columns {brief(sorted(names))}; expected one to be named like '

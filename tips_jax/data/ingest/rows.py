@@ -23,6 +23,8 @@ TABLES = (*SEPARATED, '.jsonl', '.ndjson', '.json')
 # A caption may be longer than csv's 131,072 characters; the limit is one for the whole process, so
 # it does not depend on the table.
 csv.field_size_limit(1 << 30)
+# Separators that texts do not have, so that quotes are seldom put around them.
+_NOT_IN_TEXTS = '\t|'
 
 Row = dict[str, typing.Any]
 # Number of the last line of a row, and its fields.
@@ -95,7 +97,7 @@ def _fields(text, separator, where) -> Sequence[Fields]:
   """The rows in the first way of reading in which all fit the header; else as CSV is meant."""
   padded = f'{separator} ' in text.partition('\n')[0]
   readings = [_quoted, _escaped, _by_line]
-  if separator == '\t':  # where quotes seldom mean anything
+  if separator in _NOT_IN_TEXTS:
     readings = [_by_line, _quoted, _escaped]
   found = {}
   failure = None
@@ -109,7 +111,7 @@ def _fields(text, separator, where) -> Sequence[Fields]:
     if len(counts) == 1 or reading != _by_line and rows and max(counts) == len(rows[0][1]):
       return rows
     found[reading] = rows
-  if separator == '\t':
+  if separator in _NOT_IN_TEXTS:
     return found[_by_line]
   if _quoted not in found:
     raise InputError(
