@@ -49,3 +49,34 @@ def test_baseline_grid_is_that_of_the_model():
   output = pixels.inspect(np.zeros((1, 32, 32, 3), np.uint8))
   assert output['patch'].shape == (1, 4, 4, 192) and output['pixels'].shape == (1, 768)
   assert 'patch' not in pixels.inspect(np.zeros((1, 32, 32, 3), np.uint8), patches=False)
+
+
+def test_pixels_and_place_learn_what_is_linear_in_pixels_and_what_depends_on_the_place():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (60, 8, 12, 3), dtype=np.uint8)
+  place = rng.normal(size=(2, 3, 1))
+  red = images.reshape(60, 2, 4, 3, 4, 3)[..., 0].mean((2, 4))[..., None] / 255
+  truth = np.concatenate([place + 2 * red, -red], -1)
+  weight = np.ones((2, 3))
+  weight[1, 2] = 0  # where nothing is known, whatever it holds
+  truth[:, 1, 2] = 99
+  model = baselines.PixelsAndPlace((2, 3), 4)
+  for image, values in zip(images[:50], truth):
+    model.add(image, values, weight)
+  model.solve()
+  known = weight > 0
+  for image, values in zip(images[50:], truth[50:]):
+    # The ridge holds the coefficients down a little.
+    assert abs(model.predict(image) - values)[known].max() < 0.1
+  np.testing.assert_allclose(model.mean()[known], truth[:50].mean(0)[known], atol=1e-5)
+  np.testing.assert_allclose(model.mean()[1, 2], truth[:50][:, known].mean((0, 1)), atol=1e-5)
+
+
+def test_cell_means_are_those_of_the_known_pixels():
+  values = np.arange(24, dtype=np.float32).reshape(4, 6, 1)
+  known = np.ones((4, 6), bool)
+  known[:2, :2] = False
+  known[0, 1] = True  # one of the four of its cell, with the value 1
+  means, share = baselines.cell_means(values, known, (2, 3))
+  np.testing.assert_allclose(share, [[0.25, 1, 1], [1, 1, 1]])
+  np.testing.assert_allclose(means[..., 0], [[1, 5.5, 7.5], [15.5, 17.5, 19.5]], rtol=1e-5)

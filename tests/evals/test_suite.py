@@ -99,6 +99,21 @@ def suite_metrics(kind):
   return known.get(kind, ['accuracy'])
 
 
+def test_dense_tasks_have_answers_without_features_and_an_oracle(everything):
+  for task, outcome in everything[0].items():
+    if task not in ('segmentation', 'depth', 'dpt_depth', 'dpt_normals'):
+      assert not outcome.baselines
+      continue
+    assert outcome.baselines.keys() == {'position', 'pixels_position', 'oracle'}
+    [metric] = suite_metrics(task)
+    better = 1 if task == 'segmentation' else -1
+    oracle = outcome.baselines['oracle'][metric]
+    for name in ('position', 'pixels_position'):
+      assert outcome.baselines[name].keys() == outcome.metrics.keys()
+      assert better * oracle > better * outcome.baselines[name][metric]
+    assert better * oracle > better * outcome.chance[metric]
+
+
 def test_both_cls_tokens_are_reported(everything):
   for task in ('knn', 'linear', 'zeroshot'):
     assert {'accuracy', 'synthetic/accuracy'} <= set(everything[0][task].metrics)

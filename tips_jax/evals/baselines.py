@@ -2,7 +2,8 @@
 
 k-NN and the like get the image shrunk to 16 x 16, probes the raw pixels of each patch (nothing says
 where the patch is), and retrieval a ridge regression, fitted on the training split, from the shrunk
-image and its color histogram to the bag of words of its texts.
+image and its color histogram to the bag of words of its texts. Dense tasks have `PixelsAndPlace`
+too.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ _BINS = 4  # of the color histogram, per channel
 _WORDS = 1000  # the commonest tokens make the bag
 # Times the mean variance of the features: chosen once, on held-out training images of `scenes`.
 _RIDGE = 1.0
+_RIDGE_OF_PATCHES = 0.1
 
 
 class Pixels:
@@ -121,6 +123,72 @@ class Pixels:
     bag = np.zeros((len(ids), len(self._tokens)), np.float32)
     bag[row, places[row, where]] = 1
     return vectors.unit(bag * self._weights)
+
+
+class PixelsAndPlace:
+  """Least squares from the raw pixels of a patch, with a constant for each place in the image.
+
+  Images are squeezed to a grid (h, w) of patches. Without pixels it is the mean by position.
+  """
+
+  def __init__(self, grid: tuple[int, int], patch: int):
+    self._grid = grid
+    self._patch = patch
+    self._sums = None
+
+  def add(self, image: np.ndarray, values: np.ndarray, weight: np.ndarray) -> None:
+    """One training image [H, W, 3], with the values [h, w, K] of its patches, which count by their
+    weight [h, w].
+    """
+    x = self._pixels(image)
+    y = values.reshape(len(x), -1).astype(np.float32)
+    w = weight.reshape(-1, 1).astype(np.float32)
+    terms = (w, w * x, w * y, x.T @ (w * x), x.T @ (w * y))
+    if self._sums is None:
+      self._sums = [np.zeros(term.shape) for term in terms]
+    for total, term in zip(self._sums, terms):
+      total += term
+
+  def solve(self) -> None:
+    """Ends the training."""
+    count, x, y, moments, products = self._sums
+    seen = np.maximum(count, 1e-12)
+    self._x = x / seen
+    # A place where nothing is ever known has the mean of all.
+    self._y = np.where(count > 0, y / seen, y.sum(0) / max(count.sum(), 1e-12))
+    # Within each place: that takes the constants out of the regression.
+    moments = moments - self._x.T @ x
+    products = products - self._x.T @ y
+    ridge = _RIDGE_OF_PATCHES * np.trace(moments) / len(moments) + 1e-9
+    self._kernel = np.linalg.solve(moments + ridge * np.eye(len(moments)), products)
+
+  def predict(self, image: np.ndarray) -> np.ndarray:
+    """Values [h, w, K] of the patches of an image [H, W, 3]."""
+    values = self._y + (self._pixels(image) - self._x) @ self._kernel
+    return values.reshape(*self._grid, -1).astype(np.float32)
+
+  def mean(self) -> np.ndarray:
+    """Values [h, w, K] by place alone."""
+    return self._y.reshape(*self._grid, -1).astype(np.float32)
+
+  def _pixels(self, image):
+    h, w = self._grid
+    shape = (w * self._patch, h * self._patch)
+    squeezed = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    return _cut(squeezed[None], self._patch).reshape(h * w, -1)
+
+
+def cell_means(
+  values: np.ndarray, known: np.ndarray, grid: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """(mean [h, w, K] of the known pixels of each cell of a grid, their share [h, w]) of values
+  [H, W, K].
+  """
+  shape = grid[::-1]
+  share = cv2.resize(known.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
+  masked = np.where(known[..., None], values, 0).astype(np.float32)
+  sums = cv2.resize(masked, shape, interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+  return sums / np.maximum(share, 1e-6)[..., None], share
 
 
 def _shrink(images_BHWC):

@@ -33,6 +33,7 @@ def outcome(task, metrics, **others):
       'prefix': f'toy/{task}',
       'metrics': metrics,
       'chance': {k: v / 2 for k, v in metrics.items()},
+      'baselines': {},
       'published': {},
       'examples': [],
       'seconds': {'encoder': 1.25, 'task': 0.5},
@@ -267,6 +268,24 @@ def test_an_evaluation_has_no_columns_of_a_run(tmp_path):
   metric = json.loads((tmp_path / 'results.json').read_text())['results'][0]['metrics']['accuracy']
   assert set(metric) == {'value', 'unit', 'better', 'chance'}
   assert not (tmp_path / 'report.json').exists()
+
+
+def test_answers_without_features_stand_beside_chance(tmp_path):
+  baselines = {
+    'position': {'rmse': 0.75},
+    'pixels_position': {'rmse': 0.625},
+    'oracle': {'rmse': 0.125},
+  }
+  run = [outcome('depth', {'rmse': 0.5}, baselines=baselines), outcome('knn', {'accuracy': 1.0})]
+  rows = results.write(tmp_path, run, title='t').splitlines()
+  heads = 'chance by position pixels and position oracle published'.split()
+  assert rows[0].split()[-len(heads) :] == heads
+  assert rows[1].split()[-6:] == ['0.500', '0.250', '0.750', '0.625', '0.125', '-']
+  assert rows[2].split()[-6:] == ['100.0', '50.0', '-', '-', '-', '-']
+  metric = json.loads((tmp_path / 'results.json').read_text())['results'][0]['metrics']['rmse']
+  assert (metric['position'], metric['pixels_position'], metric['oracle']) == (0.75, 0.625, 0.125)
+  page = (tmp_path / 'index.html').read_text()
+  assert 'By position: ' in page and 'Pixels and position: ' in page and 'Oracle: ' in page
 
 
 def test_averages_have_the_columns_of_a_run():

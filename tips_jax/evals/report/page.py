@@ -18,14 +18,24 @@ _LEAD = 'A frozen encoder, measured on images that it was not trained on.'
 _LEAD_OF_RUN = 'The model before and after training, frozen, on images that it was not trained on.'
 _RESULTS = (
   'An arrow says whether more or less is better. Chance: an answer that looks at no '
-  'image.{pixels} Published: the released models nearest in size, marked by how far the number '
+  'image.{baselines} Published: the released models nearest in size, marked by how far the number '
   'can be trusted: V read in a primary source, T second-hand, T2 in two second-hand sources that '
   'agree. They were measured with the full protocol on the full data set.'
 )
-_PIXELS = (
-  ' Pixels: the same evaluation of raw pixels; for retrieval, a regression from small images to '
-  'words.'
-)
+_BASELINES = {
+  'position': ' By position: the mean, or the commonest class, of the training images there.',
+  'pixel_baseline': (
+    ' Pixels: the same evaluation of raw pixels; for retrieval, a regression from small images to '
+    'words.'
+  ),
+  'pixels_position': (
+    ' Pixels and position: least squares from the raw pixels of a patch, with a constant for each '
+    'place.'
+  ),
+  'oracle': (
+    ' Oracle: the truth, averaged over each patch: what is left is lost by the resolution.'
+  ),
+}
 _FOOTER = (
   'Every number with its unit and options is in <a href="results.json">results.json</a>; the '
   'pictures are PNG files in <a href="pictures/">pictures</a>.'
@@ -67,7 +77,7 @@ def page(
   """
   left, right = tables.columns(rows)
   lead = _LEAD_OF_RUN if 'before' in left else _LEAD
-  pixels = _PIXELS if 'pixel_baseline' in right else ''
+  baselines = ''.join(_BASELINES.get(name, '') for name in right)
   facts = {
     'checkpoint': content['checkpoint']['name'],
     'sha256': content['checkpoint']['sha256'][:12],
@@ -75,7 +85,7 @@ def page(
   }
   parts = [f'<h1>{html.escape(content["title"])}</h1>\n<p>{lead}</p>\n<dl>']
   parts += [_fact(name, text) for name, text in facts.items() if text]
-  parts.append(f'</dl>\n<section><h2>Results</h2>\n<p>{_RESULTS.format(pixels=pixels)}</p>')
+  parts.append(f'</dl>\n<section><h2>Results</h2>\n<p>{_RESULTS.format(baselines=baselines)}</p>')
   # A wide table scrolls by itself: the page must not.
   parts.append(f'<div class="scroll">{_table(rows, heads, left, right)}</div>')
   parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]

@@ -156,6 +156,8 @@ def _entry(result, columns):
     }
     for column, values in columns.items():
       metric[column] = _printed(values.get(f'{result.prefix}/{name}'), unit)
+    for column, values in result.baselines.items():
+      metric[column] = _printed(values.get(name), unit)
     metrics[name] = metric
   return {
     'dataset': result.dataset,

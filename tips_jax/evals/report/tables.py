@@ -13,7 +13,14 @@ from tips_jax.evals.datasets.protocols import UNITS
 from tips_jax.evals.tasks import table as tasks
 
 # Columns beside the measured numbers: key in results.json -> head.
-COLUMNS = {'before': 'before', 'chance': 'chance', 'pixel_baseline': 'pixels'}
+COLUMNS = {
+  'before': 'before',
+  'chance': 'chance',
+  'position': 'by position',
+  'pixel_baseline': 'pixels',
+  'pixels_position': 'pixels and position',
+  'oracle': 'oracle',
+}
 ARROWS = {'higher': '↑', 'lower': '↓'}
 OTHER = '≠'  # of a number that was measured otherwise than the first of its row
 _SIZE = re.compile(
@@ -107,13 +114,11 @@ def label(kind: str, name: str) -> str:
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
   """The columns left and right of the measured numbers: chance, and those that have numbers."""
-  left = []
-  right = ['chance']
+  filled = {'chance'}
   for row in rows:
-    if row.columns['before'] is not None:
-      left = ['before']
-    if row.columns['pixel_baseline'] is not None:
-      right = ['chance', 'pixel_baseline']
+    filled |= {name for name, value in row.columns.items() if value is not None}
+  left = [name for name in COLUMNS if name in filled and name == 'before']
+  right = [name for name in COLUMNS if name in filled and name != 'before']
   return left, right
 
 

@@ -7,12 +7,13 @@ behind a projection, the projected one.
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tips_jax.core.errors import InputError
+from tips_jax.evals.baselines import PixelsAndPlace, cell_means
 from tips_jax.evals.features import reading, splits
 from tips_jax.evals.features.splits import SplitFeatures, TaskInputs
 from tips_jax.evals.probes import depth, masks
@@ -23,7 +24,7 @@ MASK_IDS = 256
 # Images whose predictions are held at once.
 _BATCH = 32
 # Training images that the baselines without features learn from.
-_BASELINE_IMAGES = 2000
+BASELINE_IMAGES = 2000
 
 ACCURACY = (Metric('accuracy', 'accuracy', shown=True),)
 SEGMENTATION_METRICS = (
@@ -152,7 +153,64 @@ def floats(array: np.ndarray) -> np.ndarray:
 
 def baseline_images(part: SplitFeatures) -> np.ndarray:
   """Numbers of the images that the baselines learn from."""
-  return reading.records(part, _BASELINE_IMAGES)
+  return reading.records(part, BASELINE_IMAGES)
+
+
+def answers_without_features(
+  train: SplitFeatures,
+  rows: Iterable[int],
+  test: SplitFeatures,
+  test_rows: Iterable[int],
+  *,
+  grid: tuple[int, int],
+  patch: int,
+  cells: Callable[[SplitFeatures, int], tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """(number, {'position', 'pixels_position', 'oracle': values [h, w, K] of the patches}) of each
+  test image.
+
+  The first two learn from the images `rows` of train; the last is the truth, averaged over each
+  patch. cells(part, i) -> values [h, w, K] and weight [h, w] of the patches of image i.
+  """
+  pixels = PixelsAndPlace(grid, patch)
+  for i in rows:
+    pixels.add(train.image(i), *cells(train, i))
+  pixels.solve()
+  position = pixels.mean()
+  for i in test_rows:
+    values, weight = cells(test, i)
+    # Where nothing is known nothing is scored; but values are blended with those beside them.
+    oracle = np.where(weight[..., None] > 0, values, position)
+    answers = {'position': position, 'pixels_position': pixels.predict(test.image(i))}
+    yield i, answers | {'oracle': oracle}
+
+
+def answers_to_maps(
+  train: SplitFeatures,
+  rows: Iterable[int],
+  test: SplitFeatures,
+  *,
+  grid: tuple[int, int],
+  patch: int,
+  annotation: str,
+  known: Callable[[np.ndarray], np.ndarray],
+  scorer: Callable[[], Any],
+) -> dict[str, dict[str, float]]:
+  """Metrics of 'pixels_position' and 'oracle' where an annotation is 'depth' or 'normals'."""
+
+  def cells(part, i):
+    truth = getattr(part, annotation)(i)
+    return cell_means(truth.reshape(*truth.shape[:2], -1), known(truth), grid)
+
+  scorers = {'pixels_position': scorer(), 'oracle': scorer()}
+  answers = answers_without_features(
+    train, rows, test, range(len(test)), grid=grid, patch=patch, cells=cells
+  )
+  for i, values in answers:
+    truth = getattr(test, annotation)(i)
+    for name, scored in scorers.items():
+      scored.add(values[name].reshape(*grid, *truth.shape[2:]), truth)
+  return {name: scored.result() for name, scored in scorers.items()}
 
 
 def check_labeled(pixels: int | np.ndarray, evaluation: Evaluation, role: str) -> None:

@@ -1,5 +1,6 @@
 """Linear depth: bins of depth, by a linear probe on patches and CLS token."""
 
+import functools
 from typing import Any
 
 from tips_jax.evals.datasets import protocols
@@ -8,6 +9,7 @@ from tips_jax.evals.probes import depth, depth_probe
 from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
+  answers_to_maps,
   baseline_images,
   batches,
   floats,
@@ -59,19 +61,26 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
             'patch': image_patches,
           }
         )
+  rows = baseline_images(train)
   baselines = depth.baselines(
-    train.depth,
-    baseline_images(train),
-    test.depth,
-    range(len(test)),
-    max_depth=most,
-    crop=crop,
+    train.depth, rows, test.depth, range(len(test)), max_depth=most, crop=crop
+  )
+  answers = answers_to_maps(
+    train,
+    rows,
+    test,
+    grid=patch.shape[1:3],
+    patch=inputs.encoder.patch,
+    annotation='depth',
+    known=functools.partial(depth.known, max_depth=most),
+    scorer=functools.partial(depth.DepthScorer, max_depth=most, crop=crop),
   )
   return {
     'metrics': scorer.result(),
     'chance': baselines['constant'],
+    'baselines': {**answers, 'position': baselines['mean_image']},
     'examples': examples,
-    'chosen': {'learning_rate': probe.learning_rate, 'mean_image': baselines['mean_image']},
+    'chosen': {'learning_rate': probe.learning_rate},
   }
 
 

@@ -12,6 +12,7 @@ from tips_jax.evals.probes.normals import WITHIN
 from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
+  answers_to_maps,
   baseline_images,
   batches,
   floats,
@@ -35,16 +36,21 @@ _SMALL_DPT = {'channels': 16, 'widths': (8, 16, 16, 16), 'epochs': 8, 'learning_
 def measure_depth(inputs: TaskInputs) -> dict[str, Any]:
   """A DPT decoder of depth on four layers. Nothing is chosen. It is kept beside the results."""
   most = inputs.evaluation.options['max_depth']
-  baselines = functools.partial(depth.baselines, max_depth=most)
-  return _measure(inputs, depth.DepthScorer(max_depth=most), baselines)
+  return _measure(
+    inputs,
+    functools.partial(depth.DepthScorer, max_depth=most),
+    functools.partial(depth.baselines, max_depth=most),
+    functools.partial(depth.known, max_depth=most),
+  )
 
 
 def measure_normals(inputs: TaskInputs) -> dict[str, Any]:
   """As `measure_depth`, of surface normals."""
-  return _measure(inputs, normals.NormalScorer(), normals.baselines)
+  return _measure(inputs, normals.NormalScorer, normals.baselines, normals.known)
 
 
-def _measure(inputs, scorer, baselines):
+def _measure(inputs, make_scorer, baselines, known):
+  scorer = make_scorer()
   train = inputs.part('train')
   test = inputs.part('test')
   annotation = inputs.evaluation.spec.annotation
@@ -73,15 +79,24 @@ def _measure(inputs, scorer, baselines):
             'patch': floats(test.intermediate_layers[-1][0][i]),
           }
         )
-  answers = baselines(train_truth, baseline_images(train), test_truth, range(len(test)))
+  rows = baseline_images(train)
+  answers = baselines(train_truth, rows, test_truth, range(len(test)))
+  others = answers_to_maps(
+    train,
+    rows,
+    test,
+    grid=train.intermediate_layers[0][0].shape[1:3],
+    patch=inputs.encoder.patch,
+    annotation=annotation,
+    known=known,
+    scorer=make_scorer,
+  )
   return {
     'metrics': scorer.result(),
     'chance': answers['constant'],
+    'baselines': {**others, 'position': answers['mean_image']},
     'examples': examples,
-    'chosen': {
-      'intermediate_layers': dpt.intermediate_layers_of(inputs.encoder.depth),
-      'mean_image': answers['mean_image'],
-    },
+    'chosen': {'intermediate_layers': dpt.intermediate_layers_of(inputs.encoder.depth)},
   }
 
 

@@ -7,13 +7,15 @@ import numpy as np
 
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
-from tips_jax.evals.features import splits, windows
+from tips_jax.evals.features import reading, splits, windows
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic, masks
 from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
+  BASELINE_IMAGES,
   MASK_IDS,
   SEGMENTATION_METRICS,
+  answers_without_features,
   check_labeled,
   floats,
   readable,
@@ -60,6 +62,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   result = {
     'metrics': {'miou': masks.mean_iou(counts), 'pixel_accuracy': share_right(counts)},
     'chance': {'miou': masks.majority(pixels, counts.sum(1))},
+    'baselines': _baselines(inputs, train, train_images, test, test_images, np.flatnonzero(pixels)),
     'examples': examples,
     'options': {'patches': used},
     'chosen': {'l2': probe.l2},
@@ -68,6 +71,41 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   if names:
     result |= {'classes': names, 'confusion': counts[: len(names), : len(names)]}
   return result
+
+
+def _baselines(inputs, train, train_images, test, test_images, classes):
+  """Metrics of the answers without features, which know the `classes` of train, and of the oracle;
+  images are squeezed into one window.
+  """
+  grid = train.arrays['patch'].shape[1:3]
+
+  def cells(part, i):
+    labels = masks.patch_labels(part.mask(i), grid)
+    known = np.isin(labels, classes)
+    return (labels[..., None] == classes).astype(np.float32), known
+
+  chosen = reading.records(train_images, BASELINE_IMAGES)
+  answers = answers_without_features(
+    train,
+    [train_images[k][0] for k in chosen],
+    test,
+    [rows[0] for rows in test_images],
+    grid=grid,
+    patch=inputs.encoder.patch,
+    cells=cells,
+  )
+  counts = {}
+  for i, values in answers:
+    truth = test.mask(i)
+    known = truth != VOID
+    for name, value in values.items():
+      predicted = classes[masks.upsample_argmax(value, truth.shape)]
+      confusion = masks.confusion(truth[known], predicted[known], size=MASK_IDS)
+      counts[name] = counts.get(name, 0) + confusion
+  metrics = {}
+  for name, table in counts.items():
+    metrics[name] = {'miou': masks.mean_iou(table), 'pixel_accuracy': share_right(table)}
+  return metrics
 
 
 def _windowed(inputs, role):

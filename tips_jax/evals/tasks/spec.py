@@ -107,6 +107,9 @@ class Result:
   metrics: dict
   # The metrics of an answer that knows no image.
   chance: dict
+  # Of dense tasks, by the columns of report/tables.py: the metrics of answers without features, and
+  # of the truth at the resolution of the patches ('position', 'pixels_position', 'oracle').
+  baselines: dict = dataclasses.field(default_factory=dict)
   # Metric -> Figures, in the printed unit.
   published: dict
   # At most six of the measured split, evenly spaced; evals/report/plotting.py says what they hold.
