@@ -7,12 +7,11 @@ import numpy as np
 
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.evals.datasets import protocols
-from tips_jax.evals.features import reading, splits, windows
+from tips_jax.evals.features import splits, windows
 from tips_jax.evals.features.splits import TaskInputs
 from tips_jax.evals.probes import logistic, masks
 from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
-  BASELINE_IMAGES,
   MASK_IDS,
   SEGMENTATION_METRICS,
   answers_without_features,
@@ -84,10 +83,9 @@ def _baselines(inputs, train, train_images, test, test_images, classes):
     known = np.isin(labels, classes)
     return (labels[..., None] == classes).astype(np.float32), known
 
-  chosen = reading.records(train_images, BASELINE_IMAGES)
   answers = answers_without_features(
     train,
-    [train_images[k][0] for k in chosen],
+    [rows[0] for rows in train_images],
     test,
     [rows[0] for rows in test_images],
     grid=grid,
