@@ -171,8 +171,8 @@ def answers_without_features(
   """(number, {'position', 'pixels_position', 'oracle': values [h, w, K] of the patches}) of each
   test image.
 
-  The first two learn from some of the images `rows` of train; the last is the truth, averaged over each
-  patch. cells(part, i) -> values [h, w, K] and weight [h, w] of the patches of image i.
+  The first two learn from some of the images `rows` of train; the last is the truth, averaged over
+  each patch. cells(part, i) -> values [h, w, K] and weight [h, w] of the patches of image i.
   """
   pixels = PixelsAndPlace(grid, patch)
   for k in reading.records(rows, _PIXEL_IMAGES):
