@@ -1,12 +1,13 @@
 """How hard the dense tasks of drawn scenes are, and how fast scenes are drawn.
 
   python benchmarks/scenes.py [--train=1024] [--test=256] [--size=96] [--objects=1] [--typical=0.8]
+  python benchmarks/scenes.py --picture=scenes.webp --size=160 --objects=5
 
 For depth, normals and masks: the constant answer, the mean (of masks the commonest class) by
 position, ridge regressions from raw pixels plus position and from the patches of the quickstart's
 towers with random weights, and the oracle of this resolution, which knows the truth of each patch.
-The depth's R2 is 1 - MSE / variance, around the training mean; the normals' is the mean angle. One
-minute on one core.
+The depth's R2 is 1 - MSE / variance, around the training mean; of normals it is the mean angle. One
+minute on one core. With --picture only a picture is written: scenes, their depth and normals.
 """
 
 import argparse
@@ -22,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from configs import quickstart
 from tips_jax.core import schema, strict
 from tips_jax.data.scenes import dataset as scenes
+from tips_jax.data.scenes import draw
 from tips_jax.evals import baselines
 from tips_jax.evals.probes import depth, masks, normals
 from tips_jax.interop.encoder import Encoder
@@ -29,6 +31,7 @@ from tips_jax.interop.weights import Weights
 from tips_jax.models import towers
 
 PATCH = 16
+COLUMNS = 6  # of the picture
 MOST = 10.0  # meters
 RIDGES = (
   1e-3,
@@ -154,6 +157,22 @@ def answers(train, test, kind, args):
   yield 'oracle', enlarge(patches(own)[0], shape)
 
 
+def picture(args):
+  """Three rows of scenes: as they are, depth (near is warm, by the logarithm) and normals."""
+  columns = []
+  for i in range(args.first, args.first + COLUMNS):
+    scene = draw.draw(i, size=args.size, objects=args.objects, typical=args.typical)
+    meters = np.log(np.maximum(scene.depth, 1) / 1000)
+    known = scene.depth > 0
+    low, high = np.percentile(meters[known], (1, 99))
+    near = np.clip((high - meters) / max(high - low, 1e-6), 0, 1)
+    depth_colors = cv2.applyColorMap((255 * near).astype(np.uint8), cv2.COLORMAP_TURBO)
+    depth_colors = np.where(known[..., None], depth_colors, 40)
+    columns.append([scene.image[..., ::-1], depth_colors, scene.normals[..., ::-1]])
+  rows = [np.concatenate(row, 1) for row in zip(*columns)]
+  cv2.imwrite(args.picture, np.concatenate(rows), (cv2.IMWRITE_WEBP_QUALITY, 85))
+
+
 def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -163,7 +182,12 @@ def main():
   parser.add_argument('--size', type=int, default=96)
   parser.add_argument('--objects', type=int, default=1)
   parser.add_argument('--typical', type=float, default=0.8)
+  parser.add_argument('--picture', help='Write this picture and measure nothing.')
+  parser.add_argument('--first', type=int, default=0, help='The number of its first scene.')
   args = parser.parse_args()
+  if args.picture:
+    picture(args)
+    return
   scenes.example(0, size=args.size)
   begin = time.process_time()
   train = read(args.train, 'train', args)
