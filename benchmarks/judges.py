@@ -164,7 +164,7 @@ def probes(train, test, k, l2):
 
   x, y = train
   knn = neighbors.KNeighborsClassifier(
-    k, metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / TEMPERATURE)
+    min(k, len(x)), metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / TEMPERATURE)
   )
   linear = pipeline.make_pipeline(
     preprocessing.StandardScaler(),

@@ -93,18 +93,18 @@ class ImgFocus(Foreign):
 
 
 class ColorAndPosition(Foreign):
-  """Mean color of each patch, and where it is; of an image its 16 x 16 colors."""
+  """Mean color of each patch, and where it is; of an image its mean color."""
 
   name = 'color and position'
   width = 8
-  sha256 = hashlib.sha256(b'color and position').hexdigest()
+  sha256 = hashlib.sha256(b'mean color and position').hexdigest()
 
   def encode(self, images_BHWC):
     color = np.stack([cv2.resize(x, (16, 16), interpolation=cv2.INTER_AREA) for x in images_BHWC])
     y, x = np.mgrid[-1:1:16j, -1:1:16j].astype(np.float32)
     place = np.stack([y, x, y * y, x * y, x * x], axis=-1)
     place = np.broadcast_to(place, (len(color), *place.shape))
-    return color.reshape(len(color), -1), np.concatenate([color, place], axis=-1)
+    return color.mean((1, 2)), np.concatenate([color, place], axis=-1)
 
 
 def random_vit():

@@ -6,7 +6,6 @@ import pytest
 import tips_jax
 from benchmarks import judges
 from tips_jax.core import schema
-from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals import suite
 from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features.cache import Cache
@@ -17,9 +16,9 @@ from tips_jax.models import towers
 TRAIN, TEST = 120, 60
 
 
-def test_scikit_learn_on_encoded_images_equals_our_tasks(tmp_path):
+def test_scikit_learn_on_encoded_images_equals_our_tasks(tmp_path, write_store):
   pytest.importorskip('sklearn')
-  store = scenes.build(tmp_path / 'scenes', train=TRAIN, test=TEST, size=32, objects=1)
+  write_store(tmp_path / 'store', train=TRAIN, test=TEST)
   tower = schema.ViT(kind='vit', width=32, depth=1, heads=2, mlp=64, patch=8, grid=4)
   params = {'image': jax.device_get(towers.init('image', tower, seed=0))}
   (tmp_path / 'model').mkdir()
@@ -29,7 +28,7 @@ def test_scikit_learn_on_encoded_images_equals_our_tasks(tmp_path):
     tmp_path / 'model',
   )
   encoder = tips_jax.load(str(tmp_path / 'model'), exact=True)
-  jobs = evaluations.of_store(store, only=('knn', 'linear'), size=32)
+  jobs = evaluations.of_store(tmp_path / 'store', only=('knn', 'linear'), size=32)
   knn, linear = suite.run(encoder, jobs, cache=Cache(tmp_path / 'cache'))
   rows = judges.records(jobs[0].data, 'train', TRAIN) + judges.records(jobs[0].data, 'test', TEST)
   x, y = judges.encoded(tmp_path / 'model', rows, tmp_path / 'images')
