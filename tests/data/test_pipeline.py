@@ -257,17 +257,6 @@ def test_more_damaged_records_than_allowed_stop_the_run_with_one_line(folders, o
   assert '\n' not in str(error.value)
 
 
-def test_too_little_shared_memory_for_the_workers_is_refused(folders, monkeypatch):
-  little = shutil.disk_usage('/')._replace(free=10_000)
-  monkeypatch.setattr('tips_jax.data.pipeline.shutil.disk_usage', lambda path: little)
-  message = 'data.workers: got 2, whose batches take .* MiB of /dev/shm; it has 0.0 MiB free'
-  with pytest.raises(InputError, match=message):
-    Pipeline(config(folders, workers=2), batch_size=8, seed=0)
-  monkeypatch.setattr('tips_jax.data.pipeline._SHARED_MEMORY', '/nowhere')
-  with pytest.raises(InputError, match='MiB of /nowhere; it has 0.0 MiB free'):
-    Pipeline(config(folders, workers=2), batch_size=8, seed=0)
-
-
 def test_colors_are_those_of_the_example_after_a_resume(folders, opened):
   color = dict(jitter=0.8, gray=0.2, blur=0.5, solarize=0.2)
   colored = {'global': View(size=16, count=2, **color)}

@@ -12,17 +12,12 @@ import concurrent.futures
 import hashlib
 import itertools
 import json
-import math
-import os
-import shutil
-import sys
 import typing
 import weakref
 from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
-from absl import flags
 from numpy.random.bit_generator import ISeedSequence
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -30,11 +25,11 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
+from tips_jax.data import workers
 from tips_jax.data.batch import Batch, check, empty, valid
 from tips_jax.data.pixels import views
 from tips_jax.data.tokenizer import Tokenizer
 
-_SHARED_MEMORY = '/dev/shm'
 _TRIES = 20  # unreadable records in a row, before giving up
 _ROWS = 32  # images per task of the thread pool, at most
 _FEW = 1000  # examples below which max_bad_fraction is not yet a rate
@@ -81,7 +76,7 @@ class Pipeline:
     self._seen = 0
     self._bad = 0
     share = batch_size // process_count
-    _check_shared_memory(config, share)
+    workers.check_shared_memory(config, share)
     shares = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)
     self._load = _Load(
       config,
@@ -93,7 +88,7 @@ class Pipeline:
       stride=batch_size,
     )
     batches = shares[process_index::process_count].map_with_index(self._load)
-    self._running = [iter(_read_ahead(batches, config))]
+    self._running = [_read_ahead(batches, config)]
     # At exit too, should nobody call close.
     self._stop = weakref.finalize(self, _stop, self._load, self._running)
 
@@ -103,7 +98,8 @@ class Pipeline:
   def __next__(self) -> Batch:
     if not self._running:
       raise ValueError('this pipeline is closed')
-    batch = next(self._running[0])
+    with workers.one_error():
+      batch = next(self._running[0])
     self.next_index += self._batch_size
     self._seen += len(batch['bad'])
     self._bad += int((batch['bad'] >= 0).sum())
@@ -134,33 +130,15 @@ class Pipeline:
     self._stop()
 
 
-def _batches_per_worker(config):
-  return math.ceil(config.prefetch / config.workers)
-
-
 def _read_ahead(batches, config):
   """Loads batches before they are needed: in threads, or in worker processes if there are any."""
   ahead = 1 if config.workers else config.prefetch
   batches = batches.to_iter_dataset(
     grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
   )
-  if not config.workers:
-    return batches
-  if not flags.FLAGS.is_parsed():  # grain's workers read an absl flag
-    flags.FLAGS.mark_as_parsed()
-  options = grain.MultiprocessingOptions(
-    num_workers=config.workers, per_worker_buffer_size=_batches_per_worker(config)
-  )
-  batches = batches.mp_prefetch(options)
-  return grain.experimental.ThreadPrefetchIterDataset(batches.map(_copied), prefetch_buffer_size=1)
-
-
-def _copied(batch):
-  """A copy outside of grain's shared memory.
-
-  That outlives the process if a batch is still held at exit.
-  """
-  return {name: np.array(x) for name, x in batch.items()}
+  if config.workers:
+    return workers.start(batches, config)
+  return iter(batches)
 
 
 def _stop(load, running):
@@ -184,24 +162,6 @@ def _check_share(batch_size, seed, process_index, process_count, start):
   _require(0 <= process_index <= last, 'process_index', process_index, f'0 to {last}')
   _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')
   _require(start >= 0, 'start', start, 'at least 0')
-
-
-def _check_shared_memory(config, share):
-  """Workers hand over their batches in shared memory; one that finds none is killed (SIGBUS)."""
-  if not config.workers or sys.platform != 'linux':
-    return
-  free = 0
-  if os.path.isdir(_SHARED_MEMORY):
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-  batch = sum(array.nbytes for array in empty(config, share).values())
-  # Each worker makes one more than it keeps, and one is read.
-  needed = batch * (config.workers * (_batches_per_worker(config) + 1) + 1)
-  if free < needed:
-    raise InputError(
-      f'data.workers: got {config.workers}, whose batches take {needed / 2**20:,.1f} MiB of '
-      f'{_SHARED_MEMORY}; it has {free / 2**20:,.1f} MiB free; enlarge it (docker: --shm-size), or '
-      f'take fewer, or data.workers=0 with more data.threads'
-    )
 
 
 def _check_stores(config, opened, sources):

@@ -119,13 +119,15 @@ class Tokenizer:
         f'written by SentencePiece, such as tokenizer.model'
       ) from error
 
-  # The processor is C++ memory; a copy in a worker process loads the model anew.
+  # A copy in a worker process reads the file anew. What is sent there must be small: Python waits
+  # for ever where a process dies before it has read more than a pipe holds.
   def __getstate__(self):
-    return {**self.__dict__, '_processor': None}
+    return {'path': self.path, 'sha256': self.sha256}
 
   def __setstate__(self, state):
-    self.__dict__.update(state)
-    self._processor = self._load()
+    self.__init__(state['path'])
+    if self.sha256 != state['sha256']:
+      raise InputError(f'tokenizer: {self.path!r} has changed; expected it as it was at the start')
 
   def id_of(self, piece: str) -> int:
     """The id of a piece, written as in the model's file; that of <unk> where there is none."""
