@@ -2,17 +2,18 @@
 [--multihost]
 
 Trains. Exit codes: 0 done; 2 bad input, in one line; 3 diverged; 75 stopped by a signal, all saved,
-or another process of the run was lost or never joined: run the same command again.
+or what may pass, such as a busy disk or a process that was lost: run the same command again.
 """
 
 import sys
 
-from tips_jax.runtime import huge_pages
+from tips_jax.runtime import huge_pages, terminal
 from tips_jax.runtime.signals import Preemption, Stopped
 
 SIGNALS = Preemption()
 if __name__ == '__main__':  # before the slow imports: a signal during them loses nothing
   huge_pages.restart()
+  terminal.survive()
   SIGNALS.install()
 
 import faulthandler
@@ -55,6 +56,7 @@ PEERS = []
 
 def main() -> None:
   """Trains, or with --dry_run describes, what the flags say."""
+  cli.require_address_space()
   config = cli.load_config(FLAGS)
   if FLAGS.dry_run:  # accelerators may belong to a run
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')

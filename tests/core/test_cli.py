@@ -227,3 +227,20 @@ def test_letters_that_a_terminal_lacks_are_escaped_and_a_path_that_is_not_utf8_i
   )
   assert done.stdout == b'caf\\xe9\n' and done.returncode == 2
   assert done.stderr == b"error: arguments: got '--output=\\udcff'; expected UTF-8, also in paths\n"
+
+
+LIMITED = (
+  'import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, 2 * (2 << 30,)); '
+  'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not hold to the limit')
+def test_little_address_space_is_one_line_at_once(tmp_path):
+  command = ['-m', 'tips_jax.main', f'--config={QUICKSTART}', f'--workdir={tmp_path / "run"}']
+  done = subprocess.run(
+    [sys.executable, '-c', LIMITED, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+  )
+  said = 'error: ulimit -v: got 2.0 GiB of address space; expected at least 4 GiB, or unlimited'
+  assert done.returncode == 2 and done.stderr.startswith(said), done
+  assert done.stdout == '' and done.stderr.count('\n') == 1

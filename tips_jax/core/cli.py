@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -24,6 +25,8 @@ from tips_jax.core.errors import InputError
 # Flags belong to the program that defines them, as its help says, not to this module.
 flags.disclaim_key_flags()
 _HELP = {'--help', '-help', '-h'}
+# The smallest config takes 4 GiB on two cores: most of it is reserved and never used.
+_ADDRESS_SPACE = 4 << 30
 _QUOTES = '\'"() '
 _NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', re.IGNORECASE)
 _HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
@@ -88,8 +91,8 @@ def run(
 ) -> int:
   """Calls work(argv) and returns its exit code, or 0.
 
-  values: the program's flags; about: its help. Bad input is one line and 2; Ctrl-C prints `stopped`
-  and is 130, SIGTERM 143.
+  values: the program's flags; about: its help. An InputError is one line and its code; Ctrl-C
+  prints `stopped` and is 130, SIGTERM 143.
   """
   if print_help(argv, values, about):
     return 0
@@ -102,7 +105,7 @@ def run(
       return work(argv) or 0
   except (InputError, flags.Error) as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return getattr(error, 'code', InputError.code)
   except KeyboardInterrupt as stop:
     print(f'\nstopped: {stopped}', file=sys.stderr)
     return 143 if stop.args == ('SIGTERM',) else 130
@@ -118,6 +121,16 @@ def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> boo
   if 'config' in values:
     print('\nFields of the config: tips_jax/core/schema.py, or tips_jax.main --dry_run.')
   return True
+
+
+def require_address_space() -> None:
+  """InputError where the system grants less than any run takes (ulimit -v): XLA would hang."""
+  granted, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if granted != resource.RLIM_INFINITY and granted < _ADDRESS_SPACE:
+    raise InputError(
+      f'ulimit -v: got {granted / 2**30:.1f} GiB of address space; expected at least '
+      f'{_ADDRESS_SPACE / 2**30:.0f} GiB, or unlimited (it is not the memory that is used)'
+    )
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None:

@@ -1,9 +1,9 @@
 """Signals: a run that is asked to stop saves and says so with its exit code.
 
-SIGTERM and SIGINT raise `Stopped` where nothing is lost by it (start-up, compiling, evaluation) and
-are noted during a training step, after which the loop saves. Exit code AGAIN: stopped, saved, run
-the same command again. In a run of several processes a signal to one is a signal to all
-(peers.py).
+SIGTERM, SIGINT and SIGHUP (a closed terminal) raise `Stopped` where nothing is lost by it
+(start-up, compiling, evaluation) and are noted in a training step, after which the loop saves. Exit
+code AGAIN: stopped, saved, run the same command again. In a run of several processes a signal to
+one is a signal to all (peers.py).
 """
 
 import contextlib
@@ -34,6 +34,8 @@ class Preemption:
   def install(self) -> 'Preemption':
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+      signal.signal(signal.SIGHUP, self._handle)
     sys.unraisablehook = _unraisable
     return self
 
