@@ -1,7 +1,9 @@
 """Export as a user calls it, of a run's checkpoints: every format, and every way to go wrong."""
 
+import errno
 import functools
 import json
+import os
 import re
 import types
 
@@ -12,6 +14,7 @@ import pytest
 
 import tips_jax
 from configs import vitb
+from tests.disk import full_disk
 from tips_jax import export
 from tips_jax.core import schema, strict
 from tips_jax.data import tokenizer
@@ -134,6 +137,28 @@ def test_files_that_differ_leave_nothing(run, capsys, tmp_path, monkeypatch):
   monkeypatch.setattr(write, 'write', spoilt)
   code, out, err = call(capsys, checkpoint=run[0], to='official_torch', output=tmp_path / 'x')
   assert code == 4 and 'DIFFERS' in out and 'do not reproduce the model; nothing was written' in err
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('format', write.FORMATS)
+def test_full_disk_is_one_line_and_leaves_nothing(run, capsys, tmp_path, format):
+  if format == 'onnx':
+    pytest.importorskip('onnxscript')
+  with full_disk(8192):  # the probe at the start fits
+    code, out, err = call(capsys, checkpoint=run[0], to=format, output=tmp_path / 'x')
+  last = err.splitlines()[-1]
+  assert code == 2 and 'Traceback' not in err, err
+  assert last == f"error: --output: cannot write '{tmp_path / 'x'}' (File too large)"
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_disk_has_the_code_for_another_try(run, capsys, tmp_path, monkeypatch):
+  def busy(*args, **kwargs):
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+  monkeypatch.setattr(write, 'write', busy)
+  code, _, err = call(capsys, checkpoint=run[0], to='hf', output=tmp_path / 'x')
+  assert code == 75 and 'cannot write' in err and 'busy' in err
   assert list(tmp_path.iterdir()) == []
 
 

@@ -231,8 +231,6 @@ def _write(output, arrays):
     files.write(output, lambda file: np.savez(file, **columns), replace=False)
   except FileExistsError:  # it appeared while the features were computed
     _refuse_existing(output)
-  except OSError as error:
-    raise InputError(f'--output: cannot write {str(output)!r} ({error.strerror})') from None
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@ that they agree.
   python -m tips_jax.export --checkpoint=WORKDIR[@step] --to=hf --output=DIR
 
 The files are read back, and compared with the model on fixed inputs; where they differ, nothing is
-left behind. Exit codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 130 or 143
-stopped.
+left behind. Exit codes: 0 done, 2 bad input, 4 the files do not reproduce the model, 75 a disk that
+is busy, 130 or 143 stopped.
 """
 
 from __future__ import annotations

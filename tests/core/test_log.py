@@ -1,5 +1,6 @@
 """metrics.jsonl survives kills and resumes; the progress line fits."""
 
+import errno
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core import log
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.schema import Log
 
 QUIET = Log(tensorboard=False)
@@ -108,16 +109,63 @@ def test_a_damaged_line_is_set_aside_and_the_run_goes_on(tmp_path, line, capsys)
 
 def test_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='workdir.*file.*expected a writable folder'):
+  with pytest.raises(InputError, match='workdir: cannot write metrics in .*file.*File exists'):
     log.Metrics(tmp_path / 'file', config=QUIET)
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_full_disk_is_one_clear_error(tmp_path):
   metrics = log.Metrics(tmp_path, config=QUIET)
-  metrics._file = open('/dev/full', 'w')
-  with pytest.raises(InputError, match='metrics.jsonl: cannot write.*space'):
-    metrics.write(1, {'loss': 1.0})
+  metrics._file = open('/dev/full', 'ab')
+  for call in (lambda: metrics.write(1, {'loss': 1.0}), metrics.close):
+    with pytest.raises(InputError, match='workdir: cannot write metrics in .*No space') as error:
+      call()
+    assert error.value.code == 2
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_full_disk_under_the_events_is_one_clear_error_and_no_wait(tmp_path):
+  metrics = log.Metrics(tmp_path, config=Log(tensorboard=True))
+  metrics.write(1, {'loss': 1.0})
+  events = next((tmp_path / 'tensorboard').iterdir())
+  metrics._events._writer._py_recordio_writer._writer = open('/dev/full', 'wb')
+  for step in range(2, 40):  # more than a queue holds
+    with pytest.raises(InputError, match='workdir: cannot write metrics in .*No space'):
+      metrics.write(step, {'loss': 1.0})
+  assert steps(metrics.path) == list(range(1, 40)) and b'loss' in events.read_bytes()
+
+
+class Busy(io.BytesIO):
+  """A file on a disk that takes nothing for a while."""
+
+  failures = 0
+
+  def flush(self):
+    if self.failures:
+      self.failures -= 1
+      raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def test_lines_wait_for_a_busy_disk_until_the_next_save(tmp_path):
+  metrics = log.Metrics(tmp_path, config=QUIET)
+  metrics._file = Busy()
+  metrics._file.failures = 3
+  metrics.write(1, {'loss': 2.0})
+  metrics.write(2, {'loss': 1.0})
+  with pytest.raises(PassingError, match='Device or resource busy') as error:
+    metrics.flush()
+  assert error.value.code == 75
+  metrics.flush()
+  assert metrics._file.getvalue().count(b'"step"') == 2
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_full_disk_under_a_list_of_rows_is_one_clear_error(tmp_path):
+  (tmp_path / 'rows.jsonl').symlink_to('/dev/full')
+  rows = log.UniqueLines(tmp_path / 'new.jsonl')
+  rows._path = tmp_path / 'rows.jsonl'
+  with pytest.raises(InputError, match='cannot write .*rows.jsonl.*No space'):
+    rows.add({'record': 1})
 
 
 def test_tensorboard_gets_the_same_scalars(tmp_path):

@@ -212,6 +212,47 @@ def test_a_save_that_keeps_failing_ends_with_the_code_for_another_start(train, t
   assert error.value.code == 75
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_full_disk_under_the_metrics_costs_the_steps_since_the_last_save(
+  whole, train, tmp_path, monkeypatch
+):
+  write = log.Metrics.write
+
+  def full(self, step, values):
+    if step == 3:
+      self._file = open('/dev/full', 'ab')
+    write(self, step, values)
+
+  monkeypatch.setattr(log.Metrics, 'write', full)
+  with pytest.raises(InputError, match='cannot write metrics in .* .No space left') as error:
+    train(tmp_path, checkpoint=dict(every_steps=2))
+  assert error.value.code == 2 and steps(tmp_path) == [2]
+  monkeypatch.undo()
+  train(tmp_path)
+  assert losses(tmp_path) == losses(whole[0])
+  assert_equal(saved(tmp_path, TOTAL), saved(whole[0], TOTAL))
+
+
+def test_metrics_on_a_busy_disk_are_written_before_the_next_save(
+  whole, train, tmp_path, monkeypatch, capsys
+):
+  flush = log.Metrics.flush
+  left = list(range(TOTAL + 2))  # one for each line, and two tries to save
+
+  def busy(self):
+    if left:
+      left.pop()
+      raise PassingError('busy')
+    flush(self)
+
+  monkeypatch.setattr(log.Metrics, 'flush', busy)
+  monkeypatch.setattr(loop, '_PAUSES_S', (0.01, 0.01))
+  train(tmp_path)
+  assert capsys.readouterr().err.count('another try') == 2
+  assert losses(tmp_path) == losses(whole[0])
+  assert steps(tmp_path) == [TOTAL]
+
+
 # --- precedence and refusals --------------------------------------------------------------------
 
 

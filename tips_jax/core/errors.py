@@ -13,6 +13,10 @@ _LASTING = {
   errno.EACCES,
   errno.EPERM,
   errno.ENAMETOOLONG,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.ELOOP,
 }
 # As TensorStore and libraries in Rust write it.
 _NUMBER = re.compile(r'\bOS error (\d+)', re.IGNORECASE)
@@ -37,7 +41,7 @@ class PassingError(InputError):
   code = AGAIN
 
 
-def _disk_error(error: BaseException | None) -> int | None:
+def disk_error(error: BaseException | None) -> int | None:
   """The errno of what the system said of a disk, also where a library wrapped it; None for any
   other error.
   """
@@ -56,7 +60,7 @@ def _disk_error(error: BaseException | None) -> int | None:
 
 def may_pass(error: BaseException | None) -> bool:
   """Whether an error of a disk may be gone later."""
-  number = _disk_error(error)
+  number = disk_error(error)
   if number is None:
     return bool(_PASSING.search(str(error)))
   return number not in _LASTING

@@ -1,12 +1,15 @@
 """Files that are written whole or not at all, and where they can be."""
 
+import contextlib
 import os
 import pathlib
 import re
 import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import BinaryIO, Callable
 
+from tips_jax.core import errors
 from tips_jax.core.errors import InputError
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
@@ -57,6 +60,30 @@ def check_name(name: str, what: str) -> str:
   return name
 
 
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+  """Within it an error of a disk is one line that begins with `what`: '--output: cannot write X'.
+
+  InputError where somebody has to act (a full disk), PassingError where another try may do. Errors
+  that are not of a disk pass through.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except OSError as error:
+    kind = InputError
+    if errors.may_pass(error):
+      kind = errors.PassingError
+    raise kind(f'{what} ({error.strerror or error})') from error
+  except Exception as error:
+    number = errors.disk_error(error)
+    # Libraries wrap errors of the system. Of theirs only those count that are surely of a disk.
+    if number is None or errors.may_pass(error):
+      raise
+    raise InputError(f'{what} ({os.strerror(number)})') from error
+
+
 def write(
   path: str | os.PathLike,
   content: str | bytes | Callable[[BinaryIO], object],
@@ -66,26 +93,32 @@ def write(
   """Writes text (UTF-8), bytes, or what a function writes into the open binary file.
 
   A reader sees the old file or the new one, never a part; after an error only the old one is left.
-  replace=False: FileExistsError where a file of that name is or appears meanwhile.
+  Errors of the disk are those of `writing`. replace=False: FileExistsError where a file of that
+  name is or appears meanwhile.
   """
   path = pathlib.Path(path)
   # In the same folder, as a rename is atomic only within one file system. Its name is new for each
   # call: processes on several hosts may write the same file.
   temporary = path.with_name(f'.{path.name}-{uuid.uuid4().hex[:12]}')
   try:
-    with open(temporary, 'xb') as file:
-      if callable(content):
-        content(file)
-      elif isinstance(content, str):
-        file.write(content.encode())
-      else:
-        file.write(content)
-    if replace:
-      os.replace(temporary, path)
-    else:
+    with writing(f'cannot write {os.fspath(path)!r}'):
+      _fill(temporary, content)
+      if replace:
+        os.replace(temporary, path)
+    if not replace:
       _move_to_new(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _fill(path, content):
+  with open(path, 'xb') as file:
+    if callable(content):
+      content(file)
+    elif isinstance(content, str):
+      file.write(content.encode())
+    else:
+      file.write(content)
 
 
 def _move_to_new(temporary, path):

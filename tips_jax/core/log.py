@@ -1,6 +1,7 @@
 """Metrics logging and progress display: metrics.jsonl, TensorBoard, one line on the terminal."""
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -11,16 +12,17 @@ import time
 from typing import TextIO
 
 from tips_jax.core import files
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.schema import Log
 
 FILE = 'metrics.jsonl'
+_BUFFER = 1 << 20  # bytes
 
 
 class Metrics:
   """Appends scalars to `workdir/metrics.jsonl`, one JSON object a line, and to TensorBoard.
 
-  Non-finite values are null in the file. Raises InputError where the folder cannot be written.
+  Non-finite values are null in the file. Errors of the disk are those of `files.writing`.
   """
 
   def __init__(
@@ -33,8 +35,8 @@ class Metrics:
     resume_step: int = -1,
   ):
     self.path = pathlib.Path(workdir) / FILE
-    self._tensorboard = None
-    try:
+    self._events = None
+    with self._writing():
       self.path.parent.mkdir(parents=True, exist_ok=True)
       kept = ''
       lines, damaged = _lines(self.path)
@@ -44,39 +46,78 @@ class Metrics:
         if line['step'] <= resume_step:
           kept += json.dumps(line) + '\n'
       files.write(self.path, kept)
-      self._file = open(self.path, 'a')
+      # Lines that a busy disk does not take wait in the buffer.
+      self._file = open(self.path, 'ab', buffering=_BUFFER)
       if config.tensorboard:
-        from tensorboardX import SummaryWriter  # slow to import, and optional
+        self._events = _Events(self.path.parent / 'tensorboard', max(resume_step + 1, 0))
 
-        self._tensorboard = SummaryWriter(
-          str(self.path.parent / 'tensorboard'), purge_step=max(resume_step + 1, 0)
-        )
-    except OSError as error:
-      raise InputError(
-        f'workdir: got {str(workdir)!r}; expected a writable folder ({error.strerror})'
-      ) from None
+  def _writing(self):
+    return files.writing(f'workdir: cannot write metrics in {str(self.path.parent)!r}')
 
   def write(self, step: int, values: dict) -> None:
-    """Adds one line: `step` and the values (numbers, 0-d arrays or strings)."""
+    """Adds one line: `step` and the values (numbers, 0-d arrays or strings).
+
+    On disk at once, or with the next `flush` where the disk is busy.
+    """
     values = {name: _number(value) for name, value in values.items()}
     line = {'step': int(step)}
     for name, value in values.items():
       line[name] = _finite(value)
-    try:
-      self._file.write(json.dumps(line) + '\n')
-      # A kill after this loses nothing.
+    with self._writing():
+      self._file.write(json.dumps(line).encode() + b'\n')
+      if self._events:
+        self._events.add(int(step), values)
+    with contextlib.suppress(PassingError):
+      self.flush()
+
+  def flush(self) -> None:
+    """All lines are on disk: a kill after this loses none. PassingError where the disk is busy."""
+    with self._writing():
       self._file.flush()
-      for name, value in values.items():
-        if self._tensorboard and not isinstance(value, str):
-          self._tensorboard.add_scalar(name, value, int(step))
-    except OSError as error:
-      raise InputError(f'{FILE}: cannot write {str(self.path)!r} ({error.strerror})') from None
+      if self._events:
+        self._events.flush()
 
   def close(self) -> None:
     """Closes both files."""
-    self._file.close()
-    if self._tensorboard:
-      self._tensorboard.close()
+    with self._writing():
+      self._file.close()
+      if self._events:
+        self._events.close()
+
+
+class _Events:
+  """TensorBoard's file of events.
+
+  Not tensorboardX's SummaryWriter: its thread ends with the first error of the disk, and then `add`
+  waits for that thread for ever.
+  """
+
+  def __init__(self, folder, first_step):
+    # Slow to import, and optional.
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._event = event_pb2.Event
+    self._scalar = summary.scalar
+    folder.mkdir(exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
+    # What an earlier start has written of this step and later ones counts no more.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=first_step, session_log=start)
+
+  def add(self, step, values):
+    for name, value in values.items():
+      if not isinstance(value, str):
+        self._write(step=step, summary=self._scalar(name, value))
+
+  def _write(self, **fields):
+    self._writer.write_event(self._event(wall_time=time.time(), **fields))
+
+  def flush(self):
+    self._writer.flush()
+
+  def close(self):
+    self._writer.close()
 
 
 def _set_aside(path, damaged):
@@ -161,7 +202,7 @@ class UniqueLines:
     if line in self._lines:
       return
     self._lines.add(line)
-    with open(self._path, 'ab') as file:
+    with files.writing(f'cannot write {str(self._path)!r}'), open(self._path, 'ab') as file:
       file.write(line + b'\n')
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tips_jax.core import log, schema
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.tokenizer import Tokenizer
@@ -120,6 +120,8 @@ class DuringTraining:
           f'evals: {error}; in training TMPDIR says where the cache is, and evals.limit how many '
           'images'
         ) from None
+      except PassingError:
+        raise
       except InputError as error:
         raise InputError(f'evals: {error}') from None
       finally:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from tips_jax.core import schema, strict
+from tips_jax.core import files, schema, strict
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, onnx
 from tips_jax.interop.huggingface import folder as huggingface
@@ -45,9 +45,18 @@ class Contract:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A temporary folder that is renamed to `path` on success and removed on failure."""
+  """A temporary folder that is renamed to `path` on success and removed on failure.
+
+  Errors of the disk are those of `files.writing`.
+  """
   path = pathlib.Path(path).absolute()
   refuse_existing(path)
+  with files.writing(f'--output: cannot write {str(path)!r}'), _building(path) as building:
+    yield building
+
+
+@contextlib.contextmanager
+def _building(path):
   path.parent.mkdir(parents=True, exist_ok=True)
   # On the same file system as `path`, so that the rename is atomic.
   building = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
@@ -98,8 +107,8 @@ def write(
   (folder / CONTRACT).write_text(json.dumps(content, indent=1) + '\n')
 
 
-def _contract(weights, format, files):
-  digests = {file.name: digest(file) for file in files if file.suffix in ARRAYS}
+def _contract(weights, format, written):
+  digests = {file.name: digest(file) for file in written if file.suffix in ARRAYS}
   return Contract(
     version=VERSION,
     format=format,
@@ -110,7 +119,7 @@ def _contract(weights, format, files):
     text_length=weights.text_length,
     tokenizer_sha256=sha256(weights.tokenizer),
     about=weights.about,
-    files={file.name: file.stat().st_size for file in files},
+    files={file.name: file.stat().st_size for file in written},
     sha256=digests,
   )
 

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
 import time
 from typing import Any, Callable, Protocol
 
@@ -290,7 +289,8 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   if run.peers.lead:
     files.write(run.workdir / 'config.json', json.dumps(strict.plain(config), indent=1) + '\n')
     if run.pipeline.tokenizer:
-      shutil.copyfile(run.pipeline.tokenizer.path, run.workdir / folder.TOKENIZER)
+      tokenizer = pathlib.Path(run.pipeline.tokenizer.path)
+      files.write(run.workdir / folder.TOKENIZER, tokenizer.read_bytes())
     resume_step = -1
     if latest is not None:
       resume_step = step
@@ -459,6 +459,8 @@ def _save(run, at, *, complete):
   read(run, at)
   for pause in (*_PAUSES_S, None):
     try:
+      if at.metrics:
+        at.metrics.flush()
       if at.saved != at.step or run.checkpoints.failed:
         run.checkpoints.save(at.step, at.state, next_index=at.index, contract=run.contract)
         at.saved = at.step

@@ -64,13 +64,18 @@ def locked(workdir: pathlib.Path, flag: str, peers: Peers) -> Iterator[None]:
     peers.barrier('locked')
     yield
     return
-  with open(workdir / LOCK, 'a+') as file:
+  writing = f'{flag}: cannot write {str(workdir / LOCK)!r}'
+  with files.writing(writing):
+    # Without a buffer, which closing would write once more.
+    file = open(workdir / LOCK, 'a+b', buffering=0)
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.seek(0)
+      holder = file.read().decode().strip()
       raise InputError(
-        f'{flag}: got {str(workdir)!r}, where another run is at work ({file.read().strip()}); '
+        f'{flag}: got {str(workdir)!r}, where another run is at work ({holder}); '
         'expected a folder for each run, or the end of that one'
       ) from None
     except OSError as error:
@@ -79,9 +84,9 @@ def locked(workdir: pathlib.Path, flag: str, peers: Peers) -> Iterator[None]:
         'would not be noticed',
         file=sys.stderr,
       )
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
+    with files.writing(writing):
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
     peers.barrier('locked')
     yield
 
@@ -115,18 +120,23 @@ def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:
     )
   path = None
   if peers.lead:
-    spec = data.scenes
-    progress = log.Progress(spec.train + spec.test, label='scene')
-    path = scenes.build(
-      str(workdir / 'scenes'),
-      train=spec.train,
-      test=spec.test,
-      size=spec.size,
-      objects=spec.objects,
-      typical=spec.typical,
-      seed=method.config.seed,
-      progress=lambda done, total: progress.update(done),
-    )
-    progress.close()
+    with files.writing(f'data.scenes: cannot write {str(workdir / "scenes")!r}'):
+      path = _build(workdir / 'scenes', data.scenes, method.config.seed)
   data = dataclasses.replace(data, store=peers.share('scenes', path))
   return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
+
+
+def _build(path, spec, seed):
+  progress = log.Progress(spec.train + spec.test, label='scene')
+  path = scenes.build(
+    str(path),
+    train=spec.train,
+    test=spec.test,
+    size=spec.size,
+    objects=spec.objects,
+    typical=spec.typical,
+    seed=seed,
+    progress=lambda done, total: progress.update(done),
+  )
+  progress.close()
+  return path

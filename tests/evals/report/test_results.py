@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.disk import full_disk
 from tips_jax.core.errors import InputError
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.datasets.published import Figure
@@ -477,6 +478,16 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write the results'):
     results.write(tmp_path / 'file', [outcome('knn', {'accuracy': 1.0})], title='t')
+
+
+@pytest.mark.parametrize('size, name', [(16, 'results.json'), (4096, '.*png')])
+def test_a_full_disk_is_one_line_that_says_where(tmp_path, size, name):
+  with pytest.raises(InputError, match=f'cannot write .*{name}. .File too large.') as error:
+    with full_disk(size):
+      results.write(tmp_path / 'out', [outcome('knn', {'accuracy': 1.0})], title='t')
+  assert error.value.code == 2
+  left = [path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()]
+  assert left == ['results.json'][: size > 16]  # whole files alone
 
 
 def test_importing_the_results_does_not_import_matplotlib():

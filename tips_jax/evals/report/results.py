@@ -74,7 +74,7 @@ def write(
 
   lines = log.read(pathlib.Path(metrics_path)) if metrics_path else []
   sections = figures.sections(results, measured['results'], rows, lines, losses)
-  try:
+  with files.writing(f'output: cannot write the results to {str(output)!r}'):
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
     # First, so that the numbers are there even if a picture cannot be written.
     _write_json(output / FILE, measured)
@@ -83,10 +83,6 @@ def write(
     _write_pictures(output / PICTURES, sections)
     text = page.page(measured, rows, tables.heads(contents), sections, tables.notes(contents, rows))
     files.write(output / PAGE, text)
-  except OSError as error:
-    raise InputError(
-      f'output: cannot write the results to {str(output)!r} ({error.strerror})'
-    ) from None
   return tables.table(contents)
 
 
