@@ -2,6 +2,8 @@
 here.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,32 @@ def test_heads_over_the_tensor_axis():
     split = jax.jit(lambda *x: both_ways('fused', 4, *x))(*given)
   for a, e in zip(split, both_ways('plain', 4, *given)):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+  'platform, kind, dtype, size, expected',
+  [
+    ('tpu', 'TPU v5', 'bfloat16', 64, 'fused'),
+    ('tpu', 'TPU v5', 'float32', 20, 'fused'),
+    ('gpu', 'NVIDIA H100 80GB HBM3', 'bfloat16', 64, 'cudnn'),
+    ('gpu', 'NVIDIA A100-SXM4-80GB', 'bfloat16', 72, 'cudnn'),
+    ('gpu', 'NVIDIA H100 80GB HBM3', 'float32', 64, 'plain'),
+    ('gpu', 'NVIDIA H100 80GB HBM3', 'bfloat16', 20, 'plain'),
+    ('gpu', 'NVIDIA H100 80GB HBM3', 'bfloat16', 256, 'plain'),
+    ('gpu', 'AMD Instinct MI300X', 'bfloat16', 64, 'plain'),
+    ('cpu', 'cpu', 'bfloat16', 64, 'plain'),
+  ],
+)
+def test_auto_is_the_fastest_kernel_that_takes_it(
+  platform, kind, dtype, size, expected, monkeypatch
+):
+  device = types.SimpleNamespace(platform=platform, device_kind=kind)
+  monkeypatch.setattr(attention, '_device', lambda: device)
+  assert attention.chosen('auto', dtype, size) == expected
+  over_heads = jax.sharding.AbstractMesh((2,), ('tensor',))
+  with jax.sharding.use_abstract_mesh(over_heads):
+    assert attention.chosen('auto', dtype, size) == expected.replace('cudnn', 'plain')
+  assert attention.chosen('plain', dtype, size) == 'plain'
 
 
 def test_extreme_logits_are_finite():

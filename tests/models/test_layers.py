@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core import schema
-from tips_jax.models import layers
+from tips_jax.models import attention, layers
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(2, 5, 16)).astype(np.float32)
@@ -16,9 +16,19 @@ MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 
 def blocks(
-  scan=True, remat='none', dropout=0.0, ffn='gelu', depth=2, dtype='float32', float32=False, **more
+  scan=True,
+  remat='none',
+  dropout=0.0,
+  ffn='gelu',
+  depth=2,
+  dtype='float32',
+  float32=False,
+  kernel='auto',
+  **more,
 ):
-  compute = schema.Compute(dtype=dtype, scan=scan, remat=remat, float32_residual=float32)
+  compute = schema.Compute(
+    dtype=dtype, scan=scan, remat=remat, float32_residual=float32, attention=kernel
+  )
   return layers.Blocks(16, depth, 2, 24, ffn, dropout, compute, **more)
 
 
@@ -68,6 +78,57 @@ def test_dropout_differs_between_layers_and_keys_and_is_off_by_default():
   assert np.abs(run(0) - run(1)).max() > 0.1
   np.testing.assert_array_equal(run(0), run(0))
   np.testing.assert_array_equal(apply(module, PARAMS, X), apply(blocks(), PARAMS, X))
+
+
+# --- what cuDNN's attention asks ----------------------------------------------------------------
+
+
+def both_ways(kernel, x, mask, dropout=0.0, remat='none'):
+  """Output of a stack, and its gradients to parameters and x."""
+  module = blocks(kernel=kernel, dropout=dropout, remat=remat)
+
+  def fn(p, x):
+    y = apply(module, p, x, mask, np.arange(len(x)), rngs={'dropout': jax.random.key(1)})
+    return jnp.sin(y).sum(), y
+
+  return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(PARAMS, x)
+
+
+SCATTERED = np.array([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]], bool)
+
+
+@pytest.mark.parametrize('length', [4, 5])
+@pytest.mark.parametrize('mask', [None, MASK, SCATTERED], ids=['none', 'prefix', 'scattered'])
+def test_packed_tokens_give_what_plain_attention_gives(length, mask, monkeypatch):
+  # XLA's attention with the lengths that cuDNN's gets.
+  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  x = X[:, :length]
+  if mask is not None:
+    mask = mask[:, :length]
+  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6)
+  jax.tree.map(same, both_ways('cudnn', x, mask), both_ways('plain', x, mask))
+
+
+def test_packed_tokens_draw_the_same_dropout(monkeypatch):
+  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6)
+  packed = both_ways('cudnn', X, MASK, dropout=0.3, remat='products')
+  jax.tree.map(same, packed, both_ways('plain', X, MASK, dropout=0.3))
+
+
+def test_packed_tokens_are_even_and_those_that_may_be_read_come_first():
+  x, mask, order = layers.pack(jnp.asarray(X), jnp.asarray(SCATTERED))
+  assert x.shape == (2, 6, 16)
+  np.testing.assert_array_equal(mask, [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(order, [[1, 3, 4, 0, 2], [0, 4, 1, 2, 3]])
+  np.testing.assert_array_equal(x[0, :3], X[0, [1, 3, 4]])
+  np.testing.assert_array_equal(layers.unpack(x, order, 5), X)
+
+
+def test_an_even_number_of_tokens_without_a_mask_is_left_as_it_is():
+  x = jnp.asarray(X[:, :4])
+  same, mask, order = layers.pack(x, None)
+  assert same is x and mask is None and order is None
 
 
 # --- options of the residual branches -----------------------------------------------------------

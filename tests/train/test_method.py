@@ -27,6 +27,24 @@ RANDOM = dict(kind='random', view='global')
       dict(losses=dict(koleo=dict(args=dict(group=3)))),
       'koleo.group: got 3 with a batch of 8; expected a divisor of the batch',
     ),
+    (
+      'clip',
+      dict(compute=dict(attention='cudnn')),
+      "compute.attention: got 'cudnn' with towers.image of float32; it takes bfloat16; ex",
+    ),
+    (
+      'clip',
+      dict(compute=dict(attention='cudnn', dtype='bfloat16'), mesh=dict(tensor=2)),
+      "compute.attention: got 'cudnn' with mesh.tensor=2; expected 'auto', or 1",
+    ),
+    (
+      'mae',
+      dict(
+        compute=dict(attention='cudnn', dtype='bfloat16'),
+        towers=dict(decoder=dict(decoder_width=36, heads=3)),
+      ),
+      "'cudnn' with towers.decoder of heads of 12; it takes multiples of 8 up to 128; ex",
+    ),
   ],
 )
 def test_what_cannot_work_is_one_line(small, name, changes, said):

@@ -10,6 +10,30 @@ from jax.sharding import PartitionSpec as P
 
 from tips_jax.models import attention_tpu
 
+_CUDNN = 'cudnn'  # jax's name of it; tests take another, which CPUs have
+
+
+def chosen(kernel: str, dtype: jax.typing.DTypeLike, size: int) -> str:
+  """The kernel that 'auto' means on the platform in use, for heads of `size`: the fastest."""
+  if kernel != 'auto':
+    return kernel
+  device = _device()
+  if device.platform == 'tpu':
+    return 'fused'
+  # jax cannot split cuDNN's kernel over heads inside of `parallel.map_batch`.
+  if device.device_kind.startswith('NVIDIA') and not refusal(dtype, size) and _tensor() == 1:
+    return 'cudnn'
+  return 'plain'
+
+
+def refusal(dtype: jax.typing.DTypeLike, size: int) -> str:
+  """What cuDNN's kernel does not take, of all generations since A100; '' where it takes all."""
+  if jnp.dtype(dtype) != jnp.bfloat16:
+    return f'{dtype}; it takes bfloat16'
+  if size % 8 or size > 128:
+    return f'heads of {size}; it takes multiples of 8 up to 128'
+  return ''
+
 
 def attention(
   q: jax.Array,
@@ -24,23 +48,39 @@ def attention(
 
   key_mask: [B, T] bool, True where a key may be read; at least one in each row.
   kernel: 'plain' (XLA), 'fused' (Pallas, whole sequences on chip; interpreted where there is no
-  TPU), 'cudnn' (NVIDIA; bfloat16), or 'auto': fused on TPU, plain elsewhere. All are the same
-  function up to rounding.
+  TPU), 'cudnn' (NVIDIA; what `refusal` does not name, and tokens as `layers.pack` puts them), or
+  'auto', as `chosen` says. All are the same function up to rounding.
   """
-  platform = _platform()
-  if kernel == 'auto':
-    kernel = {'tpu': 'fused'}.get(platform, 'plain')
+  platform = _device().platform
+  kernel = chosen(kernel, q.dtype, q.shape[2] // heads)
   if kernel == 'fused':
     fused = functools.partial(attention_tpu.attention, interpret=platform != 'tpu')
     return _per_head(fused, q, k, v, key_mask, heads)
-  if kernel == 'plain' and platform == 'cpu':
+  if kernel == 'cudnn':
+    return _cudnn(q, k, v, key_mask, heads)
+  if platform == 'cpu':
     return _plain(q, k, v, key_mask, heads)
   y = jax.nn.dot_product_attention(
     _split(q, heads),
     _split(k, heads),
     _split(v, heads),
     mask=_over_logits(key_mask),
-    implementation={'plain': 'xla', 'cudnn': 'cudnn'}[kernel],
+    implementation='xla',
+  )
+  return y.reshape(q.shape)
+
+
+def _cudnn(q, k, v, key_mask, heads):
+  """Attention in one kernel, without logits in memory; the keys that may be read come first."""
+  lengths = None
+  if key_mask is not None:
+    lengths = key_mask.sum(axis=1, dtype=jnp.int32)
+  y = jax.nn.dot_product_attention(
+    _split(q, heads),
+    _split(k, heads),
+    _split(v, heads),
+    key_value_seq_lengths=lengths,
+    implementation=_CUDNN,
   )
   return y.reshape(q.shape)
 
@@ -82,21 +122,23 @@ def _plain(q, k, v, key_mask, heads):
   return y.swapaxes(1, 2).reshape(q.shape)
 
 
-def _platform():
-  """Platform of the mesh in use, which may be one that is compiled for and not there."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device is None:
-    return jax.default_backend()
-  return device.platform
+def _device():
+  """A device of the mesh in use, which may be one that is compiled for and not there."""
+  return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def _tensor():
+  """Devices that share the heads."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  return mesh.shape.get('tensor', 1)
 
 
 def _per_head(kernel, q, k, v, key_mask, heads):
   """Calls a kernel; over the tensor axis each device on its heads."""
   # The compiler cannot split a kernel: without this, every device would compute all heads.
-  mesh = jax.sharding.get_abstract_mesh()
-  parts = 1
-  if not mesh.empty:
-    parts = mesh.shape.get('tensor', 1)
+  parts = _tensor()
   if parts == 1 or heads % parts:
     return kernel(q, k, v, key_mask, heads=heads)
   split = P(None, None, 'tensor')

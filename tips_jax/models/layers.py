@@ -317,6 +317,10 @@ class Blocks(nn.Module):
     )
     if self.compute.float32_residual:
       xs = [x.astype(jnp.float32) for x in xs]
+    kernel = attention.chosen(self.compute.attention, self.compute.dtype, self.width // self.heads)
+    if kernel == 'cudnn':  # once for all layers
+      lengths = [x.shape[1] for x in xs]
+      xs, key_masks, orders = zip(*map(pack, xs, key_masks or none))
 
     def layer(block, xs, _):
       return block(xs, key_masks or none, rows or none), None
@@ -331,7 +335,10 @@ class Blocks(nn.Module):
       length=self.depth,
       unroll=unroll,
     )
-    return loop(block, tuple(xs), None)[0]
+    xs = loop(block, tuple(xs), None)[0]
+    if kernel == 'cudnn':
+      xs = tuple(map(unpack, xs, orders, lengths))
+    return xs
 
 
 def _rematerialized(compute):
@@ -345,6 +352,34 @@ def _rematerialized(compute):
       return remat(policy=jax.checkpoint_policies.save_only_these_names('kept'))
     case 'full':
       return remat()
+
+
+def pack(
+  x_BTD: jax.Array, key_mask_BT: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """Tokens as cuDNN's attention trains them: an even number, those that may be read first.
+
+  Returns (tokens, key_mask, order); order [B, T] is None where tokens keep their places.
+  """
+  order = None
+  if key_mask_BT is not None:
+    order = jnp.argsort(~key_mask_BT, axis=1, stable=True)
+    x_BTD = gather_tokens(x_BTD, order)
+    key_mask_BT = jnp.take_along_axis(key_mask_BT, order, axis=1)
+  if x_BTD.shape[1] % 2:
+    if key_mask_BT is None:
+      key_mask_BT = jnp.ones(x_BTD.shape[:2], bool)
+    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, 1), (0, 0)))
+    key_mask_BT = jnp.pad(key_mask_BT, ((0, 0), (0, 1)))
+  return x_BTD, key_mask_BT, order
+
+
+def unpack(x_BTD: jax.Array, order_BT: jax.Array | None, length: int) -> jax.Array:
+  """Tokens in their places again; length: how many there were."""
+  x_BTD = x_BTD[:, :length]
+  if order_BT is None:
+    return x_BTD
+  return gather_tokens(x_BTD, jnp.argsort(order_BT, axis=1))
 
 
 def gather_tokens(x_BPD: jax.Array, index_BM: jax.Array) -> jax.Array:

@@ -49,6 +49,13 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
       return jitted.lower(shapes, abstract_batch(method))
   except InputError:
     raise
+  except RuntimeError as error:
+    if 'cuDNN' not in str(error):
+      raise
+    raise InputError(
+      f'compute.attention: it needs cuDNN ({error}); expected `pip install nvidia-cudnn-cu12`, or '
+      "'plain'"
+    ) from None
   except (TypeError, ValueError) as error:  # jax's, of arrays that an operation cannot take
     raise InputError(
       f'config: passes and losses that do not fit each other: {str(error).splitlines()[0]}'

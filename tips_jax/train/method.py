@@ -14,7 +14,7 @@ from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
 from tips_jax.data.batch import check, layout
-from tips_jax.models import towers
+from tips_jax.models import attention, towers
 from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
 
 
@@ -217,6 +217,7 @@ def _check_rest(c):
       f'schedule.accumulate: got {schedule.accumulate}; expected a divisor of the batch size '
       f'{schedule.batch_size}'
     )
+  _check_attention(c)
   if c.evals.encoder != 'student':
     _known('evals.encoder', c.evals.encoder, {'student', *c.teachers})
   if c.evals.tasks or c.evals.suite:
@@ -225,6 +226,23 @@ def _check_rest(c):
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):
       _known(f'evals.{field}', getattr(c.evals, field), c.towers)
+
+
+def _check_attention(c):
+  if c.compute.attention != 'cudnn':
+    return
+  if c.mesh.tensor != 1:
+    raise InputError(
+      f"compute.attention: got 'cudnn' with mesh.tensor={c.mesh.tensor}; expected 'auto', or 1"
+    )
+  for name, tower in c.towers.items():
+    if hasattr(tower, 'heads'):
+      width = getattr(tower, 'decoder_width', tower.width)
+      refused = attention.refusal(c.compute.dtype, width // tower.heads)
+      if refused:
+        raise InputError(
+          f"compute.attention: got 'cudnn' with towers.{name} of {refused}; expected 'auto'"
+        )
 
 
 def _known(what, name, known):
