@@ -21,9 +21,9 @@ alive() { [[ -f $RUN/pid ]] && grep -qs tips_run/worker.sh "/proc/$(cat "$RUN/pi
 install() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   export PATH=$HOME/.local/bin:$PATH
-  # The system's Python is older than 3.11 on the images of TPU VMs; uv brings one along.
+  # The system's Python is older than 3.11 on the images of TPU VMs; uv brings the newest along that .ci/run tests.
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-  [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.12 .venv
+  [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.13 .venv
   uv pip install --quiet --python .venv/bin/python '.[tpu]'
   mkdir -p "$RUN"
   ln -sfn "$PWD" "$RUN/code"

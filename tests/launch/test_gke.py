@@ -168,4 +168,10 @@ def test_gke_commands(machine):
 def test_the_image_has_what_main_needs():
   text = (LAUNCH / 'gke/Dockerfile').read_text()
   assert 'ENTRYPOINT ["python", "-m", "tips_jax.main"]' in text  # no shell: SIGTERM must arrive
-  assert re.search(r'^FROM python:3\.(1[1-9])', text, re.M)
+
+
+def test_images_and_workers_have_the_newest_python_that_is_tested():
+  ci = (LAUNCH.parent / '.ci/run').read_text()
+  newest = re.search(r'^for version in (3\.\d+)', ci, re.M)[1]
+  assert f'\nFROM python:{newest}-slim\n' in (LAUNCH / 'gke/Dockerfile').read_text()
+  assert f'--python {newest} .venv' in (LAUNCH / 'worker.sh').read_text()
