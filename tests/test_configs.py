@@ -17,7 +17,8 @@ import jax
 import pytest
 
 from configs.parts import recipe
-from tips_jax.core import schema, strict, tree
+from tips_jax import main
+from tips_jax.core import chips, cli, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.models import towers
 from tips_jax.train import method, optim, sharding, state, summary
@@ -480,3 +481,15 @@ def test_golden(name, arg):
 def test_every_golden_config_is_a_public_one():
   names = {'-'.join(filter(None, case)).replace(',', '-') for case in PUBLIC}
   assert {path.stem for path in GOLDEN.glob('*.txt')} == names
+
+
+@pytest.mark.parametrize('given, expected', [(None, f'{chips.GPU_SHARE}'), ('0.5', '0.5')])
+def test_a_run_takes_the_share_of_a_gpu_that_plans_count_with(given, expected, monkeypatch):
+  name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+  monkeypatch.setenv(name, given or '')
+  if given is None:
+    monkeypatch.delenv(name)
+  monkeypatch.setattr(main, 'describe', lambda config: None)
+  cli.parse(main.FLAGS, ['main', '--config=configs/vitb.py', '--dry_run'])
+  main.main()
+  assert os.environ[name] == expected

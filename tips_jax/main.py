@@ -23,7 +23,7 @@ import pathlib
 import traceback
 from typing import Any
 
-from tips_jax.core import cli, files, schema, strict
+from tips_jax.core import chips, cli, files, schema, strict
 from tips_jax.core.errors import AGAIN, InputError
 
 FLAGS = cli.Flags()
@@ -60,6 +60,8 @@ def main() -> None:
   config = cli.load_config(FLAGS)
   if FLAGS.dry_run:  # accelerators may belong to a run
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  # Plans count with the same share of a GPU's memory.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
   # These import jax, which no signal may end halfway.
   from tips_jax.evals import during_training
   from tips_jax.train import method as method_lib

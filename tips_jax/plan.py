@@ -1,9 +1,10 @@
-"""python -m tips_jax.plan --config=FILE[:arg] --topology=v5p:8x8x8 [--config.a.b=value]
-[--batch=16384] [--json]
+"""python -m tips_jax.plan --config=FILE[:arg] --topology=v5p:8x8x8|gpu:h100x8
+[--config.a.b=value] [--batch=16384] [--json]
 
 Compiles the training step for devices that need not be there, and says whether it fits, how long it
-takes and what it costs. Exit codes: 0 it fits; 1 it does not fit; 2 bad input, in one line, or a
-fault of the program; 130 or 143 stopped by Ctrl-C or SIGTERM.
+takes and what it costs. Exit codes: 0 it fits; 1 it does not fit; 2 there is no plan: bad input or
+a compiled program that was not understood, in one line, or a fault of the program; 130 or 143
+stopped by Ctrl-C or SIGTERM.
 """
 
 import dataclasses
@@ -21,14 +22,15 @@ FLAGS.add_config_file()
 FLAGS.add_string(
   'topology',
   None,
-  'v5e:4x4, v5p:8x8x8 and so on: ahead of time, with libtpu; gpu or '
-  'cpu: the attached devices; auto: search, for --chips of --chip.',
+  'v5e:4x4, v5p:8x8x8 and so on: ahead of time, with libtpu; gpu:h100x8 and so on: ahead of time, '
+  "with XLA's compiler for GPUs; gpu or cpu: the attached devices; auto: search, for --chips of "
+  '--chip.',
 )
 FLAGS.add_integer('batch', 0, 'Global batch size in place of schedule.batch_size.', 0)
 FLAGS.add_integer('chips', 0, 'How many: with --topology=auto, or of the attached devices.', 0)
-FLAGS.add_string('chip', None, 'v4, v5e, v5p or v6e, with --topology=auto.')
+FLAGS.add_string('chip', None, 'v5p, h100 and so on, with --topology=auto.')
 FLAGS.add_integer(
-  'slices', 1, 'TPU slices of that topology, joined by the slower network.', 1, 1024
+  'slices', 1, 'Slices or nodes of that topology, joined by the slower network.', 1, 1024
 )
 FLAGS.add_number('price_per_chip_hour', 0.0, 'For the cost of the whole schedule.', 0.0)
 FLAGS.add_boolean('json', False, 'Print one JSON object instead of the page.')
@@ -56,15 +58,12 @@ def _plan(argv):
   cli.parse(FLAGS, argv)
   config = cli.load_config(FLAGS)
   if not FLAGS.topology:
-    raise InputError('--topology: missing; expected v5e:4x4, v5p:8x8x8, auto, gpu or cpu')
+    raise InputError(
+      '--topology: missing; expected v5e:4x4, v5p:8x8x8, gpu:h100x8, auto, gpu or cpu'
+    )
   if FLAGS.dump:
     files.require_writable(FLAGS.dump, '--dump')
-  options = {}
-  for option in FLAGS.compiler_options:
-    name, equals, value = option.partition('=')
-    if not equals:
-      raise InputError(f'--compiler_options: got {option!r}; expected NAME=VALUE')
-    options[name] = value
+  options = dict(map(_option, FLAGS.compiler_options))
   if FLAGS.batch:
     schedule = dataclasses.replace(config.schedule, batch_size=FLAGS.batch)
     config = dataclasses.replace(config, schedule=schedule)
@@ -98,6 +97,16 @@ def _plan(argv):
     if 'ranking' in result:
       print(report.ranking(result['ranking'], result['command']))
   return 0 if result['memory']['fits'] else 1
+
+
+def _option(text: str) -> tuple[str, str]:
+  """(name, value) of an option of XLA, as jax takes it."""
+  name, equals, value = text.partition('=')
+  if not equals:
+    raise InputError(f'--compiler_options: got {text!r}; expected NAME=VALUE')
+  if value in ('true', 'false'):
+    value = value.title()
+  return name, value
 
 
 if __name__ == '__main__':

@@ -167,3 +167,18 @@ ENTRY %main (p: f32[8,16], w: f32[16,16]) -> f32[32,16] {
   work = next(line for line in text.splitlines() if '%dot' in line)
   (one,) = collectives.find(hlo.parse(text.replace(work + '\n', '')), mesh_of(2, 4))
   assert not one.overlapped
+
+
+def test_an_all_gather_of_several_arrays_counts_each():
+  text = """HloModule jit_f
+
+ENTRY %main (p: f32[8,16], q: bf16[2,4]) -> (f32[32,16], bf16[8,4]) {
+  %p = f32[8,16]{1,0} parameter(0)
+  %q = bf16[2,4]{1,0} parameter(1)
+  %start = ((f32[8,16]{1,0}, bf16[2,4]{1,0}), (f32[32,16]{1,0}, bf16[8,4]{1,0})) \
+all-gather-start(%p, %q), replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %done = (f32[32,16]{1,0}, bf16[8,4]{1,0}) all-gather-done(%start)
+}
+"""
+  [both] = collectives.find(hlo.parse(text), mesh_of(2, 4))
+  assert both.bytes == 3 / 4 * (32 * 16 * 4 + 8 * 4 * 2)

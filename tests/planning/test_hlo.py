@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tips_jax.core.chips import CHIPS
-from tips_jax.planning import cost, hlo
+from tips_jax.core.errors import InputError
+from tips_jax.planning import cost, estimate, hlo
 
 CPU = CHIPS['cpu']
 
@@ -256,9 +257,83 @@ NUMBERED = dict(
 )
 
 
-@pytest.mark.parametrize('names', [NAMED, NUMBERED], ids=['get-tuple-element', 'tuple#index'])
+BOTH = pytest.mark.parametrize('names', [NAMED, NUMBERED], ids=['get-tuple-element', 'tuple#index'])
+
+
+@BOTH
 def test_elements_of_a_tuple_are_read_in_both_ways_of_writing_them(names):
   parsed = hlo.parse(LOOP.format(**names))
   [loop] = [run for run in parsed.runs if run.instruction.opcode == 'while']
   assert hlo.trips(parsed, loop.instruction, loop.computation) == 7
   assert sum(c.flops for _, c in cost.costs(parsed, CPU)) == 7 * 2 * 16 * 32 * 32
+
+
+@BOTH
+def test_a_plan_of_a_loop_without_a_count_is_refused(names):
+  text = LOOP.format(**names)
+  one = dict(ratio=1.0, embedding_share=0.0)
+  estimate.check_read(one, cost.costs(hlo.parse(text), CPU))
+  endless = text.replace('constant(9)', 'custom-call(), custom_call_target="end"')
+  with pytest.raises(
+    InputError, match="a loop of unknown length around 'dot'.* no plan is printed"
+  ):
+    estimate.check_read(one, cost.costs(hlo.parse(endless), CPU))
+
+
+@pytest.mark.parametrize(
+  'ratio, embedding_share, sound',
+  [(0.033, 0, False), (0.89, 0, False), (0.91, 0, True), (1.9, 0, True), (2.1, 0, False)]
+  # A tiny tower, most of whose least work is to embed patches, which a compiler may leave out.
+  + [(0.6, 0.4, True), (0.5, 0.4, False), (2.1, 0.4, False)],
+)
+def test_a_plan_of_too_few_or_too_many_flops_is_refused(ratio, embedding_share, sound):
+  work = dict(ratio=ratio, embedding_share=embedding_share)
+  if sound:
+    estimate.check_read(work, [])
+    return
+  with pytest.raises(InputError, match=f"{ratio:.3f} of the method's FLOPs; expected 0.9 to 2"):
+    estimate.check_read(work, [])
+
+
+FMHA = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (q: bf16[64,258,6,64]) -> bf16[64,258,6,64] {
+  %q = bf16[64,258,6,64]{3,2,1,0} parameter(0)
+  %call = (bf16[64,258,6,64]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": \
+{"algorithm": {"algo_id": "0"}, "fmha_scale": 0.125, "intermediate_tensor_shape": \
+{"element_type": "BF16", "dimensions": ["64", "6", "258", "258"], "tuple_shapes": []}}}
+  ROOT %y = bf16[64,258,6,64]{3,1,2,0} get-tuple-element(%call), index=0
+}
+"""
+
+
+@pytest.mark.parametrize('spaces', [' ', ''])
+@pytest.mark.parametrize('target, products', [('fmhaSoftmax', 2), ('fmhaSoftmaxBackward', 5)])
+def test_attention_of_cudnn_has_flops(target, products, spaces):
+  text = FMHA.replace('fmhaSoftmax', target).replace('": ', '":' + spaces)
+  [work] = [c.flops for _, c in cost.costs(hlo.parse(text), CHIPS['h100']) if c.flops]
+  assert work == products * 2 * 64 * 6 * 258 * 258 * 64
+
+
+def test_scratch_memory_of_libraries_is_no_traffic():
+  text = """HloModule jit_f
+
+%slice_fusion (p: bf16[2,32,64], q: bf16[144,64]) -> (bf16[144,32], s8[33554432]) {
+  %p = bf16[2,32,64]{2,1,0} parameter(0)
+  %q = bf16[144,64]{1,0} parameter(1)
+  %w = bf16[1,32,64]{2,1,0} slice(%p), slice={[0:1], [0:32], [0:64]}
+  %b = bf16[32,64]{1,0} bitcast(%w)
+  ROOT %call = (bf16[144,32]{1,0}, s8[33554432]{0}) custom-call(%q, %b), \
+custom_call_target="__cublas$lt$matmul", backend_config={"lhs_contracting_dimensions":["1"]}
+}
+
+ENTRY %main (p: bf16[2,32,64], q: bf16[144,64]) -> (bf16[144,32], s8[33554432]) {
+  %p = bf16[2,32,64]{2,1,0} parameter(0)
+  %q = bf16[144,64]{1,0} parameter(1)
+  ROOT %fusion = (bf16[144,32]{1,0}, s8[33554432]{0}) fusion(%p, %q), kind=kCustom, calls=%slice_fusion
+}
+"""
+  parsed = hlo.parse(text)
+  [(run, c)] = [(run, c) for run, c in cost.costs(parsed, CHIPS['h100']) if c.bytes]
+  assert run.instruction.name == 'fusion' and c.bytes == 2 * (32 * 64 + 144 * 64 + 144 * 32)

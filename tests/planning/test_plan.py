@@ -17,7 +17,16 @@ from tests.train.conftest import METHODS, Small
 from tips_jax import plan
 from tips_jax.core import chips
 from tips_jax.core.errors import InputError
-from tips_jax.planning import compiler, estimate, parts, report, search, topologies
+from tips_jax.planning import (
+  collectives,
+  compiler,
+  estimate,
+  hlo,
+  parts,
+  report,
+  search,
+  topologies,
+)
 from tips_jax.train import lowering, sharding, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -207,6 +216,10 @@ def test_the_compilers_refusal_is_read(text, used, limit):
     ('v5p', 1024, 'v5p:8x8x16'),
     ('v4', 16, 'v4:2x2x4'),
     ('v6e', 16, 'v6e:4x4'),
+    ('tpu7x', 4, 'tpu7x:2x2x1'),
+    ('v5p', 1, 'v5p:1x1x1'),
+    ('h100', 8, 'gpu:h100x8'),
+    ('gb200', 72, 'gpu:gb200x72'),
   ],
 )
 def test_topologies_of_a_number_of_chips(chip, count, shape):
@@ -218,6 +231,13 @@ def test_topologies_of_a_number_of_chips(chip, count, shape):
   [
     (lambda: topologies.shape_for('v5e', 24), '--chips: got 24; .*did you mean 16'),
     (lambda: topologies.shape_for('v5x', 8), "--chip: got 'v5x'; .*did you mean 'v5"),
+    (
+      lambda: topologies.shape_for('h100', 16),
+      '--chips: got 16 of a node; expected at most 8, and',
+    ),
+    (lambda: topologies.devices('gpu:h100x9'), "got 'gpu:h100x9'; .*did you mean 'gpu:h100x8'"),
+    (lambda: topologies.devices('gpu:h10x8'), "got 'gpu:h10x8'; .*did you mean 'gpu:h100x8'"),
+    (lambda: topologies.devices('gpu:h100'), "got 'gpu:h100'; .*did you mean 'gpu:h100x8'"),
     (
       lambda: topologies.devices('v5p:4x4'),
       "--topology: got 'v5p:4x4'; expected v5p:NxNxN; did you mean 'v5p:2x2x4'",
@@ -237,9 +257,52 @@ def test_peaks_are_those_of_the_chips():
     'v5e': 197e12,
     'v5p': 459e12,
     'v6e': 918e12,
+    'tpu7x': 2307e12 / 2,  # of one of its two devices
   }
-  assert chips.of_kind('TPU v5 lite').name == 'v5e' and chips.of_kind('TPU v5').name == 'v5p'
-  assert chips.of_kind('NVIDIA H200').name == 'h200'
+
+
+@pytest.mark.parametrize(
+  'kind, name',
+  [
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v5', 'v5p'),
+    ('TPU7x', 'tpu7x'),
+    ('NVIDIA A100-SXM4-40GB', 'a100-40gb'),
+    ('NVIDIA A100-SXM4-80GB', 'a100'),
+    ('NVIDIA A100-PCIE-40GB', 'a100-pcie-40gb'),
+    ('NVIDIA H100 80GB HBM3', 'h100'),
+    ('NVIDIA H100 PCIe', 'h100-pcie'),
+    ('NVIDIA H100 NVL', 'h100-nvl'),
+    ('NVIDIA H200', 'h200'),
+    ('NVIDIA B200', 'b200'),
+    ('NVIDIA GB200', 'gb200'),
+    ('NVIDIA L40S', 'l40s'),
+  ],
+)
+def test_chips_by_the_kind_that_jax_reports(kind, name):
+  assert chips.of_kind(kind).name == name
+
+
+@pytest.mark.parametrize(
+  'name, field, value',
+  [
+    ('v6e', 'ici', 0.4e12),
+    ('v6e', 'dcn', 100e9 / 8),  # bytes of 100 Gbit
+    ('v5e', 'dcn', 2 * 100e9 / 8 / 8),  # two NICs of 100 Gbit/s for the 8 chips of a host
+    ('v5p', 'dcn', 50e9 / 8),
+    ('tpu7x', 'dcn', 100e9 / 8 / 2),
+    ('tpu7x', 'hbm', 94.74 * 2**30),
+    ('h100', 'hbm', 0.9 * 84.94e9),  # jax takes no more
+    ('h100-pcie', 'flops', 756e12),
+    ('h100-nvl', 'bandwidth', 3.938e12),
+    ('b200', 'flops', 2250e12),
+    ('gb200', 'ici', 0.9e12),
+    ('l40s', 'ici', 32e9),
+    ('a100-40gb', 'bandwidth', 1.555e12),
+  ],
+)
+def test_figures_of_chips(name, field, value):
+  assert getattr(chips.CHIPS[name], field) == pytest.approx(value)
 
 
 PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'loss_masked', 'loss_distill'}
@@ -265,6 +328,10 @@ PASSES, LOSSES = {'clean+masked', 'masked', 'local'}, {'loss_masked', 'loss_dist
       ('loss masked', 'backward', 'loss'),
     ),
     ('jit(step)/jvp(local)/ViT/blocks/attention/pallas_call', ('local', 'forward', 'kernel')),
+    (
+      'jit(step)/transpose(jvp(local))/ViT/blocks/attention/dot_product_attention_bwd',
+      ('local', 'backward', 'kernel'),
+    ),
     ('jit(step)/jvp(local)/TextTower/TextTower.tokens/gather', ('local', 'forward', 'embedding')),
     ('jit(step)/jvp(local)/TextTower.setup/all_gather', ('local', 'forward', 'embedding')),
     ('jit(step)/mul', ('update', 'forward', 'optimizer')),
@@ -351,6 +418,46 @@ def test_a_fault_of_the_program_is_not_taken_for_a_plan_that_does_not_fit(monkey
 
   monkeypatch.setattr(plan.cli, 'parse', fail)
   assert plan.main(['plan']) == 2 and 'a fault' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('value', ['true', 'false', 'True', 'False'])
+def test_a_compiler_option_is_true_or_false(value):
+  options = dict([plan._option(f'xla_cpu_enable_fast_min_max={value}')])
+  lowered = jax.jit(jax.numpy.sin).lower(1.0)
+  compiler.compile_step(lowered, platform='cpu', options=options)
+
+
+def test_a_compiler_option_that_is_neither_is_an_error_in_one_line():
+  lowered = jax.jit(jax.numpy.sin).lower(1.0)
+  with pytest.raises(InputError, match='--compiler_options: .*maybe.*not a valid') as error:
+    compiler.compile_step(lowered, platform='cpu', options={'xla_cpu_enable_fast_min_max': 'maybe'})
+  assert '\n' not in str(error.value)
+
+
+def test_a_program_that_was_not_understood_is_refused_and_nothing_is_printed(monkeypatch, capsys):
+  unknown = compiler.Compiled(hlo.parse(''), {}, {}, [], 0.0)
+  monkeypatch.setattr(estimate, '_temporaries', lambda *args: None)
+  monkeypatch.setattr(compiler, 'compile_step', lambda *args, **options: unknown)
+  arguments = ['plan', '--config=configs/methods/clip.py:runlocal', '--topology=cpu', '--json']
+  assert plan.main(arguments) == 2
+  printed = capsys.readouterr()
+  assert printed.out == ''
+  [error] = [line for line in printed.err.splitlines() if line.startswith('error: ')]
+  assert "0.000 of the method's FLOPs; expected 0.9 to 2" in error
+
+
+def test_figures_of_a_chip_of_two_devices():
+  method = small.method('clip', mesh=dict(data=1))
+  mesh = sharding.make_mesh(method.config.mesh, 8, devices=jax.devices()[:1])
+  one = chips.Chip('one', '', 1e12, 1e9, 1e9, 1e9)
+  two = chips.Chip('two', '', 1e12, 1e9, 1e9, 1e9, devices=2)
+  moved = [collectives.Collective('all-reduce', ('data',), 'f32', 1, 1e9, False, '', False)]
+  whole = estimate.time(method, mesh, one, [], moved, 3.0)
+  half = estimate.time(method, mesh, two, [], moved, 3.0)
+  assert whole['step'] == half['step'] == 1.0 and whole['peak_share'] == half['peak_share']
+  assert half['cost'] == whole['cost'] / 2
+  assert half['images_per_second_per_chip'] == 2 * whole['images_per_second_per_chip'] == 16
+  assert estimate.header(method, mesh, two, '', 1)['chips'] == 0.5
 
 
 def test_a_compiler_option_without_a_value_is_an_error_in_one_line(capsys):

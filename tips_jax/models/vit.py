@@ -80,7 +80,12 @@ class ViT(nn.Module):
     views, patches, width = ViT.outputs(config, inputs)['patch']
     tokens = patches + len(config.cls)
     blocks = layers.stack_flops(width, config.depth, config.mlp, config.ffn, tokens)
-    return views * (blocks + 2 * 3 * config.patch**2 * width * patches)
+    return views * blocks + ViT.embedding_flops(config, inputs)
+
+  @staticmethod
+  def embedding_flops(config: schema.ViT, inputs: Shapes) -> float:
+    views, patches, width = ViT.outputs(config, inputs)['patch']
+    return 2 * 3 * config.patch**2 * width * views * patches
 
   def setup(self) -> None:
     c = self.config

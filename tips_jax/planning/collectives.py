@@ -134,9 +134,10 @@ def _bytes(kind: str, i: Instruction, computation: cost.Computation, n: int, fus
     return 0
   arrays = i.arrays
   if i.opcode.endswith('-start') and len(arrays) > 1:
-    # The result of a start also has its operands, and of a permutation a context.
+    # The result of a start also has its operands, and of a permutation a context. A GPU's
+    # all-gather may be of several arrays.
     if kind == 'all-gather':
-      arrays = arrays[len(arrays) // 2 :][:1]
+      arrays = arrays[len(arrays) // 2 :]
     elif kind == 'collective-permute':
       arrays = arrays[:1]
   total = sum(a.nbytes for a in arrays)

@@ -82,7 +82,7 @@ def compile_step(
   """Compiles jax's Lowered and reads what the compiler tells about the program.
 
   Args:
-    platform: of the devices, 'tpu' or any other.
+    platform: of the devices: 'tpu', 'gpu' or any other.
     dump: folder that keeps the optimized HLO.
     say: called with a line now and then.
     options: of the compiler, beside the dump's.
@@ -93,9 +93,10 @@ def compile_step(
   clean(_schedules)
   settings = {}
   environment = contextlib.nullcontext()
-  if platform == 'tpu':
-    # Only the dump has the buffer assignment; other compilers' executables give their text alone.
+  if platform in ('tpu', 'gpu'):
+    # Only the dump has the buffer assignment; executables give their text alone.
     settings = {'xla_dump_to': str(folder), 'xla_dump_hlo_as_text': True}
+  if platform == 'tpu':
     environment = topologies.hidden_flags()
   begin = time.time()
   try:
@@ -113,8 +114,8 @@ def compile_step(
     return Compiled(module, schedules(module), stats, peak(folder, module), seconds)
   except Exception as error:  # jax raises its runtime error, of several names
     sizes = _too_big(str(error))
-    if 'compile option' in str(error) or 'While setting option' in str(error):
-      raise InputError(f'--compiler_options: {error}') from None
+    if re.search('compile option|While setting option|is not a valid', str(error)):
+      raise InputError(f'--compiler_options: {str(error).splitlines()[0]}') from None
     if not sizes:
       raise
     raise TooBig(*sizes, time.time() - begin, str(error)) from None

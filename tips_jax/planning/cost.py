@@ -87,7 +87,7 @@ def flops(instruction: Instruction, computation: Computation) -> int:
     # the scores, and the gradients of query, key, value and scores.
     products = 5 if 'Backward' in instruction.target else 2
     scores = instruction.search(
-      r'"intermediate_tensor_shape":\{"element_type":"\w+","dimensions":\[([^\]]*)\]'
+      r'"intermediate_tensor_shape":\s*\{"element_type":\s*"\w+",\s*"dimensions":\s*\[([^\]]*)\]'
     )
     if scores:
       width = _dims(instruction, computation, 0)[-1]
@@ -172,10 +172,18 @@ def traffic(module: Module, instruction: Instruction, computation: Computation) 
     return 2 * _hbm(reads[1].arrays)
   if instruction.opcode == 'fusion' and instruction.called:
     return _fusion(module.computations[instruction.called[0]], instruction, reads)
-  written = instruction.arrays
+  written = _results(instruction)
   if instruction.opcode.endswith('-start'):
     written = written[:1]  # the others are the operands again, and a context
   return _hbm(written) + sum(_hbm(r.arrays) for r in reads if r is not None)
+
+
+def _results(instruction: Instruction) -> tuple[Array, ...]:
+  """The arrays that it writes, without the scratch memory that calls of cuBLAS and cuDNN return."""
+  arrays = instruction.arrays
+  if len(arrays) > 1 and arrays[-1].dtype in ('s8', 'u8') and len(arrays[-1].dims) == 1:
+    return arrays[:-1]
+  return arrays
 
 
 def _hbm(arrays: Sequence[Array]) -> int:
@@ -210,7 +218,7 @@ def _fusion(
         total += inner[reader.operands[1]].arrays[0].nbytes
     else:
       total += _hbm(arrays)
-  written = [a for a in instruction.arrays if (a.dtype, a.dims) not in updated]
+  written = [a for a in _results(instruction) if (a.dtype, a.dims) not in updated]
   return total + _hbm(written)
 
 

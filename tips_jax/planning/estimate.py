@@ -1,6 +1,7 @@
 """The plan of one config on one mesh: memory, FLOPs, communication and time, as a dict."""
 
 import collections
+import importlib.metadata
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 import jax
 
 from tips_jax.core import tree
-from tips_jax.core.chips import DCN, Chip
-from tips_jax.planning import collectives, compiler, cost, parts, report
+from tips_jax.core.chips import Chip
+from tips_jax.core.errors import InputError
+from tips_jax.planning import collectives, compiler, cost, parts, report, topologies
 from tips_jax.train import lowering, sharding, summary
 from tips_jax.train import state as state_lib
 from tips_jax.train.method import Method
@@ -39,7 +41,7 @@ def plan(
   """Compiles the step for the mesh and says what it takes; plain data, as `--json` prints it.
 
   A program that does not fit gives the same with `fits` False, how much it is over, and neither
-  FLOPs nor time.
+  FLOPs nor time. InputError for a program that was not understood.
   """
   result = {}
   result['header'] = header(method, mesh, chip, topology, slices)
@@ -49,7 +51,11 @@ def plan(
   try:
     lowered = lowering.lower(method, mesh)
     compiled = compiler.compile_step(
-      lowered, platform=platform, dump=dump, say=say, options=options
+      lowered,
+      platform=platform,
+      dump=dump,
+      say=say,
+      options=topologies.options(topology) | (options or {}),
     )
   except compiler.TooBig as error:
     # A refusal says the sum alone, and not by kind.
@@ -62,6 +68,7 @@ def plan(
   costs = cost.costs(compiled.module, chip, compiled.schedules)
   moved = collectives.find(compiled.module, mesh, slices)
   result['flops'] = flops(method, mesh, costs)
+  check_read(result['flops'], costs)
   result['collectives'] = network(method, mesh, moved)
   result['time'] = time(method, mesh, chip, costs, moved, price)
   result['parts'], result['instructions'] = consumers(method, costs)
@@ -72,13 +79,14 @@ def header(
   method: Method, mesh: jax.sharding.Mesh, chip: Chip, topology: str, slices: int
 ) -> dict[str, Any]:
   c = method.config
-  count = mesh.devices.size
+  count = mesh.devices.size / chip.devices
   return dict(
     config=c.name,
     chip=chip.name,
     topology=topology,
     slices=slices,
     chips=count,
+    devices_per_chip=chip.devices,
     mesh=dict(mesh.shape),
     batch=c.schedule.batch_size,
     images_per_chip=c.schedule.batch_size / count,
@@ -168,10 +176,34 @@ def flops(method: Method, mesh: jax.sharding.Mesh, costs: Sequence) -> dict[str,
     total=total,
     minimum=minimum,
     ratio=_ratio(total, minimum),
+    embedding_share=_ratio(images * sum(summary.embedding_flops(method).values()), minimum),
     recomputed=recomputed,
     recomputed_share=_ratio(recomputed, total),
     parts=rows,
   )
+
+
+# Of a program that was read right, FLOPs over the closed form: losses and what remat and
+# accumulation repeat come on top. Embeddings of patches may be left out (train/summary.py), which
+# is nothing in a real tower and a third of a tiny one.
+_READ = (0.9, 2.0)
+
+
+def check_read(work: dict[str, Any], costs: Sequence) -> None:
+  """InputError where a compiled program was not understood: every figure would be wrong."""
+  found = ''
+  least, most = _READ
+  if not least * (1 - work['embedding_share']) <= work['ratio'] <= most:
+    found = f"{work['ratio']:.3f} of the method's FLOPs; expected {least:g} to {most:g}"
+  for run, c in costs:
+    if c.flops and run.open_ended:
+      found = f'a loop of unknown length around {run.op_name or run.instruction.name!r}'
+  if found:
+    version = importlib.metadata.version('jaxlib')
+    raise InputError(
+      f'plan: in what the compiler wrote (jaxlib {version}) are {found}. It was not understood, '
+      'and no plan is printed; use a version of jax that setup.cfg names'
+    )
 
 
 def _ratio(value: float, reference: float) -> float:
@@ -226,19 +258,27 @@ def time(
   moved: Sequence,
   price: float,
 ) -> dict[str, Any]:
-  """Estimated seconds of a step, what bounds it, and what the whole schedule takes."""
+  """Estimated seconds of a step, what bounds it, and what the whole schedule takes.
+
+  kernels: what a GPU launches, and short_kernels those of less than 3 us, about a launch's time.
+  """
   c = method.config.schedule
-  count = mesh.devices.size
   by_source = collections.Counter()
-  for _, x in costs:
+  kernels = 0
+  short = 0
+  for run, x in costs:
     by_source[x.source] += x.seconds
+    # A TPU runs one program.
+    if chip.gpu and x.seconds:
+      kernels += run.times
+      if x.seconds < 3e-6 * run.times:
+        short += run.times
   compute = by_source.total()
   hbm = sum(x.bytes for _, x in costs) / chip.bandwidth
   network = 0.0
   exposed = 0.0
   for x in moved:
-    # Between slices, the chips of a host share its network.
-    seconds = x.bytes / (DCN / chip.host if x.crosses else chip.ici)
+    seconds = x.bytes / (chip.dcn if x.crosses else chip.ici)
     network += seconds
     if not x.overlapped:
       exposed += seconds
@@ -246,8 +286,9 @@ def time(
   # HBM and hidden communication run beside computation, which waits for what is exposed.
   scheduled = max(compute + exposed, hbm, network)
   days = scheduled * c.total_steps / 86400
-  images = c.batch_size / count
-  work = sum(summary.flops(method).values()) * images
+  chips = mesh.devices.size / chip.devices
+  images = c.batch_size / chips
+  work = sum(summary.flops(method).values()) * images / chip.devices
   return dict(
     compute=compute,
     compute_by_source={k: v for k, v in by_source.items() if k},
@@ -258,14 +299,16 @@ def time(
     overlapped=max(bounds.values()),
     not_overlapped=compute + network,
     step=scheduled,
+    kernels=kernels,
+    short_kernels=short,
     images_per_second_per_chip=images / scheduled,
     network_one_axis=network * max(chip.dims, 1),
     peak_share=work / scheduled / chip.flops,
     steps=c.total_steps,
     days=days,
-    chip_hours=days * 24 * count,
+    chip_hours=days * 24 * chips,
     price_per_chip_hour=price,
-    cost=days * 24 * count * price,
+    cost=days * 24 * chips * price,
   )
 
 

@@ -9,7 +9,7 @@ from tips_jax.train.method import Method
 from tips_jax.train.step import LOSS_SCOPE
 
 _LAYERS = (
-  ('kernel', r'pallas_call|attention_kernel|fmha'),
+  ('kernel', r'pallas_call|dot_product_attention_(fwd|bwd)'),
   ('attention', r'/attention\b'),
   ('mlp', r'/mlp\b'),
   ('norm', r'/norm\d?\b'),

@@ -71,9 +71,14 @@ def _header(h: Json) -> list[str]:
   name = f'{h["config"]} on {h["topology"]}'
   if h['slices'] > 1:
     name += f' x {h["slices"]} slices'
+  chips = f'{h["chips"]:g} {h["chip"]} chips'
+  if h['devices_per_chip'] > 1:
+    chips += (
+      f' of {h["devices_per_chip"]} devices (memory, FLOPs and communication are of a device)'
+    )
   return [
     _rule(name, f'compiled in {h.get("compile_seconds", 0):.0f} s'),
-    f'  {h["chips"]} {h["chip"]} chips, mesh {axes}',
+    f'  {chips}, mesh {axes}',
     f'  batch {h["batch"]:,}, {h["images_per_chip"]:g} images a chip, accumulate '
     f'{h["accumulate"]}, remat {h["remat"]}, attention {h["attention"]}, {h["dtype"]}',
   ]
@@ -187,12 +192,23 @@ def _time(t: Json) -> list[str]:
   )
   if t['price_per_chip_hour']:
     estimate += f', {t["cost"]:,.0f} at {t["price_per_chip_hour"]:g} each'
-  return [
+  lines = [
     _rule('estimated time of a step', f'{seconds(t["step"])}, bound by {t["bound"]}'),
     f'  compute {seconds(t["compute"])}   memory {seconds(t["memory"])}   '
-    f'network {seconds(t["network"])} ({seconds(t["network_exposed"])} not hidden),',
-    f'    with all links in use; {seconds(t["network_one_axis"])} if one axis of the torus carries '
-    'it',
+    f'network {seconds(t["network"])} ({seconds(t["network_exposed"])} not hidden)',
+  ]
+  if t['network_one_axis'] > t['network']:
+    lines.append(
+      f'    with all links in use; {seconds(t["network_one_axis"])} if one axis of the torus '
+      'carries it'
+    )
+  if t['kernels']:
+    lines.append(
+      f'  {t["kernels"]:,} kernels, {t["short_kernels"]:,} below 3 us by this estimate; their '
+      'launches are not counted'
+    )
+  return [
+    *lines,
     f'  all overlapped {seconds(t["overlapped"])}, nothing overlapped '
     f'{seconds(t["not_overlapped"])}; {t["peak_share"]:.0%} of peak',
     f'  compute from {", ".join(compute)}',

@@ -76,9 +76,10 @@ def one(
   `estimate.plan`.
   """
   chip, devices = topologies.devices(topology, slices)
-  if chips > len(devices):
-    raise InputError(f'--chips: got {chips}; expected at most the {len(devices)} that there are')
-  devices = devices[: chips or len(devices)]
+  most = len(devices) // chip.devices
+  if chips > most:
+    raise InputError(f'--chips: got {chips}; expected at most the {most} that there are')
+  devices = devices[: (chips or most) * chip.devices]
   options |= dict(topology=topology, slices=slices)
   result = _plan(method, devices, chip, **options)
   if not result['memory']['fits']:

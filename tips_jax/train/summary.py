@@ -59,6 +59,17 @@ def flops(method: Method) -> dict[str, float]:
   """{pass: forward and backward FLOPs per image}, by closed form; normalization and softmax are
   left out.
   """
+  return _by_pass(method, 'flops')
+
+
+def embedding_flops(method: Method) -> dict[str, float]:
+  """{pass: those of `flops` that embed patches}. A compiler leaves some of them out: pixels need no
+  gradient, and passes that see the same pixels share them.
+  """
+  return _by_pass(method, 'embedding_flops')
+
+
+def _by_pass(method, count):
   c = method.config
   known = shapes(method)
   result = {}
@@ -66,8 +77,10 @@ def flops(method: Method) -> dict[str, float]:
     for name in group:
       p = c.passes[name]
       tower = c.towers[p.tower]
-      inputs = pick(known, p.inputs)
-      result[name] = towers.module(tower).flops(tower, inputs)
+      of_tower = getattr(towers.module(tower), count, None)
+      if of_tower is None:
+        continue
+      result[name] = of_tower(tower, pick(known, p.inputs))
       if p.by == 'student':  # the backward pass computes twice as much
         result[name] *= 3
   return result
