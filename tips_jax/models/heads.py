@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tips_jax.core import schema
+from tips_jax.core import schema, vectors
 from tips_jax.core.types import Shapes
 from tips_jax.models import layers
 
@@ -56,7 +56,7 @@ class DINOHead(nn.Module):
   @staticmethod
   def _kernel_init(config):
     """The published deviation; in smaller heads by fan-in. The bottleneck is then of norm about
-    one: the gradient through `unit` grows by its inverse.
+    one: the gradient through the unit sphere grows by its inverse.
     """
     if config.hidden < _HIDDEN:
       return nn.initializers.lecun_normal()
@@ -77,7 +77,7 @@ class DINOHead(nn.Module):
       if i:
         x = nn.gelu(x)
       x = layers.Dense(shape, x.dtype, self._kernel_init(c), name=f'layer{i}')(x)
-    return {'z': unit(x)}
+    return {'z': vectors.traced_unit(x)}
 
 
 class ProjectionHead(nn.Module):
@@ -141,10 +141,3 @@ class Logit(nn.Module):
     if self.config.bias is not None:
       self.param('bias', nn.initializers.constant(self.config.bias), ())
     return {}
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """x / |x| over the last axis, in float32; the zero vector stays zero, with a finite gradient."""
-  x = x.astype(jnp.float32)
-  # The bound is inside of the root, whose gradient at zero would be infinite.
-  return x * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12)))

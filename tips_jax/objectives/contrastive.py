@@ -8,7 +8,7 @@ from jax import lax
 
 from tips_jax.core import parallel, schema
 from tips_jax.core.types import Loss
-from tips_jax.objectives.vectors import unit
+from tips_jax.core.vectors import traced_unit
 
 # Logits reach 1 / temperature = 280: products in bfloat16 would cost whole units.
 _EXACT = lax.Precision.HIGHEST
@@ -103,7 +103,7 @@ def _prepare(images, texts, valid):
   if valid is None:
     valid = jnp.ones(texts.shape[0])
   w = jnp.asarray(valid, jnp.float32)
-  return unit(images), unit(texts), w
+  return traced_unit(images), traced_unit(texts), w
 
 
 def _rows(x, y_all, w_all, first, scale, block, smoothing):

@@ -16,7 +16,7 @@ from tips_jax.core import parallel, schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import Range, unknown
 from tips_jax.core.types import Loss
-from tips_jax.objectives.vectors import unit
+from tips_jax.core.vectors import traced_unit
 
 _Temperature = Annotated[float | jax.Array, Range(1e-4, 1e4)]
 
@@ -76,8 +76,8 @@ def dino(
   if reduction == 'mean':
     of_view = jnp.maximum(counted_s.sum(-1, keepdims=True), 1.0)
     weights = counted_s / (of_view * s.shape[1])
-  ws = unit(student_prototypes, axis=0)
-  wt = unit(lax.stop_gradient(teacher_prototypes), axis=0)
+  ws = traced_unit(student_prototypes, axis=0)
+  wt = traced_unit(lax.stop_gradient(teacher_prototypes), axis=0)
   tau_s = jnp.float32(student_temperature)
   tau_t = jnp.float32(teacher_temperature)
 

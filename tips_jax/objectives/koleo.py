@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.types import Loss
-from tips_jax.objectives.vectors import unit
+from tips_jax.core.vectors import traced_unit
 
 _EPS = 1e-8
 
@@ -23,7 +23,7 @@ def koleo(features: jax.Array, *, group: schema.Whole = 0) -> Loss:
   """
   images, views, width = features.shape
   size = group_size(group, images)
-  x = unit(features).reshape(-1, size, views, width).swapaxes(1, 2)
+  x = traced_unit(features).reshape(-1, size, views, width).swapaxes(1, 2)
   fixed = jax.lax.stop_gradient(x)
   cosine = jnp.einsum('gvid,gvjd->gvij', fixed, fixed, precision='highest')
   cosine = jnp.where(jnp.eye(size, dtype=bool), -jnp.inf, cosine)

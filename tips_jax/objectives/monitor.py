@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tips_jax.core.types import Loss
-from tips_jax.objectives.vectors import unit
+from tips_jax.core.vectors import traced_unit
 
 
 def spread(features: jax.Array) -> Loss:
@@ -15,7 +15,7 @@ def spread(features: jax.Array) -> Loss:
   covariance, from 1 to D.
   """
   x = jax.lax.stop_gradient(features).reshape(-1, features.shape[-1])
-  x = unit(x)
+  x = traced_unit(x)
   x = x - x.mean(0)
   # x^T x and x x^T have the same eigenvalues but for zeros: the smaller one.
   if x.shape[0] > x.shape[1]:

@@ -165,6 +165,7 @@ def _step(merge, state, queries, index):
 
 def unit(x: jax.Array) -> jax.Array:
   """Rows of unit length; rows that are zero or not finite become zero."""
+  # Not as core/vectors.py has it: ranks are decided by the last digits, of small rows too.
   x = jnp.where(jnp.isfinite(x).all(-1, keepdims=True), x, 0)
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
