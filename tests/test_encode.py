@@ -209,3 +209,20 @@ def test_a_file_with_brackets_in_its_name(place, tmp_path):
   arguments = [f'--checkpoint={place / "model"}', f'--images={image}', f'--output={output}']
   assert encode.main(['encode', *arguments]) == 0
   assert np.load(output)['paths'].tolist() == [str(image)]
+
+
+def test_a_photo_that_exif_turns_has_the_features_of_the_upright_one(place, tmp_path):
+  stored = Image.open(place / 'images' / 'a.png')
+  exif = Image.Exif()
+  exif[0x0112] = 6  # a phone held upright: 90 degrees clockwise to show it
+  folder = tmp_path / 'photos'
+  folder.mkdir()
+  stored.save(folder / 'a_stored.png')
+  stored.save(folder / 'b_turned.png', exif=exif)
+  stored.transpose(Image.Transpose.ROTATE_270).save(folder / 'c_upright.png')
+  assert run(place, tmp_path, '--patches', images=folder / '*.png', texts='') == 0
+  out = np.load(tmp_path / 'out.npz')
+  for name in ('cls', 'patch', 'image_embedding'):
+    as_stored, turned, upright = out[name]
+    np.testing.assert_array_equal(turned, upright)
+    assert not np.allclose(turned, as_stored)

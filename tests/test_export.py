@@ -18,7 +18,7 @@ from tests.disk import full_disk
 from tips_jax import export
 from tips_jax.core import schema, strict
 from tips_jax.data import tokenizer
-from tips_jax.interop import parity, read, write
+from tips_jax.interop import arrays, parity, read, write
 from tips_jax.interop.weights import flat
 from tips_jax.runs import checkpoint
 from tips_jax.runs import folder as runs
@@ -27,15 +27,13 @@ from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """(work folder, {step: State}) of a TIPS run of two checkpoints."""
-  workdir = tmp_path_factory.mktemp('runs') / 'run'
+def save_run(workdir, plain, steps):
+  """A run of random weights with a checkpoint at each of the steps; {step: State}."""
   workdir.mkdir()
   tokenizer.train(
     ['a red circle', 'two blue squares on grass'], workdir / runs.TOKENIZER, vocab_size=300
   )
-  config = strict.build(schema.Config, vitb.get_config('v1,runlocal').to_dict())
+  config = strict.build(schema.Config, plain)
   method = method_lib.build(config)
   shapes = jax.eval_shape(functools.partial(state_lib.init, method))
   pipeline = types.SimpleNamespace(
@@ -43,13 +41,21 @@ def run(tmp_path_factory):
   )
   contract = initialization.contract(config, pipeline)
   saver, states = checkpoint.Checkpoints(workdir, config.checkpoint), {}
-  for step in (4, 8):
+  for step in steps:
     rng = np.random.default_rng(step)
     draw = lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), s.dtype)  # noqa: B023
     states[step] = jax.tree.map(draw, shapes).replace(step=jnp.int32(step))
     saver.save(step, states[step], next_index=0, contract=contract)
     saver.wait()
   saver.close()
+  return states
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(work folder, {step: State}) of a TIPS run of two checkpoints."""
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  states = save_run(workdir, vitb.get_config('v1,runlocal').to_dict(), (4, 8))
   lines = [
     {'step': 4, 'eval/knn/accuracy': 0.25},
     {'step': 8, 'eval/knn/accuracy': 0.5, 'eval/seconds': 3.0},
@@ -99,6 +105,31 @@ def test_every_format(run, capsys, tmp_path, format):
     back = read.read(output)
     same(back.params['text'], states[8].params['text'])
     assert back.about['evaluation'] == {'knn/accuracy': 0.5}
+
+
+@pytest.mark.parametrize(
+  'format, file, read_arrays, name',
+  [
+    ('official_torch', '*_vision.npz', arrays.read_npz, 'pos_embed'),
+    ('hf', '*.safetensors', arrays.read_safetensors, 'vision_encoder.pos_embed'),
+  ],
+)
+def test_a_high_resolution_run_of_v1_is_written_with_the_table_of_its_images(
+  capsys, tmp_path, format, file, read_arrays, name
+):
+  """Trained with a table of 4 x 4 at 8 x 8 patches, as the released v1 with 16 x 16 at 32 x 32."""
+  plain = vitb.get_config('v1,hr,runlocal').to_dict()
+  plain['evals']['size'] = 8 * 14
+  states = save_run(tmp_path / 'run', plain, (8,))
+  assert states[8].params['image']['posembed'].shape == (1, 4, 4, 32)
+  code, _, err = call(capsys, checkpoint=tmp_path / 'run', to=format, output=tmp_path / 'out')
+  assert code == 0 and 'table of 4 x 4 is written for 112 pixels' in err, err
+  [path] = (tmp_path / 'out').glob(file)
+  assert read_arrays(path)[name].shape == (1, 1 + 8 * 8, 32)  # that of the CLS token comes first
+  images = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
+  ours, theirs = (tips_jax.load(tmp_path / n).encode_image(images) for n in ('run', 'out'))
+  for one, other in zip(ours, theirs):
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_onnx_of_one_resolution(run, capsys, tmp_path):

@@ -290,6 +290,44 @@ def test_labels_and_masks(tmp_path):
   assert report(out)['splits']['train']['bad_mask'] == 1
 
 
+def test_photos_that_exif_turns_are_counted_where_annotations_have_places(tmp_path, capsys):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  photo = io.BytesIO()
+  Image.open(io.BytesIO(picture(0))).save(photo, 'jpeg', exif=exif)
+  stored, upright = (picture(9, size=s, kind='png', mode='L') for s in ((32, 24), (24, 32)))
+  images = {
+    'drawn_as_stored.jpg': photo.getvalue(),
+    'drawn_upright.jpg': photo.getvalue(),
+    'plain.jpg': picture(1),
+    'stored.png': stored,
+    'upright.png': upright,
+  }
+  rows = [
+    {'image': 'drawn_as_stored.jpg', 'text': 'x', 'seg': 'stored.png'},
+    {'image': 'drawn_upright.jpg', 'text': 'y', 'seg': 'upright.png'},
+    {'image': 'plain.jpg', 'text': 'z', 'seg': 'stored.png'},
+  ]
+  source, out = write(tmp_path / 'source', images, rows), tmp_path / 'store'
+  assert run(f'--input={source}', f'--output={out}', '--mask_column=seg') == 0
+  found = report(out)
+  assert found['splits']['train']['turned'] == 2 and 'bad_mask' not in found['splits']['train']
+  assert found['rows']['turned'] == [
+    {'split': 'train', 'id': f'{name}.jpg', 'detail': 'EXIF orientation 6'}
+    for name in ('drawn_as_stored', 'drawn_upright')
+  ]
+  [line] = [line for line in capsys.readouterr().out.splitlines() if 'EXIF turns' in line]
+  assert line.split()[-1] == '2'
+  records = list(store.open_store(out).source('train'))
+  assert records[0]['image'] == photo.getvalue()
+  turned = Image.open(io.BytesIO(stored)).transpose(Image.Transpose.ROTATE_270)
+  for record, mask in zip(records, (turned, Image.open(io.BytesIO(upright)))):
+    np.testing.assert_array_equal(Image.open(io.BytesIO(record['mask'])), mask)
+  plain = tmp_path / 'without masks'
+  assert run(f'--input={source}', f'--output={plain}') == 0  # nothing has a place in the image
+  assert 'turned' not in report(plain)['splits']['train']
+
+
 def test_store_as_input_keeps_its_annotations(tmp_path):
   images = {f'{i}.jpg': picture(i) for i in range(4)}
   rows = [{'image': n, 'text': 'x', 'kind': 'dog'} for n in images]
