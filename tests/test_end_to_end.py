@@ -13,9 +13,9 @@ import pytest
 from benchmarks import kills
 from tips_jax.data import tokenizer
 from tips_jax.data.scenes import dataset as scenes
+from tips_jax.runtime import lock
 from tips_jax.runtime.peers import Peers
 from tips_jax.runtime.signals import Preemption
-from tips_jax.train import workdir as workdir_lib
 
 STEPS = 6
 FIELDS = {'schedule.total_steps': STEPS, 'checkpoint.every_steps': 2, 'evals.every_steps': 4}
@@ -57,6 +57,12 @@ def refused(env):
     return lines[0]
 
   return run
+
+
+@pytest.fixture
+def no_device(env, monkeypatch):
+  """Within it a command that touches a device ends with another error."""
+  monkeypatch.setitem(env, 'JAX_PLATFORMS', 'none')
 
 
 # --- whole runs ---------------------------------------------------------------------------------
@@ -176,6 +182,24 @@ def test_missing_store(refused, tmp_path, whole):
   assert str(store) in line and "did you mean 'scenes'?" in line
 
 
+def test_a_branch_of_the_contrast_without_any_text(refused, no_device, tmp_path, monkeypatch):
+  example = scenes.example
+
+  def without_captions(*args, **kwargs):
+    return example(*args, **kwargs) | {'captions': []}
+
+  monkeypatch.setattr(scenes, 'example', without_captions)
+  store = scenes.build(str(tmp_path / 'store'), train=8, test=4, size=48)
+  line = refused(tmp_path / 'run', **{'data.store': store})
+  assert 'data.texts.synthetic: got no captions in any of 8 records' in line
+
+
+def test_a_later_stage_without_the_run_before_it(refused, no_device, tmp_path):
+  line = refused(tmp_path / 'run', config='configs/vits.py:hr')
+  assert 'init_from: missing; expected the run of the stage before' in line
+  assert not (tmp_path / 'run').exists()
+
+
 def test_half_written_store(refused, tmp_path, whole):
   shutil.copytree(whole[0] / 'scenes', tmp_path / 'store')
   info = tmp_path / 'store' / 'store.json'
@@ -202,10 +226,10 @@ def test_checkpoint_of_another_model(refused, tmp_path, whole):
 
 
 def test_a_second_run_at_once(refused, tmp_path):
-  with workdir_lib.locked(tmp_path, '--workdir', Peers(Preemption())):
+  with lock.held(tmp_path, '--workdir', Peers(Preemption())):
     line = refused(tmp_path)
   assert 'another run is at work' in line and f'process {os.getpid()} on ' in line
-  assert os.listdir(tmp_path) == [workdir_lib.LOCK]
+  assert os.listdir(tmp_path) == [lock.FILE]
 
 
 def test_unwritable_workdir(refused, tmp_path):

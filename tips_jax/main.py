@@ -16,6 +16,7 @@ if __name__ == '__main__':  # before the slow imports: a signal during them lose
   terminal.survive()
   SIGNALS.install()
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -63,22 +64,29 @@ def main() -> None:
   # Plans count with the same share of a GPU's memory.
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
   # These import jax, which no signal may end halfway.
+  from tips_jax.data import pipeline
   from tips_jax.evals import during_training
+  from tips_jax.runtime import lock
+  from tips_jax.train import initialization, workdir
   from tips_jax.train import method as method_lib
-  from tips_jax.train import workdir
 
   during_training.check(config)
   if FLAGS.dry_run:
     describe(config)
     return
+  initialization.require_sources(config)
   huge_pages.announce()
   # Where only `disposable` work is done, a signal may end the process at once.
   with SIGNALS.interruptible(disposable=True):
     peers = join(config)  # before anything touches a device
+    if peers.lead and config.data.store:  # generated scenes have all texts
+      pipeline.require_texts(config.data, method_lib.contrasted(config))
   method = method_lib.build(config)
   with SIGNALS.interruptible(disposable=True):
     folder = workdir.open_workdir(FLAGS.workdir, '--workdir', peers)
-  with workdir.locked(folder, '--workdir', peers):
+  with contextlib.ExitStack() as closing:
+    with SIGNALS.interruptible(disposable=True):  # it may wait for another host
+      closing.enter_context(lock.held(folder, '--workdir', peers))
     train(method, folder, peers)
 
 

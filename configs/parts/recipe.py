@@ -109,6 +109,7 @@ def runlocal(recipe: Recipe) -> Recipe:
       ),
       schedule=dict(total_steps=8, batch_size=8, warmup_steps=2),
       init_from='',
+      init_required=False,
       checkpoint=dict(every_steps=4),
       log=dict(every_steps=1),
       evals=dict(size=56, batch_size=16, limit=64),

@@ -226,7 +226,9 @@ def high_resolution(recipe: Recipe, **changes: Recipe) -> Recipe:
   The position table keeps its grid and is resized inside the model.
   """
   start = dict(
-    name=f'{recipe["name"]}_hr', init_parts=('params', 'teachers', 'loss_state', 'optimizer')
+    name=f'{recipe["name"]}_hr',
+    init_required=True,
+    init_parts=('params', 'teachers', 'loss_state', 'optimizer'),
   )
   losses = {}
   for name, loss in recipe['losses'].items():

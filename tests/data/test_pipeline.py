@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import threading
@@ -10,7 +11,7 @@ import simplejpeg
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import store, tokenizer
-from tips_jax.data.pipeline import Pipeline, _Key
+from tips_jax.data.pipeline import Pipeline, _Key, require_texts
 
 COUNT, EXTRA = 40, 12
 BAD = 7
@@ -458,13 +459,16 @@ def test_close_leaves_no_thread(folders):
     next(pipeline)
 
 
-def test_a_store_without_any_text_is_an_error_before_the_first_batch(
-  folders, opened, monkeypatch, tmp_path
-):
-  monkeypatch.setitem(globals(), 'alt_text', lambda i: '')
+def test_a_text_that_no_record_has_is_an_error_of_its_branch(folders, monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), 'captions', lambda i: [' '])
-  silent = write_store(tmp_path / 'silent', 0, 8, with_tokenizer=False)
-  model = os.path.join(folders['main'], 'tokenizer.model')
-  with pytest.raises(InputError, match='no text in any of 8 records .* alt_text or captions'):
-    opened(config(folders, store=silent, tokenizer=model))
-  opened(config(folders, store=silent, texts={}))  # nothing asks for texts
+  data = config(folders, store=write_store(tmp_path / 'store', 0, 8, with_tokenizer=False))
+  with pytest.raises(
+    InputError,
+    match='^data.texts.synthetic: got no captions in any of 8 records of split .train.; expected '
+    "some, or data.texts.synthetic.fallback=alt_text, or weight 0 for the losses of 'synthetic'$",
+  ):
+    require_texts(data, ['web', 'synthetic'])
+  require_texts(data, ['web'])
+  both = TEXTS | {'synthetic': Text(field='captions', fallback='alt_text')}
+  require_texts(dataclasses.replace(data, texts=both), ['web', 'synthetic'])
+  require_texts(config(folders), ['web', 'synthetic'])  # a few records without one are no error

@@ -2,15 +2,17 @@
 refused.
 """
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from configs import vitb
 from tests.interop import conftest as interop
 from tests.runs.test_checkpoint import assert_equal, begin, different, write
-from tips_jax.core import tree
+from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import write as files
 from tips_jax.interop.official import pytorch
@@ -183,6 +185,17 @@ def test_layer_scale_of_a_foreign_file_is_folded(small, weights, tmp_path):
   assert_equal(found, expected)
   out = lambda p: dict(tree.named_leaves(p))['encoder/blocks/attention/out/kernel'][0]
   np.testing.assert_allclose(out(found), 3 * out(weights.params['image']), rtol=1e-6)
+
+
+def test_weights_that_must_be_given_are_asked_for():
+  high = strict.build(schema.Config, vitb.get_config('hr').to_dict())
+  with pytest.raises(InputError, match='^init_from: missing; expected the run of the stage before'):
+    start_lib.require_sources(high)
+  start_lib.require_sources(dataclasses.replace(high, init_from='run'))
+  start_lib.require_sources(dataclasses.replace(high, init_required=False))
+  distilled = strict.build(schema.Config, vitb.get_config('distill').to_dict())
+  with pytest.raises(InputError, match='^teachers.large.init_from: missing; expected a trained'):
+    start_lib.require_sources(distilled)
 
 
 def test_a_file_of_which_nothing_is_taken_is_an_error(small, weights, tmp_path):

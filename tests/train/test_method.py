@@ -4,6 +4,7 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.train import lowering, summary
+from tips_jax.train import method as method_lib
 
 RANDOM = dict(kind='random', view='global')
 
@@ -68,6 +69,13 @@ def test_what_cannot_work_is_one_line(small, name, changes, said):
 def test_the_numbers_of_a_loss_have_the_ranges_of_its_function(changes, message, small):
   with pytest.raises(InputError, match=f'^losses.*{message}'):
     small.method('tips_v1', losses=changes)
+
+
+def test_texts_that_only_losses_of_weight_zero_read_need_not_be_there(small):
+  config = small.config('tips_v1')
+  assert sorted(method_lib.contrasted(config)) == ['synthetic', 'web']
+  off = small.config('tips_v1', losses=dict(contrastive_synthetic=dict(weight=0.0)))
+  assert method_lib.contrasted(off) == ['web']
 
 
 def test_a_tower_that_neither_a_teacher_nor_the_student_has_is_named(small):

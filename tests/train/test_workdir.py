@@ -1,11 +1,6 @@
 """A work folder is one that checkpoints can be written to and read back from."""
 
-import errno
-import fcntl
 import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -56,47 +51,3 @@ def test_a_folder_inside_of_such_a_name_is_refused(tmp_path, monkeypatch):
 def test_a_place_where_nothing_can_be_written(path):
   with pytest.raises(InputError, match='--workdir: '):
     open_workdir(path)
-
-
-def locked(path):
-  return workdir.locked(path, '--workdir', Peers(Preemption()))
-
-
-def test_a_second_run_in_a_folder_is_refused(tmp_path):
-  with locked(tmp_path):
-    with pytest.raises(InputError, match=f'--workdir: got .* at work .process {os.getpid()} on '):
-      with locked(tmp_path):
-        pass
-  with locked(tmp_path):
-    pass
-
-
-def test_a_killed_run_leaves_no_lock(tmp_path):
-  code = (
-    'import pathlib, sys, time; from tests.train.test_workdir import locked\n'
-    'with locked(pathlib.Path(sys.argv[1])):\n  print("locked", flush=True); time.sleep(600)'
-  )
-  process = subprocess.Popen(
-    [sys.executable, '-c', code, tmp_path],
-    stdout=subprocess.PIPE,
-    cwd=pathlib.Path(__file__).parents[2],
-  )
-  assert process.stdout.readline() == b'locked\n'
-  with pytest.raises(InputError, match=f'process {process.pid} on'):
-    with locked(tmp_path):
-      pass
-  process.kill()
-  process.communicate()
-  with locked(tmp_path):
-    pass
-
-
-def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys):
-  def flock(file, operation):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-  monkeypatch.setattr(fcntl, 'flock', flock)
-  with locked(tmp_path):
-    pass
-  err = capsys.readouterr().err
-  assert 'has no locks (No locks available)' in err and err.count('\n') == 1

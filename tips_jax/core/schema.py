@@ -459,6 +459,7 @@ class Config:
   name: str
   seed: Annotated[int, Range(0, (1 << 32) - 1)] = 0
   init_from: str = ''  # run, Hugging Face folder or official files to start from
+  init_required: bool = False  # of a later stage: without init_from it is an error
   init_from_rules: tuple[tuple[str, bool], ...] = (
     ('.*', True),
   )  # pattern of parameter names -> take it from there

@@ -33,6 +33,7 @@ from tips_jax.data.tokenizer import Tokenizer
 _TRIES = 20  # unreadable records in a row, before giving up
 _ROWS = 32  # images per task of the thread pool, at most
 _FEW = 1000  # examples below which max_bad_fraction is not yet a rate
+_OTHER = {'alt_text': 'captions', 'captions': 'alt_text'}
 
 
 class Pipeline:
@@ -61,11 +62,10 @@ class Pipeline:
   ):
     check(config)
     _check_share(batch_size, seed, process_index, process_count, start)
-    opened = [stores.open_store(path) for path in (config.store, *config.extra_stores)]
+    opened = [stores.open_store(path) for path in _paths(config)]
     sources = [store.source(config.split) for store in opened]
     _check_stores(config, opened, sources)
     records = _Records(sources)
-    _check_texts(config, records)
     sizes = [len(source) for source in sources]
     self.size = sum(sizes)
     self.next_index = start
@@ -176,28 +176,40 @@ def _check_stores(config, opened, sources):
       raise unknown(f'data.texts.{name}: feature of the store', text.field, known)
 
 
-def _check_texts(config, records):
-  """Without a single text a contrast would be zero, and say nothing. A look at a few records,
-  spread evenly, which ends at the first text.
+def require_texts(config: Data, names: Sequence[str]) -> None:
+  """InputError where one of the named texts is in no record: its contrast would be zero, and say
+  nothing. A look at about a thousand records, spread evenly, which ends when each has been seen.
   """
-  if not config.texts:
+  missing = dict.fromkeys(names)
+  if not missing:
     return
-  fields = set()
-  for text in config.texts.values():
-    fields |= {text.field, text.fallback} - {''}
+  records = _Records([stores.open_store(path).source(config.split) for path in _paths(config)])
   looked = range(0, len(records), max(1, len(records) // _FEW))
   for record in looked:
     try:
       example = records[record]
     except ValueError:  # damaged: counted when it is trained on
       continue
-    for field in fields:
-      if any(value.strip() for value in _values(example, field)):
-        return
+    for name in list(missing):
+      if _pick(example, config.texts[name], 0.0):
+        del missing[name]
+    if not missing:
+      return
+  name = next(iter(missing))
+  text = config.texts[name]
+  fields = text.field
+  instead = f'data.texts.{name}.fallback={_OTHER[text.field]}'
+  if text.fallback:
+    fields = f'{text.field} or {text.fallback}'
+    instead = 'a method without texts'
   raise InputError(
-    f'data.texts: got no text in any of {len(looked):,} records of split {config.split!r}; '
-    f'expected some in {" or ".join(sorted(fields))}'
+    f'data.texts.{name}: got no {fields} in any of {len(looked):,} records of split '
+    f'{config.split!r}; expected some, or {instead}, or weight 0 for the losses of {name!r}'
   )
+
+
+def _paths(config):
+  return (config.store, *config.extra_stores)
 
 
 def _tokenizer(config, first):

@@ -40,6 +40,21 @@ def contract(config: schema.Config, pipeline: Pipeline) -> dict[str, Any]:
   return json.loads(json.dumps(result))
 
 
+def require_sources(config: schema.Config) -> None:
+  """InputError where the config names no weights for what must not start from random ones."""
+  if config.init_required and not config.init_from:
+    raise InputError(
+      'init_from: missing; expected the run of the stage before, as --config.init_from=WORKDIR '
+      '(--config.init_required=False starts from random weights)'
+    )
+  for name, teacher in config.teachers.items():
+    if teacher.kind == 'frozen' and not teacher.init_from:
+      raise InputError(
+        f'teachers.{name}.init_from: missing; expected a trained run, as '
+        f'--config.teachers.{name}.init_from=WORKDIR'
+      )
+
+
 def initial_state(
   method: Method,
   shardings: State,

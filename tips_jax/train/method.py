@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
-from tips_jax.data.batch import check, layout
+from tips_jax.data.batch import check, layout, valid
 from tips_jax.models import attention, towers
 from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
 
@@ -110,6 +110,17 @@ def build(config: schema.Config) -> Method:
   _check_rest(c)
   student = tuple(tower for tower in c.towers if tower in trained)
   return Method(c, order, losses, mask_patch, tuple(sorted(reads)), student)
+
+
+def contrasted(config: schema.Config) -> list[str]:
+  """The texts of `data.texts`, without those that only losses of weight 0 read."""
+  names = []
+  for name in config.data.texts:
+    path = f'batch.{valid(name)}'
+    weights = [loss.weight for loss in config.losses.values() if path in loss.inputs.values()]
+    if any(weights) or not weights:
+      names.append(name)
+  return names
 
 
 def _paths(c, by):

@@ -1,14 +1,10 @@
 """The work folder of a run, and the generated scenes in it."""
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import socket
-import sys
 import time
-from collections.abc import Iterator
 
 from tips_jax.core import files, log
 from tips_jax.core.errors import InputError
@@ -16,7 +12,6 @@ from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runtime.peers import Peers
 from tips_jax.train.method import Method
 
-LOCK = '.lock'  # names the process that holds it
 # A network file system may show a new file late.
 _VISIBLE_S = 30
 
@@ -52,43 +47,6 @@ def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
       f'{flag}: got {path!r}; expected a writable folder ({error.strerror})'
     ) from None
   return workdir
-
-
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path, flag: str, peers: Peers) -> Iterator[None]:
-  """Within it no other run can be in the work folder: InputError where one is.
-
-  The system takes the lock of process 0 back when that ends, however it ends.
-  """
-  if not peers.lead:
-    peers.barrier('locked')
-    yield
-    return
-  writing = f'{flag}: cannot write {str(workdir / LOCK)!r}'
-  with files.writing(writing):
-    # Without a buffer, which closing would write once more.
-    file = open(workdir / LOCK, 'a+b', buffering=0)
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      holder = file.read().decode().strip()
-      raise InputError(
-        f'{flag}: got {str(workdir)!r}, where another run is at work ({holder}); '
-        'expected a folder for each run, or the end of that one'
-      ) from None
-    except OSError as error:
-      print(
-        f'{workdir}: its file system has no locks ({error.strerror}): a second run in this folder '
-        'would not be noticed',
-        file=sys.stderr,
-      )
-    with files.writing(writing):
-      file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
-    peers.barrier('locked')
-    yield
 
 
 def _require_readable(workdir, flag):
