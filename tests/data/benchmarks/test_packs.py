@@ -60,5 +60,5 @@ def test_a_row_of_other_types_is_one_line(tmp_path, row):
 def test_classes_that_are_no_text_are_one_line(tmp_path):
   fake.cifar10(tmp_path)
   fake.put(tmp_path / 'cifar10' / 'meta.json', json.dumps({'classes': ['a', 1]}))
-  with pytest.raises(InputError, match='got 1; expected the name of a class'):
+  with pytest.raises(InputError, match='classes: got 1; expected str'):
     benchmarks.open('cifar10', tmp_path, 'test')

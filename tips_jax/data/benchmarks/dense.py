@@ -5,6 +5,7 @@ normals (NYUv2, NAVI).
 import functools
 import gzip
 import io
+import operator
 import pathlib
 import typing
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.benchmarks import class_names
+from tips_jax.data.benchmarks import class_names, values
 from tips_jax.data.benchmarks import reader as base
 from tips_jax.data.benchmarks.pickled import arrays_of_pickle
 from tips_jax.data.ingest.reader import Sample
@@ -41,7 +42,8 @@ class _Pascal(_Masks):
   def _list(self, split):
     images = self.root / 'JPEGImages'
     masks = self.root / self.masks
-    stems = self._lines(self.root / 'ImageSets' / self.lists / f'{split}.txt')
+    lines = self._lines(self.root / 'ImageSets' / self.lists / f'{split}.txt')
+    stems = map(values.inside, lines)
     return [(images / f'{stem}.jpg', masks / f'{stem}.png') for stem in stems]
 
 
@@ -104,7 +106,7 @@ class Nyu(base.Benchmark):
         raise InputError(
           f'nyu: {self.root / split}: got the line {line!r}; expected IMAGE DEPTH FOCAL'
         )
-      items.append([field.lstrip('/') for field in fields[:2]])
+      items.append([values.inside(field.lstrip('/')) for field in fields[:2]])
     places = [self.root / folder for folder in self.inside]
     self._place = next((p for p in places if items and (p / items[0][0]).exists()), self.root)
     return items
@@ -147,8 +149,8 @@ class NyuNormals(base.Benchmark):
       for number in self.left_out:
         del names[number : number + 1]
       return names
-    rows = self._json(self.root / 'test_SN40.json')
-    return [int(row['img'].split('_')[0]) - 1 for row in rows]
+    names = [values.get(row, 'img', str) for row in self._json(self.root / 'test_SN40.json')]
+    return [int(name.split('_')[0]) - 1 for name in names]
 
   def files_of(self, item: str | int) -> list[pathlib.Path]:
     if self.split == 'train':
@@ -242,9 +244,12 @@ class Navi(base.Benchmark):
     for path in wild if split == 'wild_set' else multiview:
       if path.parts[-3] not in objects:
         continue
-      for row in sorted(self._json(path), key=lambda row: row['filename']):
-        focal = row['camera']['focal_length']
-        items.append(_Shot(path.parent, row['filename'], focal, tuple(row['image_size'])))
+      shots = []
+      for row in self._json(path):
+        focal = values.get(values.get(row, 'camera', dict), 'focal_length', int, float)
+        size = tuple(values.get_list(row, 'image_size', int))
+        shots.append(_Shot(path.parent, values.get_name(row, 'filename'), focal, size))
+      items += sorted(shots, key=operator.attrgetter('filename'))
     return items
 
   def files_of(self, item: _Shot) -> Pair:

@@ -10,6 +10,7 @@ import re
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
+from tips_jax.data.benchmarks import values
 
 _IMAGES = ('.jpeg', '.jpg', '.png')
 
@@ -101,13 +102,14 @@ class Uned(base.Benchmark):
 
   def _list(self, split):
     domain = self.name.removeprefix('uned_')
-    rows = self._json(self.root / 'info_files' / domain / f'{split}.json')
     items = []
-    for row in rows:
-      classes = row['class_id']
-      if not isinstance(classes, list):
+    for row in self._json(self.root / 'info_files' / domain / f'{split}.json'):
+      classes = values.get(row, 'class_id', int, str, list)
+      if isinstance(classes, list):
+        values.get_list(row, 'class_id', int, str)
+      else:
         classes = [classes]
-      items.append((row['path'], [f'{domain}/{i}' for i in classes]))
+      items.append((values.get_name(row, 'path'), [f'{domain}/{i}' for i in classes]))
     # Labels are numbered within the split; tags compare across splits and domains.
     self.label_names = tuple(sorted({tags[0] for _, tags in items}))
     self._ids = {name: i for i, name in enumerate(self.label_names)}
@@ -184,10 +186,15 @@ class _Karpathy(base.Benchmark):
       self.root / 'annotations' / self.table,
     )
     items = []
-    for row in self._json(table)['images']:
-      if row['split'] in split:
-        captions = [sentence['raw'].strip() for sentence in row['sentences']]
-        items.append((row.get('filepath', ''), row['filename'], captions))
+    for row in values.get(self._json(table), 'images', list):
+      if values.get(row, 'split', str) not in split:
+        continue
+      folder = ''
+      if 'filepath' in row:
+        folder = values.get_name(row, 'filepath')
+      sentences = values.get_list(row, 'sentences', dict)
+      captions = [values.get(sentence, 'raw', str).strip() for sentence in sentences]
+      items.append((folder, values.get_name(row, 'filename'), captions))
     return items
 
   def captions_of(self, item: Captioned) -> list[str]:
@@ -243,11 +250,12 @@ class Docci(base.Benchmark):
   def _list(self, split):
     items = []
     for row in self._json_lines(self.root / 'docci_descriptions.jsonlines'):
-      if not row['example_id'].startswith(split):
+      if not values.get(row, 'example_id', str).startswith(split):
         continue
       # The small splits (qual_dev, qual_test) are marked by their ids alone.
-      if split not in ('train', 'test') or row['split'] == split:
-        items.append((row['image_file'], row['description'].strip()))
+      if split not in ('train', 'test') or values.get(row, 'split', str) == split:
+        description = values.get(row, 'description', str)
+        items.append((values.get_name(row, 'image_file'), description.strip()))
     return items
 
   def captions_of(self, item: tuple[str, str]) -> list[str]:

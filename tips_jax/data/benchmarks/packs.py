@@ -7,6 +7,7 @@ fifth of its film, `cifar10` and `flickr8k` have official ones, `coco_mini` is f
 """
 
 import functools
+import io
 import pathlib
 import typing
 import zipfile
@@ -15,6 +16,8 @@ import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.benchmarks import reader as base
+from tips_jax.data.benchmarks import values
+from tips_jax.data.ingest import archives
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.pixels.images import open_image
 
@@ -61,7 +64,10 @@ class _Pack(base.Benchmark):
   def _read(self, name):
     if name not in self._members:
       raise FileNotFoundError(2, 'not in the zip', name)
-    return self._zip.read(name)
+    data, problem = archives.read_member(self._zip, name)
+    if problem:
+      raise ValueError(f'{name}: {problem}')
+    return data
 
   def captions_of(self, row: Row) -> list[str] | None:
     return row.get('captions')
@@ -72,12 +78,12 @@ class _Pack(base.Benchmark):
 
 def _check_row(row):
   """Raises ValueError for a row that names no image, or holds other types than a pack's rows do."""
-  if not isinstance(row, dict) or 'image' not in row:
-    raise ValueError(f'got the row {row!r:.60}; expected an image and what belongs to it')
-  captions = row.get('captions') or []
-  texts = [row.get(field, '') for field in ('image', 'mask', 'depth')]
-  if not isinstance(captions, list) or not all(isinstance(x, str) for x in (*texts, *captions)):
-    raise ValueError(f'got the row {row!r:.60}; expected names and captions as text')
+  values.get_name(row, 'image')
+  for field in ('mask', 'depth'):
+    if field in row:
+      values.get_name(row, field)
+  if 'captions' in row:
+    values.get_list(row, 'captions', str)
 
 
 class CamVid(_Pack):
@@ -90,12 +96,12 @@ class CamVid(_Pack):
   held_out = '0001TP'
 
   def _keep(self, rows):
-    void = self.meta['ignore_index']
-    self.mask_classes = tuple(self.meta['classes'][:void])
+    void = values.get(self.meta, 'ignore_index', int)
+    self.mask_classes = tuple(values.get_list(self.meta, 'classes', str)[:void])
     self._table = np.arange(256, dtype=np.uint8)
     self._table[void] = VOID
     testing = self.split == 'test'
-    return [row for row in rows if (row['sequence'] == self.held_out) == testing]
+    return [row for row in rows if (values.get(row, 'sequence', str) == self.held_out) == testing]
 
   def _extra(self, row):
     return {'mask': base.class_ids(self._read(row['mask']), self._table)}
@@ -148,25 +154,26 @@ class CocoMini(_Pack):
   official = {'test': 'train', 'captions': 'train'}
 
   def _keep(self, rows):
-    names = self.meta['semantic_classes']
+    names = values.get(self.meta, 'semantic_classes', dict)
     ids = sorted(int(i) for i in names if i != '0')
     self._table = np.full(256, _NO_CLASS, np.uint8)
     self._table[0] = VOID
     self._table[ids] = np.arange(len(ids))
     if self.split == 'test':
       self.annotations = ('mask', 'boxes', 'tags')
-      self.mask_classes = tuple(names[str(i)] for i in ids)
+      self.mask_classes = tuple(values.get(names, str(i), str) for i in ids)
       return [row for row in rows if 'mask' in row]
     self.annotations = ('boxes', 'tags')
-    return [row for row in rows if row['captions']]
+    return [row for row in rows if values.get(row, 'captions', list)]
 
   def _extra(self, row):
     width, height = row['size']
+    tags = [values.of_kind(name, 'boxes', str) for name, _ in row['boxes']]
     corners = np.array([box for _, box in row['boxes']], np.float64).reshape(-1, 4)
     x, y, w, h = corners.T
     # From COCO's pixels to a store's fractions.
     boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], -1).clip(0, 1)
-    extra = {'boxes': boxes.astype(np.float32), 'tags': [name for name, _ in row['boxes']]}
+    extra = {'boxes': boxes.astype(np.float32), 'tags': tags}
     if self.split == 'test':
       extra['mask'] = base.class_ids(self._read(row['mask']), self._table)
     return extra
@@ -181,14 +188,14 @@ class Cifar10(base.Benchmark):
   official = {'train': 'train', 'test': 'test'}
 
   def _list(self, split):
-    self.label_names = tuple(self._json(self.root / 'meta.json')['classes'])
+    self.label_names = tuple(values.get_list(self._json(self.root / 'meta.json'), 'classes', str))
     path = self.root / f'{split}.npz'
     try:
-      with np.load(path) as arrays:
-        self._blob = arrays['blob'].tobytes()  # all images, one after the other
-        self._offsets = arrays['offsets']
-        self._labels = arrays['label']
-    except (OSError, KeyError, ValueError) as error:
+      with archives.open_zip(path) as archive:
+        self._blob = _array(archive, 'blob').tobytes()  # all images, one after the other
+        self._offsets = _array(archive, 'offsets')
+        self._labels = _array(archive, 'label')
+    except (KeyError, ValueError) as error:
       raise InputError(
         f'{self.name}: missing split {self.split!r}: cannot read {path} ({error})'
       ) from error
@@ -208,6 +215,14 @@ class Cifar10(base.Benchmark):
 
   def _extra(self, index):
     return {'label': int(self._labels[index])}
+
+
+def _array(archive, name):
+  """An array of an npz, no larger than a file may be."""
+  data, problem = archives.read_member(archive, f'{name}.npy')
+  if problem:
+    raise ValueError(f'{name}: {problem}')
+  return np.load(io.BytesIO(data))
 
 
 READERS = (CamVid, Rgbd, Cifar10, Flickr8k, CocoMini)
