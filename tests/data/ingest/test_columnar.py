@@ -2,7 +2,6 @@ import base64
 import io
 import json
 import os
-import struct
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +11,11 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from hypothesis import given
 from PIL import Image
+from tensorboardX import record_writer
 
 from tests.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest import archives, columnar
 from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
@@ -251,6 +252,54 @@ def save_to_disk(folder, table):
   (folder / 'dataset_info.json').write_text('{}')
 
 
+def repeated(value, count):
+  """An array of `count` times the same value, held once."""
+  return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), [value])
+
+
+def test_cells_that_are_too_large_are_counted_with_their_column(tmp_path, monkeypatch):
+  monkeypatch.setattr(archives, 'MAX_BYTES', 30_000)
+  monkeypatch.setattr(columnar, '_MAX_TEXTS', 2_000)
+  rows = {
+    'image': [jpeg(0), bytes(40_000), jpeg(2), jpeg(3)],
+    'caption': ['a', 'b', 'c' * 3_000, 'd'],
+    'captions': [['e'], ['f'], ['g'], ['h'] * 300],  # of eight bytes each, at least
+  }
+  pq.write_table(pa.table(rows), tmp_path / 'a.parquet', compression='none')
+  samples = read(tmp_path / 'a.parquet')
+  assert [sample.image for sample in samples] == [jpeg(0), None, jpeg(2), jpeg(3)]
+  assert [sample.problem for sample in samples] == [
+    '',
+    'image: 40,020 bytes; expected at most 30,000',
+    'caption: 3,016 bytes; expected at most 2,000',
+    'captions: 2,408 bytes; expected at most 2,000',
+  ]
+  assert [sample.alt_text for sample in samples] == ['a', 'b', '', 'd']
+  assert [sample.captions for sample in samples] == [['e'], ['f'], ['g'], []]
+
+
+def test_parquet_that_expands_too_far_is_one_line_before_a_row_is_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(columnar.ParquetReader, '_batches', None)
+  file = tmp_path / 'a.parquet'
+  rows = {'image': [bytes(2**26)] * 5, 'caption': ['a'] * 5}
+  pq.write_table(pa.table(rows), file, compression='zstd', use_dictionary=False)
+  with pytest.raises(InputError, match=f'bytes of it expand to {5 * 2**26 // 10**6}') as error:
+    read(file)
+  assert '\n' not in str(error.value)
+  many = pa.ListArray.from_arrays([0, 2**27], pa.nulls(2**27, pa.int8()))  # no bytes at all
+  pq.write_table(pa.table({'image': [jpeg(0)], 'caption': many}), file)
+  with pytest.raises(InputError, match='expand to'):
+    read(file)
+
+
+def test_one_huge_text_in_many_rows_ends_in_one_line(tmp_path):
+  rows = {'image': repeated(jpeg(0), 100), 'caption': repeated('a' * 2**24, 100)}
+  file = tmp_path / 'a.parquet'
+  pq.write_table(pa.table(rows), file, compression='zstd', store_schema=False)
+  with pytest.raises(InputError, match='17 rows have cells that are too large, the last one capt'):
+    read(file)
+
+
 def test_hugging_face_folder(tmp_path):
   save_to_disk(tmp_path / 'one', hf_table(100))
   check_rows(read(tmp_path / 'one'), 100)
@@ -404,13 +453,18 @@ def test_tfds_by_folder_and_name_with_annotations_that_fit(tmp_path, monkeypatch
     open_input('coco_like', Options(split='trian'))
 
 
+def damaged_at(data, place):
+  return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
 def as_tfrecords(folder):
   """Rewrites a prepared array_record data set in TFRecord, the format of most TFDS data sets."""
   for path in list(folder.glob('*.array_record*')):
     reader = array_record_module.ArrayRecordReader(str(path))
-    with open(str(path).replace('.array_record', '.tfrecord'), 'wb') as file:
-      for record in reader.read_all():
-        file.write(struct.pack('<Q', len(record)) + bytes(4) + record + bytes(4))
+    writer = record_writer.RecordWriter(str(path).replace('.array_record', '.tfrecord'))
+    for record in reader.read_all():
+      writer.write(record)
+    writer.close()
     path.unlink()
   info = folder / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
@@ -422,6 +476,17 @@ def test_tfds_in_tfrecord_format_without_tensorflow(tmp_path):
   as_tfrecords(folder)
   check_coco(read(folder))
   file = next(folder.glob('*train.tfrecord*'))
+  whole = file.read_bytes()
+  file.write_bytes(damaged_at(whole, whole.rindex(b'\xff\xd9')))
+  *good, bad = read(folder)
+  assert bad.image is None and bad.problem.endswith(
+    'record 5 does not fit its checksum; copy it again'
+  )
+  assert all(sample.image for sample in good)
+  file.write_bytes(damaged_at(whole, 5))
+  with pytest.raises(InputError, match='after 0 records: a length does not fit its checksum'):
+    read(folder)
+  file.write_bytes(whole)
   os.truncate(file, file.stat().st_size - 10)
   with pytest.raises(InputError, match='truncated after 5 records'):
     read(folder)

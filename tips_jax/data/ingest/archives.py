@@ -47,9 +47,9 @@ def read_file(path: Path) -> tuple[bytes | None, str]:
     return None, error.strerror or reason(error)
 
 
-def too_large(size: int) -> str:
-  """The reason for a file that is not read for its size."""
-  return f'{size:,} bytes; expected at most {MAX_BYTES:,}'
+def too_large(size: int, most: int = MAX_BYTES) -> str:
+  """The reason for a file or a cell that is not read for its size."""
+  return f'{size:,} bytes; expected at most {most:,}'
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

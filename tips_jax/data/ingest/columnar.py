@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
+from tips_jax.data.ingest import archives
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, guess, plain
@@ -21,7 +22,9 @@ from tips_jax.data.ingest.reader import Note, Options, Reader, Sample, check_loc
 from tips_jax.data.ingest.splits import select_values
 from tips_jax.data.pixels.images import MAX_PIXELS
 
-_BATCH_ROWS = 64  # decoded at a time: rows hold whole images
+_MAX_TEXTS = 2**24  # bytes of a cell that holds no image
+_MAX_HUGE = 16  # rows with larger cells: each takes a second, and may take only some bytes
+_MAX_RATIO = 100  # between a group of rows and what it takes in the file: images hardly shrink
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
 
@@ -57,26 +60,35 @@ class ArrowReader(Reader):
       self.label_names = self._class_names or label_names(self._values(column))
 
   def _batches(self, names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Yields (file, rows) with the columns `names`."""
+    """Yields (file, row) with the columns `names`. One row at a time: a few bytes of a file may be
+    the same huge cell in many rows.
+    """
     raise NotImplementedError
 
   def _read(self, names):
-    """Yields (file, number in it, row) of the rows of the split, with the columns `names`."""
+    """Yields (file, number in it, row, problem) for the rows of the split."""
     if self._splits is not None:
       names = list(dict.fromkeys((*names, self._split_column)))
     current = None
     number = 0
+    huge = 0
     for file, batch in self._batches(names):
       if file != current:
         current = file
         number = 0
-      for row in _rows(batch):
-        if self._splits is None or self._split_of(row) in self._splits:
-          yield file, number, row
-        number += 1
+      row, problem = _row(batch)
+      huge += bool(problem)
+      if huge > _MAX_HUGE:
+        raise InputError(
+          f'{file!r}: {huge} rows have cells that are too large, the last one {problem}; is it '
+          f'made to fill the memory?'
+        )
+      if self._splits is None or self._split_of(row) in self._splits:
+        yield file, number, row, problem
+      number += 1
 
   def _values(self, column):
-    for _, _, row in self._read([column]):
+    for _, _, row, _ in self._read([column]):
       yield row[column]
 
   def _choose_split(self):
@@ -136,12 +148,12 @@ class ArrowReader(Reader):
       )
 
   def __iter__(self) -> Iterator[Sample]:
-    for file, number, row in self._read(self._needed()):
-      yield self._sample(row, file, number)
+    for file, number, row, problem in self._read(self._needed()):
+      yield self._sample(row, problem, file, number)
 
-  def _sample(self, row, file, number):
+  def _sample(self, row, problem, file, number):
     c = self._columns
-    image, path, problem = self._bytes_of(row[c.image], file)
+    image, path, of_image = self._bytes_of(row[c.image], file)
     alt_text, captions = self._texts([row], c)
     extra = {}
     if 'label' in self.annotations:
@@ -152,7 +164,7 @@ class ArrowReader(Reader):
       extra['mask'], _, _ = self._bytes_of(row[c.mask], file)
     key = next((row[name] for name in _KEYS if row.get(name) is not None), path)
     key = str(key or f'{os.path.basename(file)}:{number}')
-    return Sample(key, image, alt_text, captions, extra, problem)
+    return Sample(key, image, alt_text, captions, extra, problem or of_image)
 
   def _bytes_of(self, value, file):
     """(bytes or None, path, problem) of bytes, a path, or a Hugging Face image: {bytes, path}."""
@@ -205,16 +217,45 @@ def _names_images(kind):
   return texts or pa.types.is_null(kind)
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, object]]:
-  """The rows of a batch; bytes of a text that are not UTF-8 become the replacement character."""
-  columns = {}
+def _row(batch: pa.RecordBatch) -> tuple[dict[str, object], str]:
+  """(values by column, problem) of a batch of one row.
+
+  Bytes of a text that are not UTF-8 become the replacement character; a cell that is too large is
+  None, and the problem.
+  """
+  row = {}
+  problem = ''
   for name, column in zip(batch.schema.names, batch.columns):
-    try:
-      columns[name] = column.to_pylist()
-    except UnicodeDecodeError:
-      columns[name] = [_replaced(cell) for cell in column]
-  for i in range(len(batch)):
-    yield {name: values[i] for name, values in columns.items()}
+    most = archives.MAX_BYTES if _holds_images(column.type) else _MAX_TEXTS
+    size = _size(column)
+    if size > most:
+      row[name] = None
+      problem = f'{name}: {archives.too_large(size, most)}'
+      continue
+    [row[name]] = map(_replaced, column)
+  return row, problem
+
+
+def _size(column: pa.Array) -> int:
+  """About how many bytes the values are in Python, however few they take in Arrow."""
+  kind = column.type
+  size = 8 * len(column)
+  if size > _MAX_TEXTS:
+    return size
+  if pa.types.is_dictionary(kind):
+    for item in column.indices.drop_null().value_counts().to_pylist():
+      size += item['counts'] * _size(column.dictionary.slice(item['values'], 1))
+  elif pa.types.is_struct(kind):
+    size += sum(map(_size, column.flatten()))
+  elif isinstance(column, pa.lib.BaseListArray):
+    for cell in column:
+      if cell.is_valid:
+        size += _size(cell.values)
+  elif pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):
+    size += column.cast(pa.large_binary()).nbytes  # nbytes of a view are those of all rows
+  else:
+    size += column.nbytes
+  return size
 
 
 def _replaced(cell: pa.Scalar) -> object:
@@ -259,12 +300,31 @@ class ParquetReader(ArrowReader):
   def _batches(self, names):
     for path in self._files:
       with _damaged(path, 'a complete parquet file'), _open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+        for batch in file.iter_batches(batch_size=1, columns=names):
           yield path, batch
 
 
 def _open_parquet(path):
-  return pq.ParquetFile(path, page_checksum_verification=True)
+  file = pq.ParquetFile(path, page_checksum_verification=True)
+  for number in range(file.num_row_groups):
+    _check_expansion(path, file.metadata.row_group(number))
+  return file
+
+
+def _check_expansion(path, group):
+  """InputError for a group of rows that is made to fill the memory."""
+  taken = 0
+  size = 0
+  for number in range(group.num_columns):
+    column = group.column(number)
+    taken += column.total_compressed_size
+    # The same value many times takes no bytes in a file, and a few in a column.
+    size += max(column.total_uncompressed_size, 4 * column.num_values)
+  if size > max(archives.MAX_BYTES, _MAX_RATIO * taken):
+    raise InputError(
+      f'{path!r}: {taken:,} bytes of it expand to {size:,} or more; expected at most {_MAX_RATIO} '
+      f'times as many; is it made to fill the memory?'
+    )
 
 
 class HuggingFaceReader(ArrowReader):
@@ -306,8 +366,8 @@ class HuggingFaceReader(ArrowReader):
           batch = whole.select(names)
           # Offsets that point outside of the file would end the process.
           batch.validate(full=True)
-          for start in range(0, len(batch), _BATCH_ROWS):
-            yield path, batch.slice(start, _BATCH_ROWS)
+          for number in range(len(batch)):
+            yield path, batch.slice(number, 1)
 
 
 def _open_arrow(path):

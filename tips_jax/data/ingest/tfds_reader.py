@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
-from tips_jax.data.ingest import tfds_folder
+from tips_jax.data.ingest import crc32c, tfds_folder
 from tips_jax.data.ingest.columns import NONE, guess
 from tips_jax.data.ingest.reader import Options, Reader, Sample
 
@@ -85,16 +85,19 @@ class TfdsReader(Reader):
     if info.file_format.value != 'tfrecord':
       source = tfds_folder.Source(self._builder, split)
       read = source.__getitem__
-      numbers = range(len(source))
+      items = range(len(source))
     else:
       paths = sorted(map(os.fspath, info.splits[split].filepaths))
-      numbers = itertools.chain.from_iterable(map(tfrecords, paths))
+      items = itertools.chain.from_iterable(map(tfrecords, paths))
       read = functools.partial(
         info.features.deserialize_example_np, decoders=tfds_folder.undecoded(self._builder)
       )
-    for number in numbers:
+    for item in items:
+      if isinstance(item, InputError):
+        yield item
+        continue
       try:
-        yield read(number)
+        yield read(item)
       except Exception as error:  # protobuf and TFDS raise their own
         yield error
 
@@ -141,18 +144,36 @@ def _tfds_builder(name):
   return builder
 
 
-def tfrecords(path: str) -> Iterator[bytes]:
-  """The records of a TFRecord file; InputError names the file and the count if it is truncated."""
+def tfrecords(path: str) -> Iterator[bytes | InputError]:
+  """The records of a TFRecord file; an error in place of one that its checksum does not fit.
+
+  Raises InputError, with the number of records before it, where the file is truncated, or a length
+  does not fit its checksum: where the next record starts is then unknown.
+  """
   with open(path, 'rb') as file:
     read = 0
     left = os.fstat(file.fileno()).st_size
     # A record: length (8 bytes), its checksum (4), the data, its checksum (4).
     while header := file.read(12):
       left -= 12
-      size = int.from_bytes(header[:8], 'little')
-      # Compared first: a damaged length would be read into memory.
+      length = header[:8]
+      size = int.from_bytes(length, 'little')
+      if len(header) == 12 and not _fits_checksum(length, header[8:]):
+        raise InputError(
+          f'{path!r} is damaged after {read} records: a length does not fit its checksum; copy it '
+          f'again'
+        )
+      # Compared first: what is not there would be read into memory.
       if len(header) < 12 or size + 4 > left:
         raise InputError(f'{path!r} is truncated after {read} records; copy it again')
-      yield file.read(size + 4)[:-4]
+      data = file.read(size)
+      if _fits_checksum(data, file.read(4)):
+        yield data
+      else:
+        yield InputError(f'{path!r}: record {read} does not fit its checksum; copy it again')
       left -= size + 4
       read += 1
+
+
+def _fits_checksum(data, checksum):
+  return crc32c.masked(data) == int.from_bytes(checksum, 'little')
