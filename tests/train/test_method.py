@@ -109,3 +109,11 @@ def test_passes_and_losses_that_do_not_fit_each_other_are_one_line(changes, mess
   with pytest.raises(InputError, match=message) as error:
     lowering.lower(method, small.mesh(1))
   assert '\n' not in str(error.value)
+
+
+def test_prototypes_are_parameters_and_no_features(small):
+  changes = dict(distill=dict(inputs=dict(teacher_prototypes='clean.cls')))
+  with pytest.raises(
+    InputError, match=r"^losses.distill.inputs.teacher_prototypes: got 'clean.cls"
+  ):
+    small.method('tips_v1', losses=changes)

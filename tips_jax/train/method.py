@@ -23,12 +23,17 @@ class Objective:
   fn: Callable  # (**inputs, state?, **args) -> Loss
   state: Callable = lambda shapes: {}
   contrasts: bool = False  # compares the images of a batch: of a single one it is constant
+  parameters: tuple[str, ...] = ()  # the inputs that have to be parameters of towers
 
 
 LOSSES = {
   'softmax_contrastive': Objective(contrastive.softmax, contrasts=True),
   'sigmoid_contrastive': Objective(contrastive.sigmoid, contrasts=True),
-  'dino': Objective(distill.dino, distill.initial_state),
+  'dino': Objective(
+    distill.dino,
+    distill.initial_state,
+    parameters=('student_prototypes', 'teacher_prototypes'),
+  ),
   'pixels': Objective(masked.pixels),
   'koleo': Objective(koleo.koleo),
   'spread': Objective(monitor.spread),
@@ -197,6 +202,11 @@ def _loss_inputs(name, loss, c, known, by):
   for arg, path in loss.inputs.items():
     root, *rest = path.split('.', 2)
     if root not in by:
+      if arg in LOSSES[loss.kind].parameters:
+        raise InputError(
+          f'losses.{name}.inputs.{arg}: got {path!r}; expected a parameter, such as '
+          f"'student.head.prototypes'"
+        )
       _known(f'losses.{name}.inputs.{arg}', path, known)
       result.features[arg] = path
       continue

@@ -270,8 +270,8 @@ def test_cells_that_are_too_large_are_counted_with_their_column(tmp_path, monkey
   assert [sample.image for sample in samples] == [jpeg(0), None, jpeg(2), jpeg(3)]
   assert [sample.problem for sample in samples] == [
     '',
-    'image: 40,020 bytes; expected at most 30,000',
-    'caption: 3,016 bytes; expected at most 2,000',
+    'image: 40,012 bytes; expected at most 30,000',
+    'caption: 3,012 bytes; expected at most 2,000',
     'captions: 2,408 bytes; expected at most 2,000',
   ]
   assert [sample.alt_text for sample in samples] == ['a', 'b', '', 'd']
