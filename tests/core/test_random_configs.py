@@ -14,12 +14,12 @@ from tips_jax.core import strict
 )
 def test_a_random_config_is_described_or_refused_in_one_line(name, argument):
   ends = collections.Counter()
-  for number in range(100):
+  for number in range(60):
     plain = fuzz_configs.random_config(name, argument, f'{name} {argument} {number}')
     kind, detail = fuzz_configs.outcome(plain)
     assert kind in ('described', 'refused'), f'{number}: {detail}'
     ends[kind] += 1
-  assert ends['described'] > 10 and ends['refused'] > 30
+  assert ends['described'] > 5 and ends['refused'] > 30
 
 
 def test_what_is_no_refusal_is_a_fault(monkeypatch):
