@@ -231,7 +231,7 @@ def _shade(canvas, rays, length, place, items, light, size):
     for figure in figures(item.shape):
       shaded |= figure.shades(local, ray)
     shadow[near] |= shaded
-  lit = (canvas.normal * light[:, None]).sum(0)
+  lit = light @ canvas.normal
   soft = shadow.astype(np.float32).reshape(size, size)
   soft = cv2.GaussianBlur(soft, (3, 3), 0.7).ravel()
   lit = np.maximum(lit, 0) * (1 - soft)

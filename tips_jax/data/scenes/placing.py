@@ -5,6 +5,7 @@ They touch what they rest on, and reach into nothing.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -225,7 +226,7 @@ def _put(rng, camera, place, spots, item, items):
   for pose in dict.fromkeys((item.pose, 'stand')):
     item.pose = pose
     possible = spots.wall if pose in ('hang', 'lean') else spots.level
-    for k in _candidates(camera, place, spots, item, possible, first=not items):
+    for k in _candidates(camera, place, spots, item, possible, items):
       point = spots.points[:, k]
       normal = spots.normals[:, k]
       item.part = spots.names[spots.face[k]]
@@ -240,7 +241,7 @@ def _put(rng, camera, place, spots, item, items):
   return False
 
 
-def _candidates(camera, place, spots, item, possible, first):
+def _candidates(camera, place, spots, item, possible, items):
   """Numbers of spots where an object seems to have room, and has a good size in the picture; of the
   first one all, the best first.
   """
@@ -251,14 +252,17 @@ def _candidates(camera, place, spots, item, possible, first):
   inside = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) > 0.55 * apparent
   walls = place.enclosure.offsets[:, None] - place.enclosure.normals @ center
   possible = possible & inside & (walls > 0.3 * item.half).all(0)
-  low, high = _APPARENT if first else _OTHERS
+  for other in items:
+    away = center - other.center[:, None]
+    possible &= (away * away).sum(0) > (0.7 * (item.half + other.half)) ** 2
+  low, high = _OTHERS if items else _APPARENT
   good = possible & (apparent > low) & (apparent < high)
   order = np.flatnonzero(good)
-  if first:
+  if not items:
     rest = np.flatnonzero(possible & ~good)
     rest = rest[np.argsort(abs(np.log(apparent[rest] / np.sqrt(low * high))))]
     order = np.concatenate([order, rest])
-  return order[:24]
+  return order[: 10 if items else 24]
 
 
 def _cross(a, b):
@@ -266,11 +270,15 @@ def _cross(a, b):
   return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
+def _length(vector):
+  return math.sqrt(vector @ vector)
+
+
 def _basis(y, z):
   """[3, 3] with columns x, y, z; z is made square to y."""
-  y = y / np.linalg.norm(y)
+  y = y / _length(y)
   z = z - (z @ y) * y
-  z = z / np.linalg.norm(z)
+  z = z / _length(z)
   return np.stack([_cross(y, z), y, z], -1).astype(np.float32)
 
 
@@ -287,8 +295,8 @@ def _turn(rng, item, up):
   side = _cross(up, view)
   angle = np.deg2rad(rng.uniform(-kind.turn, kind.turn))
   level = _cross(side, up)
-  toward = level / np.linalg.norm(level) * np.cos(angle)
-  toward = toward + side / np.linalg.norm(side) * np.sin(angle)
+  toward = level / _length(level) * np.cos(angle)
+  toward = toward + side / _length(side) * np.sin(angle)
   item.rotation = _spin(_basis(up, toward), np.deg2rad(rng.uniform(-kind.roll, kind.roll)))
 
 
@@ -299,7 +307,7 @@ def _rest(rng, place, item, point, up):
     direction = _cross(up, rng.normal(size=3))
     if item.shape in ('cone', 'cup'):  # on its side
       sink = {'cone': -0.37, 'cup': 0.11}[item.shape]
-      direction = direction / np.linalg.norm(direction)
+      direction = direction / _length(direction)
       item.rotation = _basis(
         np.cos(sink) * direction + np.sin(sink) * up, _cross(direction, up) + 0.2 * up
       )
@@ -375,7 +383,7 @@ def _finish(camera, item):
 def _fits(camera, place, item, items):
   """Sets extent and depth; whether the object can be where it is."""
   if is_flat(item.shape):
-    across = abs(item.center @ item.rotation[:, 2]) / np.linalg.norm(item.center)
+    across = abs(item.center @ item.rotation[:, 2]) / _length(item.center)
     if across < _EDGE:
       return False
   if place.collides(item.hull(), on_hill=item.part == 'hill'):
@@ -389,7 +397,7 @@ def _fits(camera, place, item, items):
   for other in items:
     if other is item.on:
       continue
-    apart = np.linalg.norm(other.center - item.center)
+    apart = _length(other.center - item.center)
     if apart < 0.85 * (other.half + item.half):
       return False
     front, back = (item, other) if item.z < other.z else (other, item)
