@@ -6,11 +6,14 @@
 For depth, normals and masks: the constant answer, the mean (of masks the commonest class) by
 position, ridge regressions from raw pixels plus position and from the patches of the quickstart's
 towers with random weights, and the oracle of this resolution, which knows the truth of each patch.
-The depth's R2 is 1 - MSE / variance, around the training mean; of normals it is the mean angle. One
-minute on one core. With --picture only a picture is written: scenes, their depth and normals.
+The depth's R2 is 1 - MSE / variance, around the training mean; of normals it is the mean angle.
+Last, with one object, the depth's R2 of those who know the layout and guess its scale: from the
+object's class, its size in the picture, and the focal length. One minute on one core. With
+--picture only a picture is written: scenes, their depth and normals.
 """
 
 import argparse
+import importlib
 import pathlib
 import sys
 import time
@@ -20,7 +23,6 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from configs import quickstart
 from tips_jax.core import schema, strict
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.data.scenes import draw
@@ -113,9 +115,8 @@ def features(images, args):
   where = np.broadcast_to(
     np.eye(cells).reshape(*pixels.shape[1:3], cells), (*pixels.shape[:3], cells)
   )
-  known = {
-    'image': strict.value(schema.Tower, quickstart.get_config('v1').towers['image'], 'image')
-  }
+  config = importlib.import_module('configs.quickstart').get_config('v1')
+  known = {'image': strict.value(schema.Tower, config.towers['image'], 'image')}
   params = {'image': towers.init('image', known['image'], seed=0)}
   encoder = Encoder(Weights(name='random', towers=known, params=params, tokenizer=None), exact=True)
   output = encoder.inspect(images)
@@ -155,6 +156,41 @@ def answers(train, test, kind, args):
     kernel = ridge(flat, y.reshape(-1, y.shape[-1]) - mean, weight.ravel(), groups)
     yield name, enlarge((test['features'][name] - center) / scale @ kernel + mean, shape)
   yield 'oracle', enlarge(patches(own)[0], shape)
+
+
+def guesses(args):
+  """(what is known, depth's R2) where the truth is known but for its scale, which is regressed on
+  that: an affine function, of each class its own, of the logarithms.
+  """
+  facts = []
+  scales = []
+  depths = []
+  for i in range(args.train + args.test):
+    scene = draw.draw(i, size=48, objects=1, typical=args.typical)
+    item = scene.items[0]
+    top, left, bottom, right = item.box
+    kind = np.eye(len(scenes.LABELS))[scenes.LABELS.index(item.shape)]
+    facts.append((kind, np.log((bottom - top, right - left)), np.log([scene.camera.focal])))
+    depths.append(scene.depth / 1000)
+    scales.append(np.log(np.median(depths[-1][scene.owner == 0])))
+  kind, sides, focal = map(np.array, zip(*facts))
+  depths = np.array(depths)
+  scales = np.array(scales)
+  of_class = (kind[:, :, None] * sides[:, None]).reshape(len(kind), -1)
+  known = {
+    'size': (np.ones((len(kind), 1)), sides),
+    'class': (kind,),
+    'class and size': (kind, of_class),
+    'class, size, focal length': (kind, of_class, focal),
+  }
+  train = slice(args.train)
+  test = slice(args.train, None)
+  mean = depths[train][depths[train] > 0].mean()
+  for name, parts in known.items():
+    x = np.concatenate(parts, 1)
+    kernel = solve(x[train], scales[train, None], np.ones(args.train), 1e-4)
+    wrong = np.exp((x @ kernel)[:, 0] - scales)[:, None, None]
+    yield name, score_depth((depths * wrong)[test][..., None], depths[test], mean)
 
 
 def picture(args):
@@ -206,6 +242,9 @@ def main():
       score_masks(by_mask, test['mask']),
     )
     print('{:20} {:9.2f} {:8.1f}° {:8.1f}%'.format(name, *numbers), flush=True)
+  if args.objects == 1:
+    for name, share in guesses(args):
+      print(f'layout and {name}: {share:.2f}', flush=True)
 
 
 if __name__ == '__main__':
