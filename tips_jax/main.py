@@ -105,7 +105,7 @@ def train(method: Any, folder: pathlib.Path, peers: Any) -> None:
     method = workdir.with_scenes(method, folder, peers)
     evaluation = None
     if config.evals.tasks or config.evals.suite:
-      evaluation = during_training.DuringTraining(method.config)
+      evaluation = during_training.DuringTraining(method.config, check_shards=peers.lead)
   try:
     encoder = loop.train(method, folder, SIGNALS, evaluation=evaluation, peers=peers)
   except loop.Diverged as error:  # another start would diverge again: not the code of a restart

@@ -143,6 +143,43 @@ def test_every_epoch_holds_each_record_once_in_another_order(folders, opened):
   assert (np.concatenate([b['index'] for b in read(other, COUNT // 8)]) != records[0]).any()
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_neighbors_are_read_together_on_any_number_of_hosts(folders, opened, workers):
+  data = config(folders, neighbors=4, extra_stores=(folders['extra'],), workers=workers)
+  whole = read(opened(data), 9)
+  runs = np.concatenate([batch['index'] for batch in whole])[:52].reshape(-1, 4)
+  assert ((np.diff(runs) - 1) % 52 == 0).mean() > 0.9  # a damaged image is replaced by another
+  for index in range(2):
+    share = read(opened(data, process_index=index, process_count=2), 9)
+    rows = [{name: x[4 * index : 4 * index + 4] for name, x in batch.items()} for batch in whole]
+    assert_equal(share, rows)
+  again = opened(data, start=5 * 8)
+  assert_equal(read(again, 4), whole[5:])
+
+
+def test_a_damaged_record_among_neighbors_is_the_only_one_replaced(tmp_path, opened):
+  path = write_store(tmp_path / 'one', 0, COUNT)
+  name = next(p for p in os.listdir(path) if 'array_record' in p)
+  with open(os.path.join(path, name), 'r+b') as file:
+    data = file.read()
+    file.seek(data.index(b'id9'))
+    file.write(b'###')
+  data = Data(store=path, views=VIEWS, neighbors=8, threads=2, max_bad_fraction=1.0)
+  bad = np.concatenate([batch['bad'] for batch in read(opened(data), COUNT // 8)])
+  assert sorted(set(bad)) == [-1, 9] and (bad == 9).sum() == 1
+
+
+def test_one_process_of_several_looks_at_the_shards(folders, opened, monkeypatch):
+  looked = []
+  monkeypatch.setattr(store, 'sizes', lambda paths: looked.extend(paths))
+  with pytest.raises(TypeError):  # no sizes came back
+    opened(config(folders), process_count=2)
+  assert looked
+  looked.clear()
+  assert len(next(opened(config(folders), process_index=1, process_count=2))['bad']) == 4
+  assert looked == []
+
+
 def test_crops_differ_between_epochs(folders, opened):
   batches = read(opened(config(folders, store=folders['clean'])), 2 * COUNT // 8)
   seen = {}

@@ -140,6 +140,9 @@ class Data:
   threads: Annotated[int, Range(1, 1024)] = 16
   workers: Processes = 0  # processes; 0: threads alone
   prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead
+  # Records that are read in one request, and stay together in the shuffle. Far away (a mounted
+  # bucket) about 16; on a disk more than 1 gains nothing.
+  neighbors: Annotated[int, Range(1, 1024)] = 1
   max_bad_fraction: Share = 0.01  # unreadable images among those seen; above: stop
 
   def __post_init__(self):

@@ -12,14 +12,14 @@ import concurrent.futures
 import hashlib
 import itertools
 import json
+import math
 import typing
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
-from tensorflow_datasets.proto import tf_example_pb2
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text
@@ -27,7 +27,9 @@ from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data import workers
 from tips_jax.data.batch import Batch, check, empty, valid
+from tips_jax.data.order import example_order
 from tips_jax.data.pixels import views
+from tips_jax.data.records import Records
 from tips_jax.data.tokenizer import Tokenizer
 
 _TRIES = 20  # unreadable records in a row, before giving up
@@ -62,10 +64,11 @@ class Pipeline:
   ):
     check(config)
     _check_share(batch_size, seed, process_index, process_count, start)
-    opened = [stores.open_store(path) for path in _paths(config)]
+    # A look at every shard is a request for each, and one process is enough for it.
+    opened = [stores.open_store(path, check_shards=process_index == 0) for path in _paths(config)]
     sources = [store.source(config.split) for store in opened]
     _check_stores(config, opened, sources)
-    records = _Records(sources)
+    records = Records(sources)
     sizes = [len(source) for source in sources]
     self.size = sum(sizes)
     self.next_index = start
@@ -77,7 +80,8 @@ class Pipeline:
     self._bad = 0
     share = batch_size // process_count
     workers.check_shared_memory(config, share)
-    shares = _order(sizes, config.mixture, seed)[start:].batch(share, drop_remainder=True)
+    order = example_order(sizes, config.mixture, seed, config.neighbors)
+    shares = order[start:].batch(share, drop_remainder=True)
     self._load = _Load(
       config,
       records,
@@ -183,7 +187,8 @@ def require_texts(config: Data, names: Sequence[str]) -> None:
   missing = dict.fromkeys(names)
   if not missing:
     return
-  records = _Records([stores.open_store(path).source(config.split) for path in _paths(config)])
+  opened = [stores.open_store(path, check_shards=False) for path in _paths(config)]
+  records = Records([store.source(config.split) for store in opened])
   looked = range(0, len(records), max(1, len(records) // _FEW))
   for record in looked:
     try:
@@ -230,49 +235,7 @@ def _fingerprint(config, opened, sizes):
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-# --- order and loading --------------------------------------------------------------------------
-
-
-def _order(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
-  """Global example index -> record number, as an endless MapDataset.
-
-  Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted
-  stores interleave in fixed proportions (grain rounds them by less than 1 %), each shuffled anew in
-  each of its own epochs.
-  """
-  if not weights or len(sizes) == 1:
-    sizes = [sum(sizes)]
-    weights = ()
-  parts = []
-  end = 0
-  for i, size in enumerate(sizes):
-    start, end = end, end + size
-    # Independent shuffles: equal keys would pair the records of stores of one size.
-    key = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-    parts.append(grain.MapDataset.range(start, end).shuffle(seed=key).repeat())
-  return grain.MapDataset.mix(parts, list(weights)) if weights else parts[0]
-
-
-class _Records:
-  """Stores end to end as one sequence of tf.train.Example feature maps.
-
-  Parsed here: five times faster than TFDS's parser. A damaged record is a ValueError.
-  """
-
-  def __init__(self, sources):
-    self._raw = [source.raw for source in sources]
-    self._starts = list(itertools.accumulate(map(len, sources), initial=0))
-
-  def __len__(self):
-    return self._starts[-1]
-
-  def __getitem__(self, record: int) -> Mapping[str, typing.Any]:
-    part = bisect.bisect_right(self._starts, record) - 1
-    try:
-      raw = self._raw[part][record - self._starts[part]]
-      return tf_example_pb2.Example.FromString(raw).features.feature
-    except Exception as error:  # array_record and protobuf raise their own
-      raise ValueError(f'damaged record: {error}') from error
+# --- loading ------------------------------------------------------------------------------------
 
 
 def _values(example, name):
@@ -306,7 +269,7 @@ class _Load:
   def __init__(
     self,
     config: Data,
-    records: _Records,
+    records: Records,
     tokenizer: Tokenizer | None,
     seed: int,
     *,
@@ -338,11 +301,14 @@ class _Load:
     self._pool.shutdown(wait=True, cancel_futures=True)
 
   def __call__(self, number: int, records: np.ndarray) -> Batch:
+    self.records.open()
     size = len(records)
     batch = empty(self.config, size)
     batch['index'][:] = records
     start = self._first + self._stride * number
     step = max(1, min(_ROWS, size // self._threads))
+    # A run is read by one task.
+    step = self.config.neighbors * math.ceil(step / self.config.neighbors)
     tasks = []
     for row in range(0, size, step):
       rows = range(row, min(row + step, size))
@@ -354,7 +320,7 @@ class _Load:
   def _fill(self, batch, rows, start):
     """Fills some rows of a batch, whose first row is the global example `start`."""
     # Stage by stage, not row by row: each stage finds its own tables in the processor's cache.
-    examples = [self._read(record) for record in batch['index'][rows.start : rows.stop].tolist()]
+    examples = self.records.read(batch['index'][rows.start : rows.stop].tolist())
     luck = []
     for i, row in enumerate(rows):
       rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + row)))
@@ -363,13 +329,6 @@ class _Load:
     for row, example, draws in zip(rows, examples, luck):
       for (name, text), draw in zip(self.config.texts.items(), draws):
         self._text(batch, name, row, _pick(example, text, draw))
-
-  def _read(self, record):
-    """The example of a record, or the ValueError that says how it is damaged."""
-    try:
-      return self.records[record]
-    except ValueError as error:
-      return error
 
   def _images(self, batch, row, example, rng):
     """Fills the views of a row; returns its example, or the random one that replaces it."""
@@ -387,7 +346,7 @@ class _Load:
           batch['bad'][row] = batch['index'][row]
         # Drawn from the example's generator, so it too depends on the example index alone.
         batch['index'][row] = rng.integers(len(self.records))
-        example = self._read(int(batch['index'][row]))
+        [example] = self.records.read([int(batch['index'][row])])
     raise InputError(
       f'data: got {_TRIES} unreadable images in a row (the last one: {reason}); expected images'
     )

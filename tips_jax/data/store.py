@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
 from tips_jax.data.ingest import tfds_folder
+from tips_jax.data.shards import sizes
 
 FORMAT = 1
 INFO_FILE = 'store.json'
@@ -319,6 +320,7 @@ class Store:
   tokenizer_sha256: str | None
   features: tuple[str, ...]  # names
   info: dict  # as given to `finish`
+  check_shards: bool  # as given to `open_store`
 
   def source(self, split: str) -> tfds_folder.Source:
     """The records of one split: 'train', or a TFDS slice as 'train[:10%]'.
@@ -329,7 +331,8 @@ class Store:
     for part in split.split('+'):
       if part.partition('[')[0].strip() not in self.splits:
         raise unknown(f'split of store {self.path!r}', part, self.splits)
-    return tfds_folder.Source(tfds_folder.open_builder(self.path), split)
+    builder = tfds_folder.open_builder(self.path)
+    return tfds_folder.Source(builder, split, check_shards=self.check_shards)
 
   def label_names(self) -> tuple[str, ...]:
     """The class names of the 'label' feature; () if it has none."""
@@ -337,11 +340,12 @@ class Store:
     return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, *, check_shards: bool = True) -> Store:
   """Opens a store folder, a complete TFDS folder, or a prepared TFDS data set by name.
 
   Raises InputError if it is missing (with the nearest name beside it), half-written, or not
-  array_record.
+  array_record. check_shards: whether this and `source` look at each shard; of the processes of a
+  run one is enough.
   """
   folder = pathlib.Path(resolve(path))
   content = _read_info(folder)
@@ -352,7 +356,8 @@ def open_store(path: Path) -> Store:
       f'with: python -m tips_jax.prepare --input={path} --output=STORE'
     )
   splits, shards = _splits_and_shards(builder)
-  _check_files(folder, content.get('files') or dict.fromkeys(shards))
+  if check_shards:
+    _check_files(folder, content.get('files') or dict.fromkeys(shards))
   if content and content['splits'] != splits:
     raise _half_written(
       folder, f'{INFO_FILE} has the splits {content["splits"]}, the records have {splits}'
@@ -366,6 +371,7 @@ def open_store(path: Path) -> Store:
     tokenizer_sha256=content.get('tokenizer_sha256'),
     features=tuple(sorted(builder.info.features)),
     info=content.get('info', {}),
+    check_shards=check_shards,
   )
 
 
@@ -466,13 +472,11 @@ def _splits_and_shards(builder):
   return splits, shards
 
 
-def _check_files(folder, sizes):
+def _check_files(folder, expected):
   """Checks that every shard exists, and has the size it was written with where that is known."""
-  for shard, size in sizes.items():
-    path = folder / shard
-    if not path.exists():
+  for (shard, size), on_disk in zip(expected.items(), sizes(folder / name for name in expected)):
+    if on_disk is None:
       raise _half_written(folder, f'{shard} is missing')
-    on_disk = path.stat().st_size
     if size not in (None, on_disk):
       raise _half_written(folder, f'{shard} is {on_disk} bytes long, not {size}')
 
@@ -480,8 +484,8 @@ def _check_files(folder, sizes):
 def _metadata_fingerprint(folder, shards):
   """Of a TFDS folder: reading all of its records just to open it would take too long."""
   digest = hashlib.sha256()
-  for shard in shards:
-    digest.update(f'{shard}:{(folder / shard).stat().st_size}\n'.encode())
+  for shard, size in zip(shards, sizes(folder / name for name in shards)):
+    digest.update(f'{shard}:{size}\n'.encode())
   for name in TFDS_FILES:
     digest.update((folder / name).read_bytes())
   return digest.hexdigest()

@@ -44,16 +44,16 @@ def check(config: schema.Config) -> None:
 
 class DuringTraining:
   """The evaluation of a run; call it with an Encoder. Raises InputError where data are missing or
-  do not hold what a task needs.
+  do not hold what a task needs. check_shards: as in store.open_store.
   """
 
-  def __init__(self, config: schema.Config):
+  def __init__(self, config: schema.Config, *, check_shards: bool = True):
     check(config)
     self._config = config
     self._results: list[Result] = []
     best = config.checkpoint.best_metric
     self.lower_is_better = bool(best) and table.metric(best).better == 'lower'
-    opened = store.open_store(config.data.store)
+    opened = store.open_store(config.data.store, check_shards=check_shards)
     has_text = config.evals.text_tower in config.towers
     path = config.data.tokenizer or opened.tokenizer_path
     self._tokenizer = Tokenizer(path) if path and config.data.texts else None
@@ -204,7 +204,9 @@ def _of_store(opened: store.Store, config: schema.Evals) -> list[Evaluation]:
   for task in config.tasks:
     _check_store(opened, task, config.split)
   selected = []
-  for evaluation in evaluations.of_store(opened.path, only=config.tasks, size=config.size):
+  for evaluation in evaluations.of_store(
+    opened.path, only=config.tasks, size=config.size, check_shards=opened.check_shards
+  ):
     # The split may be a slice, 'train[90%:]', which the store does not list.
     evaluation.data.counts[config.split] = len(opened.source(config.split))
     splits = evaluation.splits | {'test': config.split}

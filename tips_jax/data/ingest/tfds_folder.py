@@ -16,10 +16,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 
 from tips_jax.core.errors import InputError
-from tips_jax.data import shards
+from tips_jax.data.shards import Shards
 
 _CLASSES = 'tensorflow_datasets.core.features.'
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')  # the last one in older files
@@ -66,16 +65,21 @@ class Source:
   """The records of a split by number, as dicts; images stay encoded. Picklable.
 
   Raises InputError for a record that is damaged, and when it is made for an unknown split or a
-  slice that is none.
+  slice that is none. check_shards: also for a shard that does not hold what the metadata says; all
+  are opened for that, else each when it is first read.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+  raw: Shards  # the records as serialized tf.train.Example
+
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, check_shards: bool = True):
     self._where = f'split {split!r} of {os.fspath(builder.data_dir)!r}'
     try:
       self._source = builder.as_data_source(split, decoders=undecoded(builder))
-      instructions = builder.info.splits[split].file_instructions
-      shards.allow_open_files(self._where, len(instructions))
-      _check_counts(instructions)
+      # In place of array_record's own reader, which opens one shard at a time.
+      self.raw = Shards(self._where, builder.info.splits[split].file_instructions)
+      self._source.data_source = self.raw
+      if check_shards:
+        self.raw.open()
     except InputError:
       raise
     except Exception as error:  # as above; AssertionError for a slice
@@ -98,25 +102,6 @@ class Source:
   def __iter__(self) -> Iterator[dict[str, typing.Any]]:
     for number in range(len(self)):
       yield self[number]
-
-  @property
-  def raw(self) -> typing.Sequence[bytes]:
-    """The records as serialized tf.train.Example."""
-    return self._source.data_source
-
-
-def _check_counts(instructions):
-  """InputError for a file that does not hold as many records as the metadata says."""
-  for instruction in instructions:
-    path = os.fspath(instruction.filename)
-    reader = array_record_module.ArrayRecordReader(path)
-    count = reader.num_records()
-    reader.close()
-    if count != instruction.examples_in_shard:
-      raise InputError(
-        f'{path!r}: got {count} records; expected {instruction.examples_in_shard}, as '
-        f'dataset_info.json says; copy the data set again'
-      )
 
 
 def images_of(builder: tfds.core.DatasetBuilder) -> list[str]:

@@ -103,12 +103,14 @@ def of_store(
   size: int = 0,
   texts: bool = True,
   name: str = '',
+  check_shards: bool = True,
 ) -> list[Evaluation]:
   """Evaluations on a store or a TFDS folder: of the tasks `only`, or of all that it serves.
 
-  size: pixels of the short side. texts: whether tasks that need them are among all.
+  size: pixels of the short side. texts: whether tasks that need them are among all. check_shards:
+  as in store.open_store.
   """
-  data = Store(store.open_store(path))
+  data = Store(store.open_store(path, check_shards=check_shards))
   splits = _roles(data.counts)
   evaluations = []
   for task in only or TASKS:
