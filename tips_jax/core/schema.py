@@ -398,7 +398,7 @@ class Checkpoint:
 
 @config
 class Mesh:
-  """Devices by axis; -1 takes the rest (data and fsdp both: fsdp up to 32 of it).
+  """Devices by axis; -1 takes the rest (data and fsdp both: fsdp up to 32 of a slice or GPU host).
 
   Rules: pattern -> mesh axis of each trailing dimension.
   """

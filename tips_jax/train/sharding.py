@@ -18,15 +18,16 @@ AXES = ('data', 'fsdp', 'tensor')
 _PARTS = 32
 
 
-def shape(config: schema.Mesh, devices: int) -> tuple[int, int, int]:
+def shape(config: schema.Mesh, devices: int, slices: int = 1) -> tuple[int, int, int]:
   """Sizes of the axes for a number of devices; -1 takes what the others leave.
 
-  Where data and fsdp are both -1, fsdp is the most up to _PARTS: more parts move more bytes and
-  save little memory.
+  Where data and fsdp are both -1, fsdp is the most up to _PARTS that divides a slice: more parts
+  move more bytes and save little memory.
   """
   sizes = [config.data, config.fsdp, config.tensor]
-  if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % sizes[2] == 0:
-    sizes[1] = max(n for n in range(1, _PARTS + 1) if devices // sizes[2] % n == 0)
+  if sizes[:2] == [-1, -1] and sizes[2] > 0 and devices % (slices * sizes[2]) == 0:
+    rest = devices // (slices * sizes[2])
+    sizes[1] = max(n for n in range(1, _PARTS + 1) if rest % n == 0)
   given = [size for size in sizes if size != -1]
   fixed = math.prod(given)
   sound = len(given) >= len(sizes) - 1 and min(given) >= 1
@@ -46,17 +47,20 @@ def make_mesh(
   """The mesh over all devices; InputError when the batch does not divide over it."""
   if devices is None:
     devices = jax.devices()
-  sizes = shape(config, len(devices))
+  # A TPU slice, or a host with GPUs: the network between them is slow, and of all axes only `data`
+  # crosses it.
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  sizes = shape(config, len(devices), slices)
   rows = sizes[0] * sizes[1]
   if batch_size % rows:
     raise InputError(
       f'schedule.batch_size: got {batch_size}; expected a multiple of the {rows} devices of the '
       f'axes {BATCH_AXES}'
     )
-  # The network between slices of a multi-slice job is slow: of all axes only `data` crosses it.
-  slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if sizes[0] % slices:
-    raise InputError(f'mesh.data: got {sizes[0]}; expected a multiple of the {slices} slices')
+    raise InputError(
+      f'mesh.data: got {sizes[0]}; expected a multiple of the {slices} slices (of GPUs: hosts)'
+    )
   within = (sizes[0] // slices, *sizes[1:])
   if slices == 1:
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
