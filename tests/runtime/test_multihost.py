@@ -192,7 +192,10 @@ def test_a_signal_to_one_stops_all_and_a_stall_leaves_stacks(processes, whole, t
   assert EVERY < step < TOTAL and index == 8 * step and max(losses(workdir)) == step
 
   stacks = workdir / 'stall-0.txt'
-  run = processes.start(workdir, **tasks, **{'log.stall_seconds': 1.5, 'hosts.lost_seconds': 60})
+  # By the first process's clock: after each tenth step, and both save.
+  by_time = {'checkpoint.every_steps': 1000, 'checkpoint.every_minutes': 1e-9}
+  watched = {'log.stall_seconds': 1.5, 'hosts.lost_seconds': 60}
+  run = processes.start(workdir, **tasks, **watched, **by_time)
   until(lambda: 'compiled in' in run[0].err.read_text(), run)
   until(reached(workdir, step + 2), run)
   run[1].send_signal(signal.SIGSTOP)
@@ -206,6 +209,8 @@ def test_a_signal_to_one_stops_all_and_a_stall_leaves_stacks(processes, whole, t
   )
   assert losses(workdir) == pytest.approx(losses(whole), rel=1e-5)
   assert 'knn/accuracy' in json.loads((workdir / 'report.json').read_text())['after']
+  kept = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
+  assert sorted(kept) == [TOTAL // 10 * 10, TOTAL]
 
 
 def test_a_signal_at_start_up_takes_all_down(processes, tmp_path):

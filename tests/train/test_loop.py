@@ -125,6 +125,13 @@ def half(train, tmp_path_factory):
   return workdir
 
 
+def test_a_checkpoint_is_saved_when_its_minutes_are_over_beside_those_by_step(train, tmp_path):
+  train(tmp_path / 'soon', checkpoint=dict(every_steps=10, every_minutes=1e-9))
+  assert steps(tmp_path / 'soon') == [TOTAL - 1, TOTAL]  # the last two of one after each step
+  train(tmp_path / 'late', checkpoint=dict(every_steps=3, every_minutes=1e4))
+  assert steps(tmp_path / 'late') == [3, TOTAL]
+
+
 # --- exact resume -------------------------------------------------------------------------------
 
 

@@ -391,6 +391,7 @@ class Schedule:
 @config
 class Checkpoint:
   every_steps: Count = 1000
+  every_minutes: Factor = 0.0  # since the last one, beside those by step; 0: by step alone
   keep_last: Count = 2
   keep_every: Whole = 0  # steps; these are kept for good
   best_metric: str = ''  # the best checkpoint by it is kept too; of errors the lowest is best

@@ -42,6 +42,7 @@ from tips_jax.train.method import Method
 from tips_jax.train.state import State
 
 _PAUSES_S = (1, 5, 25)  # before another try to save
+_ASK = 10  # steps between two looks at the first process's clock, where there are several
 # Where all processes may stop, in every step: what is between two of these, all do together.
 _POINTS = ('before evaluation', 'before step')
 
@@ -153,6 +154,8 @@ class Position:
   metrics: log.Metrics | None
   compile_seconds: float = 0.0
   unread: 'Unread | None' = None
+  # When the last save began, or the run; of time.monotonic().
+  saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,7 +448,19 @@ def _save_is_due(run, at):
   # Of several processes one alone cannot save: all end, and start again from the last checkpoint.
   if run.checkpoints.failed and run.peers.count == 1:
     return True
-  return at.step > 0 and at.step % config.checkpoint.every_steps == 0
+  if at.step > 0 and at.step % config.checkpoint.every_steps == 0:
+    return True
+  return config.checkpoint.every_minutes > 0 and _minutes_are_over(run, at)
+
+
+def _minutes_are_over(run, at):
+  """Whether it is time to save, by the clock of the first process: clocks never agree, and all must
+  save at one step.
+  """
+  if at.step == 0 or run.peers.count > 1 and at.step % _ASK:
+    return False
+  minutes = (time.monotonic() - at.saved_at) / 60
+  return run.peers.share(f'save/{at.step}', minutes >= run.method.config.checkpoint.every_minutes)
 
 
 def save(run: Run, at: Position) -> None:
@@ -464,6 +479,7 @@ def _save(run, at, *, complete):
       if at.saved != at.step or run.checkpoints.failed:
         run.checkpoints.save(at.step, at.state, next_index=at.index, contract=run.contract)
         at.saved = at.step
+        at.saved_at = time.monotonic()
       if complete:
         run.checkpoints.wait()
       return
