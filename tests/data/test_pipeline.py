@@ -149,10 +149,9 @@ def test_neighbors_are_read_together_on_any_number_of_hosts(folders, opened, wor
   whole = read(opened(data), 9)
   runs = np.concatenate([batch['index'] for batch in whole])[:52].reshape(-1, 4)
   assert ((np.diff(runs) - 1) % 52 == 0).mean() > 0.9  # a damaged image is replaced by another
-  for index in range(2):
-    share = read(opened(data, process_index=index, process_count=2), 9)
-    rows = [{name: x[4 * index : 4 * index + 4] for name, x in batch.items()} for batch in whole]
-    assert_equal(share, rows)
+  for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
+    own = [{name: x[rows] for name, x in batch.items()} for batch in whole]
+    assert_equal(read(opened(data, rows=rows), 9), own)
   again = opened(data, start=5 * 8)
   assert_equal(read(again, 4), whole[5:])
 
@@ -173,10 +172,10 @@ def test_one_process_of_several_looks_at_the_shards(folders, opened, monkeypatch
   looked = []
   monkeypatch.setattr(store, 'sizes', lambda paths: looked.extend(paths))
   with pytest.raises(TypeError):  # no sizes came back
-    opened(config(folders), process_count=2)
+    opened(config(folders), check_shards=True)
   assert looked
   looked.clear()
-  assert len(next(opened(config(folders), process_index=1, process_count=2))['bad']) == 4
+  assert len(next(opened(config(folders), rows=range(4), check_shards=False))['bad']) == 4
   assert looked == []
 
 
@@ -201,16 +200,19 @@ def test_a_pipeline_goes_on_at_any_index(folders, opened, start):
   assert resumed.next_index == start + 24
 
 
-@pytest.mark.parametrize('hosts', [2, 4])
-def test_hosts_together_see_the_global_batches(folders, opened, hosts):
+@pytest.mark.parametrize(
+  'parts',
+  [
+    [[0, 1, 2, 3], [4, 5, 6, 7]],
+    [[2, 3, 6, 7], [0, 1, 4, 5]],  # as a torus may lie
+    [[0, 4], [1, 5], [2, 6], [3, 7]],
+  ],
+)
+def test_a_row_of_the_global_batch_is_one_example_wherever_it_lies(folders, opened, parts):
   whole = read(opened(config(folders)), 4)
-  parts = [
-    read(opened(config(folders), process_index=p, process_count=hosts), 4) for p in range(hosts)
-  ]
-  for k, batch in enumerate(whole):
-    for name, x in batch.items():
-      joined = np.concatenate([part[k][name] for part in parts])
-      np.testing.assert_array_equal(joined, x, err_msg=name)
+  for rows in parts:
+    own = [{name: x[rows] for name, x in batch.items()} for batch in whole]
+    assert_equal(read(opened(config(folders), rows=rows), 4), own)
 
 
 def test_the_number_of_threads_and_batches_ahead_changes_nothing(folders, opened):
@@ -462,8 +464,7 @@ def test_a_tokenizer_can_be_named(folders, opened):
     ({'views': {'index': View(size=8)}}, {}, "got 'index'"),
     ({'views': {'web': View(size=8)}}, {}, "got 'web'"),
     ({'tokenizer': 'nowhere.model'}, {}, 'nowhere.model'),
-    ({}, {'batch_size': 9, 'process_count': 2}, 'batch_size: got 9'),
-    ({}, {'process_index': 2, 'process_count': 2}, 'process_index'),
+    ({}, {'batch_size': 0}, 'batch_size: got 0'),
     ({}, {'seed': -1}, 'seed'),
   ],
 )

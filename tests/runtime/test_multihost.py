@@ -365,11 +365,12 @@ def test_addresses_that_do_not_do(monkeypatch, env, said):
 @pytest.mark.parametrize(
   'owners, parts',
   [
-    ([0, 0, 1, 1], {0: (0, 2), 1: (1, 2)}),  # contiguous rows
-    ([1, 0, 1, 0], {1: (0, 2), 0: (1, 2)}),  # interleaved, as a torus may lie
-    ([(0, 1), (0, 1), (2, 3), (2, 3)], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+    ([0, 0, 1, 1], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ([1, 0, 1, 0], [[2, 3, 6, 7], [0, 1, 4, 5]]),  # interleaved, as a torus may lie
+    # A tensor axis across hosts.
+    ([(0, 1), (0, 1), (2, 3), (2, 3)], [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2),
   ],
-)  # tensor axis across hosts
+)
 def test_rows_of_a_process(monkeypatch, owners, parts):
   class Device:
     def __init__(self, process):
@@ -384,7 +385,7 @@ def test_rows_of_a_process(monkeypatch, owners, parts):
         for p in (who if isinstance(who, tuple) else (who,))
       }
 
-  for process, expected in parts.items():
+  for process, expected in enumerate(parts):
     monkeypatch.setattr(multihost.jax, 'process_index', lambda p=process: p)
     assert multihost.rows(Places(), 8) == expected
 

@@ -39,12 +39,13 @@ _OTHER = {'alt_text': 'captions', 'captions': 'alt_text'}
 
 
 class Pipeline:
-  """An endless iterator over this host's part of the global batches.
+  """An endless iterator over this host's rows of the global batches.
 
-  data/batch.py says what a batch holds. Host p of n holds the p-th of n equal parts of each global
-  batch, as the rows of a global array are laid out over hosts. Raises InputError for a config or a
-  store that cannot work, before any thread starts, and while iterating when more than
-  `max_bad_fraction` of the images are unreadable.
+  data/batch.py says what a batch holds. Row r of a global batch is the example `next_index` + r on
+  any number of hosts, however the rows of a global array lie on them: on a torus of TPUs those of a
+  host need not follow each other. Raises InputError for a config or a store that cannot work,
+  before any thread starts, and while iterating when more than `max_bad_fraction` of the images are
+  unreadable.
   """
 
   next_index: int  # global index of the next example: the state; pass it as `start` to go on
@@ -58,14 +59,16 @@ class Pipeline:
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     start: int = 0,
+    check_shards: bool = True,
   ):
+    """rows: this host's rows of a global batch; None: all. check_shards: as in store.open_store."""
     check(config)
-    _check_share(batch_size, seed, process_index, process_count, start)
-    # A look at every shard is a request for each, and one process is enough for it.
-    opened = [stores.open_store(path, check_shards=process_index == 0) for path in _paths(config)]
+    _require(batch_size > 0, 'batch_size', batch_size, 'at least 1')
+    _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')
+    _require(start >= 0, 'start', start, 'at least 0')
+    opened = [stores.open_store(path, check_shards=check_shards) for path in _paths(config)]
     sources = [store.source(config.split) for store in opened]
     _check_stores(config, opened, sources)
     records = Records(sources)
@@ -78,20 +81,20 @@ class Pipeline:
     self._max_bad_fraction = config.max_bad_fraction
     self._seen = 0
     self._bad = 0
-    share = batch_size // process_count
-    workers.check_shared_memory(config, share)
-    order = example_order(sizes, config.mixture, seed, config.neighbors)
-    shares = order[start:].batch(share, drop_remainder=True)
+    if rows is None:
+      rows = range(batch_size)
+    workers.check_shared_memory(config, len(rows))
     self._load = _Load(
       config,
       records,
       self.tokenizer,
       seed,
+      example_order(sizes, config.mixture, seed, config.neighbors),
       threads=max(1, config.threads // max(1, config.workers)),
-      first=start + process_index * share,
+      first=start + np.array(rows, np.int64),
       stride=batch_size,
     )
-    batches = shares[process_index::process_count].map_with_index(self._load)
+    batches = grain.MapDataset.range(1).repeat().map_with_index(self._load)
     self._running = [_read_ahead(batches, config)]
     # At exit too, should nobody call close.
     self._stop = weakref.finalize(self, _stop, self._load, self._running)
@@ -156,16 +159,6 @@ def _stop(load, running):
 def _require(good, what, value, expected):
   if not good:
     raise InputError(f'{what}: got {value!r}; expected {expected}')
-
-
-def _check_share(batch_size, seed, process_index, process_count, start):
-  divisible = batch_size > 0 and batch_size % process_count == 0
-  expected = f'a positive multiple of the {process_count} processes'
-  _require(divisible, 'batch_size', batch_size, expected)
-  last = process_count - 1
-  _require(0 <= process_index <= last, 'process_index', process_index, f'0 to {last}')
-  _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')
-  _require(start >= 0, 'start', start, 'at least 0')
 
 
 def _check_stores(config, opened, sources):
@@ -261,7 +254,7 @@ class _Key(ISeedSequence):
 
 
 class _Load:
-  """(batch number of this host, record numbers [B]) -> batch.
+  """Number of a batch -> this host's rows of it.
 
   Picklable; each process has its own thread pool.
   """
@@ -272,15 +265,17 @@ class _Load:
     records: Records,
     tokenizer: Tokenizer | None,
     seed: int,
+    order: grain.MapDataset,
     *,
     threads: int,
-    first: int,  # global index of this host's first example
-    stride: int,  # from one of its batches to the next
+    first: np.ndarray,  # int64 [B], global indexes of the examples of the first batch
+    stride: int,  # from one batch to the next
   ):
     self.config = config
     self.records = records
     self._tokenizer = tokenizer
     self._seed = seed
+    self._order = order
     self._threads = threads
     self._first = first
     self._stride = stride
@@ -300,30 +295,30 @@ class _Load:
   def close(self) -> None:
     self._pool.shutdown(wait=True, cancel_futures=True)
 
-  def __call__(self, number: int, records: np.ndarray) -> Batch:
+  def __call__(self, number: int, _: int) -> Batch:
     self.records.open()
-    size = len(records)
+    indexes = (self._first + self._stride * number).tolist()
+    size = len(indexes)
     batch = empty(self.config, size)
-    batch['index'][:] = records
-    start = self._first + self._stride * number
+    batch['index'][:] = [self._order[index] for index in indexes]
     step = max(1, min(_ROWS, size // self._threads))
     # A run is read by one task.
     step = self.config.neighbors * math.ceil(step / self.config.neighbors)
     tasks = []
     for row in range(0, size, step):
       rows = range(row, min(row + step, size))
-      tasks.append(self._pool.submit(self._fill, batch, rows, start))
+      tasks.append(self._pool.submit(self._fill, batch, rows, indexes))
     for task in tasks:
       task.result()
     return batch
 
-  def _fill(self, batch, rows, start):
-    """Fills some rows of a batch, whose first row is the global example `start`."""
+  def _fill(self, batch, rows, indexes):
+    """Fills some rows of a batch, which are the examples of these global indexes."""
     # Stage by stage, not row by row: each stage finds its own tables in the processor's cache.
     examples = self.records.read(batch['index'][rows.start : rows.stop].tolist())
     luck = []
     for i, row in enumerate(rows):
-      rng = np.random.Generator(np.random.Philox(_Key(self._seed, start + row)))
+      rng = np.random.Generator(np.random.Philox(_Key(self._seed, indexes[row])))
       examples[i] = self._images(batch, row, examples[i], rng)
       luck.append(rng.random(len(self.config.texts)).tolist())
     for row, example, draws in zip(rows, examples, luck):

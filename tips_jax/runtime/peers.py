@@ -71,20 +71,18 @@ def join(config: schema.Config, preemption: Preemption) -> 'Peers':
   )
 
 
-def rows(places: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
-  """(number, count) of this process's part of a batch that is sharded as `places` says; some may
-  hold the same part.
-  """
-  starts = {}
+def rows(places: jax.sharding.Sharding, batch_size: int) -> list[int]:
+  """This process's rows of a batch that is sharded as `places` says; others may hold the same."""
+  held = {}
   for device, index in places.devices_indices_map((batch_size,)).items():
-    starts.setdefault(device.process_index, set()).add(index[0].start or 0)
-  parts = sorted({tuple(sorted(s)) for s in starts.values()})
-  if sum(map(len, parts)) != len(set().union(*parts)):
+    held.setdefault(device.process_index, set()).update(range(batch_size)[index[0]])
+  parts = {frozenset(part) for part in held.values()}
+  if sum(map(len, parts)) != batch_size:
     raise InputError(
       'mesh: got an order of devices in which processes share some of their rows of a batch; '
       'expected that two share all or none'
     )
-  return parts.index(tuple(sorted(starts[jax.process_index()]))), len(parts)
+  return sorted(held[jax.process_index()])
 
 
 class Peers:

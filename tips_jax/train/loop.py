@@ -202,14 +202,13 @@ def open_run(
   start = 0
   if checkpoints.latest is not None:
     start = checkpoints.next_index(checkpoints.latest)
-  process_index, process_count = rows(sharding.batch(mesh), config.schedule.batch_size)
   pipeline = Pipeline(
     config.data,
     batch_size=config.schedule.batch_size,
     seed=config.seed,
-    process_index=process_index,
-    process_count=process_count,
+    rows=rows(sharding.batch(mesh), config.schedule.batch_size),
     start=start,
+    check_shards=peers.lead,
   )
   closing.callback(pipeline.close)
   contract = initialization.contract(config, pipeline)
