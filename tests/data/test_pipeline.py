@@ -156,29 +156,6 @@ def test_neighbors_are_read_together_on_any_number_of_hosts(folders, opened, wor
   assert_equal(read(again, 4), whole[5:])
 
 
-def test_a_damaged_record_among_neighbors_is_the_only_one_replaced(tmp_path, opened):
-  path = write_store(tmp_path / 'one', 0, COUNT)
-  name = next(p for p in os.listdir(path) if 'array_record' in p)
-  with open(os.path.join(path, name), 'r+b') as file:
-    data = file.read()
-    file.seek(data.index(b'id9'))
-    file.write(b'###')
-  data = Data(store=path, views=VIEWS, neighbors=8, threads=2, max_bad_fraction=1.0)
-  bad = np.concatenate([batch['bad'] for batch in read(opened(data), COUNT // 8)])
-  assert sorted(set(bad)) == [-1, 9] and (bad == 9).sum() == 1
-
-
-def test_one_process_of_several_looks_at_the_shards(folders, opened, monkeypatch):
-  looked = []
-  monkeypatch.setattr(store, 'sizes', lambda paths: looked.extend(paths))
-  with pytest.raises(TypeError):  # no sizes came back
-    opened(config(folders), check_shards=True)
-  assert looked
-  looked.clear()
-  assert len(next(opened(config(folders), rows=range(4), check_shards=False))['bad']) == 4
-  assert looked == []
-
-
 def test_crops_differ_between_epochs(folders, opened):
   batches = read(opened(config(folders, store=folders['clean'])), 2 * COUNT // 8)
   seen = {}

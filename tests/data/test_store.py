@@ -105,6 +105,17 @@ def test_source_slices_and_pickles(path):
   assert len(store.open_store(path).source('train[:2]+test')) == 5
 
 
+def test_a_process_that_need_not_check_asks_for_no_shard(path, monkeypatch):
+  def asked(*args, **kwargs):
+    raise AssertionError('a request for a shard')
+
+  monkeypatch.setattr(store, 'sizes', asked)
+  monkeypatch.setattr(store.array_record_module, 'ArrayRecordReader', asked)
+  assert len(store.open_store(path, check_shards=False).source('train')) == 7
+  with pytest.raises(AssertionError):
+    store.open_store(path)
+
+
 def test_annotations_round_trip(tmp_path):
   opened = store.open_store(build(str(tmp_path / 'annotated'), annotate=True))
   assert opened.label_names() == ('cat', 'dog')
