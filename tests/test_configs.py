@@ -16,6 +16,7 @@ import time
 import jax
 import pytest
 
+from configs import ablation
 from configs.parts import recipe
 from tips_jax import main
 from tips_jax.core import chips, cli, schema, strict, tree
@@ -29,6 +30,7 @@ METHODS = sorted(f'methods.{p.stem}' for p in (ROOT / 'configs/methods').glob('[
 ARGS = {name: ('v1', 'v2', 'hr', 'v2,hr') for name in SCALES}
 ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
 ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
+ARGS['ablation'] = (*ablation.ROWS, 'all,fashion', 'all,flickr8k')
 ARGS |= {name: ('',) for name in METHODS}
 PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is
 CASES = PUBLIC + [(name, f'{arg},runlocal'.strip(',')) for name, arg in PUBLIC]

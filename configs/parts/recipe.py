@@ -1,6 +1,7 @@
 """From a recipe to a config: the recipe that an argument names, late losses, `runlocal`."""
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -74,6 +75,44 @@ def late(recipe: Recipe, *losses: str) -> Recipe:
     weight = recipe['losses'][name]['weight']
     ramps[name] = dict(weight=dict(start=0.0, end=weight, begin=0.1, until=0.3))
   return merge(recipe, dict(losses=ramps))
+
+
+def only(recipe: Recipe, losses: Collection[str]) -> Recipe:
+  """The recipe with these losses and the monitors, which weigh nothing, and without the passes,
+  towers, masks, teachers, views and texts that none of them needs.
+  """
+  kept = {}
+  paths = []
+  for name, loss in recipe['losses'].items():
+    if name in losses or not loss['weight']:
+      kept[name] = loss
+      paths += loss['inputs'].values()
+  used = collections.defaultdict(set)  # group of the recipe -> names in it
+  while paths:
+    root, name, *_ = paths.pop().split('.')
+    if root == 'batch':
+      used['data'].add(name.removesuffix('_valid'))
+    elif root == 'masks':
+      used['masks'].add(name)
+    elif root in recipe['passes']:
+      step = recipe['passes'][root]
+      used['passes'].add(root)
+      used['towers'].add(step['tower'])
+      used['teachers'].add(step.get('by'))
+      paths += step['inputs'].values()
+    else:  # a parameter, 'student.head.prototypes'
+      used['teachers'].add(root)
+      used['towers'].add(name)
+  result = recipe | dict(losses=kept)
+  for group in ('passes', 'towers', 'masks', 'teachers'):
+    result[group] = _among(recipe[group], used[group])
+  data = recipe['data']
+  views = _among(data['views'], used['data'])
+  return result | dict(data=data | dict(views=views, texts=_among(data['texts'], used['data'])))
+
+
+def _among(group: Recipe, names: Collection[str]) -> Recipe:
+  return {name: value for name, value in group.items() if name in names}
 
 
 _TINY = {
