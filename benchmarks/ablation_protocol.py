@@ -75,6 +75,8 @@ def stores(data: str, folder: pathlib.Path, packs: pathlib.Path | None) -> dict[
       f'--images={tables}/images.zip',
       f'--test_images={tables}/images.zip',
       '--mask_column=mask',
+      '--alt_text_column=none',
+      '--captions_column=none',
     ]
   return result
 
