@@ -1,10 +1,10 @@
 """The orderings of the papers at small scale: trains the rows of configs/ablation.py with several
 seeds, measures them frozen (benchmarks/ablation_protocol.py), and writes a table and a figure.
 
-  python -m benchmarks.ablation --folder=runs/ablation --images=100000 --cores=0,1
-  python -m benchmarks.ablation --folder=runs/ablation --images=100000 --equal=time
-  python -m benchmarks.ablation --folder=runs/ablation --data=fashion --packs=DIR --images=60000
-  python -m benchmarks.ablation --folder=runs/ablation --rows=both,all --scaling=25000,50000,100000
+  python -m benchmarks.ablation --folder=runs/ablation --images=64000 --cores=0,1
+  python -m benchmarks.ablation --folder=runs/ablation --images=64000 --equal=time
+  python -m benchmarks.ablation --folder=runs/ablation --data=fashion --packs=DIR --images=64000
+  python -m benchmarks.ablation --folder=runs/ablation --rows=both,all --scaling=16000,32000,64000
 
 Each run is `python -m tips_jax.main` on one core. Stopped at any time, the same command goes on: a
 run resumes exactly, a finished one is not run again; one that fails is named at the end (exit code
@@ -12,7 +12,7 @@ run resumes exactly, a finished one is not run again; one that fails is named at
 `all` sees --images images, by speeds that are measured once and kept in FOLDER. DIR holds the
 packs. Flags after `--` go to every run, and such runs have a folder of their own:
 
-  python -m benchmarks.ablation --folder=runs/warmer --images=100000 --rows=distill,all -- \
+  python -m benchmarks.ablation --folder=runs/warmer --images=64000 --rows=distill,all -- \
     --config.losses.distill.args.teacher_temperature=0.06
 """
 
@@ -363,7 +363,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument('--data', default='scenes', choices=list(config.DATA))
   parser.add_argument('--rows', default=names, help=f'default: {names}')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--images', type=int, default=100_000, help='that a run sees')
+  parser.add_argument('--images', type=int, default=64_000, help='that a run sees')
   parser.add_argument('--equal', default='images', choices=('images', 'time'))
   parser.add_argument('--scaling', default='', help='several numbers of images instead of one')
   parser.add_argument('--cores', default='0', help='one run on each')

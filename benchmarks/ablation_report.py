@@ -27,6 +27,7 @@ SIGNS = (
 )
 _LAST = 5  # lines
 RANDOM = 'random weights'
+_PANELS = 4  # side by side
 
 
 def signs(lines: Sequence[dict]) -> dict[str, float]:
@@ -171,15 +172,16 @@ def figure(records: Sequence[dict], data: str):
   groups = _groups(records)
   rows = list(dict.fromkeys(row for row, _ in groups))
   curves = len({budget for _, budget in groups}) > 1
-  drawn = style.new_figure(2.6 * len(columns), 3.2 if curves else 0.7 + 0.28 * len(rows))
+  lines = math.ceil(len(columns) / _PANELS)
+  drawn = style.new_figure(2.6 * _PANELS, lines * (2.6 if curves else 0.8 + 0.22 * len(rows)))
   for number, column in enumerate(columns):
-    axes = drawn.add_subplot(1, len(columns), number + 1)
+    axes = drawn.add_subplot(lines, _PANELS, number + 1)
     axes.set_title(column.title, fontsize=9)
     if curves:
       _curves(axes, groups, rows, column.title)
     else:
       _points(axes, groups, rows, column.title)
-      axes.set_yticks(range(len(rows)), rows if number == 0 else [''] * len(rows))
+      axes.set_yticks(range(len(rows)), rows if number % _PANELS == 0 else [''] * len(rows))
       axes.invert_yaxis()
   if curves:
     axes.legend(fontsize=8, frameon=False)
@@ -207,5 +209,8 @@ def _curves(axes, groups, rows, title):
     images, means, errors = zip(*sorted(points))
     errors = [0 if math.isnan(error) else 2 * error for error in errors]
     axes.errorbar(images, means, yerr=errors, fmt='o-', markersize=3, label=row)
+  seen = sorted({group[0]['images'] for group in groups.values()})
   axes.set_xscale('log')
+  axes.set_xticks(seen, [f'{images / 1000:g}k' for images in seen])
+  axes.minorticks_off()
   axes.set_xlabel('images seen')

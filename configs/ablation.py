@@ -15,7 +15,7 @@ import ml_collections
 from configs.parts import recipe, tips
 
 # 64 tokens of 8 pixels, not 36 of 16: an object of a scene covers several, and three quarters of
-# them can be masked and still be guessed. Narrow, so that a core sees 100,000 images in an hour.
+# them can be masked and still be guessed. Narrow, so that a core sees 64,000 images in half an hour.
 IMAGE = dict(width=96, depth=4, heads=3, mlp=384, ffn='gelu', patch=8, grid=8, centered=True)
 TEXT = dict(width=96, depth=2, heads=3, mlp=384)
 # Sinkhorn hands every prototype as many tokens of a batch. Of 128, each gets 24 masked patches and
@@ -41,7 +41,7 @@ TRAINING = dict(
     clip_by='tower',  # in one norm the prototype terms would crowd out the text tower
     freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0)),
   ),
-  schedule=dict(total_steps=1600, batch_size=64, warmup_steps=80, decay='cosine'),
+  schedule=dict(total_steps=1000, batch_size=64, warmup_steps=50, decay='cosine'),
   compute=dict(dtype='float32'),
   checkpoint=dict(every_steps=200, keep_last=1),
   log=dict(every_steps=20, tensorboard=False),
