@@ -58,10 +58,10 @@ def _views(flip: float) -> recipe.Recipe:
 
 # What fits a data set: views, vocabulary, length of the texts.
 DATA = {
-  'scenes': dict(  # no flips: their captions say left and right
+  'scenes': dict(  # no flips: their captions say left and right; the scenes are those of `quick`
     views=_views(flip=0.0),
     vocab=1024,
-    data=dict(text_length=32, scenes=dict(train=20_000, test=500, objects=3, typical=0.5)),
+    data=dict(text_length=32, scenes=dict(train=20_000, test=500, objects=1, typical=0.8)),
   ),
   'fashion': dict(views=_views(flip=0.5), vocab=4096, data=dict(text_length=24)),
   'flickr8k': dict(views=_views(flip=0.5), vocab=6144, data=dict(text_length=24)),
