@@ -15,7 +15,7 @@ import ml_collections
 from configs.parts import recipe, tips
 
 # 64 tokens of 8 pixels, not 36 of 16: an object of a scene covers several, and three quarters of
-# them can be masked and still be guessed. Narrow, so that a core sees 64,000 images in half an hour.
+# them can be masked and still be guessed. Narrow, so that a core sees 64,000 images in 20 minutes.
 IMAGE = dict(width=96, depth=4, heads=3, mlp=384, ffn='gelu', patch=8, grid=8, centered=True)
 TEXT = dict(width=96, depth=2, heads=3, mlp=384)
 # Sinkhorn hands every prototype as many tokens of a batch. Of 128, each gets 24 masked patches and
