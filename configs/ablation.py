@@ -68,7 +68,7 @@ DATA = {
 }
 # Changes of rows. One branch has one CLS token, and the weight of two.
 ONE = dict(towers=dict(image=dict(cls=('web',))), losses=dict(contrastive_web=dict(weight=1.0)))
-CAPTION = dict(field='captions', pick='first')
+CAPTION = dict(field='captions', pick='first', fallback='')
 MIXED = dict(field='alt_text', fallback='captions', pick='first', mix=0.5)
 FULL_EMA = dict(
   passes=dict(

@@ -25,7 +25,7 @@ LAYERS = {
   'train': 5,
   'planning': 6,
 }
-TOP = 7  # entry points, configs, benchmarks
+TOP = 7  # entry points, configs; above them benchmarks, which measure both
 DEVICE = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 
 
@@ -66,6 +66,8 @@ def ours(path):
 
 def layer(name):
   parts = name.split('.')
+  if parts[0] == 'benchmarks':
+    return TOP + 1
   return LAYERS[parts[1]] if parts[0] == 'tips_jax' and len(parts) > 2 else TOP
 
 
