@@ -66,6 +66,28 @@ nearest() {
     print word }'
 }
 
+# tpu_shape 'generations': GENERATION, SHAPE and CHIPS of --topology, a slice that exists.
+tpu_shape() {
+  local exists='2x2x1 2x2x2 2x2x4 2x4x4' sides
+  need topology 'GENERATION:SHAPE such as v5e:4x4, as python -m tips_jax.plan takes it'
+  GENERATION=${topology%%:*} SHAPE=${topology#*:}
+  one_of --topology "$GENERATION" "$1"
+  [[ $topology == *:* && $SHAPE =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
+    fail "--topology: got '$topology'; expected GENERATION:SHAPE such as v5e:4x4 or v5p:8x8x8"
+  read -ra sides <<<"${SHAPE//x/ }"
+  CHIPS=$((sides[0] * sides[1] * ${sides[2]:-1}))
+  case $GENERATION in
+    v5e | v6e) one_of "--topology: shape of $GENERATION" "$SHAPE" '1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16' ;;
+    *)
+      # From a cube of 4 x 4 x 4 on a slice is of whole cubes, the shortest side first.
+      [[ " $exists " == *" $SHAPE "* ]] || ((${#sides[@]} == 3 && sides[0] % 4 + sides[1] % 4 + sides[2] % 4 == 0 &&
+        sides[0] <= sides[1] && sides[1] <= sides[2])) ||
+        fail "--topology: got '$topology'; expected one of: $exists, or sides that are multiples of 4 and ascend" \
+          'such as 4x4x12'
+      ;;
+  esac
+}
+
 # quote WORDS: one line that a shell reads back as these words.
 quote() {
   local word line='' q="'\\''"

@@ -4,28 +4,25 @@
 # They set SSH and SCP (gcloud's commands without workers), ALL and FIRST (the flags for all workers and the first),
 # WHERE (zone and project) and SLICE (what names the slice on their own command line).
 
-# slice: TYPE and VERSION of --topology, and CREATE, what creating a slice takes besides. Types count chips on v5e and
-# v6e, cores (two a chip) on v4 and v5p.
+# slice: VERSION of --topology, and CREATE, what creating a slice takes besides. A shape in three dimensions is
+# named as such: a type of Cloud TPU such as v5p-1024 stands for one shape of its size.
 slice() {
-  local generation=${topology%%:*} shape=${topology#*:} side chips=1 least=1000000 most=0
-  need topology 'GENERATION:SHAPE such as v5e:4x4, as python -m tips_jax.plan takes it'
-  one_of --topology "$generation" 'v4 v5e v5p v6e'
-  [[ $topology == *:* && $shape =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
-    fail "--topology: got '$topology'; expected GENERATION:SHAPE such as v5e:4x4 or v5p:8x8x8"
-  for side in ${shape//x/ }; do
-    chips=$((chips * side)) least=$((side < least ? side : least)) most=$((side > most ? side : most))
-  done
-  ((most <= 2 * least)) || fail "--topology: got '$topology'; expected the standard shape of $chips chips, which is" \
-    'what a type of Cloud TPU stands for (other shapes: GKE)'
-  case $generation in
-    v4) TYPE=v4-$((2 * chips)) VERSION=tpu-ubuntu2204-base ;;
-    v5e) TYPE=v5litepod-$chips VERSION=v2-alpha-tpuv5-lite ;;
-    v5p) TYPE=v5p-$((2 * chips)) VERSION=v2-alpha-tpuv5 ;;
-    v6e) TYPE=v6e-$chips VERSION=v2-alpha-tpuv6e ;;
+  local which
+  tpu_shape 'v4 v5e v5p v6e'
+  case $GENERATION in
+    v4) VERSION=tpu-ubuntu2204-base ;;
+    v5e) VERSION=v2-alpha-tpuv5-lite ;;
+    v5p) VERSION=v2-alpha-tpuv5 ;;
+    v6e) VERSION=v2-alpha-tpuv6e ;;
+  esac
+  case $GENERATION in
+    v4 | v5p) which=("--type=$GENERATION" "--topology=$SHAPE") ;;
+    v5e) which=("--accelerator-type=v5litepod-$CHIPS") ;;
+    v6e) which=("--accelerator-type=v6e-$CHIPS") ;;
   esac
   VERSION=${runtime:-$VERSION}
   read -ra CREATE <<<"$create_flags"
-  CREATE=("--accelerator-type=$TYPE" --scopes=https://www.googleapis.com/auth/cloud-platform
+  CREATE=("${which[@]}" --scopes=https://www.googleapis.com/auth/cloud-platform
     ${CREATE[@]+"${CREATE[@]}"})
   if [[ -n $service_account ]]; then CREATE+=("--service-account=$service_account"); fi
   if $spot; then CREATE+=(--spot); fi

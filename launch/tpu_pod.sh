@@ -61,7 +61,7 @@ present() {
   fi
   found=$(state)
   case $found in
-    '') say "creating $name: $TYPE, which costs until it is deleted"; create ;;
+    '') say "creating $name: $topology, which costs until it is deleted"; create ;;
     READY) say "$name is there" ;;
     STOPPED) run "${TPU[@]}" start "$name" "${WHERE[@]}" ;;
     PREEMPTED | TERMINATED) fail "$name was taken away: $0 delete $SLICE, then run again" ;;

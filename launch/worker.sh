@@ -11,7 +11,8 @@
 set -euo pipefail
 
 RUN=$HOME/tips_run
-GCS=${TIPS_GCS:-/gcs}                 # gs://BUCKET/x is $GCS/BUCKET/x in the arguments of main
+GCS=${TIPS_GCS:-/gcs}                 # gs://BUCKET/x is $GCS/BUCKET/x in the arguments of main,
+DATA=${TIPS_DATA:-/data}              # and $DATA/BUCKET/x, read-only, in --config.data.*
 PATIENCE=${TIPS_PATIENCE:-600}        # seconds that saving may take
 ASKED=76                              # exit code of `follow` where 75 came of `stop`
 
@@ -31,20 +32,20 @@ install() {
   mv "$RUN/worker.new" "$RUN/worker.sh"
 }
 
+# mount_bucket BUCKET FOLDER OPTIONS
 mount_bucket() {
-  mountpoint -q "$GCS/$1" && return
+  local bucket=$1 folder=$2/$1
+  shift 2
+  mountpoint -q "$folder" && return
   if ! command -v gcsfuse >/dev/null; then
     local apt=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
     curl -fsS "$apt/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
     echo "deb [signed-by=$key] $apt gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
     sudo apt-get update -q && sudo apt-get install -qy gcsfuse
   fi
-  sudo mkdir -p "$GCS/$1"
-  sudo chown "$(id -u)" "$GCS/$1"
-  # Workers read what the others have just written, so nothing about files may be remembered (the default on these
-  # machines is: for ever). Renaming folders is how a checkpoint becomes complete.
-  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
-    "$1" "$GCS/$1"
+  sudo mkdir -p "$folder"
+  sudo chown "$(id -u)" "$folder"
+  gcsfuse --implicit-dirs "$@" "$bucket" "$folder"
 }
 
 start() {
@@ -57,12 +58,23 @@ start() {
     echo "$(hostname): runs already"
     return
   fi
-  mount_bucket "$bucket"
+  # Workers read what the others have just written, so nothing about files may be remembered (the default on these
+  # machines is: for ever). Renaming folders is how a checkpoint becomes complete.
+  mount_bucket "$bucket" "$GCS" --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0
+  # A store never changes: what is known of its files is kept.
+  mount_bucket "$bucket" "$DATA" -o ro --metadata-cache-ttl-secs=-1 --stat-cache-max-size-mb=-1 --type-cache-max-size-mb=-1
+  local argument arguments=()
+  for argument in "$@"; do
+    case $argument in
+      --config.data.*) arguments+=("${argument//gs:\/\//$DATA/}") ;;
+      *) arguments+=("${argument//gs:\/\//$GCS/}") ;;
+    esac
+  done
   rm -f "$RUN/exit" "$RUN/asked"
   [[ ! -f $RUN/log ]] || mv "$RUN/log" "$RUN/log.1"
   echo "$command" >"$RUN/command"
   cd "$RUN/code"
-  setsid bash "$RUN/worker.sh" child "${@//gs:\/\//$GCS/}" </dev/null >"$RUN/log" 2>&1 &
+  setsid bash "$RUN/worker.sh" child "${arguments[@]}" </dev/null >"$RUN/log" 2>&1 &
   echo $! >"$RUN/pid"
   echo "$(hostname): started"
 }

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster with TPU node pools and JobSet (as `xpk cluster create` makes it), by kubectl.
+# Trains on a GKE cluster with JobSet and node pools of TPUs or GPUs (as `xpk cluster create` makes it), by kubectl.
 #
 #   launch/gke/run.sh build --image=REGISTRY/tips_jax:TAG
 #   launch/gke/run.sh run --name=NAME --image=... --topology=v5e:4x4 --config=FILE --workdir=gs://BUCKET/FOLDER [-- ...]
+#   launch/gke/run.sh run --name=NAME --image=... --gpu=h100 --nodes=4 --config=FILE --workdir=gs://BUCKET/FOLDER
 #   launch/gke/run.sh logs | status | delete --name=NAME
 #
 # build   image of the committed code, and docker push
-# run     fills in jobset.yaml and applies it. The bucket appears as /gcs/BUCKET in the pods
+# run     fills in jobset.yaml and applies it. The bucket appears as /gcs/BUCKET in the pods, and once more for
+#         --config.data.*, read-only and with its metadata kept, as /data/BUCKET: a store must not change under a run
 # logs    follows the first process
 # status  the JobSet and its pods
 # delete  SIGTERM to all, so that the run saves; then it is gone. `run` with the same work folder goes on
@@ -17,48 +19,73 @@
 # --namespace=default
 # --max_restarts=100            after preemptions, lost nodes and crashes; codes 2 and 3 end the JobSet at once
 # --grace=300                   seconds between SIGTERM and SIGKILL
-# --chips_per_node=N            default: 4; all chips where v5e and v6e have them on one node
+# --gpu=h100 --nodes=4          GPUs: a100-40gb, a100-80gb, h100, h100-mega, h200, b200 or gb200
+# --chips_per_node=N            what a node has: 4 TPU chips as XPK makes them (of ct5lp-hightpu-8t and ct6e-standard-8t
+#                               8), 8 GPUs
 # --host_network                the nodes' own network: faster between slices (GKE 1.33.3 or newer, for the bucket)
 # --queue=multislice-queue      Kueue's queue, on clusters of XPK
-# --extra=tpu                   build: which extra to install
+# --extra=tpu                   build: which extra to install (GPUs: cuda)
 # --commit=HEAD                 build: which commit
 # --dry_run                     prints the commands and runs none
 
 # shellcheck source-path=SCRIPTDIR source=../common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-name='' image='' topology='' config='' workdir='' slices=1 spot=false service_account=default namespace=default
+name='' image='' topology='' gpu='' nodes='' config='' workdir='' slices=1 spot=false service_account=default namespace=default
 max_restarts=100 grace=300 chips_per_node='' host_network=false queue='' extra=tpu commit=HEAD
 case ${1-} in -h | --help | '') parse '' --help ;; esac
 command=$1
 shift
 one_of command "$command" 'build run logs status delete'
-parse 'name image topology config workdir slices spot service_account namespace max_restarts grace chips_per_node
+parse 'name image topology gpu nodes config workdir slices spot service_account namespace max_restarts grace chips_per_node
   host_network queue extra commit' "$@"
 KUBECTL=(kubectl "--namespace=$namespace")
 
 # shellcheck disable=SC2034  # manifest reads these by name
-# placement: ACCELERATOR, TOPOLOGY, CHIPS_PER_NODE and NODES of one slice of --topology.
+# placement: what nodes the pods go to, how many of them, and what each asks for.
 placement() {
-  local generation=${topology%%:*} side chips=1
-  need topology 'GENERATION:SHAPE such as v5e:4x4, as python -m tips_jax.plan takes it'
-  one_of --topology "$generation" 'v4 v5e v5p v6e'
-  TOPOLOGY=${topology#*:}
-  [[ $topology == *:* && $TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
-    fail "--topology: got '$topology'; expected GENERATION:SHAPE such as v5e:4x4 or v5p:8x8x8"
-  for side in ${TOPOLOGY//x/ }; do chips=$((chips * side)); done
-  case $generation in
-    v4) ACCELERATOR=tpu-v4-podslice ;;
-    v5e) ACCELERATOR=tpu-v5-lite-podslice ;;
-    v5p) ACCELERATOR=tpu-v5p-slice ;;
-    v6e) ACCELERATOR=tpu-v6e-slice ;;
+  if [[ -n $gpu ]]; then gpu_placement; else tpu_placement; fi
+  if [[ -n $chips_per_node ]]; then number chips_per_node; fi
+}
+
+# shellcheck disable=SC2034
+tpu_placement() {
+  local chips
+  tpu_shape 'v4 v5e v5p v6e tpu7x'
+  case $GENERATION in
+    v4) TPU=tpu-v4-podslice ;;
+    v5e) TPU=tpu-v5-lite-podslice ;;
+    v5p) TPU=tpu-v5p-slice ;;
+    v6e) TPU=tpu-v6e-slice ;;
+    tpu7x) TPU=tpu7x ;;
   esac
-  CHIPS_PER_NODE=4
-  case $generation in v5e | v6e) if ((chips <= 8)); then CHIPS_PER_NODE=$chips; fi ;; esac
-  if [[ -n $chips_per_node ]]; then number chips_per_node; CHIPS_PER_NODE=$chips_per_node; fi
-  ((chips % CHIPS_PER_NODE == 0)) ||
-    fail "--chips_per_node: got '$CHIPS_PER_NODE'; expected a divisor of the $chips chips of $topology"
-  NODES=$((chips / CHIPS_PER_NODE))
+  TOPOLOGY=$SHAPE EXCLUSIVE=cloud.google.com/gke-nodepool
+  chips=${chips_per_node:-$((CHIPS < 4 ? CHIPS : 4))}
+  ((CHIPS % chips == 0)) ||
+    fail "--chips_per_node: got '$chips'; expected a divisor of the $CHIPS chips of $topology"
+  TPUS=$chips NODES=$((CHIPS / chips))
+}
+
+# One process a node, which has all its GPUs. JobSet names the pods; jax learns from the environment who is who.
+# shellcheck disable=SC2034
+gpu_placement() {
+  need nodes 'the number of nodes'
+  number nodes
+  one_of --gpu "$gpu" 'a100-40gb a100-80gb h100 h100-mega h200 b200 gb200'
+  ((slices == 1)) || fail "--slices: got '$slices'; expected 1: --nodes says how many nodes with GPUs"
+  case $gpu in
+    a100-40gb) GPU=nvidia-tesla-a100 ;;
+    a100-80gb) GPU=nvidia-a100-80gb ;;
+    h100) GPU=nvidia-h100-80gb ;;
+    h100-mega) GPU=nvidia-h100-mega-80gb ;;
+    h200) GPU=nvidia-h200-141gb ;;
+    b200) GPU=nvidia-b200 ;;
+    gb200) GPU=nvidia-gb200 ;;
+  esac
+  NODES=$nodes GPUS=${chips_per_node:-8}
+  if [[ $gpu == gb200 ]]; then GPUS=${chips_per_node:-4}; fi
+  PROCESSES=$nodes COORDINATOR=$name-slice-0-0.$name:8482
+  PROCESS_ID="metadata.annotations['batch.kubernetes.io/job-completion-index']"
 }
 
 # json WORDS: a JSON list without its brackets.
@@ -105,13 +132,21 @@ case $command in
     need image 'the image that build pushed'
     for flag in slices max_restarts grace; do number $flag; done
     [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name: got '$name'; expected small letters, digits and -"
+    # shellcheck disable=SC2034
+    TPU='' TOPOLOGY='' TPUS='' EXCLUSIVE='' GPU='' GPUS='' PROCESSES='' COORDINATOR='' PROCESS_ID=''
     placement
     main_flags gs
+    for i in "${!ARGS[@]}"; do
+      case ${ARGS[i]} in
+        --config.data.*) ARGS[i]=${ARGS[i]//gs:\/\//\/data/} ;;
+        *) ARGS[i]=${ARGS[i]//gs:\/\//\/gcs/} ;;
+      esac
+    done
     # shellcheck disable=SC2034  # manifest reads these by name
     {
       NAME=$name IMAGE=$image SLICES=$slices MAX_RESTARTS=$max_restarts GRACE=$grace SERVICE_ACCOUNT=$service_account
       # Slices come one after the other, each when its nodes are there: the first ones wait up to an hour.
-      ARGUMENTS=$(json --multihost --config.hosts.rendezvous_seconds=3600 "${ARGS[@]//gs:\/\//\/gcs/}")
+      ARGUMENTS=$(json --multihost --config.hosts.rendezvous_seconds=3600 "${ARGS[@]}")
       QUEUE_LABELS='' SPOT_SELECTOR='' HOST_NETWORK='' DNS_POLICY='' HOST_NETWORK_IDENTITY=''
       if [[ -n $queue ]]; then QUEUE_LABELS="labels: {kueue.x-k8s.io/queue-name: $queue}"; fi
       if $spot; then SPOT_SELECTOR='cloud.google.com/gke-spot: "true"'; fi

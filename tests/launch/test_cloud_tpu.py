@@ -67,19 +67,21 @@ def test_pod_creates_sends_and_follows(machine):
 
 
 @pytest.mark.parametrize(
-  'topology, kind, version',
+  'topology, shape, version',
   [
-    ('v4:2x2x4', 'v4-32', 'tpu-ubuntu2204-base'),
-    ('v5e:16x16', 'v5litepod-256', 'v2-alpha-tpuv5-lite'),
-    ('v5p:8x8x8', 'v5p-1024', 'v2-alpha-tpuv5'),
-    ('v6e:2x4', 'v6e-8', 'v2-alpha-tpuv6e'),
+    ('v4:2x2x4', '--type=v4 --topology=2x2x4', 'tpu-ubuntu2204-base'),
+    ('v5e:16x16', '--accelerator-type=v5litepod-256', 'v2-alpha-tpuv5-lite'),
+    ('v5p:8x8x8', '--type=v5p --topology=8x8x8', 'v2-alpha-tpuv5'),
+    ('v5p:4x4x12', '--type=v5p --topology=4x4x12', 'v2-alpha-tpuv5'),
+    ('v5p:2x2x1', '--type=v5p --topology=2x2x1', 'v2-alpha-tpuv5'),
+    ('v6e:2x4', '--accelerator-type=v6e-8', 'v2-alpha-tpuv6e'),
   ],
 )
-def test_topologies(machine, topology, kind, version):
+def test_topologies(machine, topology, shape, version):
   for script, flag in (('tpu_pod.sh', '--version='), ('tpu_queued.sh', '--runtime-version=')):
     machine.call(script, 'run', *RUN, f'--topology={topology}', '--dry_run')
     (create,) = [c for c in machine.printed if 'create' in c]
-    assert f'--accelerator-type={kind}' in create and flag + version in create
+    assert {*shape.split(), flag + version} <= set(create)
   machine.call(
     'tpu_pod.sh',
     'run',
@@ -103,10 +105,12 @@ def test_topologies(machine, topology, kind, version):
     ),
     (['--topology=v5e'], "--topology: got 'v5e'; expected GENERATION:SHAPE"),
     (['--topology=v5e:4x'], "--topology: got 'v5e:4x'; expected GENERATION:SHAPE"),
-    (
-      ['--topology=v5p:4x4x16'],
-      "--topology: got 'v5p:4x4x16'; expected the standard shape of 256 chips",
-    ),
+    (['--topology=v5e:4x6'], "--topology: shape of v5e: got '4x6'; expected one of: 1x1 2x2"),
+    (['--topology=v6e:4x4x4'], "--topology: shape of v6e: got '4x4x4'; expected one of"),
+    (['--topology=v5p:4x4'], "--topology: got 'v5p:4x4'; expected one of: 2x2x1"),
+    (['--topology=v5p:4x4x6'], "--topology: got 'v5p:4x4x6'; expected one of: 2x2x1"),
+    (['--topology=v5p:8x4x4'], "--topology: got 'v5p:8x4x4'; expected one of: 2x2x1"),
+    (['--topology=v4:2x2x8'], "--topology: got 'v4:2x2x8'; expected one of: 2x2x1"),
     (['--workdir=runs/a'], "--workdir: got 'runs/a'; expected gs://BUCKET/FOLDER"),
     (['--workdir=gs://bucket'], "--workdir: got 'gs://bucket'; expected gs://BUCKET/FOLDER"),
     (

@@ -60,7 +60,12 @@ def test_manifest(machine):
     'onExitCodes': {'containerName': 'tips', 'operator': 'In', 'values': [2, 3]},
   }
   pod = pod_of(job)
-  assert pod['metadata']['annotations'] == {'gke-gcsfuse/volumes': 'true'}
+  assert pod['metadata']['annotations'] == {
+    'gke-gcsfuse/volumes': 'true',
+    'gke-gcsfuse/cpu-limit': '0',
+    'gke-gcsfuse/memory-limit': '0',
+    'gke-gcsfuse/ephemeral-storage-limit': '0',
+  }
   assert (
     pod['spec']['restartPolicy'] == 'Never' and pod['spec']['terminationGracePeriodSeconds'] == 300
   )
@@ -77,16 +82,24 @@ def test_manifest(machine):
     '--config.hosts.rendezvous_seconds=3600',
     '--config=c',
     '--workdir=/gcs/bucket/run',
-    '--config.data.store=/gcs/bucket/a b',
+    '--config.data.store=/data/bucket/a b',
     '--config.name=a "b" \\ ${HOME} & $(c)',
   ]
   mounts = {m['name']: m['mountPath'] for m in container['volumeMounts']}
-  assert mounts == {'bucket': '/gcs/bucket', 'shm': '/dev/shm'}
-  bucket, shm = pod['spec']['volumes']
+  assert mounts == {'bucket': '/gcs/bucket', 'data': '/data/bucket', 'shm': '/dev/shm'}
+  assert not container['env'] or 'JAX_NUM_PROCESSES' not in str(container['env'])
+  bucket, data, shm = pod['spec']['volumes']
   assert bucket['csi']['volumeAttributes'] == {
     'bucketName': 'bucket',
     'mountOptions': (
       'implicit-dirs,file-system:rename-dir-limit:200000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0'
+    ),
+  }
+  assert data['csi']['readOnly'] is True
+  assert data['csi']['volumeAttributes'] == {
+    'bucketName': 'bucket',
+    'mountOptions': (
+      'implicit-dirs,metadata-cache:ttl-secs:-1,metadata-cache:stat-cache-max-size-mb:-1,metadata-cache:type-cache-max-size-mb:-1'
     ),
   }
   assert shm == {'name': 'shm', 'emptyDir': {'medium': 'Memory'}}
@@ -123,8 +136,10 @@ def test_manifest_of_several_spot_slices(machine):
 @pytest.mark.parametrize(
   'topology, more, chips, nodes',
   [
-    ('v5e:2x4', [], 8, 1),
-    ('v5e:2x4', ['--chips_per_node=4'], 4, 2),
+    ('v5e:2x4', [], 4, 2),
+    ('v5e:2x4', ['--chips_per_node=8'], 8, 1),
+    ('v6e:2x4', [], 4, 2),
+    ('tpu7x:4x4x4', [], 4, 16),
     ('v6e:1x1', [], 1, 1),
     ('v6e:16x16', [], 4, 64),
     ('v4:2x2x1', [], 4, 1),
@@ -135,6 +150,28 @@ def test_nodes_of_a_slice(machine, topology, more, chips, nodes):
   job = manifest(machine, f'--topology={topology}', *more)
   assert pod_of(job)['spec']['containers'][0]['resources']['limits']['google.com/tpu'] == chips
   assert job['spec']['replicatedJobs'][0]['template']['spec']['completions'] == nodes
+
+
+@pytest.mark.parametrize(
+  'gpu, label, each', [('h100', 'nvidia-h100-80gb', 8), ('gb200', 'nvidia-gb200', 4)]
+)
+def test_nodes_with_gpus_find_each_other_by_their_names(machine, gpu, label, each):
+  job = manifest(machine, f'--gpu={gpu}', '--nodes=3')
+  assert not job['metadata']['annotations']
+  spec = job['spec']['replicatedJobs'][0]['template']['spec']
+  assert (spec['completions'], spec['parallelism']) == (3, 3)
+  pod = pod_of(job)['spec']
+  assert pod['nodeSelector'] == {'cloud.google.com/gke-accelerator': label}
+  assert {'key': 'nvidia.com/gpu', 'operator': 'Exists', 'effect': 'NoSchedule'} in pod[
+    'tolerations'
+  ]
+  (container,) = pod['containers']
+  assert container['resources'] == {'limits': {'nvidia.com/gpu': each}}
+  address, count, index = container['env']
+  assert address == {'name': 'JAX_COORDINATOR_ADDRESS', 'value': 'pod-slice-0-0.pod:8482'}
+  assert count == {'name': 'JAX_NUM_PROCESSES', 'value': '3'}
+  path = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+  assert index == {'name': 'JAX_PROCESS_ID', 'valueFrom': {'fieldRef': {'fieldPath': path}}}
 
 
 def test_gke_commands(machine):
@@ -160,6 +197,9 @@ def test_gke_commands(machine):
     ('--name=Pod', '--name: got'),
     ('--chips_per_node=3', '--chips_per_node: got'),
     ('--slices=0', '--slices: got'),
+    ('--gpu=h100', '--nodes: missing'),
+    ('--gpu=h300', '--nodes: missing'),
+    ('--topology=v5e:4x6', '--topology: shape of v5e: got'),
   ):
     machine.call('gke/run.sh', *RUN, bad, code=2)
     assert message in machine.err and not machine.calls

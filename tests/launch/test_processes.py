@@ -54,10 +54,13 @@ def test_slurm_submits_one_process_a_gpu(machine):
   ]
 
 
-@pytest.mark.parametrize('code', [0, 2, 3, 75, 1, 134, 137])
-def test_slurm_queues_again_what_was_stopped(machine, code):
+@pytest.mark.parametrize('restarts', ['', '99', '100'])
+@pytest.mark.parametrize('code', [0, 2, 3, 75, 1, 137, 143])
+def test_slurm_queues_again_what_was_stopped_or_lost_its_node(machine, code, restarts):
   machine.env['SLURM_JOB_ID'] = '7'
   machine.answer('srun', code=code)
+  if restarts:
+    machine.env['SLURM_RESTART_COUNT'] = restarts
   machine.call('slurm_job.sh', '--config=c', '--config.name=a b', code=code)
   assert machine.calls[0] == [
     'srun',
@@ -69,7 +72,16 @@ def test_slurm_queues_again_what_was_stopped(machine, code):
     '--config=c',
     '--config.name=a b',
   ]
-  assert machine.calls[1:] == ([['scontrol', 'requeue', '7']] if code in (75, 134, 137) else [])
+  again = code == 75 or code not in (0, 2, 3) and restarts != '100'
+  assert machine.calls[1:] == ([['scontrol', 'requeue', '7']] if again else [])
+
+
+def test_slurm_gives_each_process_the_cpus_of_the_job(machine):
+  srun = machine.place / 'stubs/srun'
+  srun.write_text('#!/bin/bash\necho "each: $SRUN_CPUS_PER_TASK"\n')
+  machine.env |= {'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '12'}
+  machine.call('slurm_job.sh', '--config=c')
+  assert machine.out == 'each: 12\n'
 
 
 def test_single_machine(machine):

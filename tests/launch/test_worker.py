@@ -39,6 +39,7 @@ class Worker:
       'PATH': f'{bin_}:/usr/bin:/bin',
       'HOME': str(self.home),
       'TIPS_GCS': str(place / 'gcs'),
+      'TIPS_DATA': str(place / 'data'),
       'TIPS_PATIENCE': '5',
     }
     self.script = self.home / 'tips_run/worker.sh'
@@ -69,12 +70,19 @@ def worker(tmp_path):
 
 
 def test_worker_installs_and_mounts(worker):
-  worker('start', 'bucket', '--workdir=gs://bucket/run')
+  worker('start', 'bucket', '--workdir=gs://bucket/run', '--config.data.store=gs://bucket/s')
   calls = worker.calls.read_text()
   assert 'uv pip install --quiet --python .venv/bin/python .[tpu]\n' in calls
-  assert f'bucket {worker.env["TIPS_GCS"]}/bucket\n' in calls
-  assert '--metadata-cache-ttl-secs=0' in calls and '--rename-dir-limit=' in calls
-  worker.log(f'-m tips_jax.main --multihost --workdir={worker.env["TIPS_GCS"]}/bucket/run\n')
+  own, data = worker.env['TIPS_GCS'], worker.env['TIPS_DATA']
+  mounts = [line.split() for line in calls.splitlines() if line.startswith('gcsfuse')]
+  assert [mount[-2:] for mount in mounts] == [
+    ['bucket', f'{own}/bucket'],
+    ['bucket', f'{data}/bucket'],
+  ]
+  assert {'--metadata-cache-ttl-secs=0', '--rename-dir-limit=200000'} <= set(mounts[0])
+  assert {'ro', '--metadata-cache-ttl-secs=-1'} <= set(mounts[1])
+  paths = f'--workdir={own}/bucket/run --config.data.store={data}/bucket/s'
+  worker.log(f'-m tips_jax.main --multihost {paths}\n')
 
 
 @pytest.mark.parametrize('code', [0, 2, 3, 75])
