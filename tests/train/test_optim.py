@@ -211,6 +211,26 @@ def test_adamw_is_adam():
     )
 
 
+def test_muon_turns_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
+  """All singular values are near one times 0.2 sqrt(the longer side): the size of Adam's."""
+  kernel = rng.normal(size=(2, 64, 96)).astype(np.float32) * np.float32([[[0.01]], [[10.0]]])
+  gradients = {'image': {'blocks': {'kernel': kernel, 'bias': kernel[:, 0]}, 'kernel': kernel[0]}}
+  got, state = directions(schema.Muon(clip_norm=0), [gradients])
+  direction = got[0]['image']
+  for layer in direction['blocks']['kernel']:
+    values = np.linalg.svd(layer, compute_uv=False) / (0.2 * np.sqrt(96))
+    assert 0.6 < values.min() and values.max() < 1.3  # after five iterations of Newton and Schulz
+    assert np.sqrt(np.mean(np.square(layer))) == pytest.approx(0.2, rel=0.2)
+  # The orthogonal factor keeps the singular vectors.
+  u, _, v = np.linalg.svd(kernel[0], full_matrices=False)
+  spectrum = np.diag(u.T @ np.asarray(direction['blocks']['kernel'][0]) @ v.T)
+  assert (spectrum > 0.6 * 0.2 * np.sqrt(96)).all()
+  for name, part in (('bias', direction['blocks']), ('kernel', direction)):
+    adam, _ = directions(schema.AdamW(clip_norm=0), [gradients])
+    expected = adam[0]['image'] if part is direction else adam[0]['image']['blocks']
+    np.testing.assert_array_equal(part[name], expected[name])
+
+
 def test_adafactor_factors_matrices_and_not_stacked_biases():
   _, state = directions(schema.Adafactor(), GRADIENTS[:1])
   factored = next(s for s in state if hasattr(s, 'v_row'))

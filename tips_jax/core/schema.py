@@ -380,6 +380,14 @@ class AdamW(Optimizer):
 
 
 @config
+class Muon(AdamW):
+  """The matrices of blocks by Muon (kellerjordan.github.io/posts/muon), all else by Adam."""
+
+  kind: Literal['muon'] = 'muon'
+  momentum: Decay = 0.95
+
+
+@config
 class Schedule:
   total_steps: Count
   batch_size: Annotated[int, Range(1, 1 << 24)]  # global
@@ -479,7 +487,7 @@ class Config:
   passes: dict[str, Pass]
   losses: dict[str, WeightedLoss]
   teachers: dict[str, Teacher] = dataclasses.field(default_factory=dict)
-  optimizer: Adafactor | AdamW = Adafactor()
+  optimizer: Adafactor | AdamW | Muon = Adafactor()
   schedule: Schedule
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()

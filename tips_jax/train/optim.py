@@ -1,17 +1,22 @@
 """Optimizers and schedules, from optax; rates, decay and freezing by parameter name."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from tips_jax.core import schema, tree
 
 # Second moments are factored over dimensions of at least this size: above any depth, so that the
 # stacked layers stay apart, and below any head width.
 _FACTORED = 48
+# Root mean square of an update of Adam, to which Muon's are scaled: one rate suits both (arXiv
+# 2502.16982, section 2.2).
+_ADAM_RMS = 0.2
 
 
 def ramp(value: Any, progress: jax.Array | float) -> Any:
@@ -58,6 +63,8 @@ def transform(config: schema.Optimizer) -> optax.GradientTransformation:
   if config.clip_norm:
     steps.append(_clip(config))
   match config:
+    case schema.Muon():
+      steps.append(_muon(config))
     case schema.AdamW():
       steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
     case schema.Adafactor():
@@ -88,6 +95,27 @@ def _adafactor(config: schema.Adafactor) -> list[optax.GradientTransformation]:
   )
   first = optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)
   return [second, first]
+
+
+def _muon(config: schema.Muon) -> optax.GradientTransformation:
+  """Muon for the kernels of stacked blocks, Adam for the rest."""
+
+  def kind(name, _):
+    return 'muon' if '/blocks/' in name and name.endswith('/kernel') else 'adam'
+
+  def last_two(updates):  # of [layers, inputs, outputs]
+    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return jax.tree.map(lambda _: dimensions, updates)
+
+  def resize(updates, _):
+    return jax.tree.map(lambda x: _ADAM_RMS * math.sqrt(max(x.shape[-2:])) * x, updates)
+
+  muon = optax.chain(
+    optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=last_two),
+    optax.stateless(resize),
+  )
+  adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+  return optax.partition({'muon': muon, 'adam': adam}, lambda params: tree.map_named(kind, params))
 
 
 def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array | int) -> Any:
