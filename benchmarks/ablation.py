@@ -12,8 +12,7 @@ run resumes exactly, a finished one is not run again; one that fails is named at
 `all` sees --images images, by speeds that are measured once and kept in FOLDER. DIR holds the
 packs. Flags after `--` go to every run, and such runs have a folder of their own:
 
-  python -m benchmarks.ablation --folder=runs/warmer --images=64000 --rows=distill,all -- \
-    --config.losses.distill.args.teacher_temperature=0.06
+  python -m benchmarks.ablation --folder=runs/b128 --rows=all -- --config.schedule.batch_size=128
 """
 
 import argparse

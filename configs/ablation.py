@@ -1,8 +1,7 @@
 """One ingredient of TIPS at a time, small: the rows of the papers' ablations on one data set.
 
   python -m tips_jax.main --config=configs/ablation.py:ROW --workdir=W
-  python -m tips_jax.main --config=configs/ablation.py:ROW,fashion --workdir=W \
-    --config.data.store=STORE
+  python -m tips_jax.main --config=configs/ablation.py:ROW,DATA --workdir=W --config.data.store=S
 
 `benchmarks/ablation.py` runs whole tables and says how they are measured. Every row has the same
 towers, views, optimizer and schedule; every number is ours.
