@@ -61,8 +61,9 @@ def main() -> None:
   config = cli.load_config(FLAGS)
   if FLAGS.dry_run:  # accelerators may belong to a run
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  # Plans count with the same share of a GPU's memory.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
+  # Plans count with the same share of a GPU's memory. jaxlib takes one of these names, never both.
+  if 'XLA_CLIENT_MEM_FRACTION' not in os.environ:
+    os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
   # These import jax, which no signal may end halfway.
   from tips_jax.data import pipeline
   from tips_jax.evals import during_training

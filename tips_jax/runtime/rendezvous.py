@@ -12,12 +12,15 @@ import os
 import pathlib
 import platform
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from jax._src import clusters  # jax itself looks at the cluster only inside its own rendezvous
+# jax itself looks at the cluster only inside its own rendezvous.
+from jax._src import clusters
+from jax._src.clusters import cloud_tpu_cluster
 
 from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError, PassingError
@@ -77,8 +80,8 @@ def find() -> tuple[str, int, int, Sequence[int] | None]:
 
 
 def others(env: Mapping[str, str]) -> str:
-  """What in the environment says that there are several processes, as text; '' where nothing
-  does.
+  """What says that there are several processes, as text; '' where nothing does: the environment, or
+  the metadata of a Cloud TPU. Without the others a process of it would wait for ever at its chips.
   """
 
   def number(name):
@@ -93,7 +96,21 @@ def others(env: Mapping[str, str]) -> str:
   for name in ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES'):
     if ',' in env.get(name, ''):
       return f'{name} with {env[name].count(",") + 1} hosts'
+  hosts = _tpu_hosts()
+  if hosts > 1:
+    return f'a Cloud TPU slice of {hosts} hosts'
   return ''
+
+
+def _tpu_hosts():
+  """Hosts of the slice that this machine belongs to, as its metadata server says; 1 elsewhere."""
+  cluster = cloud_tpu_cluster.GceTpuCluster
+  try:
+    if cluster.is_env_present():
+      return cluster.get_process_count()
+  except Exception as error:  # of the network, or of a server that is none
+    print(f'Cloud TPU metadata cannot be read: {error}', file=sys.stderr)
+  return 1
 
 
 # --- what all must have in common ---------------------------------------------------------------

@@ -4,11 +4,13 @@ In a run of many hosts a hung process makes all others wait for it. Each goes by
 clock, so that every host leaves its stacks.
 """
 
+import contextlib
 import faulthandler
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 
 class Watchdog:
@@ -20,6 +22,7 @@ class Watchdog:
     self._path = pathlib.Path(workdir) / f'stall-{process}.txt'
     self._seconds = seconds
     self._process = process
+    self._paused = False
     self.beat('starting')
     self._closed = threading.Event()
     if seconds > 0:
@@ -30,13 +33,23 @@ class Watchdog:
     self._since = time.monotonic()
     self._said = False  # once for each time that nothing happens
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Looks away while this process waits for another one, which is watched there."""
+    self._paused = True
+    try:
+      yield
+    finally:
+      self.beat(self._doing)
+      self._paused = False
+
   def close(self) -> None:
     self._closed.set()
 
   def _watch(self):
     while not self._closed.wait(min(self._seconds / 4, 5)):
       passed = time.monotonic() - self._since
-      if passed > self._seconds and not self._said:
+      if passed > self._seconds and not self._said and not self._paused:
         self._said = True
         self._dump(
           f'process {self._process}: {self._doing} for {passed:.0f} s: stacks of all threads'

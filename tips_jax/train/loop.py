@@ -30,7 +30,7 @@ from tips_jax.data.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
 from tips_jax.runs.checkpoint import Checkpoints, check_contract
-from tips_jax.runtime import compile_cache
+from tips_jax.runtime import compile_cache, memory
 from tips_jax.runtime.peers import Peers, rows
 from tips_jax.runtime.signals import Preemption, Stopped
 from tips_jax.runtime.watchdog import Watchdog
@@ -80,7 +80,7 @@ def train(
   at = None
   with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
     try:
-      with signals.interruptible(disposable=True):
+      with signals.interruptible(disposable=True), memory.must_fit():
         run = open_run(method, pathlib.Path(workdir), mesh, signals, peers, evaluation, closing)
         # The state comes last: once `at` is there, a signal saves it.
         at = restore(run, closing)
@@ -344,7 +344,7 @@ def compile_step(run: Run, step: int) -> tuple[Callable, float]:
       f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
       f'and more are in {run.workdir / log.FILE}'
     )
-  return future.result(), seconds
+  return memory.checked(future.result()), seconds
 
 
 # --- repeat -------------------------------------------------------------------------------------
@@ -370,6 +370,8 @@ def evaluate(run: Run, at: Position) -> None:
   with contextlib.ExitStack() as stopping:
     if run.peers.count > 1:
       stopping.enter_context(contextlib.suppress(Stopped))
+    if not run.peers.lead:
+      stopping.enter_context(run.watchdog.paused())
     if run.peers.lead:
       begin = time.monotonic()
       # On one device alone: the others take no part in what an evaluation computes.
