@@ -1,9 +1,11 @@
+import contextlib
 import dataclasses
 import errno
 import functools
 import json
 import os
 import shutil
+import types
 from collections.abc import Callable
 
 import jax
@@ -130,6 +132,33 @@ def test_a_checkpoint_is_saved_when_its_minutes_are_over_beside_those_by_step(tr
   assert steps(tmp_path / 'soon') == [TOTAL - 1, TOTAL]  # the last two of one after each step
   train(tmp_path / 'late', checkpoint=dict(every_steps=3, every_minutes=1e4))
   assert steps(tmp_path / 'late') == [3, TOTAL]
+
+
+def test_a_step_that_the_compiler_cannot_place_is_bad_input(train, tmp_path, monkeypatch):
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 102.1G of 15.75G hbm.')
+
+  monkeypatch.setattr(loop.lowering, 'lower', lambda method, mesh: Lowered())
+  with pytest.raises(InputError, match='does not fit .* Used 102.1G of 15.75G hbm'):
+    train(tmp_path)
+
+
+def test_who_waits_for_the_evaluation_of_the_first_process_is_not_watched():
+  events = []
+
+  @contextlib.contextmanager
+  def paused():
+    events.append('paused')
+    yield
+    events.append('watched')
+
+  peers = types.SimpleNamespace(count=2, lead=False, share=lambda name, _: events.append(name))
+  watchdog = types.SimpleNamespace(paused=paused)
+  encoder = types.SimpleNamespace(of=lambda state: None)
+  run = types.SimpleNamespace(peers=peers, watchdog=watchdog, encoder=encoder)
+  loop.evaluate(run, types.SimpleNamespace(state=None, step=5))
+  assert events == ['paused', 'evaluated/5', 'watched']
 
 
 # --- exact resume -------------------------------------------------------------------------------
