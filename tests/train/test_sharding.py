@@ -69,3 +69,13 @@ def test_an_fsdp_across_hosts_is_refused_in_one_line():
   config = schema.Mesh(data=1, fsdp=32)
   with pytest.raises(InputError, match='mesh.data: got 1; expected a multiple of the 4 slices'):
     sharding.make_mesh(config, batch_size=32, devices=gpus(hosts=4))
+
+
+def test_gpus_that_are_compiled_for_divide_into_nodes_in_their_order():
+  # They do not say which node they are of.
+  devices = [dataclasses.replace(gpu, slice_index=0) for gpu in gpus(hosts=2)]
+  mesh = sharding.make_mesh(schema.Mesh(**AUTO), 16, devices, slices=2)
+  assert tuple(mesh.shape.values()) == (2, 8, 1)
+  assert [[gpu.id // 8 for gpu in row.flat] for row in mesh.devices] == [[0] * 8, [1] * 8]
+  with pytest.raises(InputError, match='mesh.data: got 1; expected a multiple of the 2 slices'):
+    sharding.make_mesh(schema.Mesh(data=1, fsdp=16), 16, devices, slices=2)

@@ -92,7 +92,7 @@ def _plan(
 ) -> dict[str, Any]:
   """`estimate.plan` on the mesh that the config makes of the devices."""
   c = method.config
-  mesh = sharding.make_mesh(c.mesh, c.schedule.batch_size, devices=devices)
+  mesh = sharding.make_mesh(c.mesh, c.schedule.batch_size, devices, options.get('slices', 1))
   return estimate.plan(method, mesh, chip, **options)
 
 

@@ -42,14 +42,22 @@ def shape(config: schema.Mesh, devices: int, slices: int = 1) -> tuple[int, int,
 
 
 def make_mesh(
-  config: schema.Mesh, batch_size: int, devices: Sequence[jax.Device] | None = None
+  config: schema.Mesh,
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  slices: int = 1,
 ) -> jax.sharding.Mesh:
-  """The mesh over all devices; InputError when the batch does not divide over it."""
+  """The mesh over all devices; InputError when the batch does not divide over it.
+
+  slices: into which the devices divide in their order, where they do not say it themselves: GPUs
+  that are compiled for and not there.
+  """
   if devices is None:
     devices = jax.devices()
   # A TPU slice, or a host with GPUs: the network between them is slow, and of all axes only `data`
   # crosses it.
-  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  found = len({getattr(d, 'slice_index', 0) for d in devices})
+  slices = max(slices, found)
   sizes = shape(config, len(devices), slices)
   rows = sizes[0] * sizes[1]
   if batch_size % rows:
@@ -62,7 +70,7 @@ def make_mesh(
       f'mesh.data: got {sizes[0]}; expected a multiple of the {slices} slices (of GPUs: hosts)'
     )
   within = (sizes[0] // slices, *sizes[1:])
-  if slices == 1:
+  if found == 1:
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   else:
     grid = mesh_utils.create_hybrid_device_mesh(
