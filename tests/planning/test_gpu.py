@@ -57,7 +57,8 @@ def test_the_command_for_a_gpu():
   assert result['memory']['limit'] == chips.CHIPS['h100'].hbm
   assert {'kept activations', 'gradients'} <= set(result['memory']['temporaries_by_kind'])
   assert {row['axis'] for row in result['collectives']['rows']} == {'fsdp'}
-  assert result['time']['kernels'] > result['time']['short_kernels'] > 100
+  # All of a tiny step are short.
+  assert result['time']['kernels'] >= result['time']['short_kernels'] > 100
   assert 'kernel' in {row['layer'] for row in result['parts']}
 
 
