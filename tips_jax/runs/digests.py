@@ -41,7 +41,7 @@ def problem(path: pathlib.Path, within: str = '') -> str:
     digests = saved['files'].items()
   except FileNotFoundError:
     return ''
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     return f'{FILE} cannot be read ({type(error).__name__})'
   if str(step) != path.name:
     return f'it is a copy of step {step}'

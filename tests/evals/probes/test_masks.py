@@ -1,11 +1,13 @@
 """Patch labels, full-resolution mIoU and the majority level against plain loops."""
 
 import collections
+import types
 
 import cv2
 import numpy as np
 import pytest
 
+from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import logistic
 from tips_jax.evals.probes import masks as masks_lib
 
@@ -123,3 +125,15 @@ def test_confusion_and_mean_iou_equal_sets():
   assert counts.sum() == 500 and counts.shape == (7, 7)
   assert masks_lib.mean_iou(counts) == pytest.approx(np.mean(expected), abs=1e-12)
   assert np.isnan(masks_lib.mean_iou(np.zeros((3, 3), int)))
+
+
+def test_class_names_come_from_the_annotations_of_a_store(tmp_path):
+  store = types.SimpleNamespace(path=str(tmp_path))
+  assert masks_lib.class_names(store) == ()
+  annotations = tmp_path / 'annotations.json'
+  annotations.write_text('{"mask_classes": ["sky", "wall"]}')
+  assert masks_lib.class_names(store) == ('sky', 'wall')
+  for text in ('{', '[]', '{"mask_classes": 3}', '[' * 10**5):
+    annotations.write_text(text)
+    with pytest.raises(InputError, match="expected JSON with a list 'mask_classes'"):
+      masks_lib.class_names(store)

@@ -115,7 +115,7 @@ def _kept(work):
       if about['intermediate_layers']:
         outputs.append('intermediate_layers')
       what = (key['data'], key['split'], _seen(key['frame']), tuple(sorted(outputs)))
-    except (OSError, ValueError, KeyError, TypeError):  # not one of ours
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not ours
       continue
     if about.get('checkpoint') == work.encoder.sha256:
       # Blocks on the disk: an array that is half computed is sparse.

@@ -6,6 +6,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.checks import VOID
 from tips_jax.data.store import Store
 
@@ -17,7 +18,12 @@ def class_names(store: Store) -> tuple[str, ...]:
   path = pathlib.Path(store.path) / 'annotations.json'
   if not path.exists():
     return ()
-  return tuple(json.loads(path.read_text()).get('mask_classes', ()))
+  try:
+    return tuple(map(str, json.loads(path.read_text()).get('mask_classes', ())))
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise InputError(
+      f"{str(path)!r}: got {type(error).__name__}; expected JSON with a list 'mask_classes'"
+    ) from None
 
 
 def decode_mask(png: bytes) -> np.ndarray:
