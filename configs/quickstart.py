@@ -4,7 +4,7 @@ learned.
   python -m tips_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   python -m tips_jax.main --config=configs/quickstart.py:v2 --workdir=runs/quickstart_v2
 
-What it reaches: docs/results.md. Every number is ours, found by the trials in docs/lab.md.
+What it reaches: docs/results.md. Every number is ours, found by trials there and in docs/lab.md.
 """
 
 import ml_collections

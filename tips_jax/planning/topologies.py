@@ -112,10 +112,10 @@ def _gpus(topology: str, node: str, nodes: int) -> tuple[Chip, Sequence['jax.Dev
     found = topologies.get_topology_desc(
       node, 'cuda', target_config=_target(CHIPS[name]), topology=f'1x{nodes}x{count}'
     )
-  except (NotImplementedError, RuntimeError) as error:
+  except NotImplementedError as error:  # what jax says where the plugin is not installed
     raise InputError(
       f"--topology: got {topology!r}; expected XLA's compiler for GPUs, `pip install "
-      f"'tips_jax[plan-gpu]'` ({str(error).splitlines()[0]})"
+      f"-e '.[plan-gpu]'` ({str(error).splitlines()[0]})"
     ) from None
   return CHIPS[name], found.devices
 
@@ -189,7 +189,7 @@ def _topology(
     text = ' '.join(str(error).split())
     if 'libtpu' in text and ('not' in text.lower() or 'unable' in text.lower()):
       raise InputError(
-        "--topology: libtpu, the TPU compiler, is missing; expected `pip install 'tips_jax[tpu]'`"
+        "--topology: libtpu, the TPU compiler, is missing; expected `pip install -e '.[tpu]'`"
       ) from None
     raise InputError(
       f'--topology: got {topology!r}; libtpu does not know it ({text[:200]}); did you mean '
