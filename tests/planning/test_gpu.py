@@ -74,7 +74,7 @@ def test_xla_knows_every_gpu(name):
 @pytest.mark.skipif('jax-cuda12-plugin' in INSTALLED, reason='jax-cuda12-plugin is installed')
 def test_without_the_compiler_for_gpus_it_says_what_to_install():
   with pytest.raises(
-    InputError, match=r"got 'gpu:h100x8'; expected .*tips_jax\[plan-gpu\]"
+    InputError, match=r"got 'gpu:h100x8'; expected .*-e '\.\[plan-gpu\]'"
   ) as error:
     topologies.devices('gpu:h100x8')
   assert '\n' not in str(error.value)
