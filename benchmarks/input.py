@@ -35,8 +35,8 @@ from PIL import Image
 
 from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import store, tokenizer
-from tips_jax.data.pipeline import Pipeline
 from tips_jax.data.pixels import views
+from tips_jax.data.reading.pipeline import Pipeline
 
 IMAGES = flags.DEFINE_integer(
   'images', 2048, 'records in the store; an eighth of them are different photos'

@@ -28,7 +28,7 @@ def measure(name):
   import numpy as np
 
   from tips_jax.core import schema, strict
-  from tips_jax.data.batch import layout
+  from tips_jax.data.reading.batch import layout
   from tips_jax.train import method as method_lib
   from tips_jax.train import sharding, state, step, summary
 

@@ -156,13 +156,9 @@ def test_links_and_named_files_exist(page):
   text = (ROOT / page).read_text()
   for link in re.findall(r'\]\(([^)#]+)\)', text):
     assert link.startswith('https://') or (ROOT / page).parent.joinpath(link).exists(), link
-  for name in re.findall(r'`((?:core|data|models|objectives|train|evals)/\w+(?:\.py)?)', text):
-    stem = ROOT / 'tips_jax' / name
-    assert (
-      stem.exists()
-      or stem.with_suffix('.py').exists()
-      or stem.with_name(name.split('/')[1]).exists()
-    ), name
+  for name in re.findall(r'`((?:core|data|models|objectives|train|evals)(?:/\w+)+(?:\.py)?)', text):
+    path = ROOT / 'tips_jax' / name
+    assert path.exists() or path.with_suffix('.py').exists(), name
 
 
 def test_exit_codes_are_the_documented_ones():

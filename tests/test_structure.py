@@ -103,7 +103,8 @@ DATA = sorted((ROOT / 'tips_jax' / 'data').rglob('*.py'))
 
 
 def test_the_folders_of_data_are_among_those_checked():
-  assert {'data', 'ingest', 'benchmarks', 'scenes'} <= {path.parent.name for path in DATA}
+  folders = {'data', 'benchmarks', 'ingest', 'pixels', 'reading', 'scenes'}
+  assert {path.parent.name for path in DATA} == folders
 
 
 @pytest.mark.parametrize('path', DATA + CONFIGS, ids=path_of)

@@ -65,7 +65,7 @@ def main() -> None:
   if 'XLA_CLIENT_MEM_FRACTION' not in os.environ:
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
   # These import jax, which no signal may end halfway.
-  from tips_jax.data import pipeline
+  from tips_jax.data.reading import pipeline
   from tips_jax.evals import during_training
   from tips_jax.runtime import lock
   from tips_jax.train import initialization, workdir

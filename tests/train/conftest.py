@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core import schema, strict
-from tips_jax.data import batch as batches
+from tips_jax.data.reading import batch as batches
 from tips_jax.train import lowering, sharding
 from tips_jax.train import method as method_lib
 from tips_jax.train import state as state_lib

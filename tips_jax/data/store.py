@@ -25,7 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
 from tips_jax.data.ingest import tfds_folder
-from tips_jax.data.shards import sizes
+from tips_jax.data.reading.shards import sizes
 
 FORMAT = 1
 INFO_FILE = 'store.json'

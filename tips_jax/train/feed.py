@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from tips_jax.core import log
-from tips_jax.data.batch import HOST
-from tips_jax.data.pipeline import Pipeline
+from tips_jax.data.reading.batch import HOST
+from tips_jax.data.reading.pipeline import Pipeline
 
 _AHEAD = 2  # batches on their way to the device
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
-from tips_jax.data.pipeline import Pipeline
+from tips_jax.data.reading.pipeline import Pipeline
 from tips_jax.interop import read
 from tips_jax.interop import weights as weights_lib
 from tips_jax.runs import folder as runs

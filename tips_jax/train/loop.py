@@ -26,7 +26,7 @@ import numpy as np
 
 from tips_jax.core import files, log, strict
 from tips_jax.core.errors import InputError, PassingError
-from tips_jax.data.pipeline import Pipeline
+from tips_jax.data.reading.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
 from tips_jax.runs.checkpoint import Checkpoints, check_contract
@@ -164,7 +164,7 @@ class Unread:
 
   step: int
   metrics: dict[str, jax.Array]
-  # What of its batch stays on the host: data/batch.py.
+  # What of its batch stays on the host: data/reading/batch.py.
   host: dict[str, np.ndarray]
 
 

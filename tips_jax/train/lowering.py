@@ -5,7 +5,7 @@ there.
 import jax
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.batch import layout
+from tips_jax.data.reading.batch import layout
 from tips_jax.train import sharding, state, summary
 from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
-from tips_jax.data.batch import check, layout, valid
+from tips_jax.data.reading.batch import check, layout, valid
 from tips_jax.models import attention, towers
 from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
 

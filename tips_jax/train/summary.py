@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tips_jax.core import tree
 from tips_jax.core.errors import InputError
 from tips_jax.core.types import Shapes
-from tips_jax.data.batch import layout
+from tips_jax.data.reading.batch import layout
 from tips_jax.models import towers
 from tips_jax.objectives import masks
 from tips_jax.train import optim, sharding, state

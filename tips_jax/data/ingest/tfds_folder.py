@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.shards import Shards
+from tips_jax.data.reading.shards import Shards
 
 _CLASSES = 'tensorflow_datasets.core.features.'
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')  # the last one in older files

@@ -7,8 +7,8 @@ import pytest
 from array_record.python import array_record_module
 
 from tips_jax.core.errors import InputError
-from tips_jax.data import shards
-from tips_jax.data.shards import Shards
+from tips_jax.data.reading import shards
+from tips_jax.data.reading.shards import Shards
 
 BYTES = 50_000  # more than a read fetches at least
 

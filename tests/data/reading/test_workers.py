@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from tests.data.test_pipeline import config, read, write_store
+from tests.data.reading.test_pipeline import config, read, write_store
 from tips_jax.core.errors import AGAIN, InputError
-from tips_jax.data.pipeline import Pipeline
+from tips_jax.data.reading.pipeline import Pipeline
 
 LIMIT_S = 30  # of any wait: the machine may be busy
 SHARED = pathlib.Path('/dev/shm')
@@ -21,7 +21,7 @@ needs_proc = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 PROGRAM = """
 import sys, time
 from tips_jax.core.schema import Data, View
-from tips_jax.data.pipeline import Pipeline
+from tips_jax.data.reading.pipeline import Pipeline
 if __name__ == '__main__':  # workers import the program
   views = {'global': View(size=64, count=4)}
   config = Data(store=sys.argv[1], views=views, texts={}, workers=2, prefetch=4)
@@ -88,7 +88,7 @@ def two(folders):
 def test_they_and_their_shared_memory_end_with_a_killed_parent(folders, tmp_path):
   program = tmp_path / 'program.py'
   program.write_text(PROGRAM)
-  root = pathlib.Path(__file__).parents[2]
+  root = pathlib.Path(__file__).parents[3]
   before = shared()
   process = subprocess.Popen(
     [sys.executable, program, folders['main']],
@@ -136,10 +136,10 @@ def test_one_that_dies_is_one_line(two, number, code, said):
 
 def test_too_little_shared_memory_for_the_workers_is_refused(folders, monkeypatch):
   little = shutil.disk_usage('/')._replace(free=10_000)
-  monkeypatch.setattr('tips_jax.data.workers.shutil.disk_usage', lambda path: little)
+  monkeypatch.setattr('tips_jax.data.reading.workers.shutil.disk_usage', lambda path: little)
   message = 'data.workers: got 2, whose batches take .* MiB of /dev/shm; it has 0.0 MiB free'
   with pytest.raises(InputError, match=message):
     Pipeline(config(folders, workers=2), batch_size=8, seed=0)
-  monkeypatch.setattr('tips_jax.data.workers._SHARED_MEMORY', '/nowhere')
+  monkeypatch.setattr('tips_jax.data.reading.workers._SHARED_MEMORY', '/nowhere')
   with pytest.raises(InputError, match='MiB of /nowhere; it has 0.0 MiB free'):
     Pipeline(config(folders, workers=2), batch_size=8, seed=0)

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from tips_jax.data.order import example_order
+from tips_jax.data.reading.order import example_order
 
 
 def epochs(order, size, count):

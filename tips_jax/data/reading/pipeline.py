@@ -25,11 +25,11 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
-from tips_jax.data import workers
-from tips_jax.data.batch import Batch, check, empty, valid
-from tips_jax.data.order import example_order
 from tips_jax.data.pixels import views
-from tips_jax.data.records import Records
+from tips_jax.data.reading import workers
+from tips_jax.data.reading.batch import Batch, check, empty, valid
+from tips_jax.data.reading.order import example_order
+from tips_jax.data.reading.records import Records
 from tips_jax.data.tokenizer import Tokenizer
 
 _TRIES = 20  # unreadable records in a row, before giving up
@@ -41,11 +41,11 @@ _OTHER = {'alt_text': 'captions', 'captions': 'alt_text'}
 class Pipeline:
   """An endless iterator over this host's rows of the global batches.
 
-  data/batch.py says what a batch holds. Row r of a global batch is the example `next_index` + r on
-  any number of hosts, however the rows of a global array lie on them: on a torus of TPUs those of a
-  host need not follow each other. Raises InputError for a config or a store that cannot work,
-  before any thread starts, and while iterating when more than `max_bad_fraction` of the images are
-  unreadable.
+  data/reading/batch.py says what a batch holds. Row r of a global batch is the example
+  `next_index` + r on any number of hosts, however the rows of a global array lie on them: on a
+  torus of TPUs those of a host need not follow each other. Raises InputError for a config or a
+  store that cannot work, before any thread starts, and while iterating when more than
+  `max_bad_fraction` of the images are unreadable.
   """
 
   next_index: int  # global index of the next example: the state; pass it as `start` to go on

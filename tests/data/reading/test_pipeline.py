@@ -11,7 +11,7 @@ import simplejpeg
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text, View
 from tips_jax.data import store, tokenizer
-from tips_jax.data.pipeline import Pipeline, _Key, require_texts
+from tips_jax.data.reading.pipeline import Pipeline, _Key, require_texts
 
 COUNT, EXTRA = 40, 12
 BAD = 7

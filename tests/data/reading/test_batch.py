@@ -7,7 +7,7 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text, View
-from tips_jax.data import batch
+from tips_jax.data.reading import batch
 
 CONFIG = Data(
   views={'local': View(size=8, count=3)}, texts={'web': Text(field='alt_text')}, text_length=12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tips_jax.data import store
-from tips_jax.data.records import Records
+from tips_jax.data.reading.records import Records
 
 
 def write(path, first, count):

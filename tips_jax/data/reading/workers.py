@@ -23,7 +23,7 @@ from absl import flags
 
 from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.schema import Data
-from tips_jax.data.batch import empty
+from tips_jax.data.reading.batch import empty
 
 _SHARED_MEMORY = '/dev/shm'
 # Grain has no class for it.
