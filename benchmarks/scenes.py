@@ -53,6 +53,7 @@ def read(count, split, args):
     'depth': [depth.decode(r['depth']) for r in records],
     'normals': [normals.decode(r['normals']) for r in records],
     'mask': [masks.decode_mask(r['mask']) for r in records],
+    'label': [np.array(r['label']) for r in records],
   }
   return {name: np.stack(values) for name, values in decoded.items()}
 

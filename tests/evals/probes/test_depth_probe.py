@@ -50,7 +50,7 @@ def test_the_probe_beats_the_baselines_and_chooses_its_learning_rate():
   probe, (patch, cls, truth) = trained(), problem(20, seed=1)
   naive = depth.baselines(problem(60)[2].__getitem__, range(60), truth.__getitem__, range(20))
   assert score(probe, patch, cls, truth) < 0.6 * min(m['rmse_pooled'] for m in naive.values())
-  assert probe.learning_rate == 3e-2 and set(probe.validation) == {1e-4, 3e-2}
+  assert probe.chosen == {'learning_rate': 3e-2} and set(probe.validation) == {1e-4, 3e-2}
   assert probe.validation[3e-2] < probe.validation[1e-4]
   blind = depth_probe.fit(
     problem(60)[0], None, problem(60)[2].__getitem__, shape=(12, 15), recipe=QUICK
@@ -76,7 +76,7 @@ def test_validation_rows_train_nothing():
   spoilt[held], void[held] = 1e3, 0
   first = depth_probe.fit(patch, cls, truth.__getitem__, **options)
   second = depth_probe.fit(spoilt, cls, void.__getitem__, **options)
-  assert first.learning_rate == second.learning_rate == 3e-2
+  assert first.chosen == second.chosen == {'learning_rate': 3e-2}
   assert first.validation[3e-2] < first.validation[1e-7] and all(
     np.isnan(v) for v in second.validation.values()
   )
@@ -117,7 +117,7 @@ def test_upsampling_logits_equals_upsampling_features():
     max_depth=10.0,
     eps=0.1,
     upsample=4,
-    learning_rate=1.0,
+    chosen={},
     validation={},
   )
   both = np.concatenate([patch, np.broadcast_to(cls[:, None, None], (2, 3, 4, 5))], -1)
@@ -138,5 +138,5 @@ def test_bad_input():
   assert (
     np.isfinite(probe.predict(patch, cls)).all()
     and probe.validation == {}
-    and probe.learning_rate == 3e-2
+    and probe.chosen == {'learning_rate': 3e-2}
   )

@@ -89,8 +89,9 @@ class DepthProbe:
   max_depth: float
   eps: float
   upsample: int
-  learning_rate: float
-  # Pooled RMSE on the held-out images by learning rate; empty where none was chosen.
+  # The number that held-out images chose, by its name, and their pooled RMSE for each candidate;
+  # empty where there was nothing to choose.
+  chosen: dict[str, float]
   validation: dict[float, float]
 
   def predict(self, patch_BhwD: depth.Array, cls_BD: depth.Array | None = None) -> np.ndarray:
@@ -151,12 +152,15 @@ def fit(
   if len(probes) == 1:
     return probes[0]
   scores = {
-    probe.learning_rate: _pooled(probe, patch, cls, truth, held_out, recipe) for probe in probes
+    rate: _pooled(probe, patch, cls, truth, held_out, recipe)
+    for rate, probe in zip(learning_rates, probes)
   }
   # A diverged probe has no score and must not win.
-  best = min(probes, key=lambda probe: np.nan_to_num(scores[probe.learning_rate], nan=np.inf))
+  best = min(
+    probes, key=lambda probe: np.nan_to_num(scores[probe.chosen['learning_rate']], nan=np.inf)
+  )
   if recipe.refit:
-    [best] = _train(patch, cls, truth, everything, (best.learning_rate,), **options)
+    [best] = _train(patch, cls, truth, everything, (best.chosen['learning_rate'],), **options)
   return dataclasses.replace(best, validation=scores)
 
 
@@ -203,7 +207,7 @@ def _train(patch, cls, truth, rows, rates, *, recipe, statistics, shape):
       max_depth=recipe.max_depth,
       eps=recipe.eps,
       upsample=recipe.upsample,
-      learning_rate=rate,
+      chosen={'learning_rate': rate},
       validation={},
     )
     probes.append(probe)

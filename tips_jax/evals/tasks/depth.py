@@ -5,7 +5,7 @@ from typing import Any
 
 from tips_jax.evals.datasets import protocols
 from tips_jax.evals.features.splits import TaskInputs
-from tips_jax.evals.probes import depth, depth_probe
+from tips_jax.evals.probes import depth, depth_direct, depth_probe
 from tips_jax.evals.tasks import drawing
 from tips_jax.evals.tasks.common import (
   DEPTH_METRICS,
@@ -20,8 +20,8 @@ from tips_jax.evals.tasks.spec import TaskSpec
 
 
 def measure(inputs: TaskInputs) -> dict[str, Any]:
-  """A linear layer to bins of depth; its learning rate is chosen on the last fifth of the training
-  images.
+  """A linear layer to bins of depth; its learning rate, or in the short recipe its L2 penalty, is
+  chosen on the last fifth of the training images.
   """
   train = inputs.part('train')
   test = inputs.part('test')
@@ -31,16 +31,12 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
   # As TIPS does: every patch token beside the global embedding, which is the first CLS token.
   cls = inputs.encoder.cls_names[0]
   patch = train.arrays['patch']
-  shape = None
-  if options.get('cells'):
-    # The short recipe trains on so many pixels of truth for a patch; the protocol on all of them.
-    shape = [options['cells'] * n for n in patch.shape[1:3]]
-  probe = depth_probe.fit(
-    patch,
-    train.arrays[cls],
-    train.depth,
-    shape=shape,
-    recipe=depth_probe.DepthRecipe(**recipe_options(depth_probe.DepthRecipe, options)),
+  probes = depth_probe.fit, depth_probe.DepthRecipe
+  if options.get('direct'):
+    probes = depth_direct.fit, depth_direct.DirectRecipe
+  fit, recipe = probes
+  probe = fit(
+    patch, train.arrays[cls], train.depth, recipe=recipe(**recipe_options(recipe, options))
   )
   scorer = depth.DepthScorer(max_depth=most, crop=crop)
   examples = []
@@ -80,7 +76,7 @@ def measure(inputs: TaskInputs) -> dict[str, Any]:
     'chance': baselines['constant'],
     'baselines': {**answers, 'position': baselines['mean_image']},
     'examples': examples,
-    'chosen': {'learning_rate': probe.learning_rate},
+    'chosen': probe.chosen,
   }
 
 
@@ -101,12 +97,5 @@ SPEC = TaskSpec(
   shape='native',
   # The Eigen crop is NYU's: no other camera has its borders.
   constants=protocols.LINEAR_DEPTH | {'crop': protocols.Constant(None, '?')},
-  short_constants={
-    'steps': 2000,
-    'batch': 16,
-    'learning_rates': (3e-3, 1e-2, 3e-2),
-    'upsample': 1,
-    'bins': 64,
-    'cells': 4,
-  },
+  short_constants={'direct': True, 'bins': 64, 'steps': 60},
 )
