@@ -4,42 +4,17 @@
   python -m tips_jax.main --config=configs/ablation.py:ROW,DATA --workdir=W --config.data.store=S
 
 `benchmarks/ablation.py` runs whole tables and says how they are measured. Every row has the same
-towers, views, optimizer and schedule; every number is ours.
+towers, views, optimizer (configs/parts/small.py) and schedule.
 """
 
 import functools
 
 import ml_collections
 
-from configs.parts import recipe, tips
+from configs.parts import recipe, small, tips
 
-# 64 tokens of 8 pixels, not 36 of 16: an object of a scene covers several, and three quarters of
-# them can be masked and still be guessed. Narrow, so that a core sees 64,000 images in 20 minutes.
-IMAGE = dict(width=96, depth=4, heads=3, mlp=384, ffn='gelu', patch=8, grid=8, centered=True)
-TEXT = dict(width=96, depth=2, heads=3, mlp=384)
-# Sinkhorn hands every prototype as many tokens of a batch. Of 128, each gets 24 masked patches and
-# half a CLS token; of 1,024 it was noise. In 32 dimensions random prototypes are 0.18 apart (in 64:
-# 0.12), so that targets at temperature 0.04 are sharp from the start.
-HEAD = dict(width=96, hidden=256, bottleneck=32, prototypes=128)
-METHOD = dict(
-  mask_ratio=0.75,
-  temperature=0.07,
-  weights=dict(contrastive=0.5, distill=1.0, masked=2.0),
-  # An EMA center lags, and soft targets turn uniform, in so few steps (docs/lab.md).
-  dino=dict(teacher_temperature=0.04, centering='sinkhorn'),
-  # The mean of the last 100 steps. A momentum that rises to 1 would end the teacher's learning
-  # halfway (SILC, arXiv 2310.13355).
-  momentum=0.99,
-)
 TRAINING = dict(
-  optimizer=dict(
-    kind='adamw',
-    learning_rate=1.5e-3,
-    b2=0.98,
-    weight_decay=0.05,
-    clip_by='tower',  # in one norm the prototype terms would crowd out the text tower
-    freeze_rules=(('.*/prototypes', 0.01), ('.*', 0.0)),
-  ),
+  optimizer=small.OPTIMIZER,
   schedule=dict(total_steps=1000, batch_size=64, warmup_steps=50, decay='cosine'),
   compute=dict(dtype='float32'),
   checkpoint=dict(every_steps=200, keep_last=1),
@@ -48,22 +23,15 @@ TRAINING = dict(
 )
 
 
-def _views(flip: float) -> recipe.Recipe:
-  return {
-    'global': dict(size=64, count=1, scale=(0.4, 1.0), flip=flip),
-    'local': dict(size=32, count=3, scale=(0.05, 0.4), flip=0.0),
-  }
-
-
 # What fits a data set: views, vocabulary, length of the texts.
 DATA = {
   'scenes': dict(  # no flips: their captions say left and right; the scenes are those of `quick`
-    views=_views(flip=0.0),
+    views=small.views(flip=0.0),
     vocab=1024,
     data=dict(text_length=32, scenes=dict(train=20_000, test=500, objects=1, typical=0.8)),
   ),
-  'fashion': dict(views=_views(flip=0.5), vocab=4096, data=dict(text_length=24)),
-  'flickr8k': dict(views=_views(flip=0.5), vocab=6144, data=dict(text_length=24)),
+  'fashion': dict(views=small.views(flip=0.5), vocab=4096, data=dict(text_length=24)),
+  'flickr8k': dict(views=small.views(flip=0.5), vocab=6144, data=dict(text_length=24)),
 }
 # Changes of rows. One branch has one CLS token, and the weight of two.
 ONE = dict(towers=dict(image=dict(cls=('web',))), losses=dict(contrastive_web=dict(weight=1.0)))
@@ -108,7 +76,11 @@ def row(name: str, data: str) -> recipe.Recipe:
   method, losses, changes = ROWS[name]
   own = DATA[data]
   whole = method(
-    image=IMAGE, text=TEXT | dict(vocab=own['vocab']), head=HEAD, views=own['views'], **METHOD
+    image=small.IMAGE,
+    text=small.TEXT | dict(vocab=own['vocab']),
+    head=small.HEAD,
+    views=own['views'],
+    **small.METHOD,
   )
   whole = recipe.merge(recipe.late(whole, 'distill', 'masked'), *changes)
   return recipe.merge(
