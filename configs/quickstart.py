@@ -26,7 +26,7 @@ TRAINING = dict(
 )
 # Small already: fewer steps and scenes, the same model.
 RUNLOCAL = dict(
-  schedule=dict(total_steps=60),
+  schedule=dict(total_steps=60, batch_size=32, warmup_steps=10),
   data=dict(scenes=dict(train=128, test=64)),
   evals=dict(limit=128),
 )
