@@ -76,6 +76,7 @@ def flags_of(path):
     values = importlib.import_module(f'tips_jax.{path.stem}').FLAGS
     return {*values} | {f'no{n}' for n in values if values[n].boolean}
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
+  names |= set(re.findall(r"add_argument\(\s*'--(\w+)'", source))  # benchmarks
   return names | {f'no{n}' for n in re.findall(r"DEFINE_bool\(\s*'(\w+)'", source)}
 
 

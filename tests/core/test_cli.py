@@ -14,6 +14,7 @@ from tips_jax.core.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / 'configs/quickstart.py')
+LAPTOP = str(ROOT / 'configs/laptop.py')
 
 # Entry points are left out: they are programs. What logs at which level is the importer's choice.
 IMPORT_ALL = """
@@ -99,7 +100,7 @@ def test_a_config_with_overrides(values_with_config):
 
 def test_a_number_for_a_value_that_moves_holds_it(values_with_config):
   values = values_with_config(
-    f'--config={QUICKSTART}',
+    f'--config={LAPTOP}',
     '--config.teachers.ema.momentum=0.99',
     '--config.losses.masked.weight=5e-1',
   )
