@@ -69,3 +69,14 @@ def test_of_a_run_only_the_damaged_record_is_lost(stores):
   assert ids(examples) == [f'id{i:02}' for i in range(12) if i != 3]
   with pytest.raises(ValueError, match='damaged record'):
     records[3]
+
+
+def test_a_record_is_not_damaged_because_memory_ran_out(stores):
+  def full(first, stop):
+    raise MemoryError
+
+  records = Records([store.open_store(path).source('train') for path in stores])
+  records._shards[1].read = full
+  assert ids(records.read([7])) == ['id07']
+  with pytest.raises(MemoryError):
+    records.read([7, 8])

@@ -1,5 +1,6 @@
 """Worker processes: how they end, and what is said when one of them dies."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.data.reading.test_pipeline import config, read, write_store
 from tips_jax.core.errors import AGAIN, InputError
 from tips_jax.data.reading.pipeline import Pipeline
+from tips_jax.data.reading.records import Records
 
 LIMIT_S = 30  # of any wait: the machine may be busy
 SHARED = pathlib.Path('/dev/shm')
@@ -132,6 +135,26 @@ def test_one_that_dies_is_one_line(two, number, code, said):
   with pytest.raises(InputError, match=f'data.workers: a worker process {said}') as error:
     read(two, 40)
   assert error.value.code == code and '\n' not in str(error.value)
+
+
+class NoMemory(Records):
+  """Records that take more memory than there is."""
+
+  def read(self, records):
+    return np.empty(2**60, np.uint8)
+
+
+@pytest.mark.parametrize('count', [0, 2])
+def test_memory_that_runs_out_is_one_line(folders, monkeypatch, count):
+  monkeypatch.setattr('tips_jax.data.reading.pipeline.Records', NoMemory)
+  pipeline = Pipeline(config(folders, workers=count, threads=2), batch_size=8, seed=3)
+  message = (
+    'data: memory ran out while a batch was made .Unable to allocate 1.00 EiB.* data.workers'
+  )
+  with contextlib.closing(pipeline):
+    with pytest.raises(InputError, match=message) as error:
+      next(pipeline)
+  assert error.value.code == AGAIN and '\n' not in str(error.value)
 
 
 def test_too_little_shared_memory_for_the_workers_is_refused(folders, monkeypatch):

@@ -2,11 +2,14 @@
 on.
 """
 
+import errno
+import os
 import threading
 
 import numpy as np
 import pytest
 
+from tests.disk import full_disk
 from tests.evals.stub_encoder import Stub
 from tips_jax.core.errors import InputError
 from tips_jax.evals.features import cache as cache_lib
@@ -218,6 +221,65 @@ def test_no_room(cache, monkeypatch):
   ):
     extract(cache, Stub(), Source())
   assert list(cache.folder.glob('features/*')) == []
+
+
+def holes(folder):
+  """Files with fewer bytes on the disk than they have."""
+  return [x.name for x in folder.iterdir() if 512 * x.stat().st_blocks < x.stat().st_size]
+
+
+needs_fallocate = pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='no such call')
+
+
+@needs_fallocate
+def test_files_have_all_their_room_with_the_first_batch(cache):
+  with pytest.raises(KeyboardInterrupt):
+    extract(cache, Stub(stop_after=4), Source(count=2000))
+  [folder] = cache.folder.glob('features/*')
+  assert holes(folder) == []
+  # As a copy, or an older version, may have left them: the room is taken before more is written.
+  size = (folder / 'patch.npy').stat().st_size
+  os.truncate(folder / 'patch.npy', size // 2)
+  os.truncate(folder / 'patch.npy', size)
+  assert holes(folder) == ['patch.npy']
+  with pytest.raises(KeyboardInterrupt):
+    extract(cache, Stub(stop_after=4), Source(count=2000))
+  assert holes(folder) == []
+
+
+@needs_fallocate
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_one_line_and_not_a_signal(cache, monkeypatch, number):
+  def allocate(*_):
+    raise OSError(number, os.strerror(number))
+
+  message = f'--cache: .*features.: the features take more room .*{os.strerror(number)}.*--limit'
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'posix_fallocate', allocate)
+    with pytest.raises(cache_lib.DiskFull, match=message) as error:
+      extract(cache, Stub(), Source())
+    assert '\n' not in str(error.value)
+    assert list(cache.folder.glob('features/*')) == []
+  with pytest.raises(KeyboardInterrupt):
+    extract(cache, Stub(stop_after=4), Source())
+  monkeypatch.setattr(os, 'posix_fallocate', allocate)
+  with pytest.raises(cache_lib.DiskFull, match='the features take more room'):
+    extract(cache, Stub(), Source())
+
+
+def test_files_that_may_not_grow_are_one_line(cache):
+  with full_disk(20_000), pytest.raises(cache_lib.DiskFull, match='File too large'):
+    extract(cache, Stub(), Source(count=2000))
+  assert list(cache.folder.glob('features/*')) == []
+
+
+@needs_fallocate
+def test_a_disk_that_cannot_promise_room_is_used_all_the_same(cache, monkeypatch):
+  def allocate(*_):
+    raise OSError(errno.EOPNOTSUPP, 'no such operation')
+
+  monkeypatch.setattr(os, 'posix_fallocate', allocate)
+  assert len(extract(cache, Stub(), Source()).rows) == COUNT
 
 
 def test_a_damaged_folder_is_said(cache):

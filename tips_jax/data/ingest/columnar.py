@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
-from tips_jax.data.ingest import archives
+from tips_jax.data.ingest import archives, arrow_sizes
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, guess, plain
@@ -24,7 +24,7 @@ from tips_jax.data.pixels.images import MAX_PIXELS
 
 _MAX_TEXTS = 2**24  # bytes of a cell that holds no image
 _MAX_HUGE = 16  # rows with larger cells: each takes a second, and may take only some bytes
-_MAX_RATIO = 100  # between a group of rows and what it takes in the file: images hardly shrink
+_MAX_RATIO = 100  # between rows and what they take in the file: images hardly shrink
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
 
@@ -307,12 +307,12 @@ class ParquetReader(ArrowReader):
 def _open_parquet(path):
   file = pq.ParquetFile(path, page_checksum_verification=True)
   for number in range(file.num_row_groups):
-    _check_expansion(path, file.metadata.row_group(number))
+    _check_expansion(path, *_sizes(file.metadata.row_group(number)))
   return file
 
 
-def _check_expansion(path, group):
-  """InputError for a group of rows that is made to fill the memory."""
+def _sizes(group):
+  """(bytes of a group of rows in the file, bytes in memory, at least)"""
   taken = 0
   size = 0
   for number in range(group.num_columns):
@@ -320,6 +320,11 @@ def _check_expansion(path, group):
     taken += column.total_compressed_size
     # The same value many times takes no bytes in a file, and a few in a column.
     size += max(column.total_uncompressed_size, 4 * column.num_values)
+  return taken, size
+
+
+def _check_expansion(path, taken, size):
+  """InputError for rows that are made to fill the memory."""
   if size > max(archives.MAX_BYTES, _MAX_RATIO * taken):
     raise InputError(
       f'{path!r}: {taken:,} bytes of it expand to {size:,} or more; expected at most {_MAX_RATIO} '
@@ -371,6 +376,8 @@ class HuggingFaceReader(ArrowReader):
 
 
 def _open_arrow(path):
+  # Of the whole stream: dictionaries stay in memory, and grow from one batch to the next.
+  _check_expansion(path, *arrow_sizes.of_stream(path))
   return pa.ipc.open_stream(pa.memory_map(path))
 
 

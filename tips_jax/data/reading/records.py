@@ -58,6 +58,8 @@ class Records:
     try:
       raw = self._shards[store].read(run[0] - start, run[-1] + 1 - start)
       return dict(zip(run, map(_parsed, raw)))
+    except MemoryError:  # says nothing of the record
+      raise
     except Exception as error:  # array_record and protobuf raise their own
       if len(run) == 1:
         return {run[0]: _damaged(error)}

@@ -60,9 +60,18 @@ def start(batches: grain.IterDataset, config: Data) -> grain.DatasetIterator:
 
 @contextlib.contextmanager
 def one_error() -> Iterator[None]:
-  """Turns the error of a worker that died into one line: PassingError where it was killed."""
+  """Turns the error of a worker that died, or had no memory left, into one line: PassingError
+  where it was killed or memory ran out, which it may not do again.
+  """
   try:
     yield
+  except MemoryError as error:  # of a thread too, without workers
+    reason = f' ({error})' if str(error) else ''
+    raise PassingError(
+      f'data: memory ran out while a batch was made{reason}: run the same command again to go on '
+      'from the last checkpoint, with fewer data.workers or data.threads, a smaller data.prefetch '
+      'or a smaller schedule.batch_size should it come back'
+    ) from error
   except RuntimeError as error:
     match = _LOST.search(str(error))
     if not match:

@@ -8,7 +8,9 @@ a CRC-32 of each row: a row whose bytes changed on the disk is computed again.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -37,6 +39,8 @@ _FLUSH_S = 2.0  # seconds of work that a kill may cost
 _HALF = 65_504.0  # the largest float16
 _DONE = 1
 _UNREADABLE = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # by a file system
 
 
 class DiskFull(InputError):
@@ -222,6 +226,9 @@ class _Table:
     self._done = done
     self._checksums = checksums
     self._forget_damaged()
+    if not self._done.all():  # files of an older version, and copies, may have holes
+      with _room(self._folder):
+        _allocate(self._folder)
 
   def _forget_damaged(self):
     """Marks rows whose bytes are not those that were written as still to do, and says so."""
@@ -256,16 +263,23 @@ class _Table:
         f'--cache: {str(self._folder.parent)!r} has {free / 1e9:.1f} GB free; these features take '
         f'{need / 1e9:.1f} GB; expected a larger disk, or --limit'
       )
-    # Complete in a temporary folder first: a killed run leaves no folder that lacks an array.
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=self._folder.parent, prefix='.new-'))
-    for name, shape in shapes.items():
-      np.lib.format.open_memmap(temporary / f'{name}.npy', 'w+', values[name].dtype, shape).flush()
-    np.save(temporary / 'done.npy', np.zeros(self._count, np.uint8))
-    np.save(temporary / 'checksums.npy', np.zeros(self._count, np.uint32))
     kinds = {name: [str(values[name].dtype), shape] for name, shape in shapes.items()}
     kinds |= {'done': ['uint8', [self._count]], 'checksums': ['uint32', [self._count]]}
-    about = self._about | {'arrays': kinds}
-    (temporary / 'about.json').write_text(json.dumps(about, indent=1))
+    # Complete in a temporary folder first: a killed run leaves no folder that lacks an array.
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=self._folder.parent, prefix='.new-'))
+    try:
+      with _room(self._folder.parent):
+        for name, shape in shapes.items():
+          path = temporary / f'{name}.npy'
+          np.lib.format.open_memmap(path, 'w+', values[name].dtype, shape).flush()
+        np.save(temporary / 'done.npy', np.zeros(self._count, np.uint8))
+        np.save(temporary / 'checksums.npy', np.zeros(self._count, np.uint32))
+        _allocate(temporary)
+        about = self._about | {'arrays': kinds}
+        (temporary / 'about.json').write_text(json.dumps(about, indent=1))
+    except BaseException:  # an interrupt too leaves nothing behind
+      shutil.rmtree(temporary)
+      raise
     try:
       os.replace(temporary, self._folder)
     except OSError:  # another process was first; both write the same numbers
@@ -331,6 +345,36 @@ class _Table:
       seconds=seconds,
       key=self._folder.name,
     )
+
+
+@contextlib.contextmanager
+def _room(folder):
+  """Within it a full disk is DiskFull."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    raise DiskFull(
+      f'--cache: {str(folder)!r}: the features take more room than there is ({error.strerror}); '
+      'expected a larger disk, --cache=DIR on another one, or --limit'
+    ) from None
+
+
+def _allocate(folder):
+  """Takes the room on the disk for the arrays of a folder, which stay as they are.
+
+  Without it a write to a mapped file on a full disk is no error: it ends the process (SIGBUS).
+  """
+  if not hasattr(os, 'posix_fallocate'):  # macOS
+    return
+  for path in folder.glob('*.npy'):
+    with open(path, 'r+b') as file:
+      try:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+      except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+          raise
 
 
 def _arrays(encoded, cls_names, outputs):

@@ -118,7 +118,7 @@ def _kept(work):
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not ours
       continue
     if about.get('checkpoint') == work.encoder.sha256:
-      # Blocks on the disk: an array that is half computed is sparse.
+      # Blocks on the disk: where they were not taken beforehand, a half computed array has holes.
       blocks = sum(file.stat().st_blocks for file in path.parent.glob('*.npy'))
       kept[what] += 512 * blocks
   return kept
