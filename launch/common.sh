@@ -8,6 +8,14 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 REST=()          # the arguments of tips_jax.main: --config.* flags, and everything after --
 dry_run=false
 
+# Each TPU of tips_jax/core/chips.py (a test compares): the dimensions of its slices, and its names at Cloud TPU (the
+# type, the image) and at GKE. -: it is not there.
+TPU_NAMES='v4     3  v4         tpu-ubuntu2204-base  tpu-v4-podslice
+           v5e    2  v5litepod  v2-alpha-tpuv5-lite  tpu-v5-lite-podslice
+           v5p    3  v5p        v2-alpha-tpuv5       tpu-v5p-slice
+           v6e    2  v6e        v2-alpha-tpuv6e      tpu-v6e-slice
+           tpu7x  3  -          -                    tpu7x'
+
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
@@ -66,26 +74,36 @@ nearest() {
     print word }'
 }
 
-# tpu_shape 'generations': GENERATION, SHAPE and CHIPS of --topology, a slice that exists.
+# row FLAG NAME TABLE COLUMN: ROW, the words of the line of a table that begins with NAME; COLUMN must not be -.
+row() {
+  local cells names=''
+  while read -ra cells; do
+    [[ ${cells[$4]} != - ]] || continue
+    names+=" ${cells[0]}"
+    if [[ ${cells[0]} == "$2" ]]; then ROW=("${cells[@]}"); fi
+  done <<<"$3"
+  one_of "$1" "$2" "${names# }"
+}
+
+# tpu_shape COLUMN: SHAPE and CHIPS of --topology, a slice that exists, and ROW, of TPU_NAMES; COLUMN must be there.
 tpu_shape() {
-  local exists='2x2x1 2x2x2 2x2x4 2x4x4' sides
+  local generation=${topology%%:*} small='2x2x1 2x2x2 2x2x4 2x4x4' sides
   need topology 'GENERATION:SHAPE such as v5e:4x4, as python -m tips_jax.plan takes it'
-  GENERATION=${topology%%:*} SHAPE=${topology#*:}
-  one_of --topology "$GENERATION" "$1"
+  SHAPE=${topology#*:}
+  row --topology "$generation" "$TPU_NAMES" "$1"
   [[ $topology == *:* && $SHAPE =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
     fail "--topology: got '$topology'; expected GENERATION:SHAPE such as v5e:4x4 or v5p:8x8x8"
   read -ra sides <<<"${SHAPE//x/ }"
   CHIPS=$((sides[0] * sides[1] * ${sides[2]:-1}))
-  case $GENERATION in
-    v5e | v6e) one_of "--topology: shape of $GENERATION" "$SHAPE" '1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16' ;;
-    *)
-      # From a cube of 4 x 4 x 4 on a slice is of whole cubes, the shortest side first.
-      [[ " $exists " == *" $SHAPE "* ]] || ((${#sides[@]} == 3 && sides[0] % 4 + sides[1] % 4 + sides[2] % 4 == 0 &&
-        sides[0] <= sides[1] && sides[1] <= sides[2])) ||
-        fail "--topology: got '$topology'; expected one of: $exists, or sides that are multiples of 4 and ascend" \
-          'such as 4x4x12'
-      ;;
-  esac
+  if ((ROW[1] == 2)); then
+    one_of "--topology: shape of $generation" "$SHAPE" '1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16'
+    return
+  fi
+  # From a cube of 4 x 4 x 4 on a slice is of whole cubes, the shortest side first.
+  [[ " $small " == *" $SHAPE "* ]] || ((${#sides[@]} == 3 && sides[0] % 4 + sides[1] % 4 + sides[2] % 4 == 0 &&
+    sides[0] <= sides[1] && sides[1] <= sides[2])) ||
+    fail "--topology: got '$topology'; expected one of: $small, or sides that are multiples of 4 and ascend" \
+      'such as 4x4x12'
 }
 
 # quote WORDS: one line that a shell reads back as these words.

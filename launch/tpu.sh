@@ -1,5 +1,5 @@
 # What tpu_pod.sh and tpu_queued.sh share: slices, and runs on their workers. Sourced after common.sh.
-# shellcheck shell=bash disable=SC2153,SC2154  # variables of the scripts that source this
+# shellcheck shell=bash disable=SC2034,SC2153,SC2154  # variables of the scripts that source this
 #
 # They set SSH and SCP (gcloud's commands without workers), ALL and FIRST (the flags for all workers and the first),
 # WHERE (zone and project) and SLICE (what names the slice on their own command line).
@@ -8,19 +8,13 @@
 # named as such: a type of Cloud TPU such as v5p-1024 stands for one shape of its size.
 slice() {
   local which
-  tpu_shape 'v4 v5e v5p v6e'
-  case $GENERATION in
-    v4) VERSION=tpu-ubuntu2204-base ;;
-    v5e) VERSION=v2-alpha-tpuv5-lite ;;
-    v5p) VERSION=v2-alpha-tpuv5 ;;
-    v6e) VERSION=v2-alpha-tpuv6e ;;
-  esac
-  case $GENERATION in
-    v4 | v5p) which=("--type=$GENERATION" "--topology=$SHAPE") ;;
-    v5e) which=("--accelerator-type=v5litepod-$CHIPS") ;;
-    v6e) which=("--accelerator-type=v6e-$CHIPS") ;;
-  esac
-  VERSION=${runtime:-$VERSION}
+  tpu_shape 2
+  if ((ROW[1] == 3)); then
+    which=("--type=${ROW[2]}" "--topology=$SHAPE")
+  else
+    which=("--accelerator-type=${ROW[2]}-$CHIPS")
+  fi
+  VERSION=${runtime:-${ROW[3]}}
   read -ra CREATE <<<"$create_flags"
   CREATE=("${which[@]}" --scopes=https://www.googleapis.com/auth/cloud-platform
     ${CREATE[@]+"${CREATE[@]}"})

@@ -39,6 +39,14 @@ shift
 one_of command "$command" 'build run logs status delete'
 parse 'name image topology gpu nodes config workdir slices spot service_account namespace max_restarts grace chips_per_node
   host_network queue extra commit' "$@"
+# GPUs by --gpu: GKE's name, and how many a node has.
+GPU_NAMES='a100-40gb  nvidia-tesla-a100      8
+           a100-80gb  nvidia-a100-80gb       8
+           h100       nvidia-h100-80gb       8
+           h100-mega  nvidia-h100-mega-80gb  8
+           h200       nvidia-h200-141gb      8
+           b200       nvidia-b200            8
+           gb200      nvidia-gb200           4'
 KUBECTL=(kubectl "--namespace=$namespace")
 
 # shellcheck disable=SC2034  # manifest reads these by name
@@ -51,15 +59,8 @@ placement() {
 # shellcheck disable=SC2034
 tpu_placement() {
   local chips
-  tpu_shape 'v4 v5e v5p v6e tpu7x'
-  case $GENERATION in
-    v4) TPU=tpu-v4-podslice ;;
-    v5e) TPU=tpu-v5-lite-podslice ;;
-    v5p) TPU=tpu-v5p-slice ;;
-    v6e) TPU=tpu-v6e-slice ;;
-    tpu7x) TPU=tpu7x ;;
-  esac
-  TOPOLOGY=$SHAPE EXCLUSIVE=cloud.google.com/gke-nodepool
+  tpu_shape 4
+  TPU=${ROW[4]} TOPOLOGY=$SHAPE EXCLUSIVE=cloud.google.com/gke-nodepool
   chips=${chips_per_node:-$((CHIPS < 4 ? CHIPS : 4))}
   ((CHIPS % chips == 0)) ||
     fail "--chips_per_node: got '$chips'; expected a divisor of the $CHIPS chips of $topology"
@@ -71,19 +72,9 @@ tpu_placement() {
 gpu_placement() {
   need nodes 'the number of nodes'
   number nodes
-  one_of --gpu "$gpu" 'a100-40gb a100-80gb h100 h100-mega h200 b200 gb200'
+  row --gpu "$gpu" "$GPU_NAMES" 1
   ((slices == 1)) || fail "--slices: got '$slices'; expected 1: --nodes says how many nodes with GPUs"
-  case $gpu in
-    a100-40gb) GPU=nvidia-tesla-a100 ;;
-    a100-80gb) GPU=nvidia-a100-80gb ;;
-    h100) GPU=nvidia-h100-80gb ;;
-    h100-mega) GPU=nvidia-h100-mega-80gb ;;
-    h200) GPU=nvidia-h200-141gb ;;
-    b200) GPU=nvidia-b200 ;;
-    gb200) GPU=nvidia-gb200 ;;
-  esac
-  NODES=$nodes GPUS=${chips_per_node:-8}
-  if [[ $gpu == gb200 ]]; then GPUS=${chips_per_node:-4}; fi
+  GPU=${ROW[1]} NODES=$nodes GPUS=${chips_per_node:-${ROW[2]}}
   PROCESSES=$nodes COORDINATOR=$name-slice-0-0.$name:8482
   PROCESS_ID="metadata.annotations['batch.kubernetes.io/job-completion-index']"
 }
