@@ -18,6 +18,8 @@ from tips_jax.data.scenes import dataset as scenes
 from tips_jax.data.scenes import draw
 from tips_jax.data.tokenizer import Tokenizer
 
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden' / 'scenes.json'
+
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
@@ -144,6 +146,42 @@ def test_build_reuses_its_own_store_and_overwrites_nothing(built, tmp_path):
   ):
     with pytest.raises(InputError, match=f'scenes.{next(iter(bad))}: got'):
       scenes.build(tmp_path / 'new', **{'train': 2, 'test': 0, 'size': 32, **bad})
+
+
+@pytest.mark.parametrize('revision', [2, None])
+def test_a_store_of_another_revision_is_refused_with_the_remedy(built, revision):
+  """It would be trained on as if it were today's."""
+  file = pathlib.Path(built) / store.INFO_FILE
+  text = file.read_text()
+  content = json.loads(text)
+  assert content['info']['scenes']['revision'] == scenes._REVISION
+  content['info']['scenes']['revision'] = revision
+  file.write_text(json.dumps(content))
+  message = f'another version of tips_jax: got revision {revision}; expected 3; remove it, and'
+  try:
+    with pytest.raises(InputError, match=message) as error:
+      scenes.build(built, train=60, test=8, size=48, seed=3)
+    assert '\n' not in str(error.value)
+    with pytest.raises(InputError, match='holds other data'):
+      scenes.build(built, train=60, test=8, size=48, seed=4)
+  finally:
+    file.write_text(text)
+
+
+def test_the_golden_scenes_are_those_of_this_revision():
+  """Where they are not, raise _REVISION; then UPDATE_GOLDEN=1 python -m pytest, with -k golden."""
+  found = {'revision': scenes._REVISION, 'texts': [], 'colors': []}
+  for i in range(8):
+    record = scenes.example(i, size=64)
+    found['texts'].append([record['alt_text'], *record['captions'], *record['region_captions']])
+    image = cv2.imdecode(np.frombuffer(record['image'], np.uint8), 1)
+    found['colors'].append(image.mean((0, 1)).round(2).tolist())
+  if 'UPDATE_GOLDEN' in os.environ:
+    GOLDEN.write_text(json.dumps(found, indent=1) + '\n')
+  known = json.loads(GOLDEN.read_text())
+  assert (found['revision'], found['texts']) == (known['revision'], known['texts'])
+  # Processors round differently: edges may move by a pixel.
+  np.testing.assert_allclose(found['colors'], known['colors'], atol=0.5)
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):
