@@ -238,7 +238,7 @@ def test_tokenizer_is_trained_on_the_training_texts_or_copied(tmp_path, source):
   assert len(model.encode('dog cat')) < len('dog cat') and 'z' not in [
     model.id_to_piece(i) for i in range(len(model))
   ]
-  assert 'texts.growing' not in os.listdir(out)
+  assert {'tasks', 'plan.json', 'lock'}.isdisjoint(os.listdir(out))
   copied = tmp_path / 'copied'
   assert (
     run(f'--input={source}', f'--output={copied}', f'--tokenizer={out / "tokenizer.model"}') == 0
@@ -378,10 +378,10 @@ def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path, capsys):
 COMMAND = [sys.executable, '-m', 'tips_jax.prepare']
 
 
-def start(source, out):
+def start(source, out, *flags):
   """A run that is in the middle of writing: its input has more rows than it can read soon."""
   process = subprocess.Popen(
-    [*COMMAND, f'--input={source}', f'--output={out}'],
+    [*COMMAND, f'--input={source}', f'--output={out}', *flags],
     stderr=subprocess.PIPE,
     text=True,
     env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
@@ -389,12 +389,7 @@ def start(source, out):
     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   deadline = time.monotonic() + 60
-  while not any(
-    'growing' in name
-    for folder in out.parent.glob('.store-*')
-    for name in os.listdir(folder)
-    if name.startswith('train')
-  ):
+  while not list(out.parent.glob('store.partial/train-*')):
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)
   return process
@@ -412,26 +407,30 @@ def slow_source(tmp_path):
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_in_the_middle_leaves_nothing_and_says_so(tmp_path, slow_source, number, code):
-  process = start(slow_source, tmp_path / 'store')
+def test_stopped_in_the_first_task_leaves_nothing_and_says_what_to_do(
+  tmp_path, slow_source, number, code
+):
+  process = start(slow_source, tmp_path / 'store', '--task_mib=4096')
   process.send_signal(number)
   _, printed = process.communicate(timeout=60)
   assert process.returncode == code
-  assert 'nothing was written; run the same command again' in printed and 'Traceback' not in printed
+  assert 'run the same command again to go on' in printed and 'Traceback' not in printed
   assert sorted(os.listdir(tmp_path)) == ['source']
 
 
-def test_killed_in_the_middle_never_looks_whole_and_the_next_run_starts_anew(tmp_path, slow_source):
-  process = start(slow_source, tmp_path / 'store')
+def test_killed_in_the_middle_never_looks_whole_and_nobody_else_can_write_it(
+  tmp_path, slow_source, capsys
+):
+  flags = (f'--input={slow_source}', f'--output={tmp_path / "store"}')
+  process = start(slow_source, tmp_path / 'store', '--workers=1', '--limit=300')
+  assert 'another process is writing' in error_of(capsys, *flags)
   process.kill()
   process.communicate()
   assert not (tmp_path / 'store').exists()
-  (left,) = tmp_path.glob('.store-*')
   with pytest.raises(store.InputError, match='half-written'):
-    store.open_store(left)
-  assert run(f'--input={slow_source}', f'--output={tmp_path / "store"}', '--limit=3') == 0
-  assert sorted(os.listdir(tmp_path)) == ['source', 'store']
-  assert store.open_store(tmp_path / 'store').splits == {'train': 3}
+    store.open_store(tmp_path / 'store.partial')
+  message = error_of(capsys, *flags, '--limit=3')
+  assert 'was begun with limit 300; got 3' in message and 'remove the folder' in message
 
 
 def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, slow_source):

@@ -4,11 +4,17 @@
 
 PATH is a table (CSV, TSV, JSON, JSONL) beside its images or a zip of them, webdataset tars
 (img2dataset's too), parquet files, a Hugging Face save_to_disk folder, a TFDS folder or a TFDS
-name. Exit codes: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM. A stopped run leaves
-nothing behind; the same command starts anew.
+name. Exit codes: 0 done, 2 bad input, 75 a process died, 130 or 143 stopped by Ctrl-C or SIGTERM.
+
+The work is cut into tasks by the input alone; STORE.partial holds those that are done. However it
+was stopped, the same command goes on, and the store is the same bit for bit, whoever did the tasks:
+--workers processes, jobs of a scheduler (--part=0/8 to --part=7/8, then --merge), or Apache Beam.
 """
 
 import dataclasses
+import functools
+import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -51,7 +57,19 @@ FLAGS.add_integer('min_side', 16, 'Images with a shorter side (pixels) are left 
 FLAGS.add_integer(
   'max_pixels', 50_000_000, 'Images with more pixels are refused before they are decoded.', 1
 )
-FLAGS.add_integer('limit', 0, 'Samples to read from each input; 0: all.', 0)
+FLAGS.add_integer('limit', 0, 'Samples to read from each input, in one process; 0: all.', 0)
+FLAGS.add_integer('workers', 0, 'Processes; 0: one for each core.', 0)
+FLAGS.add_string('part', '', 'I/N: does the tasks of part I, from 0 to N - 1, and no more.')
+FLAGS.add_boolean('merge', False, 'Makes the store of what the parts have done, and does no task.')
+FLAGS.add_string('runner', '', "Does the tasks through Apache Beam, by this runner's name.")
+FLAGS.add_strings('beam', [], 'Options of --runner: project=P,region=R,temp_location=gs://...')
+FLAGS.add_number(
+  'task_mib',
+  0.0,
+  'MiB of the input that are a task, which is done whole or not at all; 0: a 64th of the input, '
+  'between 32 and 1024. The shards of the store follow from it.',
+  0.0,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     argv,
     FLAGS,
     about=__doc__,
-    stopped='nothing was written; run the same command again to start anew',
+    stopped='run the same command again to go on from the last task that was done',
   )
 
 
@@ -79,11 +97,14 @@ def _prepare(argv):
     raise InputError(
       '--test_input: got it beside --test_fraction or --split=test; expected one source of test'
     )
+  part = _part(FLAGS.part)
+  if sum([part is not None, FLAGS.merge, bool(FLAGS.runner)]) > 1:
+    raise InputError('--part: got it beside --merge or --runner; expected one of them')
   # Only now: --help and bad flags answer at once.
   from tips_jax.data import store
-  from tips_jax.data.ingest import convert
+  from tips_jax.data.ingest import convert, on_beam, report
   from tips_jax.data.ingest.columns import Columns
-  from tips_jax.data.ingest.formats import open_input
+  from tips_jax.data.ingest.formats import open_inputs
   from tips_jax.data.ingest.reader import Options
 
   columns = Columns(
@@ -102,13 +123,17 @@ def _prepare(argv):
   # Before the input is read, which may take hours.
   files.require_writable(FLAGS.output, '--output')
   store.refuse_existing(FLAGS.output)
-  readers = {FLAGS.split: open_input(FLAGS.input, options)}
+  inputs = {FLAGS.split: (FLAGS.input, options)}
   if FLAGS.test_input:
     # Both inputs have the same columns, so that the splits of the store agree.
     test = dataclasses.replace(options, split=FLAGS.test_input_split, images=FLAGS.test_images)
-    readers['test'] = open_input(FLAGS.test_input, test)
-  report = convert.convert(
-    readers,
+    inputs['test'] = (FLAGS.test_input, test)
+  reopen = functools.partial(open_inputs, inputs)
+  run = None
+  if FLAGS.runner:
+    run = functools.partial(on_beam.do, runner=FLAGS.runner, options=FLAGS.beam)
+  result = convert.convert(
+    reopen(),
     FLAGS.output,
     tokenizer_from=FLAGS.tokenizer,
     vocab_size=FLAGS.vocab_size,
@@ -116,9 +141,35 @@ def _prepare(argv):
     max_pixels=FLAGS.max_pixels,
     limit=FLAGS.limit,
     test_fraction=FLAGS.test_fraction,
+    task_bytes=round(FLAGS.task_mib * 2**20),
+    workers=FLAGS.workers or _cores(),
+    reopen=reopen,
+    run=run,
+    part=part,
+    merge_only=FLAGS.merge,
   )
-  print(convert.summary(report))
+  if result is None:
+    print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
+    return
+  print(report.summary(result))
   print(f'store written: {FLAGS.output}')
+
+
+def _part(text):
+  """(17, 1000) of '17/1000'; None of ''."""
+  if not text:
+    return None
+  numbers = re.fullmatch(r'(\d{1,9})/(\d{1,9})', text)
+  if not numbers or not int(numbers[1]) < int(numbers[2]):
+    raise InputError(f'--part: got {text!r}; expected I/N with I from 0 to N - 1, as 0/8 or 7/8')
+  return int(numbers[1]), int(numbers[2])
+
+
+def _cores():
+  """Those that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 if __name__ == '__main__':

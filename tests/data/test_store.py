@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
@@ -110,7 +111,7 @@ def test_a_process_that_need_not_check_asks_for_no_shard(path, monkeypatch):
     raise AssertionError('a request for a shard')
 
   monkeypatch.setattr(store, 'sizes', asked)
-  monkeypatch.setattr(store.array_record_module, 'ArrayRecordReader', asked)
+  monkeypatch.setattr(array_record_module, 'ArrayRecordReader', asked)
   assert len(store.open_store(path, check_shards=False).source('train')) == 7
   with pytest.raises(AssertionError):
     store.open_store(path)

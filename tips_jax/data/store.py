@@ -1,11 +1,10 @@
 """The store: an array_record data set that TFDS opens, and a `store.json` that proves it complete.
 
-A store is built in a temporary sibling folder and renamed into place, so a path holds a complete
-store or nothing. Images stay encoded, byte for byte. `prepare` and `scenes` write stores; the
+A store is built in a sibling folder and renamed into place, so a path holds a complete store or
+nothing. Images stay encoded, byte for byte. `prepare` and `scenes` write stores; the
 pipeline and the evaluations read them. A complete TFDS folder without `store.json` opens too.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,12 +18,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
 
+from tips_jax.core import files
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
-from tips_jax.data.ingest import tfds_folder
+from tips_jax.data.ingest import records, tfds_folder
 from tips_jax.data.reading.shards import sizes
 
 FORMAT = 1
@@ -36,10 +34,7 @@ TFDS_NAME = r'\w+(/[\w.-]+)*(:[\w.]+)?'  # name/config:1.0.0
 TEMPORARY_SUFFIX = '.partial'
 ANNOTATIONS = ('label', 'mask', 'depth', 'normals', 'boxes', 'region_captions', 'tags')
 PLACED = ('mask', 'depth', 'normals', 'boxes')  # annotations of places in the upright image
-# Shards of large stores are larger: each is an open file, and a request to open it.
-_SHARD_BYTES = 256 * 2**20
-_LARGEST = 16  # times the first one
-_FIRST = 32  # shards before they grow with the split, to a 32nd of what it holds
+_DIGESTS_FILE = 'digests.json'  # of the shards, until store.json is there
 
 Path = str | os.PathLike
 
@@ -96,106 +91,73 @@ class Writer:
     *,
     name: str = 'store',
     description: str = '',
-    shard_bytes: int = _SHARD_BYTES,
+    shard_bytes: int = records.SHARD_BYTES,
   ):
-    self.folder = os.fspath(folder)
+    self._folder = os.fspath(folder)
     self._features = feature_dict
+    self._about = {'name': name, 'description': description}
+    self._serialize = records.Serializer(feature_dict)
     self._shard_bytes = shard_bytes
-    identity = tfds.core.dataset_info.DatasetIdentity(
-      name=name, version=tfds.core.Version('1.0.0'), data_dir=self.folder, module_name=__name__
-    )
-    self._info = tfds.core.DatasetInfo(
-      builder=identity, features=feature_dict, description=description
-    )
-    self._shards = {}  # split -> its _Shards in order
+    self._shards = {}  # by split
 
   def add(self, split: str, example: Mapping[str, typing.Any]) -> None:
     """Appends one example (a dict by feature name; images as encoded bytes) to a split."""
-    record = self._features.serialize_example(self._features.encode_example(example))
-    shards = self._shards.setdefault(split, [])
-    if not shards or shards[-1].size >= shards[-1].full:
-      self._close_last(shards)
-      with _disk_errors(self.folder):
-        path = self._growing(split, len(shards))
-        writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
-      shards.append(_Shard(writer, self._full(shards)))
-    shard = shards[-1]
-    with _disk_errors(self.folder):
-      shard.writer.write(record)
-    shard.examples += 1
-    shard.size += len(record)
+    if split not in self._shards:
+      prefix = os.path.join(self._folder, split)
+      self._shards[split] = records.Shards(prefix, shard_bytes=self._shard_bytes)
+    self._shards[split].add(self._serialize(example))
 
   def close(self) -> dict[str, int]:
     """Closes the shards, checks their record counts and writes the TFDS metadata.
 
     Returns the number of examples by split.
     """
-    self._info.set_file_format('array_record', override=True)
-    infos = []
-    for split, shards in self._shards.items():
-      self._close_last(shards)
-      template = tfds.core.ShardedFileTemplate(
-        data_dir=self.folder,
-        dataset_name=self._info.name,
-        split=split,
-        filetype_suffix='array_record',
+    written = {split: shards.close() for split, shards in self._shards.items()}
+    return complete(self._folder, self._features, written, **self._about)
+
+
+def complete(
+  folder: Path,
+  feature_dict: tfds.features.FeaturesDict,
+  splits: Mapping[str, Sequence[records.Written]],
+  *,
+  name: str = 'store',
+  description: str = '',
+) -> dict[str, int]:
+  """Names the shards in a folder as TFDS does, and writes its metadata. May be called again.
+
+  Returns the number of examples by split.
+  """
+  folder = os.fspath(folder)
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name=name, version=tfds.core.Version('1.0.0'), data_dir=folder, module_name=__name__
+  )
+  info = tfds.core.DatasetInfo(builder=identity, features=feature_dict, description=description)
+  info.set_file_format('array_record', override=True)
+  infos = []
+  digests = {}
+  for split, shards in splits.items():
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=folder, dataset_name=name, split=split, filetype_suffix='array_record'
+    )
+    # The names hold the number of shards, which is known only now.
+    for i, shard in enumerate(shards):
+      path = os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards)))
+      if not os.path.exists(path):
+        os.replace(os.path.join(folder, os.path.basename(shard.path)), path)
+      digests[os.path.basename(path)] = shard.sha256
+    infos.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard.examples for shard in shards],
+        num_bytes=sum(shard.size for shard in shards),
+        filename_template=template,
       )
-      # The names hold the number of shards, which is known only now.
-      for i, shard in enumerate(shards):
-        path = os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards)))
-        os.replace(self._growing(split, i), path)
-        _check_records(path, shard.examples)
-      infos.append(
-        tfds.core.SplitInfo(
-          name=split,
-          shard_lengths=[shard.examples for shard in shards],
-          num_bytes=sum(shard.size for shard in shards),
-          filename_template=template,
-        )
-      )
-    self._info.set_splits(tfds.core.SplitDict(infos))
-    self._info.write_to_directory(self.folder)
-    return {info.name: info.num_examples for info in infos}
-
-  def _full(self, shards):
-    """Bytes at which the shard that comes after these is full."""
-    share = sum(shard.size for shard in shards) // _FIRST
-    return min(max(self._shard_bytes, share), _LARGEST * self._shard_bytes)
-
-  def _growing(self, split, index):
-    return os.path.join(self.folder, f'{split}-{index:05d}.growing')
-
-  def _close_last(self, shards):
-    if shards and shards[-1].writer is not None:
-      writer = shards[-1].writer
-      shards[-1].writer = None
-      with _disk_errors(self.folder):
-        writer.close()
-
-
-@dataclasses.dataclass
-class _Shard:
-  writer: array_record_module.ArrayRecordWriter | None  # None once it is closed
-  full: int  # bytes at which the next one begins
-  examples: int = 0
-  size: int = 0  # bytes
-
-
-@contextlib.contextmanager
-def _disk_errors(folder):
-  """array_record reports a full disk as a RuntimeError; callers expect an OSError."""
-  try:
-    yield
-  except (RuntimeError, ValueError) as error:
-    raise OSError(f'writing into {folder} failed; is the disk full? {error}') from error
-
-
-def _check_records(path, count):
-  reader = array_record_module.ArrayRecordReader(path)
-  on_disk = reader.num_records()
-  reader.close()
-  if on_disk != count:
-    raise OSError(f'{path}: {on_disk} records on disk after writing {count}; is the disk full?')
+    )
+  info.set_splits(tfds.core.SplitDict(infos))
+  info.write_to_directory(folder)
+  files.write(os.path.join(folder, _DIGESTS_FILE), json.dumps(digests))
+  return {info.name: info.num_examples for info in infos}
 
 
 def temporary_folder(path: Path) -> pathlib.Path:
@@ -216,9 +178,27 @@ def temporary_folder(path: Path) -> pathlib.Path:
     prefix = f'.{path.name}-{os.getpid()}-'
     return pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX))
   except OSError as error:
-    raise InputError(
-      f'store: cannot write {str(path)!r} ({error.strerror}); expected a path in a writable folder'
-    ) from error
+    raise _not_writable(path, error) from error
+
+
+def work_folder(path: Path) -> pathlib.Path:
+  """Makes the folder beside `path` in which a store is built by several calls or processes, unless
+  it is there. Raises InputError if `path` exists or is not writable.
+  """
+  path = _absolute(path)
+  refuse_existing(path)
+  folder = path.with_name(path.name + TEMPORARY_SUFFIX)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise _not_writable(path, error) from error
+  return folder
+
+
+def _not_writable(path, error):
+  return InputError(
+    f'store: cannot write {str(path)!r} ({error.strerror}); expected a path in a writable folder'
+  )
 
 
 def _alive(pid):
@@ -234,28 +214,44 @@ def _alive(pid):
 def finish(tmp_dir: Path, path: Path, info: Mapping[str, typing.Any]) -> str:
   """Turns a complete TFDS folder into the store `path`, and returns `path`.
 
-  `tmp_dir` must be on the file system of `path` and hold dataset_info.json, the shards and, if
-  there is one, tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Raises
-  InputError if `path` exists already.
+  `tmp_dir` must be on the file system of `path` and hold what `complete` left and, if there is one,
+  tokenizer.model. `info` (a JSON-able dict) is kept as `Store.info`. Raises InputError if `path`
+  exists already.
   """
-  folder = pathlib.Path(tmp_dir)
-  path = _absolute(path)
   refuse_existing(path)
+  seal(tmp_dir, info)
+  return publish(tmp_dir, path)
+
+
+def seal(folder: Path, info: Mapping[str, typing.Any]) -> None:
+  """Writes store.json into the folder of a store: proof that all else is there."""
+  folder = pathlib.Path(folder)
   splits, shards = _splits_and_shards(tfds.builder_from_directory(os.fspath(folder)))
+  digests = json.loads((folder / _DIGESTS_FILE).read_text())
   tokenizer = folder / TOKENIZER_FILE
   content = {
     'format': FORMAT,
     'splits': splits,
-    'fingerprint': _fingerprint([folder / shard for shard in shards]),
+    'fingerprint': _fingerprint(shards, digests),
     'tokenizer_sha256': _sha256(tokenizer) if tokenizer.exists() else None,
     'files': {shard: (folder / shard).stat().st_size for shard in shards},
     'info': info,
   }
-  # Last and synced, then one atomic rename: a store.json is proof that all else is there.
+  (folder / _DIGESTS_FILE).unlink()
   with open(folder / INFO_FILE, 'w') as file:
     json.dump(content, file, indent=1)
     file.flush()
     os.fsync(file.fileno())
+
+
+def publish(folder: Path, path: Path) -> str:
+  """Gives a sealed folder its name in one atomic rename, and returns it.
+
+  Raises InputError if `path` exists already.
+  """
+  folder = pathlib.Path(folder)
+  path = _absolute(path)
+  refuse_existing(path)
   folder.chmod(0o755)  # mkdtemp's is 0o700
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
@@ -284,20 +280,11 @@ def refuse_existing(path: Path) -> None:
     )
 
 
-def _fingerprint(shards):
-  """SHA-256 over the records in order, each with its fields sorted.
-
-  Sorted, because protobuf's own order varies by process.
-  """
+def _fingerprint(shards, digests):
+  """SHA-256 over the names of the shards, in order, and the digests of their records."""
   digest = hashlib.sha256()
   for shard in shards:
-    digest.update(shard.name.encode())
-    reader = array_record_module.ArrayRecordReader(os.fspath(shard))
-    for _ in range(reader.num_records()):
-      example = tf_example_pb2.Example.FromString(reader.read())
-      record = example.SerializeToString(deterministic=True)
-      digest.update(len(record).to_bytes(8, 'little') + record)
-    reader.close()
+    digest.update(f'{shard} {digests[shard]}\n'.encode())
   return digest.hexdigest()
 
 

@@ -20,9 +20,10 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data.ingest.checks import open_mask
 from tips_jax.data.ingest.checks import png as encode_png
-from tips_jax.data.ingest.reader import Options, Reader, Sample, parse_json
+from tips_jax.data.ingest.reader import Options, Piece, Reader, Sample, parse_json, ranges
 
 PAGE = 'docs/datasets.md'
+_BYTES = 2**16  # of an item, where no file is opened to know it
 
 
 class Benchmark(Reader, abc.ABC):
@@ -55,6 +56,7 @@ class Benchmark(Reader, abc.ABC):
     if not self.items:
       raise self._missing_split(f'{self.root} names no sample of it')
     self.total = len(self.items)
+    self.size = self.total * _BYTES
 
   def __getstate__(self):
     """Without cached properties: they hold open files, which a worker process must open anew."""
@@ -111,8 +113,11 @@ class Benchmark(Reader, abc.ABC):
       problem = f'{type(error).__name__}: {error}'
     return Sample(self.key_of(item), None, '', [], {}, problem)
 
-  def __iter__(self) -> Iterator[Sample]:
-    for i in range(len(self)):
+  def pieces(self, size: int) -> Sequence[Piece]:
+    return ranges(len(self), size, self.size)
+
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    for i in range(piece.first, piece.stop):
       yield self[i]
 
   def key_of(self, item: typing.Any) -> str:

@@ -74,18 +74,14 @@ def read_member(archive: zipfile.ZipFile, name: str) -> tuple[bytes | None, str]
 
 
 class Tar:
-  """A tar, compressed or not, that is read from its beginning to its end; a context manager.
+  """A tar, compressed or not; a context manager. It is read from its beginning to its end, but for
+  `read_at`.
 
   Raises tarfile.ReadError or what the decompressor raises.
   """
 
   def __init__(self, path: Path):
-    with open(path, 'rb') as file:
-      start = file.read(6)
-    opener = open
-    for mark, compression in _COMPRESSIONS.items():
-      if start.startswith(mark):
-        opener = compression
+    opener = _opener(path)
     self._file = _Bounded(opener(path, 'rb'), _MAX_EXPANDED + _MAX_RATIO * os.path.getsize(path))
     self.compressed = opener is not open
     try:
@@ -118,6 +114,7 @@ class Tar:
     """(bytes, '') of a member or of the one that it links to, or (None, why it is not read)."""
     if not 0 <= member.size <= MAX_BYTES:
       return None, too_large(member.size)
+    self._file.at_once = MAX_BYTES
     try:
       file = self._tar.extractfile(member)
       data = file.read(MAX_BYTES)
@@ -131,6 +128,17 @@ class Tar:
       raise tarfile.ReadError('unexpected end of data')
     return data, ''
 
+  def read_at(self, start: int, size: int) -> tuple[bytes | None, str]:
+    """The same of a regular member of a tar that is not compressed, by where its data is."""
+    if not 0 <= size <= MAX_BYTES:
+      return None, too_large(size)
+    self._file.at_once = MAX_BYTES
+    self._file.seek(start)
+    data = self._file.read(size)
+    if len(data) != size:
+      raise tarfile.ReadError('unexpected end of data')
+    return data, ''
+
   def _read_end(self):
     """Blocks of zeros follow the last member; tarfile accepts a file that is cut there. The check
     sum of a compressed tar is behind them.
@@ -141,6 +149,20 @@ class Tar:
       raise tarfile.ReadError('no end-of-archive mark')
     while self.compressed and self._file.read(2**20):
       pass
+
+
+def is_compressed(path: Path) -> bool:
+  """Whether a tar is compressed, so that it can only be read from its beginning."""
+  return _opener(path) is not open
+
+
+def _opener(path):
+  with open(path, 'rb') as file:
+    start = file.read(6)
+  for mark, compression in _COMPRESSIONS.items():
+    if start.startswith(mark):
+      return compression
+  return open
 
 
 class _Bounded:

@@ -8,6 +8,7 @@ import sys
 import typing
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from tips_jax.data.pixels import images
@@ -40,13 +41,22 @@ def check_image(data: bytes, *, min_side: int, max_pixels: int) -> Check:
     if min(size) < min_side:
       return Check('tiny', f'{width}x{height} has a side under {min_side} pixels', size)
     turn = images.orientation(image)
-    image.draft(None, (1, 1))  # JPEG: reads every byte, but computes 1/8 of the pixels
-    image.load()
+    if not _decodes_strictly(data):
+      image.draft(None, (1, 1))  # JPEG: reads every byte, but computes 1/8 of the pixels
+      image.load()
   except images.TooLarge as error:
     return Check('giant', str(error), size)
   except Exception as error:  # decoders raise anything, and one bad file must not end the run
     return Check('unreadable', str(error) or type(error).__name__, size)
   return Check('', '', size, turn)
+
+
+def _decodes_strictly(data):
+  """Whether it is a JPEG without any fault, told in half of Pillow's time."""
+  try:
+    return simplejpeg.decode_jpeg(data, 'GRAY', min_height=1, min_width=1) is not None
+  except (ValueError, KeyError):
+    return False
 
 
 def open_mask(data: bytes, *, max_pixels: int = images.MAX_PIXELS) -> Image.Image:

@@ -3,10 +3,12 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from tips_jax.data.ingest import archives, arrow_sizes
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, guess, plain
-from tips_jax.data.ingest.reader import Note, Options, Reader, Sample, check_local
+from tips_jax.data.ingest.reader import Note, Options, Piece, Reader, Sample, check_local
 from tips_jax.data.ingest.splits import select_values
 from tips_jax.data.pixels.images import MAX_PIXELS
 
@@ -33,14 +35,25 @@ _KEYS = ('id', 'key', '__key__')
 
 
 class ArrowReader(Reader):
-  """Tables of rows with encoded images; `_batches` yields their rows in parts."""
+  """Tables of rows with encoded images; `_batches` yields the rows of a piece, which is a range of
+  the groups of a file.
+  """
 
-  def __init__(self, files: Sequence[str], schemas: Sequence[pa.Schema], options: Options):
+  def __init__(
+    self,
+    files: Sequence[str],
+    schemas: Sequence[pa.Schema],
+    groups: Sequence[Sequence[tuple[int, int]]],
+    options: Options,
+  ):
+    """groups: (rows, bytes) of the groups of rows of each file."""
     super().__init__(options)
+    self._groups = dict(zip(files, groups))
+    self.size = sum(size for of_file in groups for _, size in of_file)
+    self.total = sum(rows for of_file in groups for rows, _ in of_file)
     for file, schema in zip(files, schemas):
       with _damaged(file, 'a table whose columns have names in UTF-8'):
         list(schema.names)
-    self._files = files
     self._schema = schemas[0]
     self._names = self._schema.names
     self._splits = None  # values of the column 'split' in rows that are read; None: in any row
@@ -59,37 +72,50 @@ class ArrowReader(Reader):
       self._class_names = _class_names(self._schema, column)
       self.label_names = self._class_names or label_names(self._values(column))
 
-  def _batches(self, names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Yields (file, row) with the columns `names`. One row at a time: a few bytes of a file may be
-    the same huge cell in many rows.
+  def pieces(self, size: int) -> Sequence[Piece]:
+    pieces = []
+    for file, groups in self._groups.items():
+      first = 0
+      taken = 0
+      for stop, (_, of_group) in enumerate(groups, 1):
+        taken += of_group
+        if taken >= size or stop == len(groups):
+          pieces.append(Piece(file, first, stop, taken))
+          first = stop
+          taken = 0
+    return pieces
+
+  def count(self, piece: Piece) -> int:
+    """The number of rows; those of other splits are among them."""
+    return sum(rows for rows, _ in self._groups[piece.file][piece.first : piece.stop])
+
+  def _batches(self, piece: Piece, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows with the columns `names`. One row at a time: a few bytes of a file may be the
+    same huge cell in many rows.
     """
     raise NotImplementedError
 
-  def _read(self, names):
-    """Yields (file, number in it, row, problem) for the rows of the split."""
+  def _read(self, piece, names):
+    """Yields (number in its file, row, problem) for the rows of the split."""
     if self._splits is not None:
       names = list(dict.fromkeys((*names, self._split_column)))
-    current = None
-    number = 0
+    before = self.count(piece._replace(first=0, stop=piece.first))
     huge = 0
-    for file, batch in self._batches(names):
-      if file != current:
-        current = file
-        number = 0
+    for number, batch in enumerate(self._batches(piece, names), before):
       row, problem = _row(batch)
       huge += bool(problem)
       if huge > _MAX_HUGE:
         raise InputError(
-          f'{file!r}: {huge} rows have cells that are too large, the last one {problem}; is it '
-          f'made to fill the memory?'
+          f'{piece.file!r}: {huge} rows have cells that are too large, the last one {problem}; is '
+          f'it made to fill the memory?'
         )
       if self._splits is None or self._split_of(row) in self._splits:
-        yield file, number, row, problem
-      number += 1
+        yield number, row, problem
 
   def _values(self, column):
-    for _, _, row, _ in self._read([column]):
-      yield row[column]
+    for piece in self.pieces(sys.maxsize):
+      for _, row, _ in self._read(piece, [column]):
+        yield row[column]
 
   def _choose_split(self):
     """Leaves out, and notes, the rows that a column 'split' gives to other splits."""
@@ -147,9 +173,9 @@ class ArrowReader(Reader):
         f'{{bytes, path}}, or file names; columns that do: {held}'
       )
 
-  def __iter__(self) -> Iterator[Sample]:
-    for file, number, row, problem in self._read(self._needed()):
-      yield self._sample(row, problem, file, number)
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    for number, row, problem in self._read(piece, self._needed()):
+      yield self._sample(row, problem, piece.file, number)
 
   def _sample(self, row, problem, file, number):
     c = self._columns
@@ -290,18 +316,22 @@ class ParquetReader(ArrowReader):
 
   def __init__(self, files: Sequence[str], options: Options):
     schemas = []
-    self.total = 0
+    groups = []
     for path in files:
       with _damaged(path, 'a complete parquet file'), _open_parquet(path) as file:
         schemas.append(file.schema_arrow)
-        self.total += file.metadata.num_rows
-    super().__init__(files, schemas, options)
+        metadata = file.metadata
+        of_file = []
+        for number in range(metadata.num_row_groups):
+          group = metadata.row_group(number)
+          of_file.append((group.num_rows, _sizes(group)[0]))
+        groups.append(of_file)
+    super().__init__(files, schemas, groups, options)
 
-  def _batches(self, names):
-    for path in self._files:
-      with _damaged(path, 'a complete parquet file'), _open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=1, columns=names):
-          yield path, batch
+  def _batches(self, piece, names):
+    groups = range(piece.first, piece.stop)
+    with _damaged(piece.file, 'a complete parquet file'), _open_parquet(piece.file) as file:
+      yield from file.iter_batches(batch_size=1, row_groups=groups, columns=names)
 
 
 def _open_parquet(path):
@@ -356,23 +386,22 @@ class HuggingFaceReader(ArrowReader):
       data_files = [file.get('filename') for file in data_files]
     files = [str(folder / name) for name in _names_in(state_file, data_files)]
     schemas = []
-    self.total = 0
+    groups = []
     for file in files:
       with _damaged(file, 'an Arrow stream'), _open_arrow(file) as stream:
         schemas.append(stream.schema)
-        for batch in stream:
-          self.total += len(batch)
-    super().__init__(files, schemas, options)
+        # Of the buffers alone: offsets are not checked yet.
+        groups.append([(len(batch), batch.get_total_buffer_size()) for batch in stream])
+    super().__init__(files, schemas, groups, options)
 
-  def _batches(self, names):
-    for path in self._files:
-      with _damaged(path, 'an Arrow stream'), _open_arrow(path) as stream:
-        for whole in stream:
-          batch = whole.select(names)
-          # Offsets that point outside of the file would end the process.
-          batch.validate(full=True)
-          for number in range(len(batch)):
-            yield path, batch.slice(number, 1)
+  def _batches(self, piece, names):
+    with _damaged(piece.file, 'an Arrow stream'), _open_arrow(piece.file) as stream:
+      for whole in itertools.islice(stream, piece.first, piece.stop):
+        batch = whole.select(names)
+        # Offsets that point outside of the file would end the process.
+        batch.validate(full=True)
+        for number in range(len(batch)):
+          yield batch.slice(number, 1)
 
 
 def _open_arrow(path):

@@ -10,7 +10,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
@@ -46,6 +46,11 @@ def open_input(path: str | pathlib.Path, options: Options) -> Reader:
     f'--input: got {path!r}, which does not exist; expected a file, a folder or the name of a TFDS '
     f'data set{did_you_mean(os.path.basename(path), names_beside(path))}'
   )
+
+
+def open_inputs(inputs: Mapping[str, tuple[str, Options]]) -> dict[str, Reader]:
+  """The Readers of several inputs by split, each given as its path and options."""
+  return {split: open_input(path, options) for split, (path, options) in inputs.items()}
 
 
 # --- files --------------------------------------------------------------------------------------

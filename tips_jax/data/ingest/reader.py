@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ IMAGES = tuple(
 class Note(typing.NamedTuple):
   """Something that was left out or read otherwise than it is written, for the report."""
 
-  kind: str  # one of convert.REFUSED or convert.NOTED
+  kind: str  # one of report.REFUSED or report.NOTED
   id: str  # a sample, row or file
   detail: str = ''
   count: int = 1
@@ -48,23 +49,49 @@ class Options:
   first_caption_as_alt_text: bool = False
 
 
+class Piece(typing.NamedTuple):
+  """A range of an input: of its samples, or of the bytes or groups of rows of one of its files."""
+
+  file: str  # '' for a range of samples
+  first: int
+  stop: int
+  size: int  # about how many bytes it has
+
+
 class Reader:
-  """An iterable of samples; `open_input` and `benchmarks.open` return one."""
+  """An iterable of samples, as a whole or by piece; `open_input` and `benchmarks.open` return one.
+
+  The pieces of an input follow from it and their size alone; together they are the whole.
+  """
 
   kind = ''  # the format, for messages and the store's metadata
-  total: int | None = None  # number of samples, where known; may be an estimate while reading
+  total: int | None = None  # number of samples, where known
+  size = 0  # bytes of the input, about
   annotations: tuple[str, ...] = ()  # those of store.ANNOTATIONS that the samples carry
   label_names: tuple[str, ...] = ()  # the classes of 'label'
   annotations_json = b''  # content of the store's annotations.json (names of the mask classes)
 
   def __init__(self, options: Options):
     self.options = options
-    self.notes: list[Note] = []  # of what became no sample; complete at the end of the iteration
+    self.notes: list[Note] = []  # of what became no sample; reading adds those of its piece
     self._columns: Columns | None = None  # those read, once they are known
     self._names: Sequence[str] = ()  # all columns
 
-  def __iter__(self) -> Iterator[Sample]:
+  def pieces(self, size: int) -> Sequence[Piece]:
+    """The input in order, in pieces of about `size` bytes."""
     raise NotImplementedError
+
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    """The samples of a piece."""
+    raise NotImplementedError
+
+  def count(self, piece: Piece) -> int:
+    """The number of samples in a piece."""
+    return piece.stop - piece.first
+
+  def __iter__(self) -> Iterator[Sample]:
+    for piece in self.pieces(sys.maxsize):
+      yield from self.read(piece)
 
   def understood(self, sample: Sample) -> str:
     """Which columns are read, and a sample as it came out, for a person to check."""
@@ -99,6 +126,17 @@ class Reader:
   def _named_annotations(self):
     columns = self.options.columns
     return tuple(name for name in ('label', 'mask') if getattr(columns, name) not in ('', NONE))
+
+
+def ranges(count: int, size: int, total: int) -> list[Piece]:
+  """The pieces, each of about `size` bytes, of `count` samples that have about `total` bytes."""
+  each = max(total // max(count, 1), 1)
+  step = max(size // each, 1)
+  pieces = []
+  for first in range(0, count, step):
+    stop = min(first + step, count)
+    pieces.append(Piece('', first, stop, (stop - first) * each))
+  return pieces
 
 
 def check_local(names: Iterable[str], column: str, path: str) -> None:

@@ -5,18 +5,28 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.archives import is_hidden, open_zip, read_member, reason
 from tips_jax.data.ingest.cells import brief, label_names, label_text
 from tips_jax.data.ingest.columns import guess, plain
 from tips_jax.data.ingest.image_files import ImageFiles
-from tips_jax.data.ingest.reader import IMAGES, Note, Options, Reader, Sample, check_local
+from tips_jax.data.ingest.reader import (
+  IMAGES,
+  Note,
+  Options,
+  Piece,
+  Reader,
+  Sample,
+  check_local,
+  ranges,
+)
 from tips_jax.data.ingest.rows import TABLES, parse_table
 from tips_jax.data.ingest.splits import select, select_values, splits_in
 
 _PROBE_ROWS = 100
+_SIZED_ROWS = 32
 
 
 class TableReader(Reader):
@@ -119,8 +129,21 @@ class TableReader(Reader):
         f'is in {self._files}; say where they are with --images=FOLDER or --images=ZIP'
       )
 
-  def __iter__(self) -> Iterator[Sample]:
-    for name, rows in self._rows.items():
+  @functools.cached_property
+  def size(self) -> int:
+    """By some of the images: the sizes of all would take as long as reading some thousands."""
+    names = list(self._rows)[:: max(len(self._rows) // _SIZED_ROWS, 1)]
+    sizes = []
+    for name in names:
+      image, _ = self._files.read(name)
+      sizes.append(len(image or b''))
+    return sum(sizes) * len(self._rows) // len(names)
+
+  def pieces(self, size: int) -> Sequence[Piece]:
+    return ranges(len(self._rows), size, self.size)
+
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    for name, rows in itertools.islice(self._rows.items(), piece.first, piece.stop):
       alt_text, captions = self._texts(rows, self._columns)
       image, problem = self._files.read(name)
       extra = {}

@@ -3,21 +3,27 @@
 One sample is the files of one key: KEY.jpg, KEY.txt, KEY.json.
 """
 
+import bisect
+import functools
 import itertools
 import json
 import operator
 import os
+import sys
+import tarfile
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.archives import Tar, is_hidden, read_file, reason
+from tips_jax.data.ingest.archives import Tar, is_compressed, is_hidden, read_file, reason
 from tips_jax.data.ingest.cells import decode_text
 from tips_jax.data.ingest.columns import ALT_TEXT_NAMES, CAPTIONS_NAMES, NONE, guess, plain
-from tips_jax.data.ingest.reader import IMAGES, Note, Options, Reader, Sample
+from tips_jax.data.ingest.reader import IMAGES, Note, Options, Piece, Reader, Sample, ranges
 
 _TEXTS = ('txt', 'json')
 _PROBE_SAMPLES = 100
+_SIZED_SAMPLES = 100
+_END = sys.maxsize  # of a tar: where it is in one that is compressed is not known
 
 # The content of a file, or None and the reason.
 Content = tuple[bytes | None, str]
@@ -49,27 +55,29 @@ class _MembersReader(Reader):
       )
     self.annotations = self._named_annotations()
 
-  def _members(self) -> Iterator[tuple[str, dict[str, Content]]]:
+  def _members(self, piece: Piece) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yields (key, {ending: content})."""
     raise NotImplementedError
 
-  def __iter__(self) -> Iterator[Sample]:
-    rows = itertools.starmap(self._row, self._members())
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    if self._columns is None:
+      self._settle()
+    for key, members in self._members(piece):
+      yield self._sample(self._row(key, members))
+
+  def _settle(self):
+    """Takes the columns from the first samples of the whole input, whichever piece is read."""
+    members = itertools.chain.from_iterable(map(self._members, self.pieces(sys.maxsize)))
     first = []
-    failure = None
+    before = len(self.notes)
     try:
-      for row in itertools.islice(rows, _PROBE_SAMPLES):
-        first.append(row)
-    except InputError as error:
-      failure = error
+      for key, content in itertools.islice(members, _PROBE_SAMPLES):
+        first.append(self._row(key, content))
+    except InputError:  # who reads it will see
+      pass
+    del self.notes[before:]
     if first:
       self._guess(first)
-    for row in first:
-      yield self._sample(row)
-    if failure is not None:
-      raise failure
-    for row in rows:
-      yield self._sample(row)
 
   def _guess(self, rows):
     """The columns, from the fields of all the first samples: some lack one or the other."""
@@ -124,77 +132,148 @@ class _MembersReader(Reader):
 class TarReader(_MembersReader):
   """Webdataset tars, img2dataset's too: consecutive members of one key are a sample.
 
-  Raises InputError for a truncated or damaged tar, and for a key that comes back.
+  A tar that is not compressed is read in ranges of bytes: a sample is of the range in which its
+  first member begins. Raises InputError for a truncated or damaged tar, and for a key that comes
+  back.
   """
 
   kind = 'webdataset tars'
 
   def __init__(self, files: Sequence[str], options: Options):
     super().__init__(options)
-    self._files = files
-    self._sizes = list(map(os.path.getsize, files))
+    self._sizes = dict(zip(files, map(os.path.getsize, files)))
+    self.size = sum(self._sizes.values())
 
-  def _members(self):
-    done = 0  # bytes of the tars before
-    read = 0  # samples
-    for path, size in zip(self._files, self._sizes):
-      for key, members, share in self._of_tar(path, read):
-        read += 1
-        # The number of samples in the tars to come is extrapolated.
-        self.total = round(read * sum(self._sizes) / (done + max(share * size, 1)))
-        yield key, members
-      done += size
-    self.total = read
+  def pieces(self, size: int) -> Sequence[Piece]:
+    pieces = []
+    for path, of_file in self._sizes.items():
+      count = max(round(of_file / size), 1)
+      if count > 1 and is_compressed(path):
+        count = 1
+      bounds = [of_file * i // count for i in range(count)]
+      for first, stop in itertools.pairwise([*bounds, _END]):
+        pieces.append(Piece(path, first, stop, of_file // count))
+    return pieces
 
-  def _of_tar(self, path, read_before):
-    """Yields (key, {ending: content}, share of the tar that is read) by sample."""
-    names = _names_in(path)
-    keys = keys_of(names, self.options.columns.mask)
-    _check_order(path, names, keys)
-    for name in names:
-      if name not in keys:
-        self.notes.append(Note('other_file', f'{path}: {name}', 'of no sample'))
-    total = len(set(map(operator.itemgetter(0), keys.values())))
-    key = None
-    members = {}
-    last = 'its first member'
-    read = 0
+  def count(self, piece: Piece) -> int:
+    return len(_in_piece(self._list(piece).samples, piece))
+
+  def _list(self, piece):
+    return _list(piece.file, self.options.columns.mask)
+
+  def _members(self, piece):
+    path = piece.file
+    listing = self._list(piece)
+    for member in _in_piece(listing.strays, piece):
+      self.notes.append(Note('other_file', f'{path}: {member.name}', 'of no sample'))
+    samples = _in_piece(listing.samples, piece)
+    read = bisect.bisect_left(listing.samples, piece.first, key=_offset)
+    last = listing.last
     try:
       with Tar(path) as tar:
-        for member in tar:
-          last = repr(member.name)
-          if not _is_file(member) or member.name not in keys:
-            continue
-          member_key, end = keys[member.name]
-          if member_key != key and key is not None:
-            read += 1
-            yield key, members, read / total
-            members = {}
-          key = member_key
-          members[end] = tar.read(member)
+        content = _in_order(tar) if tar.compressed else functools.partial(_content, tar)
+        for sample in samples:
+          members = {}
+          for member, end in zip(sample.members, sample.ends):
+            last = repr(member.name)
+            members[end] = content(member)
+          yield sample.key, members
+          read += 1
+        if listing.failure is not None and piece.stop == _END:
+          last = listing.last
+          raise listing.failure
     except InputError:
       raise
     except Exception as error:  # a damaged file makes tarfile and its decompressors raise anything
       raise InputError(
-        f'{path!r} is truncated or damaged at {last} ({reason(error)}), after '
-        f'{read_before + read} samples; expected a complete tar; copy or write it again, or leave '
-        f'it out'
+        f'{path!r} is truncated or damaged at {last} ({reason(error)}), after {read} samples; '
+        f'expected a complete tar; copy or write it again, or leave it out'
       ) from error
-    if key is not None:
-      yield key, members, 1.0
 
 
-def _names_in(path):
-  """Names of the files in a tar, up to where it is damaged; reading it will say so."""
-  names = []
+class _Member(typing.NamedTuple):
+  """A file in a tar."""
+
+  name: str
+  offset: int  # of its header
+  start: int  # of its data
+  size: int
+  info: tarfile.TarInfo | None  # of one whose data is not just there: a link, a sparse file
+
+
+class _TarSample(typing.NamedTuple):
+  key: str
+  offset: int
+  members: list[_Member]
+  ends: list[str]
+
+
+class _Listing(typing.NamedTuple):
+  """What is in a tar, in its order, up to where it is damaged."""
+
+  samples: list[_TarSample]  # those that are whole
+  strays: list[_Member]
+  last: str  # the last member that could be read
+  failure: Exception | None
+
+
+# The pieces of a tar are mostly read one after another.
+@functools.lru_cache(maxsize=1)
+def _list(path: str, mask: str) -> _Listing:
+  members = []
+  last = 'its first member'
+  failure = None
   try:
     with Tar(path) as tar:
-      for member in tar:
-        if _is_file(member) and not is_hidden(member.name):
-          names.append(member.name)
-  except Exception:  # as above
-    pass
-  return names
+      for info in tar:
+        last = repr(info.name)
+        if _is_file(info) and not is_hidden(info.name):
+          odd = info if info.issparse() or not info.isreg() else None
+          members.append(_Member(info.name, info.offset, info.offset_data, info.size, odd))
+  except Exception as error:  # as above
+    failure = error
+  names = [member.name for member in members]
+  keys = keys_of(names, mask)
+  _check_order(path, names, keys)
+  samples = []
+  strays = []
+  for member in members:
+    if member.name not in keys:
+      strays.append(member)
+      continue
+    key, end = keys[member.name]
+    if not samples or samples[-1].key != key:
+      samples.append(_TarSample(key, member.offset, [], []))
+    samples[-1].members.append(member)
+    samples[-1].ends.append(end)
+  if failure is not None:
+    samples = samples[:-1]
+  return _Listing(samples, strays, last, failure)
+
+
+_offset = operator.attrgetter('offset')
+
+
+def _in_piece(items, piece):
+  """The samples or members that begin in a range of bytes."""
+  first = bisect.bisect_left(items, piece.first, key=_offset)
+  return items[first : bisect.bisect_left(items, piece.stop, key=_offset)]
+
+
+def _content(tar, member):
+  if member.info is not None:
+    return tar.read(member.info)
+  return tar.read_at(member.start, member.size)
+
+
+def _in_order(tar):
+  """A function that reads members of a compressed tar in their order."""
+  infos = iter(tar)
+
+  def content(member):
+    return tar.read(next(info for info in infos if info.offset == member.offset))
+
+  return content
 
 
 def _is_file(member):
@@ -257,8 +336,23 @@ class LooseReader(_MembersReader):
           found.append(file)
     return found
 
-  def _members(self):
-    for key, group in self._groups.items():
+  @functools.cached_property
+  def size(self) -> int:
+    """By some of the files: asking for all takes long on a network's disk."""
+    groups = list(self._groups.values())[:: max(len(self._groups) // _SIZED_SAMPLES, 1)]
+    sizes = []
+    for group in groups:
+      for name in group.values():
+        path = os.path.join(self._root, name)
+        if os.path.isfile(path):
+          sizes.append(os.path.getsize(path))
+    return sum(sizes) * len(self._groups) // max(len(groups), 1)
+
+  def pieces(self, size: int) -> Sequence[Piece]:
+    return ranges(len(self._groups), size, self.size)
+
+  def _members(self, piece):
+    for key, group in itertools.islice(self._groups.items(), piece.first, piece.stop):
       members = {}
       for end, name in group.items():
         members[end] = read_file(os.path.join(self._root, name))

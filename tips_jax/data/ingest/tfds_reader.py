@@ -4,10 +4,9 @@ needs TensorFlow.
 
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,7 +16,7 @@ from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.ingest import crc32c, tfds_folder
 from tips_jax.data.ingest.columns import NONE, guess
-from tips_jax.data.ingest.reader import Options, Reader, Sample
+from tips_jax.data.ingest.reader import Options, Piece, Reader, Sample, ranges
 
 _KEYS = ('id', 'image/filename', 'filename', 'file_name')
 
@@ -55,19 +54,35 @@ class TfdsReader(Reader):
     self.annotations = tuple(self._annotations)
     if 'label' in self._annotations:
       self.label_names = tuple(features[self._annotations['label']].names)
-    self.total = info.splits[options.split].num_examples
+    split = info.splits[options.split]
+    self.total = split.num_examples
+    self.size = split.num_bytes
 
   @property
   def annotations_json(self) -> bytes:
     path = pathlib.Path(self._builder.data_dir) / store.ANNOTATIONS_FILE
     return path.read_bytes() if path.is_file() else b''
 
-  def __iter__(self) -> Iterator[Sample]:
-    for i, record in enumerate(self._records()):
+  def pieces(self, size: int) -> Sequence[Piece]:
+    if not self._in_tfrecords():
+      return ranges(self.total, size, self.size)
+    split = self._builder.info.splits[self.options.split]
+    pieces = []
+    first = 0
+    for path, length in zip(sorted(map(os.fspath, split.filepaths)), split.shard_lengths):
+      pieces.append(Piece(path, first, first + length, os.path.getsize(path)))
+      first += length
+    return pieces
+
+  def read(self, piece: Piece) -> Iterator[Sample]:
+    for number, record in enumerate(self._records(piece), piece.first):
       if isinstance(record, Exception):
-        yield Sample(str(i), None, '', [], {}, f'damaged record: {record}')
+        yield Sample(str(number), None, '', [], {}, f'damaged record: {record}')
       else:
-        yield self._sample(i, record)
+        yield self._sample(number, record)
+
+  def _in_tfrecords(self):
+    return self._builder.info.file_format.value == 'tfrecord'
 
   def _sample(self, number, record):
     extra = {name: record[feature] for name, feature in self._annotations.items()}
@@ -78,19 +93,16 @@ class TfdsReader(Reader):
     alt_text, captions = self._texts([record], self._columns)
     return Sample(key, record[self._columns.image], alt_text, captions, extra)
 
-  def _records(self):
+  def _records(self, piece):
     """The records as dicts, or the errors of those that are damaged."""
-    info = self._builder.info
-    split = self.options.split
-    if info.file_format.value != 'tfrecord':
-      source = tfds_folder.Source(self._builder, split)
-      read = source.__getitem__
-      items = range(len(source))
+    if not self._in_tfrecords():
+      read = self._source.__getitem__
+      items = range(piece.first, piece.stop)
     else:
-      paths = sorted(map(os.fspath, info.splits[split].filepaths))
-      items = itertools.chain.from_iterable(map(tfrecords, paths))
+      items = tfrecords(piece.file)
       read = functools.partial(
-        info.features.deserialize_example_np, decoders=tfds_folder.undecoded(self._builder)
+        self._builder.info.features.deserialize_example_np,
+        decoders=tfds_folder.undecoded(self._builder),
       )
     for item in items:
       if isinstance(item, InputError):
@@ -100,6 +112,10 @@ class TfdsReader(Reader):
         yield read(item)
       except Exception as error:  # protobuf and TFDS raise their own
         yield error
+
+  @functools.cached_property
+  def _source(self):
+    return tfds_folder.Source(self._builder, self.options.split)
 
 
 def _is_text(feature):
