@@ -8,9 +8,11 @@ seeds, measures them frozen (benchmarks/ablation_protocol.py), and writes a tabl
 
 Each run is `python -m tips_jax.main` on one core. Stopped at any time, the same command goes on: a
 run resumes exactly, a finished one is not run again; one that fails is named at the end (exit code
-1), and the others are finished first. With --equal=time every row gets the time in which the row
-`all` sees --images images, by speeds that are measured once and kept in FOLDER. DIR holds the
-packs. Flags after `--` go to every run, and such runs have a folder of their own:
+1), and the others are finished first. Runs that the table in --output has already, with the same
+config, are taken from there: a table may grow on several machines. With --equal=time every row gets
+the time in which the row `all` sees --images images, by speeds that are measured once and kept in
+FOLDER. DIR holds the packs. Flags after `--` go to every run, and such runs have a folder of their
+own:
 
   python -m benchmarks.ablation --folder=runs/b128 --rows=all -- --config.schedule.batch_size=128
 """
@@ -18,6 +20,7 @@ packs. Flags after `--` go to every run, and such runs have a folder of their ow
 import argparse
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -32,6 +35,7 @@ from benchmarks import ablation_protocol as protocol
 from benchmarks import ablation_report as report
 from configs import ablation as config
 from tips_jax.core import errors, files, log, strict
+from tips_jax.data.scenes import dataset as scenes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DONE = 'ablation.json'  # of a run that is trained and measured
@@ -162,8 +166,8 @@ class Table:
     """Makes the stores that are not there."""
     data = self.options.data
     if data == 'scenes':
-      scenes = config.get_config(self.config_arg(self.options.rows[0])).data.scenes.to_dict()
-      _draw(self.stores / data, scenes | self.options.scenes)
+      settings = config.get_config(self.config_arg(self.options.rows[0])).data.scenes.to_dict()
+      _draw(self.stores / data, settings | self.options.scenes)
     needed = protocol.stores(data, self.stores, self.options.packs)
     tables = self.stores / 'ccp_tables'
     if data == 'fashion' and not tables.exists():
@@ -264,6 +268,7 @@ class Table:
       if (path / 'random_weights').exists():
         before[name] = _results(path / 'random_weights')
     return {
+      'config': self.digest(run),
       'row': run.row,
       'seed': run.seed,
       'images': run.images,
@@ -275,12 +280,44 @@ class Table:
       'signs': report.signs(log.read(run.folder / log.FILE)),
     }
 
+  def digest(self, run: Run) -> str:
+    """Of all that decides what a run learns, but for the code."""
+    content = {
+      'config': config.get_config(self.config_arg(run.row)).to_dict(),
+      'seed': run.seed,
+      'steps': run.steps,
+      'flags': self.options.flags,
+      'scenes': [scenes.REVISION, self.options.scenes],
+    }
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def take_known(self, planned: list[Run]) -> None:
+    """Takes the records of runs that the written table has, and that are not in this folder."""
+    path = self.table().with_suffix('.json')
+    if not self.options.output or not path.exists():
+      return
+    known = {}
+    for record in json.loads(path.read_text()):
+      known[record['config'], record['budget']] = record
+    for run in planned:
+      record = known.get((self.digest(run), run.folder.parent.name))
+      if record and not (run.folder / DONE).exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        files.write(run.folder / DONE, json.dumps(record, indent=1))
+
+  def table(self) -> pathlib.Path:
+    """Path of the table, without its suffix."""
+    kind = 'scaling' if self.options.scaling else self.options.equal
+    return (self.options.output or self.folder) / f'ablation_{self.options.data}_{kind}'
+
   def go(self) -> int:
     """Does all that is missing; returns the exit code."""
     self.claim()
     try:
       self.prepare()
       planned = self.runs()
+      self.take_known(planned)
     except Failed as error:
       print(f'error: {error}', file=sys.stderr)
       return errors.AGAIN if self.programs.stopped.is_set() else 1
@@ -309,10 +346,8 @@ class Table:
         records.append(json.loads((run.folder / DONE).read_text()))
     if not records:
       return
-    kind = 'scaling' if self.options.scaling else self.options.equal
-    output = self.options.output or self.folder
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f'ablation_{self.options.data}_{kind}'
+    path = self.table()
+    path.parent.mkdir(parents=True, exist_ok=True)
     report.write(path, records, data=self.options.data, planned=len(planned))
     print(path.with_suffix('.md').read_text())
 
@@ -327,15 +362,13 @@ def _batch_size(arg, flags):
 
 
 def _draw(store, settings):
-  from tips_jax.data.scenes import dataset
-
   total = settings['train'] + settings['test']
   bar = log.Progress(total, label='scene')
 
   def progress(done, total):
     bar.update(done)
 
-  dataset.build(store, progress=progress, **settings)
+  scenes.build(store, progress=progress, **settings)
   bar.close()
 
 

@@ -4,7 +4,8 @@ run.
 All is on frozen features of the last checkpoint, by `python -m tips_jax.evaluate` with the short
 recipes (small decoders, 30,000 patches), with the flags below:
 
-- scenes: `--suite=quick`, 1,024 drawn scenes to learn from and 256 to measure on, of 96 pixels.
+- scenes: `--suite=quick`, 1,024 drawn scenes to learn from and 256 to measure on, squeezed to the
+  64 pixels of training.
 - fashion: article type on the 1,000 photos of dev, learned from the 8,083 of train, 96 pixels.
   Segmentation on `ccp`, squeezed to 128 pixels: mean of five folds, every fifth photo is tested;
   pixels of the class null (background and unlabeled) do not count.
@@ -119,10 +120,10 @@ def evaluations(
 ) -> dict[str, list[str]]:
   """The evaluations of a run on a data set: name -> flags of `evaluate`."""
   if data == 'scenes':
-    tasks = '--task=segmentation,depth,knn,retrieval,zeroshot_segmentation'
+    tasks = '--task=segmentation,depth,dpt_normals,knn,retrieval,zeroshot_segmentation'
     return {
-      'quick': ['--suite=quick', tasks, '--size=96'],
-      'alt': [f'--store={folder}/scenes_alt', '--task=retrieval', '--size=96'],
+      'quick': ['--suite=quick', tasks, '--size=64'],
+      'alt': [f'--store={folder}/scenes_alt', '--task=retrieval', '--size=64'],
     }
   short = '--recipe=short'
   if data == 'flickr8k':
@@ -180,6 +181,7 @@ COLUMNS = {
   'scenes': (
     Column('segmentation mIoU, %', _one('quick', 'segmentation', 'miou')),
     Column('depth RMSE, m', _one('quick', 'depth', 'rmse'), 'lower', 3),
+    Column('normals RMSE, degrees', _one('quick', 'dpt_normals', 'angular_rmse'), 'lower', 1),
     Column('zero-shot segmentation mIoU, %', _one('quick', 'zeroshot_segmentation', 'miou')),
     Column('kNN, %', _one('quick', 'knn', 'accuracy')),
     *_texts('quick'),
@@ -222,6 +224,7 @@ def measures(data: str, results: dict[str, dict]) -> dict[str, float]:
 
 _SEGMENTATION = 'segmentation mIoU, %'
 _DEPTH = 'depth RMSE, m'
+_NORMALS = 'normals RMSE, degrees'
 _RETRIEVAL = 'retrieval, %'
 # (worse row, better row, column): TIPS, Table 1; TIPSv2, Tables 3, 4 and 9 (docs/method.md).
 ORDERINGS = (
@@ -229,12 +232,20 @@ ORDERINGS = (
   ('both', 'distill', _SEGMENTATION),
   ('both', 'masked', _SEGMENTATION),
   ('distill', 'all', _SEGMENTATION),
+  ('both', 'all', _SEGMENTATION),
   ('web', 'all', _SEGMENTATION),
   ('web', 'synthetic', _DEPTH),
   ('both', 'distill', _DEPTH),
   ('both', 'masked', _DEPTH),
   ('distill', 'all', _DEPTH),
   ('web', 'all', _DEPTH),
+  ('both', 'all', _DEPTH),
+  ('web', 'synthetic', _NORMALS),
+  ('both', 'distill', _NORMALS),
+  ('both', 'masked', _NORMALS),
+  ('distill', 'all', _NORMALS),
+  ('both', 'all', _NORMALS),
+  ('web', 'all', _NORMALS),
   ('synthetic', 'web', 'kNN, %'),
   ('web', 'both', _RETRIEVAL),
   ('synthetic', 'both', _RETRIEVAL),

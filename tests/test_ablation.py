@@ -193,6 +193,14 @@ def test_a_table_is_made_once_and_what_is_missing_is_made_again(
   monkeypatch.setattr(ablation.Programs, 'run', None)
   assert table(tmp_path).go() == 0
   assert capsys.readouterr().out == first
+  # On another machine the written table has them; but not those of another config.
+  (tmp_path / 'other/stores/scenes').mkdir(parents=True)
+  (tmp_path / 'other/stores/scenes_alt').mkdir()
+  assert table(tmp_path / 'other', f'--output={tmp_path}').go() == 0
+  assert capsys.readouterr().out == first
+  longer = table(tmp_path / 'other', f'--output={tmp_path}', '--images=32')
+  longer.take_known(longer.runs())
+  assert not list(tmp_path.glob('other/scenes-images-32/*'))
   # A run that fails is named, and the others are in the table.
   shutil.rmtree(folder / 'web-0')
 

@@ -154,10 +154,10 @@ def test_a_store_of_another_revision_is_refused_with_the_remedy(built, revision)
   file = pathlib.Path(built) / store.INFO_FILE
   text = file.read_text()
   content = json.loads(text)
-  assert content['info']['scenes']['revision'] == scenes._REVISION
+  assert content['info']['scenes']['revision'] == scenes.REVISION
   content['info']['scenes']['revision'] = revision
   file.write_text(json.dumps(content))
-  message = f'another version of tips_jax: got revision {revision}; expected 3; remove it, and'
+  message = f'got revision {revision}; expected {scenes.REVISION}; remove it, and'
   try:
     with pytest.raises(InputError, match=message) as error:
       scenes.build(built, train=60, test=8, size=48, seed=3)
@@ -169,8 +169,8 @@ def test_a_store_of_another_revision_is_refused_with_the_remedy(built, revision)
 
 
 def test_the_golden_scenes_are_those_of_this_revision():
-  """Where they are not, raise _REVISION; then UPDATE_GOLDEN=1 python -m pytest, with -k golden."""
-  found = {'revision': scenes._REVISION, 'texts': [], 'colors': []}
+  """Where they are not, raise REVISION; then UPDATE_GOLDEN=1 python -m pytest, with -k golden."""
+  found = {'revision': scenes.REVISION, 'texts': [], 'colors': []}
   for i in range(8):
     record = scenes.example(i, size=64)
     found['texts'].append([record['alt_text'], *record['captions'], *record['region_captions']])

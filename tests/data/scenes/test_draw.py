@@ -203,4 +203,4 @@ def test_a_single_object_is_large_enough_for_a_few_patches():
     [item] = draw.draw(i, objects=1).items
     top, left, bottom, right = item.box
     sides.append(np.sqrt((bottom - top) * (right - left)))
-  assert 0.25 < np.median(sides) < 0.5 and np.percentile(sides, 10) > 0.15
+  assert 0.4 < np.median(sides) < 0.7 and np.percentile(sides, 10) > 0.25

@@ -27,7 +27,7 @@ LABELS = tuple(draw.SHAPES)
 MASK_CLASSES = draw.MASK_CLASSES
 # Of the drawing and the grammar: a store of another revision is refused, never taken for this one.
 # Whatever changes what is drawn raises it (tests/golden/scenes.json).
-_REVISION = 3
+REVISION = 4
 # Scene number of a split's first record: splits never share a scene.
 _FIRST = {'train': 0, 'test': 2**31}
 _NO_CAPTIONS = 0.03
@@ -87,7 +87,7 @@ def build(
   scene = dict(size=size, seed=seed, objects=objects, typical=typical)
   spec = dict(train=train, test=test, **scene)
   _check(spec)
-  info = {'scenes': {'revision': _REVISION, **spec}}
+  info = {'scenes': {'revision': REVISION, **spec}}
   path = os.path.abspath(os.path.expanduser(path))
   if os.path.exists(os.path.join(path, store.INFO_FILE)):
     _require_same(path, info)
@@ -122,10 +122,10 @@ def _require_same(path, info):
   if existing == info:
     return
   of = existing.get('scenes')
-  if isinstance(of, dict) and of | {'revision': _REVISION} == info['scenes']:
+  if isinstance(of, dict) and of | {'revision': REVISION} == info['scenes']:
     raise InputError(
       f'scenes: {path!r} was drawn by another version of tips_jax: got revision '
-      f'{of.get("revision")!r}; expected {_REVISION}; remove it, and it is drawn again, or give '
+      f'{of.get("revision")!r}; expected {REVISION}; remove it, and it is drawn again, or give '
       'another path'
     )
   raise InputError(

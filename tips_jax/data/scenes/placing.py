@@ -47,8 +47,10 @@ LOOKS = {
 }
 _ODDS = (0.1, 0.24, 0.29, 0.22, 0.15)  # of 1 to 5 objects
 MOST = len(_ODDS)
-# Half the height of the first object in picture widths, and of the others.
-_APPARENT = 0.13, 0.25
+# Half the height of an object in picture widths: of the only one, which is what the picture is of,
+# of the first of several, and of the others.
+_ONLY = 0.2, 0.34
+_FIRST = 0.13, 0.25
 _OTHERS = 0.06, 0.32
 _LEVEL = 0.9  # cosine of the steepest ground that things stand on
 _EDGE = 0.35  # cosine to the ray at which a relief is too much seen from its edge
@@ -117,7 +119,7 @@ def begin(
   alike = [shape for shape in SHAPES if 0.45 < SHAPES[shape].half / half < 2.2]
   for _ in range(count - 1):
     shapes.append(pick(rng, alike))
-  apparent = float(np.exp(rng.uniform(*np.log(_APPARENT))))
+  apparent = float(np.exp(rng.uniform(*np.log(_first_sizes(count)))))
   scale = camera.focal * half / apparent
   x, low = rng.uniform(0.3, 0.7), 0.5
   while True:  # lower in the picture until it is below the camera
@@ -126,6 +128,13 @@ def begin(
     if ray[1] < -0.22:
       return shapes, scale * ray, scale
     low += 0.03
+
+
+def _first_sizes(count):
+  """Bounds of half the height of the first of so many objects, in picture widths."""
+  if count == 1:
+    return _ONLY
+  return _FIRST
 
 
 def arrange(
@@ -141,7 +150,7 @@ def arrange(
 
   No object covers half of another's extent, except where one stands on the other.
   """
-  spots = _Spots(rng, camera, place)
+  spots = _Spots(rng, camera, place, _first_sizes(len(shapes)))
   items = []
   for shape in shapes:
     item = _choose(rng, shape, colors)
@@ -204,7 +213,8 @@ def _choose(rng, shape, colors):
 class _Spots:
   """Points of the surroundings, all over the picture, where objects may be put."""
 
-  def __init__(self, rng, camera, place):
+  def __init__(self, rng, camera, place, first_sizes):
+    self.first_sizes = first_sizes
     x, y = rng.uniform(0.06, 0.94, (2, _TRIES)).astype(np.float32)
     rays = camera.rays(x, y)
     self.depth, self.face = place.trace(rays)
@@ -255,7 +265,7 @@ def _candidates(camera, place, spots, item, possible, items):
   for other in items:
     away = center - other.center[:, None]
     possible &= (away * away).sum(0) > (0.7 * (item.half + other.half)) ** 2
-  low, high = _OTHERS if items else _APPARENT
+  low, high = _OTHERS if items else spots.first_sizes
   good = possible & (apparent > low) & (apparent < high)
   order = np.flatnonzero(good)
   if not items:
