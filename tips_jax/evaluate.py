@@ -14,10 +14,11 @@ run goes on where it was. Exit codes: 0 done, 2 bad input, 130 or 143 stopped.
 """
 
 import contextlib
+import os
 import pathlib
 import sys
 
-from tips_jax.core import cli, files
+from tips_jax.core import buckets, cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
@@ -32,16 +33,16 @@ FLAGS.add_string(
   'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
   'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation.',
 )
-FLAGS.add_string(
+FLAGS.add_path(
   'store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.'
 )
-FLAGS.add_string(
+FLAGS.add_path(
   'output', '', 'Folder for the results; evaluation/NAME beside the checkpoint if not given.'
 )
 FLAGS.add_string(
   'cache', '', 'Folder for features; evaluation/cache beside the checkpoint if not given.'
 )
-FLAGS.add_string(
+FLAGS.add_path(
   'compare',
   '',
   'Folders of other finished evaluations, with commas: further columns. Without a '
@@ -108,16 +109,19 @@ def _evaluate(argv):
     exact=True,
   )
   output, cache = _folders()
+  files.require_writable(output, '--output')
   jobs = _jobs(names, public, only, encoder, cache)
-  _refuse_another(output, encoder, jobs)
-  # Drawn scenes have no published numbers: random weights show what training has added.
-  random = evaluations.QUICK in names if FLAGS.random is None else FLAGS.random
-  if random:
-    _run(_random(encoder), jobs, output / _RANDOM, cache, name='random weights')
-    others.insert(0, output / _RANDOM)
-  name = pathlib.Path(FLAGS.checkpoint).name or encoder.name
-  print(_run(encoder, jobs, output, cache, others=others, name=name))
-  print(f'written: {output / "index.html"}')
+  with buckets.updated(output, '--output', last=results.FILE) as folder:
+    _refuse_another(folder, encoder, jobs)
+    # Drawn scenes have no published numbers: random weights show what training has added.
+    random = evaluations.QUICK in names if FLAGS.random is None else FLAGS.random
+    if random:
+      _run(_random(encoder), jobs, folder / _RANDOM, cache, name='random weights')
+      others.insert(0, folder / _RANDOM)
+    name = pathlib.Path(FLAGS.checkpoint).name or encoder.name
+    table = _run(encoder, jobs, folder, cache, others=others, name=name)
+  print(table)
+  print(f'written: {buckets.join(output, "index.html")}')
   return 0
 
 
@@ -182,7 +186,8 @@ def _flags(argv):
 
 
 def _compared():
-  return [part.strip() for part in FLAGS.compare.split(',') if part.strip()]
+  parts = [part.strip() for part in FLAGS.compare.split(',') if part.strip()]
+  return [buckets.local(part, '--compare') for part in parts]
 
 
 def _reports(public):
@@ -209,23 +214,28 @@ def _check(public, only):
 
 
 def _folders():
-  """(output, cache): beside the checkpoint where flags do not say."""
+  """(output, cache): beside the checkpoint where flags do not say; of one in a bucket the output
+  is in the bucket, and the cache on this machine.
+  """
   from tips_jax.runs import folder as runs
 
   folder, step = runs.split(FLAGS.checkpoint)
-  folder = pathlib.Path(folder)
   marks = [FLAGS.suite.replace(',', '+') or pathlib.Path(FLAGS.store).name]
   marks.append(FLAGS.task.replace(',', '+'))
   if not runs.is_run(FLAGS.checkpoint):
     # Several checkpoints may be in one folder.
-    marks.append(folder.stem)
-    folder = folder.parent
+    marks.append(pathlib.Path(folder).stem)
+    folder = os.path.dirname(folder.rstrip('/')) or '.'
   marks.append(FLAGS.weights)
   if step is not None:
     marks.append(f'step{step}')
-  output = FLAGS.output or folder / 'evaluation' / '-'.join(filter(None, marks))
-  cache = FLAGS.cache or folder / 'evaluation' / 'cache'
-  return pathlib.Path(output), pathlib.Path(cache)
+  folder = buckets.join(folder, 'evaluation')
+  output = FLAGS.output or buckets.join(folder, '-'.join(filter(None, marks)))
+  if FLAGS.cache:
+    return output, pathlib.Path(FLAGS.cache)
+  if buckets.is_bucket(folder):
+    return output, buckets.mirror(folder, 'features')
+  return output, pathlib.Path(folder) / 'cache'
 
 
 def _refuse_another(output, encoder, jobs):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tips_jax.core import cli, files
+from tips_jax.core import buckets, cli, files
 from tips_jax.core.errors import InputError
 
 if TYPE_CHECKING:  # interop imports jax: --help and bad flags answer at once
@@ -29,7 +29,7 @@ FLAGS.add_enum(
   ['hf', 'official_torch', 'official_jax', 'safetensors', 'onnx'],
   'Hugging Face (transformers), google-deepmind/tips for PyTorch or for JAX, our own names, ONNX.',
 )
-FLAGS.add_string('output', '', 'Folder to write; must not exist.')
+FLAGS.add_path('output', '', 'Folder to write; must not exist.')
 FLAGS.add_enum(
   'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.'
 )
@@ -98,10 +98,24 @@ def _export(argv):
     raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
   files.require_writable(FLAGS.output, '--output')
   # Only now: --help and bad flags answer at once.
-  from tips_jax.interop import onnx, read, write
+  from tips_jax.interop import write
+
+  try:
+    with buckets.output(FLAGS.output, '--output', last=write.CONTRACT) as output:
+      write.refuse_existing(output)
+      _write(_weights(), output)
+  except Differs as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 4
+  print(f'written: {FLAGS.output}')
+  return 0
+
+
+def _weights():
+  """The model that the flags name, as the format wants it."""
+  from tips_jax.interop import read
   from tips_jax.interop.weights import at_own_size
 
-  write.refuse_existing(FLAGS.output)
   weights = read.read(
     FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint'
   )
@@ -122,25 +136,19 @@ def _export(argv):
         'official program reads it; images of other sizes get features that differ a little',
         file=sys.stderr,
       )
+  return weights
+
+
+def _write(weights, output):
+  from tips_jax.interop import onnx, write
+
   options = {}
   size = None
   if FLAGS.to == 'onnx':
     options['resolution'] = FLAGS.resolution
     size = onnx.fixed_size(weights.image, FLAGS.resolution)
-  try:
-    _write(weights, options, size)
-  except Differs as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 4
-  print(f'written: {FLAGS.output}')
-  return 0
-
-
-def _write(weights, options, size):
-  from tips_jax.interop import write
-
   # Files that do not reproduce the model raise inside of it, and the folder is gone.
-  with write.new_folder(FLAGS.output) as folder:
+  with write.new_folder(output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
     if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:
       print(

@@ -29,7 +29,7 @@ from tips_jax.core.errors import AGAIN, InputError
 
 FLAGS = cli.Flags()
 FLAGS.add_config_file()
-FLAGS.add_string('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
+FLAGS.add_path('workdir', None, 'Folder of the run: checkpoints, metrics, report.')
 FLAGS.add_boolean(
   'multihost',
   None,

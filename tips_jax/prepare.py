@@ -18,23 +18,23 @@ import re
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import cli, files
+from tips_jax.core import buckets, cli, files
 from tips_jax.core.errors import InputError
 
 FLAGS = cli.Flags()
-FLAGS.add_string('input', '', 'File, folder, glob pattern or TFDS name.')
-FLAGS.add_string('output', '', 'Folder of the new store; must not exist.')
+FLAGS.add_path('input', '', 'File, folder, glob pattern or TFDS name.')
+FLAGS.add_path('output', '', 'Folder of the new store; must not exist.')
 FLAGS.add_string('split', 'train', 'Name of the split that --input becomes.')
 FLAGS.add_string(
   'input_split', '', 'Split to read from --input, where it has several; as --split if not given.'
 )
-FLAGS.add_string('test_input', '', 'A second input, which becomes the split "test".')
+FLAGS.add_path('test_input', '', 'A second input, which becomes the split "test".')
 FLAGS.add_string(
   'test_input_split', 'test', 'Split to read from --test_input, where it has several.'
 )
 FLAGS.add_number('test_fraction', 0.0, 'Share of --input that becomes the split "test".', 0.0, 0.9)
-FLAGS.add_string('images', '', 'Folder or zip with the images of a table; else beside it.')
-FLAGS.add_string('test_images', '', 'The same for --test_input.')
+FLAGS.add_path('images', '', 'Folder or zip with the images of a table; else beside it.')
+FLAGS.add_path('test_images', '', 'The same for --test_input.')
 FLAGS.add_string('image_column', '', 'Column with the image; guessed if not given.')
 FLAGS.add_string(
   'alt_text_column', '', 'Column with the alt text; guessed if not given, "none": there is none.'
@@ -47,7 +47,7 @@ FLAGS.add_string(
 FLAGS.add_boolean(
   'first_caption_as_alt_text', False, 'Without alt text, the first caption takes its place.'
 )
-FLAGS.add_string(
+FLAGS.add_path(
   'tokenizer', '', '--tokenizer trains a SentencePiece model; --tokenizer=PATH copies one.'
 )
 FLAGS.add_integer(
@@ -100,11 +100,11 @@ def _prepare(argv):
   part = _part(FLAGS.part)
   if sum([part is not None, FLAGS.merge, bool(FLAGS.runner)]) > 1:
     raise InputError('--part: got it beside --merge or --runner; expected one of them')
+  _require_shared(part)
   # Only now: --help and bad flags answer at once.
   from tips_jax.data import store
-  from tips_jax.data.ingest import convert, on_beam, report
+  from tips_jax.data.ingest import report
   from tips_jax.data.ingest.columns import Columns
-  from tips_jax.data.ingest.formats import open_inputs
   from tips_jax.data.ingest.reader import Options
 
   columns = Columns(
@@ -117,24 +117,37 @@ def _prepare(argv):
   options = Options(
     columns=columns,
     split=FLAGS.input_split or FLAGS.split,
-    images=FLAGS.images,
     first_caption_as_alt_text=FLAGS.first_caption_as_alt_text,
   )
   # Before the input is read, which may take hours.
   files.require_writable(FLAGS.output, '--output')
-  store.refuse_existing(FLAGS.output)
-  inputs = {FLAGS.split: (FLAGS.input, options)}
+  with buckets.output(FLAGS.output, '--output', last=store.INFO_FILE) as output:
+    store.refuse_existing(output)
+    result = _convert(output, options, part)
+  if result is None:
+    print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
+    return
+  print(report.summary(result))
+  print(f'store written: {FLAGS.output}')
+
+
+def _convert(output, options, part):
+  """Writes the store; returns the report, or None after a part."""
+  from tips_jax.data.ingest import convert, on_beam
+  from tips_jax.data.ingest.formats import open_inputs
+
+  inputs = {FLAGS.split: _input('input', 'images', options)}
   if FLAGS.test_input:
     # Both inputs have the same columns, so that the splits of the store agree.
-    test = dataclasses.replace(options, split=FLAGS.test_input_split, images=FLAGS.test_images)
-    inputs['test'] = (FLAGS.test_input, test)
+    test = dataclasses.replace(options, split=FLAGS.test_input_split)
+    inputs['test'] = _input('test_input', 'test_images', test)
   reopen = functools.partial(open_inputs, inputs)
   run = None
   if FLAGS.runner:
     run = functools.partial(on_beam.do, runner=FLAGS.runner, options=FLAGS.beam)
-  result = convert.convert(
+  return convert.convert(
     reopen(),
-    FLAGS.output,
+    output,
     tokenizer_from=FLAGS.tokenizer,
     vocab_size=FLAGS.vocab_size,
     min_side=FLAGS.min_side,
@@ -148,11 +161,26 @@ def _prepare(argv):
     part=part,
     merge_only=FLAGS.merge,
   )
-  if result is None:
-    print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
-    return
-  print(report.summary(result))
-  print(f'store written: {FLAGS.output}')
+
+
+def _require_shared(part):
+  """InputError for a bucket where several machines need a folder that all see."""
+  for name in ('input', 'test_input', 'images', 'test_images', 'output'):
+    shared = bool(FLAGS.runner) or name == 'output' and (part is not None or FLAGS.merge)
+    if shared and buckets.is_bucket(FLAGS[name].value):
+      raise InputError(
+        f'--{name}: got {FLAGS[name].value!r} with --part, --merge or --runner; expected a folder '
+        'that all machines see'
+      )
+
+
+def _input(flag, images_flag, options):
+  """(path, options) of an input, both as on this machine."""
+  from tips_jax.data.ingest.formats import local_input
+
+  images = buckets.local(FLAGS[images_flag].value, f'--{images_flag}')
+  path = local_input(FLAGS[flag].value, images, f'--{flag}')
+  return path, dataclasses.replace(options, images=images)
 
 
 def _part(text):

@@ -204,8 +204,8 @@ def test_a_home_is_expanded_in_every_field(values_with_config, monkeypatch, tmp_
 
 def test_a_bucket_in_a_config_file_is_named_by_its_field(values_with_config):
   values = values_with_config(f'--config={QUICKSTART}')
-  values.config.data.store = 'gs://bucket/store'
-  with pytest.raises(InputError, match="config.data.store: got 'gs://bucket/store'; expected a"):
+  values.config.data.store = 'foo://bucket/store'
+  with pytest.raises(InputError, match="config.data.store: got 'foo://bucket/store'; expected a"):
     cli.load_config(values)
 
 

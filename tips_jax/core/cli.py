@@ -19,7 +19,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from tips_jax.core import files, schema, strict
+from tips_jax.core import buckets, schema, strict
 from tips_jax.core.errors import InputError
 
 # Flags belong to the program that defines them, as its help says, not to this module.
@@ -29,6 +29,10 @@ _HELP = {'--help', '-help', '-h'}
 _ADDRESS_SPACE = 4 << 30
 _QUOTES = '\'"() '
 _NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', re.IGNORECASE)
+# Fields of a config that may name a path in a bucket.
+_IN_BUCKETS = re.compile(
+  r'(--)?config\.(data\.(store|extra_stores|tokenizer)|(teachers\.[^.]+\.)?init_from)'
+)
 _HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
 
 
@@ -37,6 +41,11 @@ class Flags(flags.FlagValues):
 
   Each method adds a flag: its name, its default and a line of help.
   """
+
+  def add_path(self, name: str, default: str | None, text: str) -> None:
+    """A flag whose value may be a path in a bucket; of all others a URL is refused."""
+    self.add_string(name, default, text)
+    self[name].takes_buckets = True
 
   def add_string(self, name: str, default: str | None, text: str) -> None:
     flags.DEFINE_string(name, default, text, flag_values=self)
@@ -76,9 +85,9 @@ class Flags(flags.FlagValues):
       'WORKDIR or WORKDIR@step of a run, Hugging Face folder, export, or official npz files.'
     )
     chosen = "Of a run: 'student', 'teacher' or a teacher's name. Default: as its evaluations."
-    self.add_string('checkpoint', '', formats)
+    self.add_path('checkpoint', '', formats)
     self.add_string('weights', '', chosen)
-    self.add_string('tokenizer', '', 'SentencePiece model, where none is beside the weights.')
+    self.add_path('tokenizer', '', 'SentencePiece model, where none is beside the weights.')
 
 
 def run(
@@ -140,7 +149,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None
       arg.encode()
     except UnicodeEncodeError as error:
       raise InputError(f'arguments: got {arg!r}; expected UTF-8, also in paths') from error
-  argv = [argv[0], *map(_local, argv[1:])]
+  argv = [argv[0], *_with_own_paths(argv[1:], values)]
   values.unparse_flags()
   for name in values:
     values[name].unparse()
@@ -152,16 +161,30 @@ def parse(values: flags.FlagValues, argv: Sequence[str], hint: str = '') -> None
     raise InputError(f'arguments: got {rest[0]!r}; expected only flags, written --name=value{hint}')
 
 
-def _local(argument):
-  """An argument with its paths as on this machine: shells leave the ~ behind '=' as it is."""
-  name = ''
-  value = argument
-  if argument.startswith('-'):
-    name, equals, value = argument.partition('=')
-    name += equals
-  for path in value.split(','):
-    files.require_local(path.strip(_QUOTES), name.rstrip('=') or 'arguments')
-  return name + _expanded(value)
+def _with_own_paths(arguments, values):
+  """The arguments with their paths as on this machine: shells leave the ~ behind '=' as it is."""
+  result = []
+  flag = 'arguments'
+  for argument in arguments:
+    start = ''
+    value = argument  # of the flag before it
+    if argument.startswith('-'):
+      flag, equals, value = argument.partition('=')
+      start = flag + equals
+    for path in value.split(','):
+      _check_path(path.strip(_QUOTES), flag, values)
+    result.append(start + _expanded(value))
+  return result
+
+
+def _check_path(path, name, values):
+  """InputError for a URL that a flag or field does not take, or that cannot be used here."""
+  flag = name.lstrip('-')
+  takes_buckets = flag in values and getattr(values[flag], 'takes_buckets', False)
+  if takes_buckets or _IN_BUCKETS.fullmatch(name):
+    buckets.check(path, name)
+  else:
+    buckets.require_local(path, name)
 
 
 def _expanded(text):
@@ -182,20 +205,20 @@ def load_config(values: flags.FlagValues) -> schema.Config:
   """
   if values.config is None:
     raise InputError('--config: missing; expected a file such as configs/quickstart.py')
-  return strict.build(schema.Config, _with_paths(values.config, 'config'))
+  return strict.build(schema.Config, _with_paths(values.config, 'config', values))
 
 
-def _with_paths(value, name):
+def _with_paths(value, name, flags):
   """A config, a group or a value of it, with its paths as on this machine."""
   if isinstance(value, str):
-    files.require_local(value, name)
+    _check_path(value, name, flags)
     return _expanded(value)
   if isinstance(value, (tuple, list)):
-    return type(value)([_with_paths(item, name) for item in value])
+    return type(value)([_with_paths(item, name, flags) for item in value])
   if hasattr(value, 'to_dict'):
     value = value.to_dict()
   if isinstance(value, dict):
-    return {key: _with_paths(item, f'{name}.{key}') for key, item in value.items()}
+    return {key: _with_paths(item, f'{name}.{key}', flags) for key, item in value.items()}
   return value
 
 

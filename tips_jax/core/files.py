@@ -3,32 +3,24 @@
 import contextlib
 import os
 import pathlib
-import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, Callable
 
-from tips_jax.core import errors
+from tips_jax.core import buckets, errors
 from tips_jax.core.errors import InputError
 
-_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
 _PROBE_BYTES = 4096  # of a file that shows whether a disk has room
-
-
-def require_local(path: str, what: str) -> None:
-  """InputError, which names the flag or field `what`, for a URL: it would become a folder 'gs:'."""
-  if _URL.match(path):
-    raise InputError(
-      f'{what}: got {path!r}; expected a path on this machine: a bucket is mounted first (gcsfuse)'
-    )
 
 
 def require_writable(path: str | os.PathLike, what: str) -> None:
   """InputError, which names the flag or field `what`, where no file or folder can be made at a
-  path. Makes nothing that stays.
+  path, here or in a bucket. Makes nothing that stays.
   """
-  require_local(os.fspath(path), what)
+  if buckets.is_bucket(path):
+    buckets.require_writable(os.fspath(path), what)
+    return
   try:
     folder = _nearest_folder(pathlib.Path(path).absolute())
     # Tried rather than asked: to root the system says that all is permitted, also in /proc.

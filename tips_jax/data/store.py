@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tips_jax.core import files
+from tips_jax.core import buckets, files
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean, unknown
 from tips_jax.data.ingest import records, tfds_folder
@@ -372,9 +372,9 @@ def resolve(path: Path) -> str:
   """The folder with dataset_info.json, of a folder, a folder of versions, or a TFDS name.
 
   A TFDS name ('name/config:1.0.0') is looked up under $TFDS_DATA_DIR (default
-  ~/tensorflow_datasets). Raises InputError if there is none.
+  ~/tensorflow_datasets); of one in a bucket a copy is made. Raises InputError if there is none.
   """
-  name = os.fspath(path)
+  name = buckets.local(path, 'store')
   if not name:
     raise InputError(
       "store: got ''; expected the folder written by tips_jax.prepare, or a TFDS name"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece as spm
 
-from tips_jax.core import files
+from tips_jax.core import buckets, files
 from tips_jax.core.errors import InputError
 
 PAD_ID = 0
@@ -89,9 +89,9 @@ class Tokenizer:
   """
 
   def __init__(self, path: str | os.PathLike):
-    self.path = os.fspath(path)
+    self.path = buckets.local(path, 'tokenizer')
     try:
-      self._model = pathlib.Path(path).read_bytes()
+      self._model = pathlib.Path(self.path).read_bytes()
     except OSError as error:
       raise InputError(
         f'tokenizer: got {self.path!r} ({error.strerror}); expected a SentencePiece model file, '

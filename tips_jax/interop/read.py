@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 
-from tips_jax.core import files, schema, strict, tree
+from tips_jax.core import buckets, files, schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import arrays, run
@@ -38,6 +38,8 @@ def read(
   tokenizer: a SentencePiece file, for weights without a tokenizer beside them.
   what: names the checkpoint in errors.
   """
+  if not runs.is_run(path):
+    path = _here(path, what)
   model = _read(path, weights, what)
   if tokenizer:
     return model.replace(tokenizer=_tokenizer_bytes(tokenizer))
@@ -51,8 +53,21 @@ def read(
   return model
 
 
+def _here(path: str | os.PathLike, what: str) -> str:
+  """The path on this machine of weights that may be in a bucket."""
+  path = os.fspath(path)
+  folder, _, name = path.rpartition('/')
+  if not buckets.is_bucket(path) or not name.endswith('.npz'):
+    return buckets.local(path, what)
+  # Official files are of one tower each, and have their tokenizer beside them.
+  model = name.rpartition('_')[0]
+  copy = buckets.local(
+    folder, what, wanted=lambda other: other.startswith(f'{model}_') or other == runs.TOKENIZER
+  )
+  return os.path.join(copy, name)
+
+
 def _read(path: str | os.PathLike, weights: str, what: str) -> Weights:
-  files.require_local(os.fspath(path), what)
   if runs.is_run(path):
     return run.read(path, weights=weights, what=what)
   if weights:

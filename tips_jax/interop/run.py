@@ -19,8 +19,8 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
 
   weights: 'student', 'teacher', a teacher's name, or '': those that its evaluations used.
   """
-  workdir = pathlib.Path(runs.split(path)[0])
-  checkpoint = runs.find(path, what)
+  checkpoint = runs.find(path, what, without=('train',))
+  workdir = checkpoint.parent.parent
   step = int(checkpoint.name)
   saved = runs.contract(checkpoint)
   towers = strict.value(dict[str, schema.Tower], saved['towers'], f'{what}: towers')

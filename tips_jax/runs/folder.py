@@ -4,12 +4,12 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from tips_jax.core import tree
+from tips_jax.core import buckets, log, tree
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 from tips_jax.runs import digests
@@ -22,25 +22,37 @@ _METADATA_OF_PART = '_METADATA'
 
 def is_run(path: str | pathlib.Path) -> bool:
   """Whether a path is a work folder, or one with @step behind it."""
-  return (pathlib.Path(split(path)[0]) / FOLDER).is_dir()
+  workdir = split(path)[0]
+  if buckets.is_bucket(workdir):
+    return buckets.exists(buckets.join(workdir, FOLDER), 'checkpoint')
+  return (pathlib.Path(workdir) / FOLDER).is_dir()
 
 
 def split(path: str | pathlib.Path) -> tuple[str, int | None]:
   """(work folder, step or None) of 'FOLDER' or 'FOLDER@step'; a folder of that very name is one."""
   match = re.fullmatch(r'(.+)@(\d+)', str(path))
-  if match and not os.path.exists(path):
-    return match[1], int(match[2])
-  return str(path), None
+  if not match:
+    return str(path), None
+  exists = os.path.exists(path)
+  if buckets.is_bucket(path):
+    exists = buckets.exists(path, 'checkpoint')
+  if exists:
+    return str(path), None
+  return match[1], int(match[2])
 
 
-def find(path: str | pathlib.Path, what: str) -> pathlib.Path:
+def find(path: str | pathlib.Path, what: str, *, without: Collection[str] = ()) -> pathlib.Path:
   """Path of the newest complete checkpoint of a run, or of the step after '@'.
 
-  InputError, which names `what` (a flag or a field), where the run has no such checkpoint.
+  InputError, which names `what` (a flag or a field), where the run has no such checkpoint. Of a run
+  in a bucket it is that of a copy, `without` some parts.
   """
   workdir, step = split(path)
-  folder = pathlib.Path(workdir).absolute() / FOLDER
-  steps = [int(p.name) for p in numbered(folder) if (p / _METADATA).is_file()]
+  if buckets.is_bucket(workdir):
+    steps = in_bucket(workdir, what)
+  else:
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    steps = [int(p.name) for p in numbered(folder) if (p / _METADATA).is_file()]
   if not steps:
     raise InputError(
       f'{what}: got {str(workdir)!r}; expected the work folder of a run that has saved a checkpoint'
@@ -51,7 +63,27 @@ def find(path: str | pathlib.Path, what: str) -> pathlib.Path:
     raise InputError(
       f'{what}: got step {step}; expected one that {str(workdir)!r} has: {sorted(steps)}'
     )
+  if buckets.is_bucket(workdir):
+    unwanted = tuple(f'{FOLDER}/{step}/{part}/' for part in without)
+
+    def wanted(name):
+      inside = name.startswith(f'{FOLDER}/{step}/') and not name.startswith(unwanted)
+      return inside or name in (TOKENIZER, log.FILE)
+
+    folder = pathlib.Path(buckets.local(workdir, what, wanted=wanted)) / FOLDER
   return folder / str(step)
+
+
+def in_bucket(workdir: str, what: str) -> list[int]:
+  """The steps of a run's complete checkpoints in a bucket: those that have their digests, which go
+  up last. what: as in `find`.
+  """
+  steps = []
+  for name in buckets.names(buckets.join(workdir, FOLDER), what):
+    match = re.fullmatch(f'(0|[1-9][0-9]*)/{re.escape(digests.FILE)}', name)
+    if match:
+      steps.append(int(match[1]))
+  return sorted(steps)
 
 
 def numbered(folder: pathlib.Path) -> list[pathlib.Path]:

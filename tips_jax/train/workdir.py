@@ -6,7 +6,7 @@ import pathlib
 import socket
 import time
 
-from tips_jax.core import files, log
+from tips_jax.core import buckets, files, log
 from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runtime.peers import Peers
@@ -23,6 +23,7 @@ def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
   """
   if not path:
     raise InputError(f'{flag}: missing; expected a folder for the run')
+  buckets.require_local(path, flag)
   files.require_writable(path, flag)
   workdir = pathlib.Path(path)
   _require_readable(workdir.absolute(), flag)

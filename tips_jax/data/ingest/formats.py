@@ -4,6 +4,7 @@ Formats: tables beside images or zips, webdataset tars or loose files, parquet, 
 folders, TFDS. Readers yield `Sample`s one by one, and decode no image.
 """
 
+import fnmatch
 import functools
 import glob
 import itertools
@@ -12,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from tips_jax.core import buckets
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import did_you_mean
 from tips_jax.data.ingest.archives import is_hidden
@@ -27,6 +29,8 @@ from tips_jax.data.store import TFDS_FILES, TFDS_NAME, names_beside
 _TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 _FILES = (*TABLES, *_TARS, '.zip', '.parquet')
 _MAX_FILES = 100_000  # of a pattern
+_PATTERN = r'[*?,\[{]'
+_COMMAS = r',(?![^{}]*\})'  # those between braces are _expanded's
 
 
 def open_input(path: str | pathlib.Path, options: Options) -> Reader:
@@ -38,7 +42,7 @@ def open_input(path: str | pathlib.Path, options: Options) -> Reader:
     return _of_folder(path, options)
   if os.path.isfile(path):
     return _of_files([path], options)
-  if re.search(r'[*?,\[{]', path):
+  if re.search(_PATTERN, path):
     return _of_files(_matches(path), options)
   if re.fullmatch(TFDS_NAME, path) and not path.lower().endswith(_FILES):
     return TfdsReader(path, options)
@@ -51,6 +55,34 @@ def open_input(path: str | pathlib.Path, options: Options) -> Reader:
 def open_inputs(inputs: Mapping[str, tuple[str, Options]]) -> dict[str, Reader]:
   """The Readers of several inputs by split, each given as its path and options."""
   return {split: open_input(path, options) for split, (path, options) in inputs.items()}
+
+
+def local_input(path: str, images: str, what: str) -> str:
+  """A file, folder, pattern or list as it is on this machine: of what is in a bucket a copy is
+  made. images: where those of a table are; '': beside it. what: names the flag in errors.
+  """
+  return ','.join(_local_part(part, images, what) for part in re.split(_COMMAS, path))
+
+
+def _local_part(path, images, what):
+  if not buckets.is_bucket(path):
+    return path
+  pattern = re.search(_PATTERN, path)
+  # Images lie beside the table that names them.
+  table = path.lower().endswith(TABLES) and not images
+  if not pattern and not table:
+    return buckets.local(path, what)
+  start = pattern.start() if pattern else len(path)
+  folder = path[:start].rpartition('/')[0]
+  rest = path[len(folder) + 1 :]
+  patterns = [part.split('/') for part in _expanded(rest)]
+
+  def wanted(name):
+    parts = name.split('/')
+    fits = lambda p: len(p) == len(parts) and all(map(fnmatch.fnmatchcase, parts, p))
+    return table or any(map(fits, patterns))
+
+  return os.path.join(buckets.local(folder, what, wanted=wanted), rest)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -99,8 +131,7 @@ def _reader_of(files, options):
 def _matches(pattern: str) -> list[str]:
   """The files of a pattern, with * ? [ ], braces as {000..012} or {a,b}, and commas between."""
   files = []
-  commas = re.split(r',(?![^{}]*\})', pattern)  # those between braces are _expanded's
-  for part in itertools.chain.from_iterable(map(_expanded, commas)):
+  for part in itertools.chain.from_iterable(map(_expanded, re.split(_COMMAS, pattern))):
     matched = [part] if os.path.isfile(part) else sorted(glob.glob(part))
     if not matched:
       raise InputError(
