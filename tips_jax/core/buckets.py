@@ -357,6 +357,7 @@ def output(path: str, what: str, *, last: str) -> Iterator[str]:
     )
   folder = mirror(path, 'outputs')
   shutil.rmtree(folder, ignore_errors=True)
+  folder.parent.mkdir(parents=True, exist_ok=True)
   yield str(folder)
   try:
     upload(folder, path, what, last=last)
@@ -393,7 +394,7 @@ def upload(
   """Copies files of a folder to a path in a bucket: all, or `only` those names; `last` after all
   others, so that who finds it finds them.
   """
-  sent = list(only or files_below(folder))
+  sent = list(files_below(folder) if only is None else only)
   if last:
     sent.remove(last)
   put = functools.partial(_put, _system(path), path, folder)
@@ -432,6 +433,15 @@ def remove(path: str, what: str, *, last: str) -> None:
 def _remove(system, path, name):
   with contextlib.suppress(FileNotFoundError):
     system.rm_file(join(path, name))
+
+
+def move(path: str, to: str, what: str) -> None:
+  """Gives all that is below a path another path in the same bucket."""
+  found = names(path, what)
+  system = _system(path)
+  with _one_error(f'{what}: cannot move {path!r} to {to!r}'):
+    _in_threads(lambda name: system.cp_file(join(path, name), join(to, name)), found)
+  remove(path, what, last='')
 
 
 def _in_threads(function, items):
