@@ -163,3 +163,79 @@ def test_half_precision_inputs_are_computed_in_float32():
   assert loss.value.dtype == jnp.float32
   exact = contrastive.softmax(images.astype(np.float32), texts.astype(np.float32), LOG_T)
   assert loss.value == exact.value
+
+
+# --- softened labels -----------------------------------------------------------------------------
+
+# Share of the label that the others have, and of that the part that goes by similarity.
+SOFT = [(0.2, 0.0), (0.2, 1.0), (0.3, 0.4)]
+
+
+def softened(images, texts, log_t, negatives, by_similarity):
+  """Equations 6 to 8 of LightCLIP with labels that are written out, in float64."""
+  unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)
+  logits = np.einsum('ivd,jd->vij', *map(unit, (images, texts))).astype(np.float64) / np.exp(log_t)
+  n = logits.shape[1]
+  total = 0
+  for one in [*logits, *logits.swapaxes(1, 2)]:
+    others = 1 - np.eye(n)
+    likely = np.exp(one - one.max()) * others
+    likely /= likely.sum(1, keepdims=True)
+    even = others / (n - 1)
+    labels = np.eye(n) * (1 - negatives)
+    labels += negatives * ((1 - by_similarity) * even + by_similarity * likely)
+    np.testing.assert_allclose(labels.sum(1), 1)
+    top = one.max(1, keepdims=True)
+    log_softmax = one - top - np.log(np.exp(one - top).sum(1, keepdims=True))
+    total -= (labels * log_softmax).sum()
+  return total / (2 * n * len(logits))
+
+
+@pytest.mark.parametrize('negatives, by_similarity', SOFT)
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_softened_labels_equal_those_that_are_written_out(mesh, shape, negatives, by_similarity):
+  args = dict(negatives=negatives, by_similarity=by_similarity)
+  fn = jax.jit(lambda *a: contrastive.softmax(*a, LOG_T, VALID, block=3, **args).value)
+  with mesh(*shape):
+    got = fn(IMAGES, TEXTS)
+  want = softened(IMAGES[VALID], TEXTS[VALID], LOG_T, negatives, by_similarity)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('negatives, by_similarity', SOFT)
+def test_the_gradient_of_softened_labels_leaves_the_labels_alone(mesh, negatives, by_similarity):
+  def plain(images, texts, log_t):
+    logits = cosines(images, texts, log_t)
+    n = logits.shape[1]
+    total = 0
+    for one in (logits, logits.swapaxes(1, 2)):
+      masked = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, one)
+      likely = jax.lax.stop_gradient(jax.nn.softmax(masked, 2))
+      even = (1 - jnp.eye(n)) / (n - 1)
+      labels = (1 - negatives) * jnp.eye(n)
+      labels += negatives * ((1 - by_similarity) * even + by_similarity * likely)
+      total -= (labels * jax.nn.log_softmax(one, 2)).sum((1, 2)).mean() / n
+    return total / 2
+
+  def traced(images, texts, log_t, shares):
+    args = dict(zip(('negatives', 'by_similarity'), shares))
+    return contrastive.softmax(images, texts, log_t, block=3, **args).value
+
+  grad = lambda fn: jax.jit(jax.grad(fn, (0, 1, 2)))
+  with mesh(2, 2):
+    got = grad(traced)(IMAGES, TEXTS, LOG_T, (negatives, by_similarity))
+  close(got, grad(plain)(IMAGES, TEXTS, LOG_T))
+
+
+def test_a_pair_that_stands_out_leaves_labels_for_the_others():
+  logits = np.array([[200.0, 3, 2], [0, 200, 1], [0, 1, 200]]) / 200
+  images, texts = np.linalg.qr(logits)[0].astype(np.float32)[:, None], np.eye(3, dtype=np.float32)
+  args = dict(negatives=0.2, by_similarity=1.0)
+  cold = np.float32(np.log(1 / 200))
+  got = contrastive.softmax(images, texts, cold, **args)
+  np.testing.assert_allclose(got.value, softened(images, texts, cold, 0.2, 1.0), rtol=1e-4)
+
+
+def test_a_single_pair_keeps_its_label():
+  loss = contrastive.softmax(IMAGES[:1], TEXTS[:1], LOG_T, negatives=0.2, by_similarity=0.5)
+  assert abs(loss.value) < 1e-6

@@ -40,7 +40,7 @@ def test_ramps(shape, middle):
 
 def test_a_ramp_of_no_length_is_a_step():
   at = functools.partial(optim.ramp, schema.Ramp(start=0.0, end=1.0, begin=0.5, until=0.5))
-  assert (at(0.49), at(0.51)) == (0, 1)
+  assert (at(0.49), at(0.5), at(0.51)) == (0, 1, 1)
 
 
 @pytest.mark.parametrize('decay', ['linear', 'cosine', 'constant'])

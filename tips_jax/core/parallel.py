@@ -3,8 +3,8 @@ weights.
 
 Towers run on each device's own rows (`map_batch`) and put a weight together where they read it
 (`whole`): an all-gather in the activations' dtype, whose transpose is a reduce-scatter. Losses over
-the global batch (contrast, prototypes) are summed where the data is (`sum_over_batch`). Everything
-else is left to the compiler.
+the global batch (contrast, prototypes) are summed where the data is (`sum_over_batch`); what a row
+needs of no other may run on its device (`map_rows`). Everything else is left to the compiler.
 """
 
 import dataclasses
@@ -96,6 +96,19 @@ def map_batch(fn: Callable[..., Any], weights: Any, batched: Any, *, specs: Any)
   return jax.shard_map(local, in_specs=(specs, P(axes)), out_specs=P(axes), axis_names=manual)(
     weights, batched
   )
+
+
+def map_rows(fn: Callable[[Any], Any], batched: Any) -> Any:
+  """fn(rows of `batched`) on every device, whose results are joined along axis 0.
+
+  A loop in it that ends with the data runs as often as the device's own rows need: left to the
+  compiler, every turn would ask all devices whether they are done.
+  """
+  axes = batch_axes()
+  if not axes:
+    return fn(batched)
+  # Unchecked: what a library's loop begins with is not marked as this device's own.
+  return jax.shard_map(fn, in_specs=P(axes), out_specs=P(axes), check_vma=False)(batched)
 
 
 def _rows(batched):

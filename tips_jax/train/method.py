@@ -15,7 +15,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
 from tips_jax.data.reading.batch import check, layout, valid
 from tips_jax.models import attention, towers
-from tips_jax.objectives import contrastive, distill, koleo, masked, masks, monitor
+from tips_jax.objectives import alignment, contrastive, distill, koleo, masked, masks, monitor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Objective:
 LOSSES = {
   'softmax_contrastive': Objective(contrastive.softmax, contrasts=True),
   'sigmoid_contrastive': Objective(contrastive.sigmoid, contrasts=True),
+  'token_alignment': Objective(alignment.tokens, alignment.initial_state),
   'dino': Objective(
     distill.dino,
     distill.initial_state,

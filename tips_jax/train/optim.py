@@ -23,8 +23,11 @@ def ramp(value: Any, progress: jax.Array | float) -> Any:
   """The value of a Ramp at `progress` (fraction of the run, 0 to 1); anything else as it is."""
   if not isinstance(value, schema.Ramp):
     return value
-  length = max(value.until - value.begin, 1e-9)  # a ramp of no length is a step
-  x = jnp.clip((progress - value.begin) / length, 0.0, 1.0)
+  length = value.until - value.begin
+  if length > 0:
+    x = jnp.clip((progress - value.begin) / length, 0.0, 1.0)
+  else:  # a ramp of no length is a step
+    x = jnp.where(progress >= value.begin, 1.0, 0.0)
   if value.shape == 'cosine':
     x = 0.5 * (1 - jnp.cos(jnp.pi * x))
   return value.start + (value.end - value.start) * x
