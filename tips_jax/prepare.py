@@ -14,12 +14,12 @@ was stopped, the same command goes on, and the store is the same bit for bit, wh
 import dataclasses
 import functools
 import os
-import re
 import sys
 from collections.abc import Sequence
 
 from tips_jax.core import buckets, cli, files
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest import where
 
 FLAGS = cli.Flags()
 FLAGS.add_path('input', '', 'File, folder, glob pattern or TFDS name.')
@@ -59,17 +59,7 @@ FLAGS.add_integer(
 )
 FLAGS.add_integer('limit', 0, 'Samples to read from each input, in one process; 0: all.', 0)
 FLAGS.add_integer('workers', 0, 'Processes; 0: one for each core.', 0)
-FLAGS.add_string('part', '', 'I/N: does the tasks of part I, from 0 to N - 1, and no more.')
-FLAGS.add_boolean('merge', False, 'Makes the store of what the parts have done, and does no task.')
-FLAGS.add_string('runner', '', "Does the tasks through Apache Beam, by this runner's name.")
-FLAGS.add_strings('beam', [], 'Options of --runner: project=P,region=R,temp_location=gs://...')
-FLAGS.add_number(
-  'task_mib',
-  0.0,
-  'MiB of the input that are a task, which is done whole or not at all; 0: a 64th of the input, '
-  'between 32 and 1024. The shards of the store follow from it.',
-  0.0,
-)
+where.add_flags(FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,10 +87,7 @@ def _prepare(argv):
     raise InputError(
       '--test_input: got it beside --test_fraction or --split=test; expected one source of test'
     )
-  part = _part(FLAGS.part)
-  if sum([part is not None, FLAGS.merge, bool(FLAGS.runner)]) > 1:
-    raise InputError('--part: got it beside --merge or --runner; expected one of them')
-  _require_shared(part)
+  how = where.chosen(FLAGS, ('input', 'test_input', 'images', 'test_images'))
   # Only now: --help and bad flags answer at once.
   from tips_jax.data import store
   from tips_jax.data.ingest import report
@@ -123,7 +110,7 @@ def _prepare(argv):
   files.require_writable(FLAGS.output, '--output')
   with buckets.output(FLAGS.output, '--output', last=store.INFO_FILE) as output:
     store.refuse_existing(output)
-    result = _convert(output, options, part)
+    result = _convert(output, options, how)
   if result is None:
     print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
     return
@@ -131,9 +118,9 @@ def _prepare(argv):
   print(f'store written: {FLAGS.output}')
 
 
-def _convert(output, options, part):
+def _convert(output, options, how):
   """Writes the store; returns the report, or None after a part."""
-  from tips_jax.data.ingest import convert, on_beam
+  from tips_jax.data.ingest import convert
   from tips_jax.data.ingest.formats import open_inputs
 
   inputs = {FLAGS.split: _input('input', 'images', options)}
@@ -142,9 +129,6 @@ def _convert(output, options, part):
     test = dataclasses.replace(options, split=FLAGS.test_input_split)
     inputs['test'] = _input('test_input', 'test_images', test)
   reopen = functools.partial(open_inputs, inputs)
-  run = None
-  if FLAGS.runner:
-    run = functools.partial(on_beam.do, runner=FLAGS.runner, options=FLAGS.beam)
   return convert.convert(
     reopen(),
     output,
@@ -154,24 +138,10 @@ def _convert(output, options, part):
     max_pixels=FLAGS.max_pixels,
     limit=FLAGS.limit,
     test_fraction=FLAGS.test_fraction,
-    task_bytes=round(FLAGS.task_mib * 2**20),
     workers=FLAGS.workers or _cores(),
     reopen=reopen,
-    run=run,
-    part=part,
-    merge_only=FLAGS.merge,
+    **how,
   )
-
-
-def _require_shared(part):
-  """InputError for a bucket where several machines need a folder that all see."""
-  for name in ('input', 'test_input', 'images', 'test_images', 'output'):
-    shared = bool(FLAGS.runner) or name == 'output' and (part is not None or FLAGS.merge)
-    if shared and buckets.is_bucket(FLAGS[name].value):
-      raise InputError(
-        f'--{name}: got {FLAGS[name].value!r} with --part, --merge or --runner; expected a folder '
-        'that all machines see'
-      )
 
 
 def _input(flag, images_flag, options):
@@ -181,16 +151,6 @@ def _input(flag, images_flag, options):
   images = buckets.local(FLAGS[images_flag].value, f'--{images_flag}')
   path = local_input(FLAGS[flag].value, images, f'--{flag}')
   return path, dataclasses.replace(options, images=images)
-
-
-def _part(text):
-  """(17, 1000) of '17/1000'; None of ''."""
-  if not text:
-    return None
-  numbers = re.fullmatch(r'(\d{1,9})/(\d{1,9})', text)
-  if not numbers or not int(numbers[1]) < int(numbers[2]):
-    raise InputError(f'--part: got {text!r}; expected I/N with I from 0 to N - 1, as 0/8 or 7/8')
-  return int(numbers[1]), int(numbers[2])
 
 
 def _cores():

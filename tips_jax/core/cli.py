@@ -53,6 +53,10 @@ class Flags(flags.FlagValues):
   def add_strings(self, name: str, default: Sequence[str], text: str) -> None:
     flags.DEFINE_list(name, default, text, flag_values=self)
 
+  def add_texts(self, name: str, default: Sequence[str], text: str) -> None:
+    """A flag that may be given several times, each time with a text that may have commas."""
+    flags.DEFINE_multi_string(name, default, text, flag_values=self)
+
   def add_boolean(self, name: str, default: bool | None, text: str) -> None:
     flags.DEFINE_bool(name, default, text, flag_values=self)
 

@@ -185,14 +185,19 @@ def work_folder(path: Path) -> pathlib.Path:
   """Makes the folder beside `path` in which a store is built by several calls or processes, unless
   it is there. Raises InputError if `path` exists or is not writable.
   """
-  path = _absolute(path)
   refuse_existing(path)
-  folder = path.with_name(path.name + TEMPORARY_SUFFIX)
+  folder = work_path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise _not_writable(path, error) from error
   return folder
+
+
+def work_path(path: Path) -> pathlib.Path:
+  """Where `work_folder` is."""
+  path = _absolute(path)
+  return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def _not_writable(path, error):

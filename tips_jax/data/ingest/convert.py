@@ -23,10 +23,12 @@ from tips_jax.data.ingest import copies, processes
 from tips_jax.data.ingest.reader import Reader
 from tips_jax.data.ingest.records import GROWING
 from tips_jax.data.ingest.report import REFUSED, REPORT_FILE, Report
-from tips_jax.data.ingest.work import Settings, Work
+from tips_jax.data.ingest.work import TASKS_FOLDER, Settings, Work
 
 TRAIN_TOKENIZER = 'train'
 _LOCK_FILE = 'lock'
+# For which a folder stays: results of tasks, answers of a captioner, a store that is complete.
+_KEPT = ('tasks/*.json', 'tasks/*.journal', store.INFO_FILE)
 
 Readers = Mapping[str, Reader]
 
@@ -47,6 +49,7 @@ def convert(
   run: Callable[[Callable[[], Work], Sequence[int]], None] | None = None,
   part: tuple[int, int] | None = None,
   merge_only: bool = False,
+  about: Mapping[str, typing.Any] | None = None,
   stream: typing.TextIO | None = None,
 ) -> dict[str, typing.Any] | None:
   """Writes the store `output` from `readers` (by split); returns the report, a JSON-able dict.
@@ -59,7 +62,7 @@ def convert(
   `workers`: processes; for several, `reopen` gives each the readers once more. `run` does the tasks
   elsewhere; it is given what opens the Work there, and their numbers. `part`, as (17, 1000), does
   the tasks of that part alone, and returns None; `merge_only` does none, and raises InputError
-  where one is missing.
+  where one is missing. `about` goes into the info of the store.
 
   Where tasks are done when it is stopped or killed, or raises InputError, the same call goes on;
   else no file remains.
@@ -95,7 +98,7 @@ def convert(
       run(functools.partial(_open_work, reopen, folder, settings), numbers)
       if part is not None:
         return None
-      merge(work, copied, vocab_size if tokenizer_from else 0)
+      merge(work, copied, vocab_size if tokenizer_from else 0, about or {'made_by': 'prepare'})
     report = json.loads((folder / REPORT_FILE).read_text())
     _publish(folder, output)
   return report
@@ -133,7 +136,7 @@ def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
     try:
       yield folder
     finally:
-      done = [*folder.glob('tasks/*.json'), *folder.glob(store.INFO_FILE)]
+      done = [path for pattern in _KEPT for path in folder.glob(pattern)]
       if folder.exists() and not done:
         shutil.rmtree(folder)
 
@@ -215,7 +218,12 @@ class _Meter:
 # --- putting together ---------------------------------------------------------------------------
 
 
-def merge(work: Work, copied: tokenizer.Tokenizer | None, vocab_size: int) -> None:
+def merge(
+  work: Work,
+  copied: tokenizer.Tokenizer | None,
+  vocab_size: int,
+  about: Mapping[str, typing.Any],
+) -> None:
   """Makes the folder of the work a complete store. vocab_size: of a new tokenizer; 0: none."""
   report = Report()
   splits = {}
@@ -248,7 +256,7 @@ def merge(work: Work, copied: tokenizer.Tokenizer | None, vocab_size: int) -> No
   (work.folder / REPORT_FILE).write_text(json.dumps(content, indent=1))
   store.complete(work.folder, work.labels.features(), splits)
   inputs = {split: reader.kind for split, reader in work.readers.items()}
-  store.seal(work.folder, {'made_by': 'prepare', 'inputs': inputs})
+  store.seal(work.folder, {**about, 'inputs': inputs})
 
 
 def _note_copies(work, report):
@@ -294,7 +302,7 @@ def _publish(folder, output):
   """Gives a complete store its name, without what was needed to make it."""
   for name in _growing(folder):
     name.unlink()
-  shutil.rmtree(folder / 'tasks', ignore_errors=True)
+  shutil.rmtree(folder / TASKS_FOLDER, ignore_errors=True)
   for name in ('plan.json', _LOCK_FILE):
     (folder / name).unlink(missing_ok=True)
   store.publish(folder, output)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.cells import brief
@@ -69,6 +69,7 @@ class Reader:
   size = 0  # bytes of the input, about
   annotations: tuple[str, ...] = ()  # those of store.ANNOTATIONS that the samples carry
   label_names: tuple[str, ...] = ()  # the classes of 'label'
+  settings: Mapping[str, typing.Any] = {}  # on which the samples depend, beside the options
   annotations_json = b''  # content of the store's annotations.json (names of the mask classes)
 
   def __init__(self, options: Options):

@@ -23,6 +23,8 @@ from tips_jax.data.ingest.report import Report
 
 TEST = 'test'  # the split of --test_fraction
 
+Item = typing.TypeVar('Item')
+Value = typing.TypeVar('Value')
 Checked = tuple[Sample, tuple[checks.Check, bytes]]
 
 
@@ -32,7 +34,7 @@ def checked(
   """The samples with a Check and a hash of each image, in order."""
   check = functools.partial(_check, min_side=min_side, max_pixels=max_pixels)
   if threads > 1:
-    return _in_threads(check, samples, threads)
+    return in_threads(check, samples, threads)  # decoding releases the GIL
   return ((sample, check(sample)) for sample in samples)
 
 
@@ -43,8 +45,16 @@ def _check(sample, *, min_side, max_pixels):
   return check, hashlib.sha256(sample.image).digest()[:DIGEST_BYTES]
 
 
-def _in_threads(function, items, threads):
-  """Yields (item, function(item)) in order, some items ahead: decoding releases the GIL."""
+def in_threads(
+  function: Callable[[Item], Value],
+  items: Iterable[Item],
+  threads: int,
+  stop: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[Item, Value]]:
+  """Yields (item, function(item)) in order, some items ahead.
+
+  stop: called where it ends early, to end soon what runs in the threads.
+  """
   pending = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     try:
@@ -56,9 +66,11 @@ def _in_threads(function, items, threads):
       while pending:
         item, result = pending.popleft()
         yield item, result.result()
-    finally:
+    except BaseException:
       for _, result in pending:
         result.cancel()
+      stop()
+      raise
 
 
 class Labels:

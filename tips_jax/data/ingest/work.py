@@ -25,7 +25,7 @@ from tips_jax.data.ingest.reader import Piece, Reader
 from tips_jax.data.ingest.records import Written
 
 _PLAN_FILE = 'plan.json'
-_TASKS_FOLDER = 'tasks'
+TASKS_FOLDER = 'tasks'
 # Bytes of the input that a task reads: what a kill costs, and what a shard of the store holds.
 _TASKS = 64  # of a data set between the two bounds
 _LEAST = 32 * 2**20
@@ -81,7 +81,7 @@ class Work:
     """Begins in an empty folder, or goes on in that of the same input and settings; InputError for
     another's.
     """
-    (self.folder / _TASKS_FOLDER).mkdir(parents=True, exist_ok=True)
+    (self.folder / TASKS_FOLDER).mkdir(parents=True, exist_ok=True)
     path = self.folder / _PLAN_FILE
     plan = json.loads(json.dumps(self._plan()))
     try:
@@ -100,7 +100,7 @@ class Work:
     for split, reader in self.readers.items():
       options = dataclasses.asdict(reader.options)
       del options['images']  # where it is may change, as that of the input may
-      plan[f'input of {split}'] = {'kind': reader.kind, **options}
+      plan[f'input of {split}'] = {'kind': reader.kind, **options, **reader.settings}
     pieces = hashlib.sha256()
     for task in self.tasks:
       for piece in task.pieces:
@@ -111,7 +111,7 @@ class Work:
 
   def missing(self) -> list[int]:
     """The numbers of the tasks that are not done."""
-    done = set(os.listdir(self.folder / _TASKS_FOLDER))
+    done = set(os.listdir(self.folder / TASKS_FOLDER))
     return [i for i in range(len(self.tasks)) if os.path.basename(self._result(i)) not in done]
 
   def do(self, number: int, tell: Tell, *, threads: int = 1) -> None:
@@ -200,7 +200,7 @@ class Work:
     """Where a file of a task is; shards are where they stay."""
     if name in self.splits:
       return str(self.folder / f'{name}-{number:06d}')
-    return str(self.folder / _TASKS_FOLDER / f'{number:06d}.{name}')
+    return str(self.folder / TASKS_FOLDER / f'{number:06d}.{name}')
 
   def _result(self, number):
     return self._path(number, 'json')

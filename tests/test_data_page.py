@@ -1,0 +1,67 @@
+"""The commands of docs/data.md run, in their order, on the embedded data."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from benchmarks import caption as bench
+from tests.test_caption import blip
+from tips_jax import caption, prepare
+from tips_jax.data import store
+from tips_jax.data.scenes import dataset
+
+PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'data.md'
+PROGRAMS = {'tips_jax.prepare': prepare.main, 'tips_jax.caption': caption.main}
+
+
+def commands(heading):
+  section = re.search(rf'^## {heading}$(.*?)(^## |\Z)', PAGE.read_text(), re.S | re.M)[1]
+  [block] = re.findall(r'```sh\n(.*?)```', section, re.S)
+  return list(map(shlex.split, block.splitlines()))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  dataset.build('PATH', train=12, test=4, size=48)
+
+  def run(words):
+    assert words[:2] == ['python', '-m']
+    assert PROGRAMS[words[2]](words[2:]) == 0, words
+
+  return run
+
+
+def test_prepare_in_every_way(run):
+  for words in commands('At any size'):
+    if '--runner=DirectRunner' in words and not importlib.util.find_spec('apache_beam'):
+      continue
+    run(words)
+  assert store.open_store('STORE').splits == {'train': 12}
+  assert store.open_store('BY_PARTS').fingerprint == store.open_store('STORE').fingerprint
+
+
+def test_captions_of_every_captioner(run, tmp_path):
+  run(commands('At any size')[0])
+  ids = [record['id'].decode() for record in store.open_store('STORE').source('train')]
+  rows = [json.dumps({'id': id_, 'caption': f'of {id_}'}) for id_ in ids]
+  (tmp_path / 'captions.jsonl').write_text('\n'.join(rows))
+  (tmp_path / 'model').mkdir()
+  there = {'google/paligemma-3b-mix-224': str(blip(tmp_path / 'model'))}
+  with bench.Server(failing=0.1, stall_s=0.1) as server:
+    there['http://localhost:8000/v1'] = server.url
+    for words in commands('Synthetic captions'):
+      for name, here in there.items():
+        words = [word.replace(name, here) for word in words]
+      run(words)
+  assert len(server.requests) >= 12
+  for number in (2, 3):
+    for record in store.open_store(f'OUT{number}').source('train'):
+      expected = bench.caption_of(record['image'])
+      if number == 3:
+        expected = f'of {record["id"].decode()}'
+      assert record['captions'][-1].decode() == expected
