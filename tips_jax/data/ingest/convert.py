@@ -131,8 +131,7 @@ def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
     if not alone:
       yield folder
       return
-    for name in _growing(folder):
-      os.unlink(name)
+    _remove_growing(folder)
     try:
       yield folder
     finally:
@@ -141,9 +140,10 @@ def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
         shutil.rmtree(folder)
 
 
-def _growing(folder):
-  """What killed processes left."""
-  return [*folder.glob(f'*{GROWING}'), *folder.glob(f'tasks/*{GROWING}')]
+def _remove_growing(folder):
+  """Removes what killed processes left; one that was just killed may be about to end."""
+  for path in [*folder.glob(f'*{GROWING}'), *folder.glob(f'tasks/*{GROWING}')]:
+    path.unlink(missing_ok=True)
 
 
 def _of_part(work, part):
@@ -300,8 +300,7 @@ def _put_tokenizer(work, copied, vocab_size):
 
 def _publish(folder, output):
   """Gives a complete store its name, without what was needed to make it."""
-  for name in _growing(folder):
-    name.unlink()
+  _remove_growing(folder)
   shutil.rmtree(folder / TASKS_FOLDER, ignore_errors=True)
   for name in ('plan.json', _LOCK_FILE):
     (folder / name).unlink(missing_ok=True)
