@@ -172,6 +172,8 @@ def _say_what_is_read(work):
 
 def _do(work, workers: int, stream, open_work, numbers: Sequence[int]) -> None:
   """Does tasks, in this process or in several, and shows how far they are."""
+  if not numbers:
+    return
   meter = _Meter(work, numbers, stream)
   workers = min(workers, len(numbers))
   if workers > 1:
