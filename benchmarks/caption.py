@@ -51,6 +51,7 @@ class Server:
     self.refuse = 0  # a status for all requests
     self.text = None  # for all images, in place of their own
     self.finish = 'stop'
+    self.choices = 100  # at most
     self._failing = failing
     self._latency_s = latency_s
     self._stall_s = stall_s
@@ -68,8 +69,13 @@ class Server:
       def log_message(self, *args):
         pass
 
-    self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    self._server.daemon_threads = True
+    class Quiet(http.server.ThreadingHTTPServer):
+      daemon_threads = True
+
+      def handle_error(self, *args):  # a client that was killed
+        pass
+
+    self._server = Quiet(('127.0.0.1', 0), Handler)
     self.url = f'http://127.0.0.1:{self._server.server_port}/v1'
 
   def __enter__(self) -> 'Server':
@@ -95,7 +101,7 @@ class Server:
         self.failed[kind] += 1
     text = self.text if self.text is not None else caption_of(image)
     choice = {'message': {'content': text}, 'finish_reason': self.finish}
-    reply = json.dumps({'choices': [choice] * request['n']}).encode()
+    reply = json.dumps({'choices': [choice] * min(request['n'], self.choices)}).encode()
     if self.refuse:
       return self._send(handler, self.refuse, b'{"error": "as told"}')
     if kind == 'limited':
@@ -186,7 +192,13 @@ def main() -> None:
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     kills = 0
     while True:
-      process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+      process = subprocess.Popen(
+        line,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
       # After some more answers, wherever that falls.
       more = rng.randrange(args.images // (2 * args.kills + 1)) if args.kills else 0
       until = len(server.answered) + more

@@ -126,6 +126,7 @@ def test_what_is_asked(source, out):
   first = server.requests[0]
   numbers = {name: first[name] for name in ('temperature', 'top_p', 'max_tokens', 'seed', 'n')}
   assert numbers == {'temperature': 0.7, 'top_p': 0.9, 'max_tokens': 20, 'seed': 5, 'n': 2}
+  assert {request['seed'] for request in server.requests} == {5, 7}
   assert store.open_store(out).splits == {'test': 4}
   # The same caption four times is one.
   assert counts(out)['test']['caption_repeated'] == 12 and counts(out)['test']['captions'] == 4
@@ -193,6 +194,16 @@ def test_images_that_servers_do_not_read_go_as_jpeg():
   assert Image.open(io.BytesIO(sent)).size == (24, 32)
 
 
+def test_a_server_that_gives_one_choice_is_asked_again_with_another_seed():
+  with bench.Server() as server:
+    server.choices = 1
+    ask = captioners.Ask(captioner='', captions=3, temperature=1.0)
+    asked = captioners.Server(server.url, 'm', ask, threads=1, tries=1, timeout_s=5)
+    [answer] = asked.answers([captioning.Sample('0', picture(0), '', [], {})])
+  assert len(answer.captions) == 3
+  assert [request['seed'] for request in server.requests] == [0, 1, 2]
+
+
 # --- a table ------------------------------------------------------------------------------------
 
 
@@ -204,6 +215,11 @@ def test_a_table(source, out, tmp_path, capsys):
   assert run(*flags, f'--output={out}') == 0
   found = captions(out)
   assert found['0'] == ['caption 0', 'a second one'] and found['2'] == ['caption 2']
+  rows = [{'id': f'x{i}', 'caption': 'c'} for i in range(3)]
+  (tmp_path / 'd.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  many = bench.write_store(tmp_path / 'many', 130)
+  assert run(f'--store={many}', f'--output={out}1', f'--captioner=table:{tmp_path}/d.jsonl') == 2
+  assert "expected ids of the store, got 'x0'" in capsys.readouterr().err
   assert found['1'] == [] and counts(out)['train']['caption_failed'] == 16
   assert run(f'--store={source}', f'--output={out}2', f'--captioner=table:{tmp_path}/none') == 2
   assert 'cannot read the table' in capsys.readouterr().err

@@ -72,6 +72,9 @@ class Captioner:
     """
     raise NotImplementedError
 
+  def begin(self) -> None:
+    """Called before the first samples, and after `stop`."""
+
   def stop(self) -> None:
     """Makes what waits in other threads end soon."""
 
@@ -83,7 +86,7 @@ class Table(Captioner):
   """Captions that somebody has, by the id of the image: CSV, TSV, JSON or JSONL."""
 
   batch = 64
-  _PROBE = 1000  # images without any row, after which the ids must be others
+  _PROBE = 100  # images without any row, after which the ids must be others
 
   def __init__(self, path: str):
     data, problem = read_table(os.path.expanduser(path))
@@ -162,6 +165,9 @@ class Server(Captioner):
       session.headers['Authorization'] = f'Bearer {os.environ[_KEY]}'
     return session
 
+  def begin(self) -> None:
+    self._stopped.clear()
+
   def stop(self) -> None:
     self._stopped.set()
 
@@ -180,12 +186,13 @@ class Server(Captioner):
       try:
         # Some servers give one choice, however many are asked for.
         while len(captions) < wanted:
-          captions += self._choices(content, wanted - len(captions))
+          seed = self._ask.seed + len(captions)
+          captions += self._choices(content, wanted - len(captions), seed)
       except _Refused as error:
         return Answer([], str(error))
     return Answer(captions)
 
-  def _choices(self, content, count):
+  def _choices(self, content, count, seed):
     """Some captions, `count` at most; _Refused for an image that the server cannot take."""
     body = {
       'model': self._model,
@@ -193,7 +200,7 @@ class Server(Captioner):
       'max_tokens': self._ask.max_tokens,
       'temperature': self._ask.temperature,
       'top_p': self._ask.top_p,
-      'seed': self._ask.seed,
+      'seed': seed,
       'n': count,
     }
     why = ''

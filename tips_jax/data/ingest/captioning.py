@@ -91,6 +91,7 @@ class CaptioningReader(StoreReader):
 
   def read(self, piece: Piece) -> Iterator[Sample]:
     captioner = self._captioner
+    captioner.begin()
     samples = itertools.islice(super().read(piece), self._limit or None)
     numbered = enumerate(samples, piece.first)
     batches = iter(lambda: list(itertools.islice(numbered, captioner.batch)), [])

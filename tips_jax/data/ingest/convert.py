@@ -80,9 +80,10 @@ def convert(
     task_bytes=task_bytes,
   )
   with _disk_errors(output), _work_folder(output, alone=part is None) as folder:
-    if not (folder / store.INFO_FILE).exists():
-      work = Work(readers, folder, settings)
-      work.begin()
+    sealed = (folder / store.INFO_FILE).exists()  # by one that was killed a moment later
+    work = Work(readers, folder, settings)
+    work.begin()
+    if not sealed:
       numbers = work.missing()
       if merge_only and numbers:
         raise InputError(
@@ -96,8 +97,9 @@ def convert(
       if run is None:
         run = functools.partial(_do, work, workers if reopen else 1, stream or sys.stderr)
       run(functools.partial(_open_work, reopen, folder, settings), numbers)
-      if part is not None:
-        return None
+    if part is not None:
+      return None
+    if not sealed:
       merge(work, copied, vocab_size if tokenizer_from else 0, about or {'made_by': 'prepare'})
     report = json.loads((folder / REPORT_FILE).read_text())
     _publish(folder, output)
