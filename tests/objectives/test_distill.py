@@ -133,13 +133,11 @@ def test_the_teacher_gets_no_gradient():
 def test_sinkhorn_is_that_of_swav(tau, iterations):
   scores = jnp.asarray(TEACHER @ normalized(WT))
   shard = distill.parallel._Shard(())
-  size = (len(TEACHER), 1)
   offset = distill._sinkhorn(
-    jnp.asarray(TEACHER),
-    jnp.ones((B, V, P, 1)),
-    normalized(WT),
-    jnp.float32(tau),
-    size,
+    lambda t: t @ normalized(WT) / tau,
+    TEACHER[None],
+    jnp.ones((1, B, V, P, 1)),
+    1 / tau,
     iterations,
     shard,
   )
@@ -213,15 +211,30 @@ def test_all_valid_is_none_and_none_valid_costs_nothing():
   assert nothing.value == 0 and all(np.isfinite(x) for x in nothing.metrics.values())
 
 
+def traced(pairing, **args):
+  """The program of the loss and its gradient, as text."""
+  z = unit(B, V, 12, D)
+  fn = lambda s, ws: run(s, z, ws, pairing=pairing, **args).value
+  return str(jax.make_jaxpr(jax.value_and_grad(fn, (0, 1)))(z, WS))
+
+
 def test_no_more_than_chunk_tokens_are_held():
-  text = lambda chunk: str(
-    jax.make_jaxpr(lambda s: run(s, s, chunk=chunk).value)(unit(B, V, 12, D))
-  )
-  assert f'f32[{B},{V},12,{K}]' in text(12 * B * V)
-  assert f'f32[{B},{V},12,{K}]' not in text(5 * B * V) and f'f32[{B},{V},4,{K}]' in text(5 * B * V)
-  assert f'f32[{B},{V},1,{K}]' not in text(V) and f'f32[1,{V},1,{K}]' in text(
-    V
-  )  # images in parts too
+  # View by view, views are tokens of their image.
+  for pairing, views, tokens in (('same', 1, V * 12), ('other', V, 12)):
+    text = functools.partial(traced, pairing)
+    held = lambda images, n: f'f32[{images},{views},{n},{K}]'
+    assert held(B, tokens) in text(chunk=12 * B * V)
+    few = text(chunk=5 * B * V)
+    assert held(B, tokens) not in few and held(B, tokens // 3) in few
+    one = text(chunk=views)  # images in parts too
+    assert held(B, 1) not in one and held(1, 1) in one
+
+
+@pytest.mark.parametrize('centering', ['ema', 'sinkhorn'])
+def test_a_chunk_takes_four_products_with_the_prototypes(centering):
+  """Logits of both, and the gradients of tokens and of prototypes: none is formed twice."""
+  program = traced('same', centering=centering, chunk=B * V * 12)
+  assert program.count('dot_general[') == 4 + 1  # and the center's
 
 
 def test_no_token_axis_is_one_token():
@@ -251,6 +264,14 @@ def test_flat_prototypes_cost_log_k():
   loss = run(zero, zero, state={'center': np.full(K, 3.0, np.float32)})
   np.testing.assert_allclose(loss.metrics['teacher_entropy'], np.log(K), rtol=1e-5)
   np.testing.assert_allclose(loss.metrics['prototype_use'], 1, rtol=1e-5)
+
+
+def test_agreement_with_the_mean_of_several_views():
+  q = paired(targets('none', 0.07), 'other')
+  with_mean = (q.argmax(-1) == (STUDENT @ normalized(WS)).argmax(-1)).mean()
+  result = run(pairing='other', centering='none', chunk=5)
+  np.testing.assert_allclose(result.metrics['agreement'], with_mean, rtol=1e-6)
+  assert 0 < with_mean < 1
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 4)])

@@ -1,6 +1,8 @@
 """Self-distillation through prototypes: DINO on CLS tokens, iBOT and iBOT++ on patches.
 
-Logits are formed a chunk of tokens at a time from the heads' bottlenecks, where the data is.
+Logits are formed a chunk of tokens at a time from the heads' bottlenecks, where the data is, and
+once: the gradient of a cross-entropy, softmax(s) - target, needs no more than what the loss needs,
+so both are computed together.
 Targets are softmax(logits / temperature - offset); the offset of each prototype comes from an EMA
 center or from Sinkhorn.
 """
@@ -10,6 +12,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tips_jax.core import parallel, schema
@@ -76,46 +79,51 @@ def dino(
   if reduction == 'mean':
     of_view = jnp.maximum(counted_s.sum(-1, keepdims=True), 1.0)
     weights = counted_s / (of_view * s.shape[1])
+  batch = [s, t] + [x[..., None] for x in (weights, counted_s, counted_t)]
+  if pairing == 'same':  # then a view is as good as more tokens
+    batch = [x.reshape(x.shape[0], 1, -1, x.shape[-1]) for x in batch]
+  share = _share(pairing, batch[0].shape[1], batch[1].shape[1])
   ws = traced_unit(student_prototypes, axis=0)
   wt = traced_unit(lax.stop_gradient(teacher_prototypes), axis=0)
   tau_s = jnp.float32(student_temperature)
   tau_t = jnp.float32(teacher_temperature)
 
   def local(batch, shared, shard):
-    s, t, weights, counted_s, counted_t = batch
     ws, wt, center = shared
+    ws = shard.varying(ws)  # its gradient is summed over the devices
+    s, t = batch[:2]
     size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
+    chunks = [_chunks(x, size) for x in lax.stop_gradient(batch)]
+
+    def scores(t):
+      """Logits of the teacher over its temperature."""
+      return _logits(t, wt) / tau_t
+
+    if len(chunks[1]) == 1:  # all at once: formed once, also for Sinkhorn
+      chunks[1] = scores(chunks[1])
+      scores = lambda x: x
     match centering:
       case 'sinkhorn':
-        offset = _sinkhorn(t, counted_t, wt, tau_t, size, sinkhorn_iterations, shard)
+        offset = _sinkhorn(scores, chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard)
       case 'ema':
         offset = center / tau_t
       case 'none':
         offset = 0.0
 
-    # Checkpointed: [tokens, K] logits of all chunks would not fit, K being 32,768.
-    @jax.checkpoint
-    def part(s, t, weights, counted_s, counted_t):
-      """Sums over the tokens of a chunk: loss, agreement, entropy and use of prototypes."""
-      target = lax.stop_gradient(jax.nn.softmax(_logits(t, wt) / tau_t - offset))
-      information = (target * jnp.log(target + 1e-30)).sum(-1, keepdims=True)
-      entropy = -(counted_t * information).sum()
-      use = (counted_t * target).sum((0, 1, 2))
-      target = _pair(target, s.shape[1], pairing)
-      logits = _logits(s, ws) / tau_s
-      cost = -(target * jax.nn.log_softmax(logits)).sum(-1, keepdims=True)
-      same = target.argmax(-1, keepdims=True) == logits.argmax(-1, keepdims=True)
-      return (weights * cost).sum(), (counted_s * same).sum(), entropy, use
-
-    def step(total, chunks):
-      return jax.tree.map(jnp.add, total, part(*chunks)), None
+    def part(total, chunk):
+      s, t, weights, counted_s, counted_t = chunk
+      sums, gradient = _part(
+        scores(t) - offset, s, lax.stop_gradient(ws), weights, counted_s, counted_t, tau_s, share
+      )
+      return jax.tree.map(jnp.add, total, sums), gradient
 
     zero = jnp.float32(0)
-    zeros = jax.tree.map(shard.varying, (zero, zero, zero, jnp.zeros(wt.shape[1])))
-    chunks = [_chunks(x, size) for x in (s, t, weights, counted_s, counted_t)]
-    return lax.scan(step, zeros, chunks)[0]
+    zeros = (zero, zero, zero, jnp.zeros(wt.shape[1]), jnp.zeros(ws.shape))
+    sums, of_tokens = lax.scan(part, jax.tree.map(shard.varying, zeros), chunks)
+    loss, same, entropy, use, of_prototypes = sums
+    of_tokens = _joined(of_tokens, s.shape)
+    return _with_gradient(loss, (s, ws), (of_tokens, of_prototypes)), same, entropy, use
 
-  batch = [s, t] + [x[..., None] for x in (weights, counted_s, counted_t)]
   loss, same, entropy, use = parallel.sum_over_batch(local, batch, (ws, wt, state['center']))
   of_teacher = jnp.maximum(counted_t.sum(), 1.0)
   use = use / of_teacher
@@ -196,40 +204,101 @@ def _chunks(z_BVPD, size):
   return jnp.moveaxis(parts, 3, 1).reshape(-1, images, v, tokens, d)
 
 
-def _pair(q_BVPK, views, pairing):
-  """Targets for each of the student's views."""
-  if pairing == 'same':
-    return q_BVPK
-  mean = q_BVPK.mean(1, keepdims=True)
-  if pairing == 'all':
-    return jnp.broadcast_to(mean, (q_BVPK.shape[0], views, *q_BVPK.shape[2:]))
-  n = q_BVPK.shape[1]
-  # The mean over the others, from the mean over all.
-  return (n * mean - q_BVPK) / (n - 1)
+def _joined(chunks, shape):
+  """[B, V, P, D] of its `_chunks`."""
+  b, v, p, d = shape
+  _, images, _, tokens, _ = chunks.shape
+  parts = chunks.reshape(b // images, p // tokens, images, v, tokens, d)
+  return jnp.moveaxis(parts, 1, 3).reshape(shape)
 
 
-def _sinkhorn(t, counted, wt, tau, size, iterations, shard):
-  """Log mass of each prototype, so that softmax(logits / tau - it) spreads the tokens evenly over
+def _share(pairing, views, teacher_views):
+  """[V, U, 1, 1]: how much of a student's view's target comes from each of the teacher's views."""
+  share = np.ones((views, teacher_views), np.float32)
+  if pairing == 'other':
+    share -= np.eye(views, dtype=np.float32)
+  return (share / share.sum(1, keepdims=True))[:, :, None, None]
+
+
+def _part(x, s, ws, weights, counted_s, counted_t, tau, share):
+  """Of a chunk's tokens: (sums of loss, agreement, entropy and use of prototypes, and the gradient
+  of the student's prototypes), gradient of the student's tokens.
+
+  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D].
+
+  Sums over prototypes are taken before anything is normalized, each of [tokens, K] that is in
+  memory: these reads and writes are what the loss costs.
+  """
+  y = _logits(s, ws) / tau
+  x -= x.max(-1, keepdims=True)
+  y -= y.max(-1, keepdims=True)
+  p = jnp.exp(x)
+  q = jnp.exp(y)
+  p_sum = p.sum(-1, keepdims=True)
+  q_sum = q.sum(-1, keepdims=True)
+  information = (p * x).sum(-1, keepdims=True) / p_sum - jnp.log(p_sum)
+  overlap = (p[:, None] * y[:, :, None]).sum(-1, keepdims=True) / p_sum[:, None]
+  cost = jnp.log(q_sum) - (share * overlap).sum(2)
+  p /= p_sum
+  target = (share * p[:, None]).sum(2)
+  if x.shape[1] > 1:  # the most likely one is that of the mean
+    x = jnp.log(target / target.max(-1, keepdims=True))
+  # No index of the largest: its reduction would be one more reading. Up to rounding.
+  same = jnp.minimum(x, y).max(-1, keepdims=True) > -1e-4
+  slope = weights * (q / q_sum - target) / tau
+  sums = (
+    (weights * cost).sum(),
+    (counted_s * same).sum(),
+    -(counted_t * information).sum(),
+    (counted_t * p).sum((0, 1, 2)),
+    jnp.einsum('...d,...k->dk', s, slope, preferred_element_type=jnp.float32),
+  )
+  return sums, jnp.einsum('...k,dk->...d', slope, ws, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _with_gradient(value, inputs, gradient):
+  """`value`, a scalar whose gradient with respect to the `inputs` is known."""
+  return value
+
+
+def _known_forward(value, inputs, gradient):
+  return value, gradient
+
+
+def _known_backward(gradient, slope):
+  return jnp.zeros_like(slope), jax.tree.map(lambda g: slope * g, gradient), None
+
+
+_with_gradient.defvjp(_known_forward, _known_backward)
+
+
+def _sinkhorn(scores, t, counted, bound, iterations, shard):
+  """Log mass of each prototype, so that softmax(scores - it) spreads the tokens evenly over
   prototypes.
 
-  As in SwAV, prototypes are normalized first and tokens last. Only [K] numbers are kept, the logits
-  are formed anew in each iteration. |logits / tau| is at most 1 / tau: the constant that the first
-  sums need subtracted.
+  As in SwAV, prototypes are normalized first and tokens last. Only [K] numbers are kept from one
+  iteration to the next. No score is above `bound`: the constant that the first sums need
+  subtracted.
   """
-  chunks = (_chunks(t, size), _chunks(counted, size))
 
-  def iteration(i, offset):
+  def offset_of(log_row):
+    """log_row: scores -> log of the sum of a token's row."""
+
     def step(total, chunk):
       t, counted = chunk
-      x = _logits(t, wt) / tau
-      # In the first iteration nothing is normalized: a constant stands in for the rows' sums.
-      log_row = jnp.where(i == 0, 1 / tau, jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
-      return total + (counted * jnp.exp(x - log_row)).sum((0, 1, 2)), None
+      x = scores(t)
+      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2)), None
 
-    total, _ = lax.scan(step, shard.varying(jnp.zeros(wt.shape[1])), chunks)
+    total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
+    total, _ = lax.scan(step, total, (t, counted))
     offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))
     # Else it grows by log(tokens / prototypes) in each iteration.
     return offset - offset.max()
 
-  first = jnp.zeros(wt.shape[1])
-  return lax.stop_gradient(lax.fori_loop(0, iterations, iteration, first))
+  def iteration(_, offset):
+    return offset_of(lambda x: jax.nn.logsumexp(x - offset, axis=-1, keepdims=True))
+
+  # Nothing is normalized at first: a constant stands in for the rows' sums.
+  offset = offset_of(lambda x: bound)
+  return lax.fori_loop(1, iterations, iteration, offset)
