@@ -322,6 +322,7 @@ def test_a_distilled_student_may_keep_an_average_for_export(arg):
     ('methods.dino_ibot', ''),
     ('methods.mae', ''),
     ('methods.silc', ''),
+    ('methods.umg_clip', 'e14'),
     ('vitl', 'v2'),
     ('vitg', 'v2,hr'),
     ('vits', 'distill'),

@@ -148,7 +148,7 @@ def groups():
 def test_every_field_of_the_schema_is_read():
   read = set()
   for path in PACKAGE:
-    if path.name != 'schema.py':
+    if path.name not in ('schema.py', 'schema_data.py'):
       nodes = list(ast.walk(ast.parse(path.read_text())))
       read |= {
         n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)

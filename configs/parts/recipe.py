@@ -120,6 +120,7 @@ _TINY = {
   'text': dict(width=32, depth=2, heads=2, mlp=64, vocab=1024),
   'dino_head': dict(width=32, hidden=32, bottleneck=16, prototypes=64),
   'projection': dict(width=32, output=16),
+  'region_head': dict(width=32, output=16),
   'pixel_decoder': dict(width=32, decoder_width=16, depth=1, heads=2, mlp=32, grid=4),
   'logit': {},
 }

@@ -40,6 +40,9 @@ def build(path, *, train=7, test=3, shard_bytes=1200, annotate=False, info=None)
         tags=['t'] * (i % 2),
         boxes=np.full((i % 3, 4), 0.5, np.float32),
         region_captions=['r'] * (i % 3),
+        region_captions_boxes=list(range(i % 3)),
+        region_tags=['s', 't'] * (i % 3),
+        region_tags_boxes=[0, 0] * (i % 3),
       )
       if annotate
       else {}
@@ -123,6 +126,8 @@ def test_annotations_round_trip(tmp_path):
   record = opened.source('train')[5]
   assert record['label'] == 1 and record['mask'] == b'mask' and record['depth'] == b'depth'
   assert record['boxes'].shape == (2, 4) and list(record['region_captions']) == [b'r', b'r']
+  assert list(record['region_tags']) == [b's', b't'] * 2
+  assert record['region_captions_boxes'].tolist() == [0, 1]
   assert opened.source('train')[0]['boxes'].shape == (0, 4)
   with pytest.raises(InputError, match="got 'boxs'.*did you mean 'boxes'"):
     store.features(['boxs'])

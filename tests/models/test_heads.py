@@ -107,3 +107,44 @@ def test_logit_starts_where_the_config_says():
   np.testing.assert_allclose(np.exp(params['log_temperature']), 0.1, rtol=1e-6)
   assert params['bias'] == -10 and set(make()) == {'log_temperature'}
   assert run(schema.Logit(kind='logit'), {}) == {}
+
+
+REGION = schema.RegionHead(kind='region_head', width=6, output=6, samples=5)
+
+
+def region_features(patch, boxes, samples):
+  """The mean of bilinear samples of each box, point by point."""
+  result = np.zeros((*boxes.shape[:2], patch.shape[-1]))
+  side = int(np.sqrt(patch.shape[2]))
+  grid = patch[:, 0].reshape(len(patch), side, side, -1)
+  for b, r in np.ndindex(boxes.shape[:2]):
+    ymin, xmin, ymax, xmax = boxes[b, r]
+    for i, j in np.ndindex(samples, samples):
+      y = np.clip((ymin + (ymax - ymin) * (i + 0.5) / samples) * side - 0.5, 0, side - 1)
+      x = np.clip((xmin + (xmax - xmin) * (j + 0.5) / samples) * side - 0.5, 0, side - 1)
+      top, left = min(int(y), side - 2), min(int(x), side - 2)
+      for dy, dx in np.ndindex(2, 2):
+        weight = (1 - abs(y - top - dy)) * (1 - abs(x - left - dx))
+        result[b, r] += weight * grid[b, top + dy, left + dx] / samples**2
+  return result
+
+
+def test_a_region_is_the_mean_of_its_samples():
+  patch = rng.normal(size=(2, 1, 16, 6)).astype(np.float32)
+  boxes = np.array(
+    [[[0, 0, 1, 1], [0.1, 0.3, 0.55, 0.4]], [[0.9, 0.9, 1, 1], [0.5, 0.5, 0.5, 0.5]]], np.float32
+  )
+  params = {'kernel': np.eye(6, dtype=np.float32)}
+  arrays = {'patch': patch, 'boxes': boxes}
+  found = towers.apply(params, REGION, F32, arrays)['embedding']
+  np.testing.assert_allclose(found, region_features(patch, boxes, 5), rtol=1e-5, atol=1e-6)
+  assert towers.outputs(REGION) == {'embedding'}
+
+
+def test_a_region_head_projects():
+  patch = rng.normal(size=(1, 1, 4, 6)).astype(np.float32)
+  boxes = np.array([[[0, 0, 1, 1]]], np.float32)
+  found = run(REGION, {'patch': patch, 'boxes': boxes})['embedding']
+  kernel = parameters(REGION)['kernel']
+  expected = patch.mean((1, 2)) @ kernel
+  np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5, atol=1e-6)

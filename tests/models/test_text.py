@@ -96,3 +96,16 @@ def test_captions_differ_at_the_start():
   quiet = params['embedding'] * (384 / 32_000) ** 0.5  # the vocabulary of TIPS taken as fan-in
   assert cosine(params) < 0.78
   assert cosine(params | {'embedding': quiet}) > 0.95
+
+
+def test_several_texts_of_an_image_are_read_as_if_alone():
+  several = np.stack([ids(TEXTS, 8), ids(TEXTS[::-1], 8)], 1)  # [4, 2, 8]
+  found = run(several)
+  assert found.shape == (4, 2, 16)
+  np.testing.assert_allclose(found[:, 1], run(ids(TEXTS[::-1], 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_several_texts_of_an_image_drop_other_units():
+  several = np.broadcast_to(ids([[7, 3, 9]], 4), (2, 3, 4))
+  found = np.asarray(run(several, rng=jax.random.key(0))).reshape(6, -1)
+  assert len({tuple(np.round(row, 5)) for row in found}) == 6

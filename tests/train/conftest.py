@@ -23,6 +23,7 @@ METHODS = {
   'silc': ('methods.silc', 'runlocal'),
   'dino_ibot': ('methods.dino_ibot', 'runlocal'),
   'mae': ('methods.mae', 'runlocal'),
+  'umg_clip': ('methods.umg_clip', 'b16,runlocal'),
 }
 
 
@@ -71,6 +72,16 @@ class Small:
       batch[name] = rng.integers(2, 1000, batch[name].shape, batch[name].dtype)
       batch[name][:, 5 + i :] = 0
       batch[batches.valid(name)] = np.arange(size) != 2 + i
+    for name in (*data.tags, *data.regions.texts):
+      # Of few words, so that some are the same; a few are not there.
+      ids = rng.integers(2, 5, batch[name].shape, batch[name].dtype)
+      there = rng.random(ids.shape[:-1]) < 0.8
+      batch[name] = ids * there[..., None] * (np.arange(ids.shape[-1]) < 2)
+      batch[batches.valid(name)] = there
+    if data.regions.texts:
+      starts = rng.random((size, data.regions.count, 2)) * 0.6
+      batch[batches.BOXES] = np.concatenate([starts, starts + 0.3], -1).astype(np.float32)
+      batch[batches.valid(batches.BOXES)] = np.ones((size, data.regions.count), bool)
     return jax.device_put(batch, sharding.batch(mesh)) if mesh else batch
 
   def abstract(self, method, mesh):

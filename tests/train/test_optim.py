@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tips_jax.core import schema
@@ -263,3 +264,36 @@ def test_adafactor_formula(cap):
       # The moment is kept in bfloat16.
       np.testing.assert_allclose(d[name], m[name], atol=2e-2 * np.abs(m[name]).max())
       assert d[name].dtype == jnp.float32
+
+
+def lamb_step(params, gradient, **changes):
+  o = schema.Lamb(learning_rate=0.1, weight_decay=0.3, decay_rules=(('.*', 1.0),), **changes)
+  transform = optim.transform(o)
+  direction, _ = transform.update(gradient, transform.init(params), params)
+  return optim.apply(params, direction, config=config(optimizer=o, decay='constant'), step=1)
+
+
+def test_lamb_is_optax_lamb_where_nothing_is_bounded():
+  params = {'image': {'kernel': rng.normal(size=(4, 5)), 'bias': np.zeros(5)}}
+  params = jax.tree.map(jnp.float32, params)
+  gradient = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
+  found = lamb_step(params, gradient, clip_norm=0.0, trust=(0.0, 1e9))
+  peer = optax.lamb(0.1, weight_decay=0.3, eps=1e-8)
+  updates, _ = peer.update(gradient, peer.init(params), params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5),
+    found,
+    optax.apply_updates(params, updates),
+  )
+
+
+def test_lambs_ratio_is_bounded_and_of_each_layer():
+  name = 'image/encoder/blocks/kernel'
+  p = jnp.stack(
+    [jnp.full((2, 3), 1e-4), jnp.ones((2, 3)), jnp.full((2, 3), 1e4), jnp.zeros((2, 3))]
+  )
+  d = jnp.full((4, 2, 3), 2.0)
+  found = optim.trust_ratio(name, p, d, (0.01, 10.0))
+  np.testing.assert_allclose(found.reshape(-1), [0.01, 0.5, 10, 1], rtol=1e-6)
+  assert optim.trust_ratio('image/cls', p, d, (0.01, 10.0)).size == 1
+  assert optim.trust_ratio(name, p, d * 0, (0.01, 10.0)).reshape(-1).tolist() == [1, 1, 1, 1]

@@ -18,7 +18,17 @@ The numbers of two training steps have changed. That is right only where the mat
 its initial weights were meant to change: then say so in the commit, and write the new numbers with
   UPDATE_GOLDEN=1 python -m pytest {pathlib.Path(__file__).name} -k golden
 A refactoring, a new option that is off, or a faster way to compute the same must leave them as they are."""
-NAMES = ('tips_v1', 'tips_v2', 'tips_distill', 'clip', 'siglip', 'silc', 'dino_ibot', 'mae')
+NAMES = (
+  'tips_v1',
+  'tips_v2',
+  'tips_distill',
+  'clip',
+  'siglip',
+  'silc',
+  'dino_ibot',
+  'mae',
+  'umg_clip',
+)
 EMA = ('tips_v1', 'tips_v2', 'silc', 'dino_ibot')
 
 

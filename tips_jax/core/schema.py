@@ -9,149 +9,38 @@ import dataclasses
 from typing import Annotated, Literal
 
 from tips_jax.core.errors import InputError
+
+# `X as X`: also what is not used here, so that one name finds every group and range: schema.View.
+from tips_jax.core.ranges import Bytes as Bytes
+from tips_jax.core.ranges import (
+  Count,
+  Decay,
+  Drop,
+  Factor,
+  Grid,
+  Layers,
+  Patch,
+  Pixels,
+  Ramp,
+  Seconds,
+  Share,
+  Whole,
+  Width,
+  ascending,
+  config,
+  divides,
+  has_sines,
+)
+from tips_jax.core.ranges import Entries as Entries
+from tips_jax.core.ranges import Processes as Processes
+from tips_jax.core.schema_data import Data as Data
+from tips_jax.core.schema_data import Regions as Regions
+from tips_jax.core.schema_data import RegionText as RegionText
+from tips_jax.core.schema_data import Scenes as Scenes
+from tips_jax.core.schema_data import Tags as Tags
+from tips_jax.core.schema_data import Text as Text
+from tips_jax.core.schema_data import View as View
 from tips_jax.core.strict import Range
-
-# Ranges end where a number means nothing or no machine could hold what it asks for.
-Count = Annotated[int, Range(1, 1e9)]
-Whole = Annotated[int, Range(0, 1e9)]  # a count that may be none
-Pixels = Annotated[int, Range(1, 8192)]
-Patch = Annotated[int, Range(1, 256)]  # pixels
-Grid = Annotated[int, Range(1, 1024)]  # patches
-Width = Annotated[int, Range(1, 1 << 18)]  # numbers in a vector
-Layers = Annotated[int, Range(1, 256)]
-Entries = Annotated[int, Range(1, 1 << 24)]  # of a vocabulary
-Bytes = Annotated[int, Range(0, 1e15)]
-Processes = Annotated[int, Range(0, 1024)]
-Share = Annotated[float, Range(0, 1)]
-Decay = Annotated[float, Range(0, 0.9999999)]  # of a moving average: 1 would never move
-Seconds = Annotated[float, Range(1e-3, 1e9)]
-Factor = Annotated[float, Range(0, 1e6)]
-Drop = Annotated[float, Range(0, 0.99)]  # share that is dropped: of all, nothing would be left
-
-
-def _divides(field, number, what, whole):
-  if whole % number:
-    raise InputError(f'{field}: got {number}; expected a divisor of the {what} {whole}')
-
-
-def _has_sines(positions, width):
-  if positions == 'sincos' and width % 4:
-    raise InputError(f"positions: got 'sincos' with a width of {width}; expected a multiple of 4")
-
-
-def _ascending(field, pair):
-  if pair[0] > pair[1]:
-    raise InputError(f'{field}: got {pair}; expected the least first')
-
-
-def config(cls: type) -> type:
-  """A frozen, keyword-only dataclass."""
-  return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-
-
-@config
-class Ramp:
-  """A value that moves from `start` to `end` between fractions `begin` and `until` of a run."""
-
-  start: float  # in the range of the field that holds the ramp, as the end
-  end: float
-  begin: Share = 0.0
-  until: Share = 1.0
-  shape: Literal['linear', 'cosine'] = 'linear'
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-@config
-class View:
-  """Random-resized crops of one size, `count` of them per image."""
-
-  size: Pixels  # the crop is square
-  count: Annotated[int, Range(1, 64)] = 1
-  scale: Annotated[tuple[float, float], Range(1e-4, 1)] = (0.4, 1.0)  # share of the image area
-  ratio: Annotated[tuple[float, float], Range(0.01, 100)] = (3 / 4, 4 / 3)  # width / height
-  flip: Share = 0.5  # probability of a horizontal flip
-  # Color, in this order (pixels/color.py). Blur and solarize: one number, or one for each crop.
-  jitter: Share = 0.0  # probability of the four below, in random order
-  brightness: Factor = 0.4  # times 1 - it to 1 + it, as contrast and saturation
-  contrast: Factor = 0.4
-  saturation: Factor = 0.2
-  hue: Share = 0.1  # turned by at most this share of the color circle
-  gray: Share = 0.0  # probability
-  blur: Annotated[float | tuple[float, ...], Range(0, 1)] = 0.0  # probability
-  blur_sigma: Annotated[tuple[float, float], Range(1e-3, 100)] = (0.1, 2.0)  # pixels
-  # Probability that bytes from 128 are inverted.
-  solarize: Annotated[float | tuple[float, ...], Range(0, 1)] = 0.0
-
-  def __post_init__(self):
-    for field in ('scale', 'ratio', 'blur_sigma'):
-      _ascending(field, getattr(self, field))
-    for field in ('blur', 'solarize'):
-      value = getattr(self, field)
-      if isinstance(value, tuple) and len(value) != self.count:
-        raise InputError(
-          f'{field}: got {value}; expected a probability, or one for each of the {self.count} crops'
-        )
-
-
-@config
-class Text:
-  """One text per image: a field of the store, and the field that replaces it where it is empty."""
-
-  field: Literal['alt_text', 'captions']
-  pick: Literal['first', 'random'] = 'random'  # which of several captions
-  weights: tuple[Factor, ...] = ()  # of the captions by place, where it is random; (): equal
-  fallback: Literal['', 'alt_text', 'captions'] = ''
-  mix: Share = 0.0  # of the images whose text is the fallback although the field has one
-
-  def __post_init__(self):
-    if self.mix and not self.fallback:
-      raise InputError(f'mix: got {self.mix} without a fallback; expected 0, or a fallback')
-    if self.weights and (self.pick == 'first' or not sum(self.weights)):
-      raise InputError(
-        f"weights: got {self.weights} with pick {self.pick!r}; expected 'random', and one above 0"
-      )
-
-
-@config
-class Scenes:
-  """The embedded data set; `train` > 0 generates it on first use."""
-
-  train: Whole = 0
-  test: Whole = 0
-  size: Annotated[int, Range(32, 4096)] = 96  # pixels, square
-  objects: Annotated[int, Range(1, 5)] = 5  # the most in a scene
-  typical: Share = 0.0  # share of objects that look as their kind does; else any color
-
-
-@config
-class Data:
-  store: str = ''  # folder written by `prepare`, or any TFDS folder
-  split: str = 'train'
-  extra_stores: tuple[str, ...] = ()  # mixed in; see mixture
-  # Of (store, *extra_stores); empty: by their sizes.
-  mixture: Annotated[tuple[float, ...], Range(1e-9, 1e12)] = ()
-  scenes: Scenes = Scenes()
-  tokenizer: str = ''  # SentencePiece model; empty: the store's own
-  text_length: Annotated[int, Range(1, 4096)] = 64
-  views: dict[str, View]
-  texts: dict[str, Text] = dataclasses.field(default_factory=dict)
-  threads: Annotated[int, Range(1, 1024)] = 16
-  workers: Processes = 0  # processes; 0: threads alone
-  prefetch: Annotated[int, Range(1, 1024)] = 4  # batches read ahead
-  # Records that are read in one request, and stay together in the shuffle. Far away (a mounted
-  # bucket) about 16; on a disk more than 1 gains nothing.
-  neighbors: Annotated[int, Range(1, 1024)] = 1
-  max_bad_fraction: Share = 0.01  # unreadable images among those seen; above: stop
-
-  def __post_init__(self):
-    stores = 1 + len(self.extra_stores)
-    if len(self.mixture) not in (0, stores):
-      raise InputError(
-        f'mixture: got {self.mixture}; expected {stores} numbers, one for each store'
-      )
-
 
 # --- model --------------------------------------------------------------------------------------
 
@@ -178,8 +67,8 @@ class ViT:
   drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
 
   def __post_init__(self):
-    _divides('heads', self.heads, 'width', self.width)
-    _has_sines(self.positions, self.width)
+    divides('heads', self.heads, 'width', self.width)
+    has_sines(self.positions, self.width)
     if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:
       raise InputError(f"cls: got {self.cls}; expected different names, and none of them 'patch'")
 
@@ -199,7 +88,7 @@ class TextTower:
   def __post_init__(self):
     if self.width % 2:
       raise InputError(f'width: got {self.width}; expected an even number: half are sines')
-    _divides('heads', self.heads, 'width', self.width)
+    divides('heads', self.heads, 'width', self.width)
 
 
 @config
@@ -224,6 +113,16 @@ class ProjectionHead:
 
 
 @config
+class RegionHead:
+  """RoIAlign of patch features and a linear projection into a joint space (UMG-CLIP)."""
+
+  kind: Literal['region_head']
+  width: Width
+  output: Width
+  samples: Annotated[int, Range(1, 64)] = 14  # points a side of a box, whose mean is its feature
+
+
+@config
 class PixelDecoder:
   """MAE decoder: a narrow ViT over visible tokens and mask tokens, to the pixels of each patch."""
 
@@ -238,8 +137,8 @@ class PixelDecoder:
   positions: Literal['normal', 'sincos'] = 'normal'  # as in ViT
 
   def __post_init__(self):
-    _divides('heads', self.heads, 'decoder width', self.decoder_width)
-    _has_sines(self.positions, self.decoder_width)
+    divides('heads', self.heads, 'decoder width', self.decoder_width)
+    has_sines(self.positions, self.decoder_width)
 
 
 @config
@@ -252,7 +151,7 @@ class Logit:
   bias: Annotated[float | None, Range(-1e4, 1e4)] = None  # SigLIP: -10
 
 
-Tower = ViT | TextTower | DINOHead | ProjectionHead | PixelDecoder | Logit
+Tower = ViT | TextTower | DINOHead | ProjectionHead | RegionHead | PixelDecoder | Logit
 
 
 @config
@@ -291,7 +190,7 @@ class BlockMask:
   probability: Share = 0.5  # as in RandomMask
 
   def __post_init__(self):
-    _ascending('ratio', self.ratio)
+    ascending('ratio', self.ratio)
 
 
 Mask = RandomMask | BlockMask
@@ -385,6 +284,19 @@ class Muon(AdamW):
 
   kind: Literal['muon'] = 'muon'
   momentum: Decay = 0.95
+
+
+@config
+class Lamb(AdamW):
+  """Adam's direction with decay, times the norm of each layer's parameter over its own (arXiv
+  1904.00962); `trust` bounds the ratio (DeepSpeed's LAMB, which UMG-CLIP and EVA-CLIP use).
+  """
+
+  kind: Literal['lamb'] = 'lamb'
+  trust: Annotated[tuple[float, float], Range(0, 1e9)] = (0.01, 10.0)
+
+  def __post_init__(self):
+    ascending('trust', self.trust)
 
 
 @config
@@ -487,7 +399,7 @@ class Config:
   passes: dict[str, Pass]
   losses: dict[str, WeightedLoss]
   teachers: dict[str, Teacher] = dataclasses.field(default_factory=dict)
-  optimizer: Adafactor | AdamW | Muon = Adafactor()
+  optimizer: Adafactor | AdamW | Muon | Lamb = Adafactor()
   schedule: Schedule
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()

@@ -32,7 +32,18 @@ ANNOTATIONS_FILE = 'annotations.json'  # names of the mask classes
 TFDS_FILES = ('dataset_info.json', 'features.json')
 TFDS_NAME = r'\w+(/[\w.-]+)*(:[\w.]+)?'  # name/config:1.0.0
 TEMPORARY_SUFFIX = '.partial'
-ANNOTATIONS = ('label', 'mask', 'depth', 'normals', 'boxes', 'region_captions', 'tags')
+ANNOTATIONS = (
+  'label',
+  'mask',
+  'depth',
+  'normals',
+  'boxes',
+  'region_captions',
+  'region_captions_boxes',
+  'region_tags',
+  'region_tags_boxes',
+  'tags',
+)
 PLACED = ('mask', 'depth', 'normals', 'boxes')  # annotations of places in the upright image
 _DIGESTS_FILE = 'digests.json'  # of the shards, until store.json is there
 
@@ -51,6 +62,7 @@ def features(
   """
   f = tfds.features
   texts = f.Sequence(f.Text())
+  numbers = f.Sequence(np.int64)
   known = {
     'label': f.ClassLabel(names=labels) if labels else None,
     # Class ids; 255 is void.
@@ -61,7 +73,11 @@ def features(
     'normals': f.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format='png'),
     # (ymin, xmin, ymax, xmax) in [0, 1].
     'boxes': f.Tensor(shape=(None, 4), dtype=np.float32),
-    'region_captions': texts,  # one per box
+    # One per box; or any number, with the number of its box for each.
+    'region_captions': texts,
+    'region_captions_boxes': numbers,
+    'region_tags': texts,
+    'region_tags_boxes': numbers,
     'tags': texts,
   }
   chosen = {

@@ -113,6 +113,63 @@ class ProjectionHead(nn.Module):
     return {'embedding': x.astype(jnp.float32) @ kernel}
 
 
+class RegionHead(nn.Module):
+  """RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3), the mean of a box's points, and a linear
+  projection; for UMG-CLIP (arXiv 2401.06397), which names no size of the pooled grid.
+
+  Input: patch [B, V, P, D] of square crops, of which the first is read; boxes [B, R, 4], (ymin,
+  xmin, ymax, xmax) in [0, 1]. Output: `embedding` [B, R, E]; of a box without area, what lies at
+  its point.
+  """
+
+  config: schema.RegionHead
+  compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.RegionHead) -> dict[str, jax.Array]:
+    return {'patch': jnp.zeros((1, 1, 1, config.width)), 'boxes': jnp.zeros((1, 1, 4))}
+
+  @staticmethod
+  def outputs(config: schema.RegionHead, inputs: Shapes) -> Shapes:
+    return {'embedding': (inputs['boxes'][0], config.output)}
+
+  @staticmethod
+  def flops(config: schema.RegionHead, inputs: Shapes) -> float:
+    patches = inputs['patch'][1]
+    return 2 * inputs['boxes'][0] * config.width * (patches + config.output)
+
+  @nn.compact
+  def __call__(self, patch, boxes):
+    c = self.config
+    first = patch[:, 0]
+    side = math.isqrt(first.shape[1])
+    grid = first.reshape(len(first), side, side, -1)
+    # The mean of bilinear samples on a regular grid is a product of one weight for each row and one
+    # for each column: two small matrix products instead of gathers.
+    rows = _mean_of_samples(boxes[..., 0], boxes[..., 2], side, c.samples)
+    columns = _mean_of_samples(boxes[..., 1], boxes[..., 3], side, c.samples)
+    weights = jnp.einsum('brh,brw->brhw', rows, columns).astype(grid.dtype)
+    pooled = jnp.einsum('brhw,bhwd->brd', weights, grid, preferred_element_type=jnp.float32)
+    init = nn.initializers.normal(1 / math.sqrt(c.width))
+    # float32, as in ProjectionHead.
+    kernel = layers.weight(self, 'kernel', init, (c.width, c.output), jnp.float32)
+    return {'embedding': pooled @ kernel}
+
+
+def _mean_of_samples(start, end, side, samples):
+  """[B, R, side]: weights of a row's patches in the mean of linear samples from start to end, which
+  are [B, R] in [0, 1]. Beyond the middle of the outermost patch a sample is that patch.
+  """
+  steps = (jnp.arange(samples) + 0.5) / samples
+  at = (start[..., None] + (end - start)[..., None] * steps) * side - 0.5
+  at = at.clip(0, side - 1)
+  away = jnp.abs(at[..., None] - jnp.arange(side))
+  return jnp.maximum(1 - away, 0).mean(-2)
+
+
 class Logit(nn.Module):
   """Learned scale and bias of a contrastive loss; read as parameters."""
 

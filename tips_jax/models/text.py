@@ -15,15 +15,16 @@ class TextTower(nn.Module):
   """Text encoder (official JAX inference code; docs/method.md), of one or several batches of
   texts.
 
-  Each input: ids [B, T] int32, 0 is padding; rows [B], their global numbers, for dropout; without
-  them there is none.
-  Each output: `text` [B, D]. A row of padding alone gives zeros.
+  Each input: ids [B, T] int32, 0 is padding, or [B, ..., T], several texts of an image; rows [B],
+  their global numbers, for dropout; without them there is none.
+  Each output: `text` [B, D] or [B, ..., D]. A row of padding alone gives zeros.
   """
 
   config: schema.TextTower
   compute: schema.Compute
 
   OPTIONAL = frozenset()
+  ANY_AXES = frozenset({'ids'})
   TOGETHER = True
 
   @staticmethod
@@ -32,12 +33,13 @@ class TextTower(nn.Module):
 
   @staticmethod
   def outputs(config: schema.TextTower, inputs: Shapes) -> Shapes:
-    return {'text': (config.width,)}
+    return {'text': (*inputs['ids'][:-1], config.width)}
 
   @staticmethod
   def flops(config: schema.TextTower, inputs: Shapes) -> float:
-    [tokens] = inputs['ids']
-    return layers.stack_flops(config.width, config.depth, config.mlp, 'relu', tokens)
+    *several, tokens = inputs['ids']
+    one = layers.stack_flops(config.width, config.depth, config.mlp, 'relu', tokens)
+    return math.prod(several) * one
 
   def setup(self) -> None:
     c = self.config
@@ -52,13 +54,16 @@ class TextTower(nn.Module):
     self.norm = layers.Norm(c.width)
 
   def __call__(self, *inputs):
+    shapes = [one['ids'].shape[:-1] for one in inputs]
+    inputs = [_flat(**one) for one in inputs]
     rows = [one.get('rows') for one in inputs]
     keep = [one['ids'] != 0 for one in inputs]
     xs = [self.tokens(**one) for one in inputs]
     # Attention over no key at all would be NaN; such a row reads its padding, and `mean` drops it.
     read = [k | ~k.any(axis=1, keepdims=True) for k in keep]
     xs = self.encoder(xs, read, rows)
-    return [{'text': self.mean(x, k)} for x, k in zip(xs, keep)]
+    texts = [self.mean(x, k) for x, k in zip(xs, keep)]
+    return [{'text': text.reshape(*shape, -1)} for text, shape in zip(texts, shapes)]
 
   def tokens(self, ids: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """What the first block reads: [B, T, D]."""
@@ -71,3 +76,12 @@ class TextTower(nn.Module):
     """Mean over the words, padding left out: [B, D] float32."""
     x = self.norm(x_BTD).astype(jnp.float32) * keep_BT[..., None]
     return x.sum(axis=1) / jnp.maximum(keep_BT.sum(axis=1, keepdims=True), 1)
+
+
+def _flat(ids, rows=None):
+  """ids [B, ..., T] as [N, T], and a number of its own for each of these texts."""
+  flat = {'ids': ids.reshape(-1, ids.shape[-1])}
+  if rows is not None:
+    several = len(flat['ids']) // len(ids)
+    flat['rows'] = (rows[:, None] * several + jnp.arange(several)).reshape(-1)
+  return flat

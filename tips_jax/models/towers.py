@@ -18,6 +18,7 @@ from tips_jax.models import heads, text, vit
 #   OPTIONAL                  names of inputs that a pass may leave out
 #   outputs(config, shapes)   {name: shape} of what a pass adds to the features
 #   flops(config, shapes)     forward FLOPs of one image or text
+#   ANY_AXES                  (if it has it) names of integers that may have axes before the last
 #   TOGETHER                  whether one call takes several inputs, and gathers the weights once
 MODULES = {
   'vit': vit.ViT,
@@ -25,6 +26,7 @@ MODULES = {
   'text': text.TextTower,
   'dino_head': heads.DINOHead,
   'projection': heads.ProjectionHead,
+  'region_head': heads.RegionHead,
   'logit': heads.Logit,
 }
 

@@ -15,7 +15,16 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
 from tips_jax.data.reading.batch import check, layout, valid
 from tips_jax.models import attention, towers
-from tips_jax.objectives import alignment, contrastive, distill, koleo, masked, masks, monitor
+from tips_jax.objectives import (
+  alignment,
+  contrastive,
+  distill,
+  koleo,
+  masked,
+  masks,
+  monitor,
+  regions,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +39,8 @@ LOSSES = {
   'softmax_contrastive': Objective(contrastive.softmax, contrasts=True),
   'sigmoid_contrastive': Objective(contrastive.sigmoid, contrasts=True),
   'token_alignment': Objective(alignment.tokens, alignment.initial_state),
+  'region_contrastive': Objective(regions.contrastive, contrasts=True),
+  'tags': Objective(regions.tags, contrasts=True),
   'dino': Objective(
     distill.dino,
     distill.initial_state,

@@ -140,6 +140,10 @@ def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array
     if optimizer.decay_times == 'schedule':  # not by the multipliers of the rate either
       shrink = rate / max(optimizer.learning_rate, 1e-30)  # a rate of 0 moves nothing
     frozen_until = tree.match(optimizer.freeze_rules, name, 'optimizer.freeze_rules')
+    if isinstance(optimizer, schema.Lamb):  # its decay is part of the direction
+      d = d + decay * p
+      scale = scale * trust_ratio(name, p, d, optimizer.trust)
+      decay = 0.0
     moves = 1.0
     if frozen_until >= 1:  # for good: progress itself reaches 1
       moves = 0.0
@@ -148,6 +152,21 @@ def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array
     return p - moves * (scale * d + shrink * decay * p)
 
   return tree.map_named(update, params, direction)
+
+
+def trust_ratio(
+  name: str, p: jax.Array, direction: jax.Array, bounds: tuple[float, float]
+) -> jax.Array:
+  """|p| / |direction| within bounds, of each layer of stacked blocks; 1 where one of them is zero
+  (LAMB, arXiv 1904.00962, algorithm 2).
+  """
+  axes = tuple(range(p.ndim))
+  if '/blocks/' in name:
+    axes = axes[1:]
+  size = jnp.sqrt(jnp.sum(p * p, axes, keepdims=True))
+  step = jnp.sqrt(jnp.sum(direction * direction, axes, keepdims=True))
+  ratio = (size / jnp.where(step > 0, step, 1.0)).clip(*bounds)
+  return jnp.where((size > 0) & (step > 0), ratio, 1.0)
 
 
 def layer_decay(optimizer: schema.Optimizer, name: str, leaf: Any, params: Any) -> Any:

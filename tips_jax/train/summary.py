@@ -37,18 +37,20 @@ def shapes(method: Method) -> Shapes:
     for name in group:
       tower = c.towers[c.passes[name].tower]
       inputs = pick(result, c.passes[name].inputs)
-      _check_inputs(f'passes.{name}.inputs', inputs, towers.inputs(tower))
+      _check_inputs(f'passes.{name}.inputs', inputs, tower)
       for output, shape in towers.module(tower).outputs(tower, inputs).items():
         result[f'{name}.{output}'] = shape
   return result
 
 
-def _check_inputs(where, given, examples):
+def _check_inputs(where, given, tower):
   """InputError for a feature that a tower cannot take: of other axes, or of another width."""
+  examples = towers.inputs(tower)
+  any_axes = getattr(towers.module(tower), 'ANY_AXES', ())
   for arg, shape in given.items():
     example = examples[arg]
     expected = example.shape[1:]
-    fits = len(shape) == len(expected)
+    fits = len(shape) == len(expected) or arg in any_axes
     if jnp.issubdtype(example.dtype, jnp.floating):  # vectors, with any axes before them
       fits = shape[-1:] == expected[-1:]
     if not fits:

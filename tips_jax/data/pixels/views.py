@@ -31,16 +31,21 @@ def crops(
   views: Mapping[str, View],
   rng: np.random.Generator,
   out: Mapping[str, np.ndarray] | None = None,
+  places: dict[str, tuple[Box, int, int]] | None = None,
 ) -> Mapping[str, np.ndarray]:
   """Random-resized crops of every view of one encoded image: {name: uint8 [V, size, size, 3] RGB}.
 
-  `out` may hold contiguous arrays to fill. Boxes are those of `draw_boxes`, view after view; one
+  `out` may hold contiguous arrays to fill. `places` gets, by view, the box of its first crop and
+  the image's height and width in pixels. Boxes are those of `draw_boxes`, view after view; one
   that shrinks by 2^n or more is rounded to multiples of 2^n, the pixels of the level that it is
   read from (at most half an output pixel). Raises ValueError with the reason when the image cannot
   be decoded.
   """
   height, width, rgbx = images.encoded(data)
   boxes = {name: draw_boxes(height, width, view, rng) for name, view in views.items()}
+  if places is not None:
+    for name, drawn in boxes.items():
+      places[name] = (drawn[0], height, width)
   colors = {name: color.draw(view, rng) for name, view in views.items() if color.is_on(view)}
   # Source pixels per output pixel of the crop that needs the finest image.
   least = min(min(box[2:4]) / views[name].size for name, drawn in boxes.items() for box in drawn)

@@ -26,10 +26,10 @@ from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data.pixels import views
-from tips_jax.data.reading import workers
+from tips_jax.data.reading import regions, workers
 from tips_jax.data.reading.batch import Batch, check, empty, valid
 from tips_jax.data.reading.order import example_order
-from tips_jax.data.reading.records import Records
+from tips_jax.data.reading.records import Records, first, values
 from tips_jax.data.tokenizer import Tokenizer
 
 _TRIES = 20  # unreadable records in a row, before giving up
@@ -126,8 +126,8 @@ class Pipeline:
     reason = ''
     try:
       example = self._load.records[int(record)]
-      name = _bytes(example, 'id').decode('utf-8', 'replace') or name
-      views.crops(_bytes(example, 'image'), self._load.config.views, np.random.default_rng(0))
+      name = first(example, 'id').decode('utf-8', 'replace') or name
+      views.crops(first(example, 'image'), self._load.config.views, np.random.default_rng(0))
     except ValueError as error:
       reason = str(error)
     return name, reason
@@ -171,6 +171,14 @@ def _check_stores(config, opened, sources):
   for name, text in config.texts.items():
     if text.field not in known and text.fallback not in known:
       raise unknown(f'data.texts.{name}: feature of the store', text.field, known)
+  needed = {f'data.tags.{name}': tags.field for name, tags in config.tags.items()}
+  if config.regions.texts:
+    needed['data.regions'] = 'boxes'
+  for name, text in config.regions.texts.items():
+    needed[f'data.regions.texts.{name}'] = text.field
+  for where, field in needed.items():
+    if field not in known:
+      raise unknown(f'{where}: feature of the store', field, known)
 
 
 def require_texts(config: Data, names: Sequence[str]) -> None:
@@ -211,7 +219,7 @@ def _paths(config):
 
 
 def _tokenizer(config, first):
-  if not config.texts:
+  if not (config.texts or config.tags or config.regions.texts):
     return None
   path = config.tokenizer or first.tokenizer_path
   if not path:
@@ -229,15 +237,6 @@ def _fingerprint(config, opened, sizes):
 
 
 # --- loading ------------------------------------------------------------------------------------
-
-
-def _values(example, name):
-  return example[name].bytes_list.value if name in example else ()
-
-
-def _bytes(example, name):
-  values = _values(example, name)
-  return values[0] if values else b''
 
 
 class _Key(ISeedSequence):
@@ -319,21 +318,25 @@ class _Load:
     luck = []
     for i, row in enumerate(rows):
       rng = np.random.Generator(np.random.Philox(_Key(self._seed, indexes[row])))
-      examples[i] = self._images(batch, row, examples[i], rng)
+      places = {}
+      examples[i] = self._images(batch, row, examples[i], rng, places)
       luck.append(rng.random(len(self.config.texts)).tolist())
+      regions.fill(batch, row, examples[i], places, rng, self.config, self._tokenizer)
     for row, example, draws in zip(rows, examples, luck):
       for (name, text), draw in zip(self.config.texts.items(), draws):
         self._text(batch, name, row, _pick(example, text, draw))
 
-  def _images(self, batch, row, example, rng):
-    """Fills the views of a row; returns its example, or the random one that replaces it."""
+  def _images(self, batch, row, example, rng, places):
+    """Fills the views of a row, and the places of their crops; returns its example, or the random
+    one that replaces it.
+    """
     out = {name: batch[name][row] for name in self.config.views}
     for _ in range(_TRIES):
       try:
         if isinstance(example, ValueError):
           raise example
         if out:
-          views.crops(_bytes(example, 'image'), self.config.views, rng, out)
+          views.crops(first(example, 'image'), self.config.views, rng, out, places)
         return example
       except ValueError as error:
         reason = error
@@ -363,10 +366,10 @@ def _pick(example, text: Text, luck: float) -> bytes:
   else:
     luck = (luck - text.mix) / (1 - text.mix)
   for field in fields:
-    values = _values(example, field)
-    places = [i for i, value in enumerate(values) if value.strip()]
+    texts = values(example, field)
+    places = [i for i, value in enumerate(texts) if value.strip()]
     if places:
-      return values[_place(places, text, field, luck)]
+      return texts[_place(places, text, field, luck)]
   return b''
 
 

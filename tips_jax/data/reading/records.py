@@ -69,6 +69,17 @@ class Records:
     return examples
 
 
+def values(example: Example, name: str) -> Sequence[bytes]:
+  """The texts, or other bytes, of a feature; none where the record does not have it."""
+  return example[name].bytes_list.value if name in example else ()
+
+
+def first(example: Example, name: str) -> bytes:
+  """The first of `values`, or nothing."""
+  found = values(example, name)
+  return found[0] if found else b''
+
+
 def _parsed(raw):
   return tf_example_pb2.Example.FromString(raw).features.feature
 

@@ -31,6 +31,8 @@ REVISION = 4
 # Scene number of a split's first record: splits never share a scene.
 _FIRST = {'train': 0, 'test': 2**31}
 _NO_CAPTIONS = 0.03
+# All but the numbers of boxes: there is one text for each.
+_ANNOTATIONS = tuple(name for name in store.ANNOTATIONS if not name.endswith('_boxes'))
 _DESCRIPTION = 'Drawn scenes of textured solids on structured backgrounds.'
 _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 250 words
 
@@ -62,6 +64,7 @@ def example(
     'normals': _png(scene.normals[..., ::-1]),
     'boxes': np.array([item.box for item in scene.items], np.float32),
     'region_captions': words.region_captions(scene, rng),
+    'region_tags': [item.shape for item in scene.items],
     'tags': [item.shape for item in scene.items],
   }
 
@@ -95,7 +98,7 @@ def build(
 
   folder = store.temporary_folder(path)
   try:
-    features = store.features(store.ANNOTATIONS, labels=LABELS)
+    features = store.features(_ANNOTATIONS, labels=LABELS)
     writer = store.Writer(folder, features, name='scenes', description=_DESCRIPTION)
     texts = []
     done = 0

@@ -1,0 +1,154 @@
+"""Regions and tags in a batch: boxes lie where their pixels are, texts belong to their boxes."""
+
+import dataclasses
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from tips_jax.core.errors import InputError
+from tips_jax.core.schema import Data, Regions, RegionText, Tags, Text, View
+from tips_jax.data import store
+from tips_jax.data import tokenizer as tokenizer_lib
+from tips_jax.data.reading.pipeline import Pipeline
+
+COLORS = {'red': (230, 20, 20), 'green': (20, 230, 20), 'blue': (20, 20, 230)}
+FIELDS = ('boxes', 'region_captions', 'region_tags', 'region_tags_boxes', 'tags')
+COUNT = 24
+VIEWS = {'global': View(size=64, scale=(0.3, 1.0), flip=0.5)}
+REGIONS = Regions(
+  count=3,
+  texts={
+    'words': RegionText(field='region_captions'),
+    'marks': RegionText(field='region_tags', count=2),
+  },
+)
+
+
+def record(i):
+  """Three colored rectangles on black; each says its color, and has one tag, two or none."""
+  rng = np.random.default_rng(i)
+  image = np.zeros((96, 120, 3), np.uint8)
+  boxes = []
+  for place, color in enumerate(COLORS.values()):
+    top = int(rng.integers(0, 60))
+    left = 40 * place + int(rng.integers(0, 8))
+    image[top : top + 30, left : left + 30] = color
+    boxes.append((top / 96, left / 120, (top + 30) / 96, (left + 30) / 120))
+  return {
+    'image': cv2.imencode('.png', image[..., ::-1])[1].tobytes(),
+    'id': f'id{i}',
+    'alt_text': 'three rectangles',
+    'captions': [],
+    'boxes': np.array(boxes, np.float32),
+    'region_captions': list(COLORS),
+    'region_tags': ['warm', 'first', 'last'],
+    'region_tags_boxes': [0, 0, 2],
+    'tags': ['red', 'green', 'blue', ''],
+  }
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  path = tmp_path_factory.mktemp('regions') / 'store'
+  folder = store.temporary_folder(path)
+  writer = store.Writer(folder, store.features(FIELDS))
+  for i in range(COUNT):
+    writer.add('train', record(i))
+  writer.close()
+  texts = [*COLORS, 'warm first last three rectangles'] * 9
+  tokenizer_lib.train(texts, os.path.join(folder, store.TOKENIZER_FILE), vocab_size=330)
+  return store.finish(folder, path, {})
+
+
+def read(path, **changes):
+  config = Data(
+    store=str(path),
+    views=VIEWS,
+    texts={'web': Text(field='alt_text')},
+    tags={'kinds': Tags(count=2)},
+    regions=REGIONS,
+    text_length=8,
+  )
+  pipeline = Pipeline(dataclasses.replace(config, **changes), batch_size=COUNT, seed=1)
+  batch = next(pipeline)
+  tokenizer = pipeline.tokenizer
+  pipeline.close()
+  return batch, tokenizer
+
+
+def test_a_box_lies_where_its_pixels_are_and_has_its_texts(path):
+  batch, tokenizer = read(path)
+  words = {tuple(tokenizer.encode(word.encode(), 8)): word for word in (*COLORS, 'warm', 'first')}
+  found = 0
+  for row, slot in zip(*np.nonzero(batch['boxes_valid'])):
+    word = words[tuple(batch['words'][row, slot, 0])]
+    ymin, xmin, ymax, xmax = np.rint(batch['boxes'][row, slot] * 64).astype(int)
+    middle = batch['global'][row, 0, (ymin + ymax) // 2, (xmin + xmax) // 2]
+    assert abs(middle.astype(int) - COLORS[word]).max() < 60
+    marks = [words.get(tuple(ids)) for ids in batch['marks'][row, slot][:2]]
+    assert marks == {'red': ['warm', 'first'], 'green': [None] * 2, 'blue': marks}[word]
+    assert batch['marks_valid'][row, slot].sum() == {'red': 2, 'green': 0, 'blue': 1}[word]
+    found += 1
+  assert COUNT < found < 3 * COUNT  # some have left their crop
+  empty = ~batch['boxes_valid']
+  assert not batch['boxes'][empty].any() and not batch['words'][empty].any()
+
+
+def test_a_region_that_the_crop_cuts_is_left_out(path):
+  strict, _ = read(path, regions=dataclasses.replace(REGIONS, least=1.0))
+  loose, _ = read(path, regions=dataclasses.replace(REGIONS, least=0.0))
+  assert strict['boxes_valid'].sum() < loose['boxes_valid'].sum()
+  # Those that are whole have the size of the others' crop: nothing is clipped.
+  sides = strict['boxes'][strict['boxes_valid']]
+  assert ((sides[:, 2:] - sides[:, :2]) > 0.2).all()
+
+
+def test_of_more_than_there_is_room_for_some_are_drawn(path):
+  batch, tokenizer = read(path, regions=dataclasses.replace(REGIONS, count=1, least=0.0))
+  assert batch['boxes'].shape == (COUNT, 1, 4)
+  assert len({tuple(ids) for ids in batch['words'][:, 0, 0]}) == 3
+  # Two of three tags (an empty one is none), in their order.
+  tags = {tuple(tokenizer.encode(word.encode(), 8)): i for i, word in enumerate(COLORS)}
+  pairs = {tuple(tags[tuple(ids)] for ids in row) for row in batch['kinds']}
+  assert pairs == {(0, 1), (0, 2), (1, 2)} and batch['kinds_valid'].all()
+
+
+def test_regions_change_nothing_else_of_a_batch(path):
+  with_regions, _ = read(path)
+  without, _ = read(path, regions=Regions(), tags={})
+  for name, array in without.items():
+    np.testing.assert_array_equal(array, with_regions[name])
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    (dict(regions=dataclasses.replace(REGIONS, view='globl')), "'globl'.*did you mean 'global'"),
+    (
+      dict(regions=Regions(texts={'web': RegionText(field='tags')})),
+      "got 'web' as the name of a view or a text",
+    ),
+    (
+      dict(regions=Regions(texts={'boxes': RegionText(field='tags')})),
+      "got 'boxes' as the name of a view or a text",
+    ),
+  ],
+)
+def test_a_mistake_is_one_line(path, changes, said):
+  with pytest.raises(InputError, match=said):
+    read(path, **changes)
+
+
+def test_a_store_without_boxes_is_refused(tmp_path):
+  folder = store.temporary_folder(tmp_path / 'store')
+  writer = store.Writer(folder, store.features())
+  writer.add('train', {k: record(0)[k] for k in ('image', 'id', 'alt_text', 'captions')})
+  writer.close()
+  tokenizer_lib.train(['a b c red'] * 9, folder / store.TOKENIZER_FILE, vocab_size=330)
+  path = store.finish(folder, tmp_path / 'store', {})
+  with pytest.raises(InputError, match="data.tags.kinds: feature of the store: got 'tags'"):
+    read(path, regions=Regions())
+  with pytest.raises(InputError, match="data.regions: feature of the store: got 'boxes'"):
+    read(path, tags={})
