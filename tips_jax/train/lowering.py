@@ -11,6 +11,13 @@ from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method
 from tips_jax.train.state import State
 
+# Options of XLA, by platform, where its defaults cost time (docs/plans.md has the figures).
+OPTIONS = {
+  # Else products of several crops with the same weights become one, for which their inputs and its
+  # results are copied.
+  'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'}
+}
+
 
 def abstract_state(method: Method, mesh: jax.sharding.Mesh) -> tuple[State, State]:
   """(shapes and shardings of the state, shardings alone)."""
@@ -43,6 +50,7 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     donate_argnums=0,
     in_shardings=(places, sharding.batch(mesh)),
     out_shardings=(places, sharding.replicated(mesh)),
+    compiler_options=OPTIONS.get(mesh.devices.flat[0].platform),
   )
   try:
     with jax.set_mesh(mesh):
