@@ -2,6 +2,8 @@
 reading.
 """
 
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -183,7 +185,11 @@ def test_layer_scale_and_the_position_of_the_cls_token_are_folded(model):
   weights, rng = model(depth=1), np.random.default_rng(3)
   tower, images = weights.image, rng.random((2, 1, 56, 56, 3), np.float32)
   there = pytorch.image_out(weights.params['image'], tower)
-  run = lambda arrays: towers.apply(pytorch.image_in(arrays, tower), tower, F32, {'images': images})
+
+  def run(arrays):
+    params = pytorch.image_in(dict(arrays), tower)
+    return towers.apply(params, tower, F32, {'images': images})
+
   plain = run(there)
   gamma = rng.normal(size=32).astype(np.float32)
   scaled = {**there, 'blocks.0.ls1.gamma': gamma, 'blocks.0.ls2.gamma': 2 * gamma}
@@ -205,6 +211,18 @@ def test_layer_scale_and_the_position_of_the_cls_token_are_folded(model):
   jax.tree.map(np.testing.assert_array_equal, run(moved), run(by_hand))
   for other in (scaled, moved):
     assert np.abs(run(other)['web'] - plain['web']).max() > 1e-3
+
+
+def test_a_tower_is_never_in_memory_twice(model):
+  """Arrays are taken out of what was read, and freed as soon as their layers are stacked."""
+  weights = model(depth=3)
+  there = pytorch.image_out(weights.params['image'], weights.image)
+  # Of their own, as a file gives them, and not views of the stacks.
+  there = {name: np.array(x) for name, x in there.items()}
+  kernels = [weakref.ref(there[f'blocks.{i}.mlp.fc1.weight']) for i in range(3)]
+  params = pytorch.image_in(there, weights.image)
+  assert not there and not any(ref() is not None for ref in kernels)
+  same(params, weights.params['image'])
 
 
 @layouts

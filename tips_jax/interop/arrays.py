@@ -1,11 +1,13 @@
 """Files of named arrays: npz and safetensors. Pickles are never loaded."""
 
+import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -73,19 +75,40 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     np.savez(file, **arrays)
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """{name: float32 array} of a safetensors file, or of a folder with one, whole or in shards."""
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """An array of a safetensors file that is not read yet."""
+
+  path: pathlib.Path
+  name: str
+  shape: tuple[int, ...]
+
+  def read(self) -> np.ndarray:
+    """The array as float32; InputError where it is damaged, or a number is not finite."""
+    # Opened anew for each: what was read of a mapped file is in memory until it is closed.
+    return _opened(
+      self.path, lambda file: _float32(file.get_tensor(self.name), self.name, self.path)
+    )
+
+
+def open_safetensors(path: str | os.PathLike) -> dict[str, Stored]:
+  """{name: array to be read} of a safetensors file, or of a folder with one, whole or in shards."""
   path = pathlib.Path(path)
   files = [path]
   if path.is_dir():
     files = _shards(path)
   result = {}
   for file in files:
-    shard = _read_shard(file)
+    shard = _opened(file, functools.partial(_names, file))
     for name in shard.keys() & result.keys():
       raise InputError(f'{str(file)!r}: got a second array {name!r}; expected one in all shards')
     result |= shard
   return result
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """{name: float32 array}, as `open_safetensors`."""
+  return {name: stored.read() for name, stored in open_safetensors(path).items()}
 
 
 def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -97,12 +120,18 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder / name for name in sorted(set(map(os.path.basename, shards.values())))]
 
 
-def _read_shard(path: pathlib.Path) -> dict[str, np.ndarray]:
-  import safetensors.numpy
+def _names(path: pathlib.Path, file: Any) -> dict[str, Stored]:
+  shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+  return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def _opened(path: pathlib.Path, use: Callable[[Any], Any]) -> Any:
+  """use(an open safetensors file); InputError for a file that cannot be read."""
+  import safetensors
 
   try:
-    tensors = safetensors.numpy.load_file(path)
-    return {name: _float32(x, name, path) for name, x in tensors.items()}
+    with safetensors.safe_open(path, 'numpy') as file:
+      return use(file)
   except InputError:
     raise
   except OSError as error:
@@ -179,28 +208,34 @@ def finite(x: np.ndarray, where: str) -> np.ndarray:
 
 
 class Reader:
-  """Named arrays that are taken one by one, shapes checked; at the end none may be left.
+  """Named arrays that are taken out one by one, shapes checked; at the end none may be left.
 
+  arrays: becomes empty, so that its owner does not keep what is already copied elsewhere.
   where: what the arrays are of, for errors.
   """
 
-  def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
+  def __init__(self, arrays: dict[str, np.ndarray | Stored], where: str):
     self.arrays = arrays
     self.where = where
-    self.left = set(arrays)
 
   def __contains__(self, name: str) -> bool:
     return name in self.arrays
 
   def shape(self, name: str, rank: int) -> tuple[int, ...]:
     """The shape of an array; InputError unless it has `rank` dimensions."""
-    shape = self.peek(name).shape
+    shape = self._known(name).shape
     if len(shape) != rank:
       raise InputError(f'{self.where}: {name}: got shape {shape}; expected {rank} dimensions')
     return shape
 
   def peek(self, name: str) -> np.ndarray:
     """The array, which stays to be taken."""
+    x = self._known(name)
+    if isinstance(x, Stored):
+      x = x.read()
+    return x
+
+  def _known(self, name):
     if name not in self.arrays:
       raise InputError(
         f'{self.where}: got no {name!r} among {len(self.arrays)} arrays; expected it'
@@ -209,10 +244,11 @@ class Reader:
     return self.arrays[name]
 
   def take(self, name: str, *shape: int) -> np.ndarray:
+    got = self._known(name).shape
+    if got != shape:
+      raise InputError(f'{self.where}: {name}: got shape {got}; expected {shape}')
     x = self.peek(name)
-    if x.shape != shape:
-      raise InputError(f'{self.where}: {name}: got shape {x.shape}; expected {shape}')
-    self.left.discard(name)
+    del self.arrays[name]
     return x
 
   def count(self, template: str) -> int:
@@ -223,8 +259,8 @@ class Reader:
     return n
 
   def done(self) -> None:
-    if self.left:
+    if self.arrays:
       raise InputError(
-        f'{self.where}: got {len(self.left)} arrays that no part of this model is, such as '
-        f'{min(self.left)!r}'
+        f'{self.where}: got {len(self.arrays)} arrays that no part of this model is, such as '
+        f'{min(self.arrays)!r}'
       )

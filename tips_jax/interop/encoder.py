@@ -366,7 +366,7 @@ class Encoder:
         if name in self.weights.towers and name not in self._params:
           params = self.weights.params[name]
           if not self._placed:
-            params = jax.device_put(params, NamedSharding(self._mesh, P()))
+            params = _copied(params, NamedSharding(self._mesh, P()))
           self._params[name] = params
       return {name: self._params[name] for name in names if name in self._params}
 
@@ -447,6 +447,21 @@ class Encoder:
     if head is None:
       return x
     return x @ head['kernel']
+
+
+def _copied(params, place):
+  """A tree of parameters on the devices. Where these are CPUs, the tree itself then holds views of
+  the copies: one array after the other, so that no two copies of a tower are in memory.
+  """
+  result = {}
+  for name, x in params.items():
+    if isinstance(x, dict):
+      result[name] = _copied(x, place)
+      continue
+    result[name] = jax.device_put(x, place)
+    if isinstance(x, np.ndarray) and next(iter(place.device_set)).platform == 'cpu':
+      params[name] = np.asarray(result[name])
+  return result
 
 
 def _cores():

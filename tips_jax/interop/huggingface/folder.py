@@ -118,7 +118,7 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
   declared = towers or {}
   content = _load(folder / 'config.json')
   image_config, text_config, temperature = _native(content, folder)
-  parts = {'image': arrays.read_safetensors(folder), 'text': {}, '': {}}
+  parts = {'image': arrays.open_safetensors(folder), 'text': {}, '': {}}
   decoders = content['model_type'] == DECODERS
   if text_config or decoders:
     parts = _split(parts['image'], folder, _OTHERS[content['model_type']])
@@ -356,7 +356,7 @@ def _temperature(
   rest: Tensors, fallback: float | None, folder: pathlib.Path, notes: list[str]
 ) -> Tensors:
   if 'temperature' in rest:
-    return npz.log_temperature(rest['temperature'], str(folder))
+    return npz.log_temperature(rest['temperature'].read(), str(folder))
   if fallback is None:
     raise InputError(
       f'{str(folder)!r}: got no temperature; expected it among the arrays or in config.json'

@@ -6,7 +6,7 @@ folded into the weights that they multiply or are added to.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,11 @@ def image_out(params: dict[str, Any], tower: schema.ViT) -> dict[str, np.ndarray
 
 
 def image_in(
-  arrays: Mapping[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
+  arrays: dict[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
 ) -> dict[str, Any]:
-  """Parameters of an image tower; InputError for a name or a shape that does not fit."""
+  """Parameters of an image tower, taken out of `arrays`; InputError for a name or a shape that does
+  not fit.
+  """
   r = files.Reader(arrays, where)
   d = tower.width
   grid = tower.grid
@@ -91,13 +93,14 @@ def image_in(
     mask_token = r.take('mask_token', 1, d)
   if tower.mask_token:
     out['mask_token'] = mask_token
-  blocks = []
-  for i in range(tower.depth):
-    block = _block_in(r, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn], tower)
-    _fold_layer_scale(r, f'blocks.{i}.ls1.gamma', block, 'attention/out', d)
-    _fold_layer_scale(r, f'blocks.{i}.ls2.gamma', block, 'mlp/down', d)
-    blocks.append(block)
-  out |= _stack(blocks)
+
+  def block(i):
+    result = _block_in(r, f'blocks.{i}.', _IMAGE | _FFN[tower.ffn], tower)
+    _fold_layer_scale(r, f'blocks.{i}.ls1.gamma', result, 'attention/out', d)
+    _fold_layer_scale(r, f'blocks.{i}.ls2.gamma', result, 'mlp/down', d)
+    return result
+
+  out |= _stack(map(block, range(tower.depth)), tower.depth)
   out['norm/scale'] = r.take('norm.weight', d)
   out['norm/bias'] = r.take('norm.bias', d)
   r.done()
@@ -116,7 +119,7 @@ def _fold_layer_scale(
 
 
 def image_tower(
-  arrays: Mapping[str, np.ndarray],
+  arrays: dict[str, np.ndarray],
   *,
   heads: int | None = None,
   cls: Sequence[str] | None = None,
@@ -167,15 +170,18 @@ def text_out(params: dict[str, Any], tower: schema.TextTower) -> dict[str, np.nd
 
 
 def text_in(
-  arrays: Mapping[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
+  arrays: dict[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
 ) -> dict[str, Any]:
-  """Parameters of a text tower; InputError for a name or a shape that does not fit."""
+  """Parameters of a text tower, taken out of `arrays`; InputError for a name or a shape that does
+  not fit.
+  """
   r = files.Reader(arrays, where)
   out = {'embedding': r.take('token_embedding.weight', tower.vocab, tower.width)}
-  blocks = []
-  for i in range(tower.depth):
-    blocks.append(_block_in(r, f'transformer.resblocks.{i}.', _TEXT, tower))
-  out |= _stack(blocks)
+
+  def block(i):
+    return _block_in(r, f'transformer.resblocks.{i}.', _TEXT, tower)
+
+  out |= _stack(map(block, range(tower.depth)), tower.depth)
   out['norm/scale'] = r.take('ln_final.weight', tower.width)
   out['norm/bias'] = r.take('ln_final.bias', tower.width)
   r.done()
@@ -183,7 +189,7 @@ def text_in(
 
 
 def text_tower(
-  arrays: Mapping[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
+  arrays: dict[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
 ) -> schema.TextTower:
   """The config of a text tower, from its arrays."""
   r = files.Reader(arrays, where)
@@ -267,6 +273,14 @@ def _block_in(
   return block
 
 
-def _stack(blocks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Layers on a leading axis, as nn.scan holds them."""
-  return {f'encoder/blocks/{name}': np.stack([b[name] for b in blocks]) for name in blocks[0]}
+def _stack(blocks: Iterable[dict[str, np.ndarray]], depth: int) -> dict[str, np.ndarray]:
+  """Layers on a leading axis, as nn.scan holds them; blocks: in order, each read when it is asked
+  for, so that a tower is never in memory twice.
+  """
+  result = {}
+  for i, block in enumerate(blocks):
+    for name, x in block.items():
+      if not i:
+        result[name] = np.empty((depth, *x.shape), np.float32)
+      result[name][i] = x
+  return {f'encoder/blocks/{name}': x for name, x in result.items()}

@@ -4,7 +4,7 @@ Names of tensors: google-deepmind/tips, scenic/models/{vit,text}.py. So400m's te
 layers of the paper and of the PyTorch weights; the official JAX code builds 12, a bug.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,9 +61,11 @@ def text_out(params: dict[str, Any], tower: schema.TextTower) -> dict[str, np.nd
 
 
 def image_in(
-  arrays: Mapping[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
+  arrays: dict[str, np.ndarray], tower: schema.ViT, where: str = 'image tower'
 ) -> dict[str, Any]:
-  """Parameters of an image tower; InputError for a name or a shape that does not fit."""
+  """Parameters of an image tower, taken out of `arrays`; InputError for a name or a shape that does
+  not fit.
+  """
   r = files.Reader(arrays, where)
   d = tower.width
   shapes = {
@@ -80,9 +82,11 @@ def image_in(
 
 
 def text_in(
-  arrays: Mapping[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
+  arrays: dict[str, np.ndarray], tower: schema.TextTower, where: str = 'text tower'
 ) -> dict[str, Any]:
-  """Parameters of a text tower; InputError for a name or a shape that does not fit."""
+  """Parameters of a text tower, taken out of `arrays`; InputError for a name or a shape that does
+  not fit.
+  """
   r = files.Reader(arrays, where)
   d = tower.width
   shapes = {'embedding': (tower.vocab, d)}
@@ -93,7 +97,7 @@ def text_in(
 
 
 def image_tower(
-  arrays: Mapping[str, np.ndarray],
+  arrays: dict[str, np.ndarray],
   *,
   heads: int | None = None,
   cls: Sequence[str] | None = None,
@@ -123,7 +127,7 @@ def image_tower(
 
 
 def text_tower(
-  arrays: Mapping[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
+  arrays: dict[str, np.ndarray], *, heads: int | None = None, where: str = 'text tower'
 ) -> schema.TextTower:
   """The config of a text tower, from its arrays, which show `heads` too."""
   r = files.Reader(arrays, where)
