@@ -24,7 +24,7 @@ import pathlib
 import traceback
 from typing import Any
 
-from tips_jax.core import chips, cli, files, schema, strict
+from tips_jax.core import buckets, chips, cli, files, schema, strict
 from tips_jax.core.errors import AGAIN, InputError
 
 FLAGS = cli.Flags()
@@ -84,15 +84,23 @@ def main() -> None:
       pipeline.require_texts(config.data, method_lib.contrasted(config))
   method = method_lib.build(config)
   with SIGNALS.interruptible(disposable=True):
-    folder = workdir.open_workdir(FLAGS.workdir, '--workdir', peers)
+    bucket = workdir.in_bucket(FLAGS.workdir, '--workdir', peers)
+    if bucket:
+      folder = bucket.folder
+    else:
+      folder = workdir.open_workdir(FLAGS.workdir, '--workdir', peers)
   with contextlib.ExitStack() as closing:
     with SIGNALS.interruptible(disposable=True):  # it may wait for another host
-      closing.enter_context(lock.held(folder, '--workdir', peers))
-    train(method, folder, peers)
+      closing.enter_context(lock.held(folder, '--workdir', peers, bucket))
+      if bucket:
+        closing.enter_context(bucket.mirrored())
+    train(method, folder, peers, bucket)
 
 
-def train(method: Any, folder: pathlib.Path, peers: Any) -> None:
-  """Trains a method in its work folder, and writes the report."""
+def train(method: Any, folder: pathlib.Path, peers: Any, bucket: Any = None) -> None:
+  """Trains a method in its work folder, or in that of this process for one in a bucket, and writes
+  the report.
+  """
   from tips_jax.evals import during_training
   from tips_jax.train import loop, summary, workdir
 
@@ -103,19 +111,19 @@ def train(method: Any, folder: pathlib.Path, peers: Any) -> None:
   # Everything that is missing (data, tokenizer, benchmarks) is an error before the first step.
   with SIGNALS.interruptible(disposable=True):
     keep_programs(peers, folder)
-    method = workdir.with_scenes(method, folder, peers)
+    method = workdir.with_scenes(method, folder, peers, shared=not bucket)
     evaluation = None
     if config.evals.tasks or config.evals.suite:
       evaluation = during_training.DuringTraining(method.config, check_shards=peers.lead)
   try:
-    encoder = loop.train(method, folder, SIGNALS, evaluation=evaluation, peers=peers)
+    encoder = loop.train(method, folder, SIGNALS, evaluation=evaluation, peers=peers, bucket=bucket)
   except loop.Diverged as error:  # another start would diverge again: not the code of a restart
     print(f'diverged: {error}', file=sys.stderr)
     sys.exit(3)
   with SIGNALS.interruptible(disposable=True):
     if peers.lead and evaluation and config.evals.report:
       print(evaluation.report(folder, encoder))
-      print(f'report: {folder / "index.html"}')
+      print(f'report: {buckets.join(bucket.url if bucket else str(folder), "index.html")}')
     peers.barrier('end')
 
 

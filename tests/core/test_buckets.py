@@ -138,6 +138,14 @@ def test_what_is_missing_is_said(path):
     buckets.local(path, '--a')
 
 
+def test_an_object_that_would_leave_the_folder_is_refused(cache):
+  with bucket_server.bucket('memory') as bucket:
+    buckets._system(bucket).pipe_file(f'{bucket}/x/../../outside', b'')
+    with pytest.raises(InputError, match=r'--a: got .*outside.; expected names without \.\.'):
+      buckets.local(bucket, '--a')
+  assert buckets.files_below(cache) == []
+
+
 def test_where_it_can_be_written_nothing_stays(path):
   files.require_writable(path, '--output')
   assert buckets.names(path, '--output') == {}

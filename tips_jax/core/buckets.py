@@ -200,6 +200,8 @@ def names(path: str, what: str) -> dict[str, tuple[int, str]]:
     if info['type'] != 'file' or name.endswith('/'):
       continue
     below = name.strip('/').removeprefix(prefix).lstrip('/')
+    if '..' in below.split('/'):  # a copy of it would be outside of the folder for copies
+      raise InputError(f'{what}: got {name!r}; expected names without ..')
     mark = next((str(info[key]) for key in _MARKS if info.get(key)), '')
     result[below] = (info['size'], mark)
   return result

@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from tips_jax.core.errors import InputError, PassingError, may_pass
 from tips_jax.core.schema import Checkpoint
 from tips_jax.runs import digests, folder
+from tips_jax.runs.bucket import Bucket
 
 _POLICY = ocp.training.preservation_policies
 # A run that changes one of these would have other weights, or other inputs to the same weights.
@@ -31,8 +32,14 @@ class Checkpoints:
   """The checkpoints of one work folder."""
 
   def __init__(
-    self, workdir: str | pathlib.Path, config: Checkpoint, *, lower_is_better: bool = False
+    self,
+    workdir: str | pathlib.Path,
+    config: Checkpoint,
+    *,
+    lower_is_better: bool = False,
+    bucket: Bucket | None = None,
   ):
+    """bucket: where the work folder is, if `workdir` is only that of this process."""
     # {step: value of checkpoint.best_metric}, filled by the loop after each evaluation.
     self.scores: dict[int, float] = {}
     keep = [_POLICY.LatestN(config.keep_last)]
@@ -41,9 +48,18 @@ class Checkpoints:
     if config.best_metric:
       keep.append(_Best(self.scores, lower_is_better))
     self._path = pathlib.Path(workdir).absolute() / folder.FOLDER
+    self._bucket = bucket
+    context = ocp.Context()
+    if bucket and bucket.count > 1:
+      # Each process has a folder of its own, and saves in it what its devices hold. All arrays in
+      # files of their own: OCDBT's would be merged at the end, which needs one folder.
+      context.multiprocessing.primary_host = None
+      context.array.saving.use_replica_parallel = False
+      context.array.saving.use_ocdbt = False
     with folder.one_error(f'workdir: cannot open {str(self._path)!r}'):
       self._orbax = ocp.training.Checkpointer(
         self._path,
+        context=context,
         preservation_policy=_POLICY.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
         # The loop decides when to save; orbax shall not skip any.
@@ -103,11 +119,16 @@ class Checkpoints:
       raise
 
   def _complete(self, pending, path, shapes):
-    """Runs in the thread: waits for orbax, adds the digests, and reads the first one back."""
+    """Runs in the thread: waits for orbax, adds the digests, sends it where the work folder is in a
+    bucket, and reads the first one back.
+    """
     pending.result()
+    if self._bucket:
+      self._bucket.send_checkpoint(int(path.name))
     if jax.process_index():  # one process is enough, and all have the same files
       return
-    digests.write(path)
+    if not self._bucket:
+      digests.write(path)
     if self._read_back:
       return
     for part, expected in shapes.items():

@@ -19,13 +19,19 @@ _CHUNK = 1 << 22  # bytes read at once
 _THREADS = 8  # zlib computes without Python's lock
 
 
-def write(path: pathlib.Path) -> None:
-  """Computes the digests of a complete checkpoint and puts their file into it."""
+def compute(path: pathlib.Path) -> dict[str, list[int]]:
+  """{name: [bytes, CRC32]} of the files of a complete checkpoint."""
   names = []
   for file in path.rglob('*'):
     if file.is_file() and file != path / FILE:
       names.append(file.relative_to(path).as_posix())
-  digests = dict(zip(names, _digests(path, names)))
+  return dict(zip(names, _digests(path, names)))
+
+
+def write(path: pathlib.Path, digests: dict[str, list[int]] | None = None) -> None:
+  """Puts the file of the digests, as of `compute`, into a checkpoint."""
+  if digests is None:
+    digests = compute(path)
   files.write(path / FILE, json.dumps({'step': int(path.name), 'files': digests}, indent=1))
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from tips_jax.core import files
 from tips_jax.core.errors import InputError, PassingError
@@ -22,20 +23,31 @@ _SILENT_S = 90
 _LOOK_S = 1
 
 
+class Signs(Protocol):
+  """Where hosts that do not see the file find the signs of life, as in a bucket."""
+
+  def read_sign(self) -> str: ...
+
+  def write_sign(self, text: str) -> None: ...
+
+
 @contextlib.contextmanager
-def held(workdir: pathlib.Path, flag: str, peers: Peers) -> Iterator[None]:
+def held(
+  workdir: pathlib.Path, flag: str, peers: Peers, signs: Signs | None = None
+) -> Iterator[None]:
   """Within it no other run can be in the work folder: InputError, which names `flag`, where one is,
   and PassingError where it is on another host.
 
   On one host the system takes the lock of process 0 back when that ends, however it ends. Other
-  hosts may not see the lock; they go by the signs of life in the file, and wait until a run that
-  was killed has been silent for long enough.
+  hosts may not see the lock; they go by the signs of life in the file, or in `signs`, and wait
+  until a run that was killed has been silent for long enough.
   """
   if not peers.lead:
     peers.barrier('locked')
     yield
     return
   path = workdir / FILE
+  signs = signs or _File(path)
   what = f'{flag}: cannot write {str(path)!r}'
   with files.writing(what):
     file = open(path, 'a')
@@ -44,22 +56,39 @@ def held(workdir: pathlib.Path, flag: str, peers: Peers) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise InputError(f'{_at_work(workdir, flag, _sign(path))} of that one') from None
+      raise InputError(f'{_at_work(workdir, flag, signs.read_sign())} of that one') from None
     except OSError:  # a file system without locks
       locked = False
-    if not locked or _host(_sign(path)) != socket.gethostname():
-      _wait_for_silence(workdir, flag)
-    with _signs_of_life(path, what):
+    if not locked or _host(signs.read_sign()) != socket.gethostname():
+      _wait_for_silence(workdir, flag, signs)
+    with _signs_of_life(signs, what):
       peers.barrier('locked')
       yield
 
 
-def _wait_for_silence(workdir, flag):
-  """Returns when the run that the file names, if any, must be over; PassingError once it gives
+class _File:
+  """The signs of life in the file itself."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def read_sign(self):
+    return self._path.read_text(errors='replace')
+
+  def write_sign(self, text):
+    # All are of one length, and written over each other: a reader never finds an empty file.
+    mode = 'w'
+    if text and self.read_sign():
+      mode = 'r+'
+    with open(self._path, mode) as file:
+      file.write(text)
+
+
+def _wait_for_silence(workdir, flag, signs):
+  """Returns when the run that the signs name, if any, must be over; PassingError once it gives
   another sign of life.
   """
-  path = workdir / FILE
-  sign = _sign(path)
+  sign = signs.read_sign()
   if not _host(sign):
     return
   # Another host's clock may be ahead.
@@ -75,7 +104,7 @@ def _wait_for_silence(workdir, flag):
     )
   while time.monotonic() < end:
     time.sleep(_LOOK_S)
-    latest = _sign(path)
+    latest = signs.read_sign()
     if not latest:
       return
     if latest != sign:
@@ -92,10 +121,6 @@ def _at_work(workdir, flag, sign):
   )
 
 
-def _sign(path):
-  return path.read_text(errors='replace')
-
-
 def _process(sign):
   return sign.rpartition(' at ')[0]
 
@@ -107,7 +132,7 @@ def _host(sign):
 
 
 @contextlib.contextmanager
-def _signs_of_life(path, what):
+def _signs_of_life(signs, what):
   """Within it a thread writes, again and again, who is at work and when. what: for the error of
   the first time.
   """
@@ -117,18 +142,14 @@ def _signs_of_life(path, what):
   def sign():
     return f'{process} at {time.time():.0f}\n'
 
-  def write(text, mode):
-    with open(path, mode) as file:
-      file.write(text)
-
   def keep_beating():
     while not ended.wait(_BEAT_S):
-      # All are of one length, and written over each other: a reader never finds an empty file.
-      with contextlib.suppress(OSError):  # the disk may be full for a while, or away
-        write(sign(), 'r+')
+      with contextlib.suppress(OSError, InputError):  # the disk may be full for a while, or away
+        signs.write_sign(sign())
 
   with files.writing(what):
-    write(sign(), 'w')
+    signs.write_sign('')
+    signs.write_sign(sign())
   thread = threading.Thread(target=keep_beating, name='signs-of-life', daemon=True)
   thread.start()
   try:
@@ -136,5 +157,5 @@ def _signs_of_life(path, what):
   finally:
     ended.set()
     thread.join()
-    with contextlib.suppress(OSError):
-      write('', 'w')
+    with contextlib.suppress(OSError, InputError):
+      signs.write_sign('')

@@ -13,6 +13,7 @@ import numpy as np
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
 from tips_jax.data.reading.pipeline import Pipeline
+from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.interop import read
 from tips_jax.interop import weights as weights_lib
 from tips_jax.runs import folder as runs
@@ -52,6 +53,16 @@ def require_sources(config: schema.Config) -> None:
       raise InputError(
         f'teachers.{name}.init_from: missing; expected a trained run, as '
         f'--config.teachers.{name}.init_from=WORKDIR'
+      )
+
+
+def check_vocabulary(config: schema.Config, tokenizer: Tokenizer | None) -> None:
+  """InputError for an embedding that is too small: it would clip ids in silence."""
+  for name, tower in config.towers.items():
+    if tower.kind == 'text' and tokenizer and tokenizer.vocab_size > tower.vocab:
+      raise InputError(
+        f"towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer's "
+        f'{tokenizer.vocab_size} pieces'
       )
 
 

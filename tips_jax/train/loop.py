@@ -29,6 +29,7 @@ from tips_jax.core.errors import InputError, PassingError
 from tips_jax.data.reading.pipeline import Pipeline
 from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
+from tips_jax.runs.bucket import Bucket
 from tips_jax.runs.checkpoint import Checkpoints, check_contract
 from tips_jax.runtime import compile_cache, memory
 from tips_jax.runtime.peers import Peers, rows
@@ -67,11 +68,13 @@ def train(
   *,
   evaluation: Evaluation | None = None,
   peers: Peers | None = None,
+  bucket: Bucket | None = None,
 ) -> Encoder:
   """Trains to the last step and returns the final state's Encoder.
 
-  peers: the other processes (runtime.peers.join). Raises InputError for anything the user can mend,
-  Stopped after a signal (all saved), Diverged.
+  peers: the other processes (runtime.peers.join). bucket: where the work folder is, if `workdir` is
+  only that of this process. Raises InputError for anything the user can mend, Stopped after a
+  signal (all saved), Diverged.
   """
   config = method.config
   total = config.schedule.total_steps
@@ -81,7 +84,8 @@ def train(
   with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
     try:
       with signals.interruptible(disposable=True), memory.must_fit():
-        run = open_run(method, pathlib.Path(workdir), mesh, signals, peers, evaluation, closing)
+        workdir = pathlib.Path(workdir)
+        run = open_run(method, workdir, bucket, mesh, signals, peers, evaluation, closing)
         # The state comes last: once `at` is there, a signal saves it.
         at = restore(run, closing)
         if at.step < total:
@@ -179,6 +183,7 @@ def point(step: int, place: str) -> int:
 def open_run(
   method: Method,
   workdir: pathlib.Path,
+  bucket: Bucket | None,
   mesh: jax.sharding.Mesh,
   signals: Preemption,
   peers: Peers,
@@ -189,11 +194,15 @@ def open_run(
   config = method.config
   progress = log.Progress(config.schedule.total_steps, silent=not peers.lead)
   closing.callback(progress.close)
-  if peers.lead:
+  if bucket and peers.lead:
+    bucket.settle(progress.message)
+  elif peers.lead:
     folder.settle(workdir, progress.message)
   peers.barrier('settled')
-  lower_is_better = evaluation is not None and evaluation.lower_is_better
-  checkpoints = Checkpoints(workdir, config.checkpoint, lower_is_better=lower_is_better)
+  if bucket and not peers.lead:
+    bucket.settle(progress.message)
+  lower = evaluation is not None and evaluation.lower_is_better
+  checkpoints = Checkpoints(workdir, config.checkpoint, lower_is_better=lower, bucket=bucket)
   closing.callback(checkpoints.close)
   watchdog = Watchdog(workdir, seconds=config.log.stall_seconds, process=peers.index)
   closing.callback(watchdog.close)
@@ -220,7 +229,7 @@ def open_run(
       'device': jax.devices()[0].device_kind,
     },
   )
-  _check_vocabulary(config, pipeline.tokenizer)
+  initialization.check_vocabulary(config, pipeline.tokenizer)
   encoder = RunEncoder(method, mesh)
   if pipeline.tokenizer:
     encoder.tokenizer = pathlib.Path(pipeline.tokenizer.path).read_bytes()
@@ -241,16 +250,6 @@ def open_run(
     quarantine=Quarantine(pipeline, log.UniqueLines(_own_file(workdir, 'quarantine'))),
     nonfinite=log.UniqueLines(_own_file(workdir, 'nonfinite')),
   )
-
-
-def _check_vocabulary(config, tokenizer):
-  """An embedding that is too small would clip ids in silence."""
-  for name, tower in config.towers.items():
-    if tower.kind == 'text' and tokenizer and tokenizer.vocab_size > tower.vocab:
-      raise InputError(
-        f"towers.{name}.vocab: got {tower.vocab}; expected at least the tokenizer's "
-        f'{tokenizer.vocab_size} pieces'
-      )
 
 
 def _own_file(workdir, name):

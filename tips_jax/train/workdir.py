@@ -5,15 +5,32 @@ import os
 import pathlib
 import socket
 import time
+import uuid
 
 from tips_jax.core import buckets, files, log
 from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
+from tips_jax.runs.bucket import Bucket
 from tips_jax.runtime.peers import Peers
 from tips_jax.train.method import Method
 
 # A network file system may show a new file late.
 _VISIBLE_S = 30
+
+
+def in_bucket(path: str, flag: str, peers: Peers) -> Bucket | None:
+  """The work folder in a bucket, known to be writable and the same one for all processes; None for
+  one on a disk. path: the value of the flag that errors name.
+  """
+  if not buckets.is_bucket(path or ''):
+    return None
+  files.require_writable(path, flag)
+  peers.agree('bucket', {flag: path})
+  token = peers.share('start', uuid.uuid4().hex[:12])
+  bucket = Bucket(path, index=peers.index, count=peers.count, token=token)
+  _require_readable(bucket.folder, flag)
+  bucket.folder.mkdir(parents=True, exist_ok=True)
+  return bucket
 
 
 def open_workdir(path: str, flag: str, peers: Peers) -> pathlib.Path:
@@ -67,8 +84,12 @@ def _require_readable(workdir, flag):
   )
 
 
-def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:
-  """The method on the store it names, or on generated scenes inside the work folder."""
+def with_scenes(
+  method: Method, workdir: pathlib.Path, peers: Peers, *, shared: bool = True
+) -> Method:
+  """The method on the store it names, or on generated scenes inside the work folder. shared:
+  whether that is one folder for all processes.
+  """
   data = method.config.data
   if data.store:
     return method
@@ -78,10 +99,12 @@ def with_scenes(method: Method, workdir: pathlib.Path, peers: Peers) -> Method:
       'folder'
     )
   path = None
-  if peers.lead:
+  if peers.lead or not shared:
     with files.writing(f'data.scenes: cannot write {str(workdir / "scenes")!r}'):
       path = _build(workdir / 'scenes', data.scenes, method.config.seed)
-  data = dataclasses.replace(data, store=peers.share('scenes', path))
+  if shared:
+    path = peers.share('scenes', path)
+  data = dataclasses.replace(data, store=path)
   return dataclasses.replace(method, config=dataclasses.replace(method.config, data=data))
 
 
