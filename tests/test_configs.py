@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from configs import ablation
+from configs.methods import clip
 from configs.parts import recipe
 from tips_jax import main
 from tips_jax.core import chips, cli, schema, strict, tree
@@ -32,6 +33,7 @@ ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
 ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
 ARGS['ablation'] = (*ablation.ROWS, 'all,fashion', 'all,flickr8k')
 ARGS |= {name: ('',) for name in METHODS}
+ARGS |= {'methods.clip': ('', *clip.LIGHT), 'methods.lightclip': tuple(clip.LIGHT)}
 PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is
 CASES = PUBLIC + [(name, f'{arg},runlocal'.strip(',')) for name, arg in PUBLIC]
 GOLDEN = ROOT / 'tests/golden/configs'

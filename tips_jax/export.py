@@ -114,7 +114,7 @@ def _export(argv):
 def _weights():
   """The model that the flags name, as the format wants it."""
   from tips_jax.interop import read
-  from tips_jax.interop.weights import at_own_size
+  from tips_jax.interop.weights import at_own_size, only_vit
 
   weights = read.read(
     FLAGS.checkpoint, weights=FLAGS.weights, tokenizer=FLAGS.tokenizer or None, what='--checkpoint'
@@ -128,6 +128,7 @@ def _weights():
       'model that the weights were trained with'
     )
   if FLAGS.to in ('hf', 'official_torch'):
+    only_vit(weights, FLAGS.to)
     grid = weights.image.grid
     weights = at_own_size(weights)
     if weights.image.grid != grid:
@@ -150,7 +151,7 @@ def _write(weights, output):
   # Files that do not reproduce the model raise inside of it, and the folder is gone.
   with write.new_folder(output) as folder:
     write.write(weights, FLAGS.to, folder, dtype=FLAGS.dtype, **options)
-    if FLAGS.to in ('official_jax', 'onnx') and weights.image.mask_token:
+    if FLAGS.to in ('official_jax', 'onnx') and getattr(weights.image, 'mask_token', False):
       print(
         f'note: {FLAGS.to} has no place for the mask token, which training alone reads',
         file=sys.stderr,

@@ -117,6 +117,13 @@ def _among(group: Recipe, names: Collection[str]) -> Recipe:
 
 _TINY = {
   'vit': dict(width=32, depth=2, heads=2, mlp=64, patch=14, grid=4),
+  'resnet': dict(widths=(8, 8, 16, 32), depths=(1, 1, 1, 1), grid=2),
+  'mobilenetv2': dict(
+    stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expansion=2, last=32
+  ),
+  'swin': dict(embedding=4, depths=(1, 1, 2, 1), head_width=4, window=4),
+  'fusion': dict(widths=(8, 16), output=32),
+  'word_head': dict(width=32, vocab=1024),
   'text': dict(width=32, depth=2, heads=2, mlp=64, vocab=1024),
   'dino_head': dict(width=32, hidden=32, bottleneck=16, prototypes=64),
   'projection': dict(width=32, output=16),

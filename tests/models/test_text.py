@@ -109,3 +109,23 @@ def test_several_texts_of_an_image_drop_other_units():
   several = np.broadcast_to(ids([[7, 3, 9]], 4), (2, 3, 4))
   found = np.asarray(run(several, rng=jax.random.key(0))).reshape(6, -1)
   assert len({tuple(np.round(row, 5)) for row in found}) == 6
+
+
+def test_what_is_fused_goes_in_between_the_blocks():
+  x = ids(TEXTS[:3], 6)
+  images = [np.random.default_rng(i).normal(size=(3, 6, 16)).astype(np.float32) for i in range(2)]
+  fused = {'fused2': images[0], 'fused3': images[1]}
+  out = apply(PARAMS, TINY, F32, {'ids': x} | fused)
+  # Two blocks in four stages: after half of them the first is done, after three quarters both.
+  tower = towers.module(TINY)(TINY, F32)
+  tokens = tower.apply({'params': PARAMS}, x, method='tokens')
+  block = layers.Block(16, 2, 24, 'relu', 0.0, F32)
+  for i in range(2):
+    part = jax.tree.map(lambda p: p[i], PARAMS['encoder']['blocks'])
+    tokens = block.apply({'params': part}, tokens, x != 0, None, method='one') + images[i]
+  words = layers.Norm(16).apply({'params': PARAMS['norm']}, tokens)
+  np.testing.assert_allclose(out['words'], words, rtol=1e-4, atol=1e-5)
+  # Beside a text without an image, and without one itself, it is as alone.
+  both = towers.apply_all(PARAMS, TINY, F32, [{'ids': x}, {'ids': x} | fused])
+  np.testing.assert_allclose(both[0]['text'], run(x), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(both[1]['words'], out['words'], rtol=1e-5, atol=1e-6)

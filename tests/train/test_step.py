@@ -95,7 +95,7 @@ def gradients(small):
       return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, state.teachers)
 
     with jax.set_mesh(mesh):
-      (value, (memory, _)), grads = both(state, small.batch(method, mesh=mesh))
+      (value, (memory, *_)), grads = both(state, small.batch(method, mesh=mesh))
     return jax.tree.map(np.asarray, (value, memory, *grads))
 
   return make

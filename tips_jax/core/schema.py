@@ -12,27 +12,24 @@ from tips_jax.core.errors import InputError
 
 # `X as X`: also what is not used here, so that one name finds every group and range: schema.View.
 from tips_jax.core.ranges import Bytes as Bytes
-from tips_jax.core.ranges import (
-  Count,
-  Decay,
-  Drop,
-  Factor,
-  Grid,
-  Layers,
-  Patch,
-  Pixels,
-  Ramp,
-  Seconds,
-  Share,
-  Whole,
-  Width,
-  ascending,
-  config,
-  divides,
-  has_sines,
-)
+from tips_jax.core.ranges import Count as Count
+from tips_jax.core.ranges import Decay as Decay
+from tips_jax.core.ranges import Drop as Drop
 from tips_jax.core.ranges import Entries as Entries
+from tips_jax.core.ranges import Factor as Factor
+from tips_jax.core.ranges import Grid as Grid
+from tips_jax.core.ranges import Layers as Layers
+from tips_jax.core.ranges import Patch as Patch
+from tips_jax.core.ranges import Pixels as Pixels
 from tips_jax.core.ranges import Processes as Processes
+from tips_jax.core.ranges import Ramp as Ramp
+from tips_jax.core.ranges import Seconds as Seconds
+from tips_jax.core.ranges import Share as Share
+from tips_jax.core.ranges import Whole as Whole
+from tips_jax.core.ranges import Width as Width
+from tips_jax.core.ranges import ascending as ascending
+from tips_jax.core.ranges import config as config
+from tips_jax.core.ranges import divides as divides
 from tips_jax.core.schema_data import Data as Data
 from tips_jax.core.schema_data import Regions as Regions
 from tips_jax.core.schema_data import RegionText as RegionText
@@ -40,118 +37,23 @@ from tips_jax.core.schema_data import Scenes as Scenes
 from tips_jax.core.schema_data import Tags as Tags
 from tips_jax.core.schema_data import Text as Text
 from tips_jax.core.schema_data import View as View
+from tips_jax.core.schema_towers import DINOHead as DINOHead
+from tips_jax.core.schema_towers import Fusion as Fusion
+from tips_jax.core.schema_towers import ImageTower as ImageTower
+from tips_jax.core.schema_towers import Logit as Logit
+from tips_jax.core.schema_towers import MobileNetV2 as MobileNetV2
+from tips_jax.core.schema_towers import PixelDecoder as PixelDecoder
+from tips_jax.core.schema_towers import ProjectionHead as ProjectionHead
+from tips_jax.core.schema_towers import RegionHead as RegionHead
+from tips_jax.core.schema_towers import ResNet as ResNet
+from tips_jax.core.schema_towers import Swin as Swin
+from tips_jax.core.schema_towers import TextTower as TextTower
+from tips_jax.core.schema_towers import Tower as Tower
+from tips_jax.core.schema_towers import ViT as ViT
+from tips_jax.core.schema_towers import WordHead as WordHead
 from tips_jax.core.strict import Range
 
-# --- model --------------------------------------------------------------------------------------
-
-
-@config
-class ViT:
-  """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic
-  ones.
-  """
-
-  kind: Literal['vit']
-  width: Width
-  depth: Layers
-  heads: Width
-  mlp: Width  # hidden width of the feed-forward layer
-  ffn: Literal['gelu', 'swiglu'] = 'gelu'
-  patch: Patch = 14
-  grid: Grid = 16  # side of the position table, in patches
-  cls: tuple[str, ...] = ('web', 'synthetic')  # names of the CLS tokens
-  mask_token: bool = False
-  centered: bool = False  # initial weights take pixels as (x - 1/2) * 4; else as x (official)
-  positions: Literal['normal', 'sincos'] = 'normal'  # the table at the start; see MAE's for fixed
-  layer_scale: Factor = 0.0  # gain of each residual branch at the start; 0: no such parameters
-  drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
-
-  def __post_init__(self):
-    divides('heads', self.heads, 'width', self.width)
-    has_sines(self.positions, self.width)
-    if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:
-      raise InputError(f"cls: got {self.cls}; expected different names, and none of them 'patch'")
-
-
-@config
-class TextTower:
-  """Text tower: bidirectional transformer, ReLU, mean over the tokens."""
-
-  kind: Literal['text']
-  width: Width
-  depth: Layers
-  heads: Width
-  mlp: Width
-  vocab: Entries = 32000
-  dropout: Drop = 0.0
-
-  def __post_init__(self):
-    if self.width % 2:
-      raise InputError(f'width: got {self.width}; expected an even number: half are sines')
-    divides('heads', self.heads, 'width', self.width)
-
-
-@config
-class DINOHead:
-  """DINO head: MLP, bottleneck on the unit sphere, and weight-normalized prototypes."""
-
-  kind: Literal['dino_head']
-  width: Width  # of the tokens that come in
-  hidden: Width = 2048
-  bottleneck: Width = 256
-  layers: Annotated[int, Range(1, 16)] = 3
-  prototypes: Entries = 32768
-
-
-@config
-class ProjectionHead:
-  """Linear projection into a joint space (CLIP)."""
-
-  kind: Literal['projection']
-  width: Width
-  output: Width
-
-
-@config
-class RegionHead:
-  """RoIAlign of patch features and a linear projection into a joint space (UMG-CLIP)."""
-
-  kind: Literal['region_head']
-  width: Width
-  output: Width
-  samples: Annotated[int, Range(1, 64)] = 14  # points a side of a box, whose mean is its feature
-
-
-@config
-class PixelDecoder:
-  """MAE decoder: a narrow ViT over visible tokens and mask tokens, to the pixels of each patch."""
-
-  kind: Literal['pixel_decoder']
-  width: Width
-  decoder_width: Width = 512
-  depth: Layers = 8
-  heads: Width = 16
-  mlp: Width = 2048
-  patch: Patch = 14
-  grid: Grid = 16
-  positions: Literal['normal', 'sincos'] = 'normal'  # as in ViT
-
-  def __post_init__(self):
-    divides('heads', self.heads, 'decoder width', self.decoder_width)
-    has_sines(self.positions, self.decoder_width)
-
-
-@config
-class Logit:
-  """Learned scale (kept as log temperature) and bias of a contrastive loss."""
-
-  kind: Literal['logit']
-  temperature: Annotated[float, Range(1e-4, 1e4)] = 0.07  # at initialization
-  max_scale: Annotated[float, Range(0, 1e4)] = 0.0  # of 1 / temperature after updates; 0: none
-  bias: Annotated[float | None, Range(-1e4, 1e4)] = None  # SigLIP: -10
-
-
-Tower = ViT | TextTower | DINOHead | ProjectionHead | RegionHead | PixelDecoder | Logit
+# --- computing ----------------------------------------------------------------------------------
 
 
 @config
@@ -193,7 +95,26 @@ class BlockMask:
     ascending('ratio', self.ratio)
 
 
-Mask = RandomMask | BlockMask
+@config
+class WordMask:
+  """Words of a text that are to be guessed (BERT, arXiv 1810.04805, section 3.1), drawn anew at
+  every step: `ratio` of each text, at least one. Padding and unknown pieces stay.
+  """
+
+  kind: Literal['words']
+  text: str
+  ratio: Annotated[float, Range(1e-3, 1)] = 0.15
+  hidden: Share = 0.8  # of them become id 1: <unk>, which no text has where bytes are pieces
+  swapped: Share = 0.1  # of them become any word; the rest stays as it is
+
+  def __post_init__(self):
+    if self.hidden + self.swapped > 1:
+      raise InputError(
+        f'swapped: got {self.swapped} beside hidden {self.hidden}; expected a sum of at most 1'
+      )
+
+
+Mask = RandomMask | BlockMask | WordMask
 
 
 @config

@@ -49,6 +49,11 @@ class Text:
   weights: tuple[Factor, ...] = ()  # of the captions by place, where it is random; (): equal
   fallback: Literal['', 'alt_text', 'captions'] = ''
   mix: Share = 0.0  # of the images whose text is the fallback although the field has one
+  # Words are changed (data/reading/wording.py): the probability, the share of a text's words, and a
+  # file of synonyms, 'car, automobile' on a line; without one words swap or are left out.
+  augment: Share = 0.0
+  change: Share = 0.1
+  synonyms: str = ''
 
   def __post_init__(self):
     if self.mix and not self.fallback:

@@ -330,8 +330,9 @@ class Encoder:
 
   def _image_program(self, params, images, *, cls, patches):
     out = {}
-    for name, x in self._apply(params, 'image', images=images[:, None]).items():
-      out[name] = x[:, 0].astype(jnp.float32)  # of the one view
+    features = self._apply(params, 'image', images=images[:, None])
+    for name in (*self.cls_names, 'patch'):
+      out[name] = features[name][:, 0].astype(jnp.float32)  # of the one view
     patch = out.pop('patch')
     out['embedding'] = self._joint(params, 'image_head', out[cls])
     if patches:

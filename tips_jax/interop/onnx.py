@@ -22,6 +22,7 @@ import numpy as np
 
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
+from tips_jax.interop import onnx_stages
 from tips_jax.interop.weights import PREPROCESSING, Weights, flat
 
 FILES = {'image': 'image.onnx', 'text': 'text.onnx'}
@@ -122,11 +123,16 @@ class _Program(NamedTuple):
 def _image(torch: types.ModuleType, weights: Weights, size: tuple[int, int] | None) -> _Program:
   tower = weights.image
   p = _tensors(torch, weights, 'image')
+  of_stages = None
+  if not isinstance(tower, schema.ViT):
+    of_stages = onnx_stages.program(torch, tower, size)
   if size:
     height, width = size
     # The table is resized now: a fixed size leaves nothing to compute in the graph.
     h, w = (-(-n // tower.patch) for n in size)
-    p['posembed'] = _positions(torch, p['posembed'], h, w)[None]
+    for name in p:
+      if name.endswith('posembed'):
+        p[name] = onnx_stages.positions(torch, p[name], h, w)[None]
     axes = {0: 'batch'}
   else:
     # Of no multiple of the patch and not square, so that the exporter specializes on neither.
@@ -136,17 +142,22 @@ def _image(torch: types.ModuleType, weights: Weights, size: tuple[int, int] | No
 
   def forward(p, images_BCHW):
     x = _pad(torch, images_BCHW, tower.patch)
+    if of_stages:
+      cls, patch = of_stages(p, x)
+    else:
+      cls, patch = vit(p, x)
+    return (cls, patch, cls @ p['head']) if 'head' in p else (cls, patch)
+
+  def vit(p, x):
     x = torch.nn.functional.conv2d(
       x, p['embedding/kernel'].permute(3, 2, 0, 1), p['embedding/bias'], tower.patch
     )
     b, d, h, w = x.shape
-    positions = p['posembed'][0] if size else _positions(torch, p['posembed'], h, w)
-    x = x.permute(0, 2, 3, 1) + positions
+    table = p['posembed'][0] if size else onnx_stages.positions(torch, p['posembed'], h, w)
+    x = x.permute(0, 2, 3, 1) + table
     x = torch.cat([p['cls'].expand(b, -1, -1), x.reshape(b, h * w, d)], dim=1)
     x = _norm(torch, _blocks(torch, x, p, tower, tower.ffn), p, 'norm')
-    cls = x[:, : len(tower.cls)]
-    patch = x[:, len(tower.cls) :].reshape(b, h, w, d)
-    return (cls, patch, cls @ p['head']) if 'head' in p else (cls, patch)
+    return x[:, : len(tower.cls)], x[:, len(tower.cls) :].reshape(b, h, w, d)
 
   outputs = ['cls', 'patch']
   if 'head' in p:
@@ -217,20 +228,6 @@ def _pad(torch, x, patch):
   top = height // 2
   left = width // 2
   return torch.nn.functional.pad(x, (left, width - left, top, height - top))
-
-
-def _positions(torch, table_1GGD, h, w):
-  """[h, w, D]: jax.image.resize(..., 'bilinear'), antialiased, as one product for each axis."""
-
-  def resize(full, size):
-    ratio = full / size
-    at = (torch.arange(size, dtype=torch.float32) + 0.5) * ratio - 0.5
-    near = (1 - (at[:, None] - torch.arange(full)).abs() / torch.sym_max(ratio, 1.0)).clamp(min=0)
-    return near / near.sum(dim=1, keepdim=True)
-
-  _, gh, gw, d = table_1GGD.shape
-  x = (resize(gh, h) @ table_1GGD.reshape(gh, gw * d)).reshape(h, gw, d)
-  return resize(gw, w) @ x
 
 
 def _blocks(torch, x, p, tower, ffn, mask=None):

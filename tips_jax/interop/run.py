@@ -25,7 +25,7 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
   saved = runs.contract(checkpoint)
   towers = strict.value(dict[str, schema.Tower], saved['towers'], f'{what}: towers')
   evals = strict.build(schema.Evals, saved['config']['evals'], f'{what}: evals')
-  if evals.image_tower not in towers or towers[evals.image_tower].kind != 'vit':
+  if not isinstance(towers.get(evals.image_tower), schema.ImageTower):
     raise InputError(
       f'{what} {str(path)!r}: got no image tower {evals.image_tower!r}; expected one'
     )
@@ -41,7 +41,8 @@ def read(path: str | pathlib.Path, *, weights: str = '', what: str = 'checkpoint
   params = _params(checkpoint, roles.values(), teacher, teacher_leaves)
   params = {role: params[name] for role, name in roles.items()}
   towers = {role: towers[name] for role, name in roles.items()}
-  towers['image'], params['image'] = fold_layer_scale(towers['image'], params['image'])
+  if isinstance(towers['image'], schema.ViT):
+    towers['image'], params['image'] = fold_layer_scale(towers['image'], params['image'])
   tokenizer = None
   notes = []
   if 'text' in roles:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import typing
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +13,13 @@ from tips_jax.interop import arrays
 
 # Names of the towers here, whatever the config of a run calls them.
 TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head')
-_KINDS = dict(zip(TOWERS, ('vit', 'text', 'logit', 'projection', 'projection')))
+_KINDS = dict(
+  image=schema.ImageTower,
+  text=schema.TextTower,
+  logit=schema.Logit,
+  image_head=schema.ProjectionHead,
+  text_head=schema.ProjectionHead,
+)
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
 PREPROCESSING = {
@@ -44,11 +51,14 @@ class Weights:
     # A file may have made it up, and it becomes the name of others.
     files.check_name(self.name, 'name of the model')
     for role, tower in self.towers.items():
-      if tower.kind != _KINDS[role]:
-        raise InputError(f'{role}: got a tower of kind {tower.kind!r}; expected {_KINDS[role]!r}')
+      if not isinstance(tower, _KINDS[role]):
+        kinds = [kind.__name__ for kind in typing.get_args(_KINDS[role]) or [_KINDS[role]]]
+        raise InputError(
+          f'{role}: got a tower of kind {tower.kind!r}; expected {" or ".join(kinds)}'
+        )
 
   @property
-  def image(self) -> schema.ViT:
+  def image(self) -> schema.ImageTower:
     return self.towers['image']
 
   @property
@@ -99,6 +109,15 @@ def fold_layer_scale(
 def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
   """{'encoder/blocks/mlp/up/kernel': array} of nested dicts."""
   return dict(tree.named_leaves(params))
+
+
+def only_vit(weights: Weights, format: str) -> None:
+  """InputError for an image tower that no other project's layout has."""
+  if not isinstance(weights.image, schema.ViT):
+    raise InputError(
+      f'--to={format}: got an image tower of kind {weights.image.kind!r}; expected a vit; '
+      '--to=onnx and --to=safetensors hold it'
+    )
 
 
 def only_official(weights: Weights, format: str) -> None:

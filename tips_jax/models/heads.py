@@ -170,6 +170,83 @@ def _mean_of_samples(start, end, side, samples):
   return jnp.maximum(1 - away, 0).mean(-2)
 
 
+class Fusion(nn.Module):
+  """An image for the words of a text (after LightCLIP, arXiv 2312.00674, section 3.3, whose
+  convolutions are not described): each stage through a 1 x 1 convolution, and its places, row by
+  row, resized to the length of the text.
+
+  Input: stage2, stage3 [B, V, P, C] of an image tower, views are averaged; ids [B, T], for their
+  length. Output: `fused2`, `fused3` [B, T, D].
+  """
+
+  config: schema.Fusion
+  compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.Fusion) -> dict[str, jax.Array]:
+    stages = [jnp.zeros((1, 1, 1, width)) for width in config.widths]
+    return {'stage2': stages[0], 'stage3': stages[1], 'ids': jnp.zeros((1, 1), jnp.int32)}
+
+  @staticmethod
+  def outputs(config: schema.Fusion, inputs: Shapes) -> Shapes:
+    shape = (*inputs['ids'], config.output)
+    return {'fused2': shape, 'fused3': shape}
+
+  @staticmethod
+  def flops(config: schema.Fusion, inputs: Shapes) -> float:
+    return 2 * inputs['ids'][0] * sum(config.widths) * config.output
+
+  @nn.compact
+  def __call__(self, stage2, stage3, ids):
+    out = {}
+    for number, x, width in zip((2, 3), (stage2, stage3), self.config.widths):
+      x = x.mean(axis=1)
+      # Resized first: there are fewer words than places, and the two commute.
+      x = jax.image.resize(x, (x.shape[0], ids.shape[1], width), 'linear')
+      shape = (width, self.config.output)
+      dtype = jnp.dtype(self.compute.dtype)
+      out[f'fused{number}'] = layers.Dense(shape, dtype, name=f'conv{number}')(x.astype(dtype))
+    return out
+
+
+class WordHead(nn.Module):
+  """A linear layer over the vocabulary, read by the loss, for the masked words of a text.
+
+  Input: words [B, T, D], masked_indices [B, M]. Output: `tokens` [B, M, D], the masked ones.
+  """
+
+  config: schema.WordHead
+  compute: schema.Compute
+
+  OPTIONAL = frozenset()
+  TOGETHER = False
+
+  @staticmethod
+  def inputs(config: schema.WordHead) -> dict[str, jax.Array]:
+    words = jnp.zeros((1, 1, config.width))
+    return {'words': words, 'masked_indices': jnp.zeros((1, 1), jnp.int32)}
+
+  @staticmethod
+  def outputs(config: schema.WordHead, inputs: Shapes) -> Shapes:
+    return {'tokens': (*inputs['masked_indices'], config.width)}
+
+  @staticmethod
+  def flops(config: schema.WordHead, inputs: Shapes) -> float:
+    """Of the logits, which the loss forms."""
+    return 2 * math.prod(inputs['masked_indices']) * config.width * config.vocab
+
+  @nn.compact
+  def __call__(self, words, masked_indices):
+    c = self.config
+    if self.is_initializing():
+      self.param('kernel', nn.initializers.normal(1 / math.sqrt(c.width)), (c.width, c.vocab))
+      self.param('bias', nn.initializers.zeros, (c.vocab,))
+    return {'tokens': layers.gather_tokens(words.astype(self.compute.dtype), masked_indices)}
+
+
 class Logit(nn.Module):
   """Learned scale and bias of a contrastive loss; read as parameters."""
 

@@ -288,7 +288,8 @@ class Blocks(nn.Module):
   way.
 
   Several batches of any shapes walk through the layers side by side: a layer's weights are gathered
-  once for all.
+  once for all. added: for each batch {number of blocks: tokens that are added after so many}, or
+  None.
   """
 
   width: int
@@ -302,9 +303,9 @@ class Blocks(nn.Module):
   drop_path: float = 0.0
 
   @nn.compact
-  def __call__(self, xs, key_masks=None, rows=None):
+  def __call__(self, xs, key_masks=None, rows=None, added=None):
     none = (None,) * len(xs)
-    block = _rematerialized(self.compute)(
+    block = rematerialized(Block, self.compute, looped=self.compute.scan)(
       self.width,
       self.heads,
       self.mlp,
@@ -320,10 +321,16 @@ class Blocks(nn.Module):
     kernel = attention.chosen(self.compute.attention, self.compute.dtype, self.width // self.heads)
     if kernel == 'cudnn':  # once for all layers
       lengths = [x.shape[1] for x in xs]
+      if added:
+        pairs = zip(added, key_masks or none)
+        added = [{n: pack(y, mask)[0] for n, y in (more or {}).items()} for more, mask in pairs]
       xs, key_masks, orders = zip(*map(pack, xs, key_masks or none))
 
-    def layer(block, xs, _):
-      return block(xs, key_masks or none, rows or none), None
+    def layer(block, xs, number):
+      xs = block(xs, key_masks or none, rows or none)
+      if added:
+        xs = tuple(_plus_those_of(number, x, more) for x, more in zip(xs, added))
+      return xs, None
 
     unroll = self.depth
     if self.compute.scan:  # one compiled block: compile time does not grow with the depth
@@ -335,19 +342,31 @@ class Blocks(nn.Module):
       length=self.depth,
       unroll=unroll,
     )
-    xs = loop(block, tuple(xs), None)[0]
+    numbers = None
+    if added:
+      numbers = jnp.arange(self.depth)
+    xs = loop(block, tuple(xs), numbers)[0]
     if kernel == 'cudnn':
       xs = tuple(map(unpack, xs, orders, lengths))
     return xs
 
 
-def _rematerialized(compute):
-  """Block, which keeps for the backward pass what `compute.remat` says."""
+def _plus_those_of(number, x_BTD, added):
+  """x and the tokens that are added after the block of a number, counted from 0."""
+  for after, y in (added or {}).items():
+    x_BTD = x_BTD + jnp.where(number + 1 == after, y.astype(x_BTD.dtype), 0)
+  return x_BTD
+
+
+def rematerialized(
+  block: type[nn.Module], compute: schema.Compute, *, looped: bool
+) -> type[nn.Module]:
+  """A kind of block, which keeps for the backward pass what `compute.remat` says."""
   # Merged with the forward pass again, nothing would be saved; in a loop it cannot be.
-  remat = functools.partial(nn.remat, Block, prevent_cse=not compute.scan)
+  remat = functools.partial(nn.remat, block, prevent_cse=not looped)
   match compute.remat:
     case 'none':
-      return Block
+      return block
     case 'products':
       return remat(policy=jax.checkpoint_policies.save_only_these_names('kept'))
     case 'full':

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tips_jax.core import schema
-from tips_jax.models import heads, text, vit
+from tips_jax.models import convolution, heads, stages, swin, text, vit
 
 # A tower's module says of itself, from its config:
 #   inputs(config)            {name: example array} of the smallest call
@@ -20,13 +20,20 @@ from tips_jax.models import heads, text, vit
 #   flops(config, shapes)     forward FLOPs of one image or text
 #   ANY_AXES                  (if it has it) names of integers that may have axes before the last
 #   TOGETHER                  whether one call takes several inputs, and gathers the weights once
+#   STATISTICS                whether a training step changes some of its parameters (stages.py);
+#                             where it does not say, it does not
 MODULES = {
   'vit': vit.ViT,
+  'resnet': convolution.ResNet,
+  'mobilenetv2': convolution.MobileNetV2,
+  'swin': swin.Swin,
   'pixel_decoder': vit.PixelDecoder,
   'text': text.TextTower,
   'dino_head': heads.DINOHead,
   'projection': heads.ProjectionHead,
   'region_head': heads.RegionHead,
+  'fusion': heads.Fusion,
+  'word_head': heads.WordHead,
   'logit': heads.Logit,
 }
 
@@ -45,6 +52,13 @@ def outputs(tower: schema.Tower) -> set[str]:
   """Names that a pass of this tower adds to the features."""
   shapes = {name: x.shape[1:] for name, x in inputs(tower).items()}
   return set(module(tower).outputs(tower, shapes))
+
+
+def has_statistics(tower: schema.Tower) -> bool:
+  """Whether passes of the student tell what some of the tower's parameters should be next, in the
+  output `statistics`: the running averages of batch norms.
+  """
+  return getattr(module(tower), 'STATISTICS', False)
 
 
 def inspect(
@@ -75,14 +89,11 @@ def inspect(
   def grid(x):
     return token(x).reshape(images, h, w, -1)
 
-  out = vit.inspect(
-    params,
-    tower,
-    compute,
-    images_BHWC[:, None],
-    intermediate_layers=intermediate_layers,
-    values=values,
-  )
+  reads = dict(intermediate_layers=intermediate_layers, values=values)
+  if isinstance(tower, schema.ViT):
+    out = vit.inspect(params, tower, compute, images_BHWC[:, None], **reads)
+  else:
+    out = stages.inspect(module(tower)(tower, compute), params, images_BHWC[:, None], **reads)
   features = {name: token(out[name]) for name in tower.cls}
   features['patch'] = grid(out['patch'])
   features['embedding'] = project(features[cls])
@@ -119,7 +130,7 @@ def apply(
   rows: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Output dict of one tower. rng, rows: key and global row numbers for dropout and drop path;
-  without them there is none.
+  without them there is none, and batch norms use their running statistics.
   """
   return apply_all(params, tower, compute, [arrays], rng=rng, rows=rows)[0]
 
@@ -136,6 +147,12 @@ def apply_all(
   """Output dicts of one tower for several dicts of inputs, each on the same rows."""
   kind = module(tower)
   call = functools.partial(kind(tower, compute).apply, {'params': params})
+  if rng is not None and has_statistics(tower):
+    result = []
+    for one in inputs:
+      out, changed = call(**one, mutable=stages.STATISTICS)
+      result.append(out | changed)
+    return result
   if not kind.TOGETHER:
     return [call(**one) for one in inputs]
   rngs = {}

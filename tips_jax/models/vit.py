@@ -17,10 +17,15 @@ def patches(images_BHWC: jax.Array, patch: int) -> jax.Array:
   """[B, h, w, patch, patch, 3] of images that are center-padded with zeros to multiples of
   `patch`.
   """
-  pads = [-s % patch for s in images_BHWC.shape[1:3]]
-  x = jnp.pad(images_BHWC, [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)])
+  x = padded(images_BHWC, patch)
   b, h, w, c = x.shape
   return x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
+
+
+def padded(images_BHWC: jax.Array, patch: int) -> jax.Array:
+  """Images with zeros around their center, whose sides are multiples of `patch`."""
+  pads = [-s % patch for s in images_BHWC.shape[1:3]]
+  return jnp.pad(images_BHWC, [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)])
 
 
 def positions(table_1GGD: jax.Array, h: int, w: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Masks of patches: random ones, and blocks.
+"""Masks of patches: random ones, and blocks; and of words.
 
 Shapes are static: a crop has as many slots as any may have masked patches, and `masked_valid` says
 which are filled.
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tips_jax.core import schema
 
+_UNKNOWN = 1  # the id of <unk>
 _LEAST_AREA = 4  # patches of a block
 _LEAST_ASPECT = 0.3  # height / width, to its inverse
 _TRIES = 10  # misses in a row, then a mask stays as it is
@@ -19,15 +20,20 @@ _ATTEMPTS = 64
 
 
 def slots(mask: schema.Mask, patches: int) -> int:
-  """The most patches of a crop that are masked."""
+  """The most patches of a crop, or tokens of a text, that are masked."""
   if isinstance(mask, schema.BlockMask):
     return int(mask.ratio[1] * patches)
-  return round(mask.ratio * patches)
+  return max(round(mask.ratio * patches), isinstance(mask, schema.WordMask))
 
 
 def outputs(mask: schema.Mask, patches: int = 0) -> dict[str, int]:
-  """{name of an array that `draw` gives: entries for a crop of so many patches}."""
+  """{name of an array that `draw` or `draw_words` gives: entries for a crop of so many patches, or
+  a text of so many tokens}.
+  """
   masked = slots(mask, patches)
+  if isinstance(mask, schema.WordMask):
+    sizes = dict.fromkeys(('masked_indices', 'masked_valid', 'targets'), masked)
+    return sizes | {'ids': patches}
   sizes = {'mask': patches, 'masked_indices': masked, 'masked_valid': masked}
   if isinstance(mask, schema.RandomMask) and mask.probability == 1:
     sizes['visible'] = patches - masked  # only where all crops have as many
@@ -58,6 +64,33 @@ def draw(
   if 'visible' in outputs(mask):
     result['visible'] = order[..., count:]
   return result
+
+
+def draw_words(
+  mask: schema.WordMask, key: jax.Array, ids_BT: jax.Array, vocab: int
+) -> dict[str, jax.Array]:
+  """Masked texts, of ids below `vocab`, where 0 is padding and 1 unknown.
+
+  Returns {'ids': int32 [B, T] with the words of `mask` replaced, 'masked_indices': int32 [B, M]
+  their places, in no order, 'masked_valid': bool [B, M], which of the M = `slots` are filled,
+  'targets': int32 [B, M] the words that were there}.
+  """
+  rows, length = ids_BT.shape
+  most = slots(mask, length)
+  words = ids_BT > _UNKNOWN
+  luck = jax.random.uniform(jax.random.fold_in(key, 0), (rows, length))
+  places = jnp.argsort(jnp.where(words, luck, 2.0), axis=1)[:, :most].astype(jnp.int32)
+  number = words.sum(axis=1, keepdims=True)
+  count = jnp.minimum(jnp.maximum(jnp.round(mask.ratio * number), 1), number)
+  valid = jnp.arange(most) < count
+  targets = jnp.take_along_axis(ids_BT, places, axis=1)
+  fate = jax.random.uniform(jax.random.fold_in(key, 1), (rows, most))
+  other = jax.random.randint(jax.random.fold_in(key, 2), (rows, most), _UNKNOWN + 1, vocab)
+  new = jnp.where(fate < mask.hidden + mask.swapped, other, targets)
+  new = jnp.where(fate < mask.hidden, _UNKNOWN, new)
+  new = jnp.where(valid, new, targets).astype(ids_BT.dtype)
+  ids = jnp.put_along_axis(ids_BT, places, new, axis=1, inplace=False)
+  return {'ids': ids, 'masked_indices': places, 'masked_valid': valid, 'targets': targets}
 
 
 def _random(mask, key, shape):

@@ -24,7 +24,10 @@ from tips_jax.train.state import State
 
 def contract(config: schema.Config, pipeline: Pipeline) -> dict[str, Any]:
   """What weights mean: kept in every checkpoint and compared when one is read."""
-  patches = {name: tower.patch for name, tower in config.towers.items() if tower.kind == 'vit'}
+  patches = {}
+  for name, tower in config.towers.items():
+    if isinstance(tower, schema.ImageTower):
+      patches[name] = tower.patch
   result = {
     'config': strict.plain(config),
     'towers': strict.plain(config.towers),

@@ -15,6 +15,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown, value
 from tips_jax.data.reading.batch import check, layout, valid
 from tips_jax.models import attention, towers
+from tips_jax.models.stages import STATISTICS
 from tips_jax.objectives import (
   alignment,
   contrastive,
@@ -24,6 +25,7 @@ from tips_jax.objectives import (
   masks,
   monitor,
   regions,
+  words,
 )
 
 
@@ -46,6 +48,7 @@ LOSSES = {
     distill.initial_state,
     parameters=('student_prototypes', 'teacher_prototypes'),
   ),
+  'masked_words': Objective(words.prediction, parameters=('kernel', 'bias')),
   'pixels': Objective(masked.pixels),
   'koleo': Objective(koleo.koleo),
   'spread': Objective(monitor.spread),
@@ -79,9 +82,9 @@ class Method:
   # Passes, each after those that it reads; those of a group share one call of their tower.
   order: tuple[tuple[str, ...], ...]
   losses: dict[str, LossInputs]
-  # Pixels of the patches that a mask covers.
-  mask_patch: dict[str, int]
-  # Feature paths that losses read.
+  # Of each mask what it is made of: pixels of a patch, or words of the vocabulary.
+  mask_unit: dict[str, int]
+  # Feature paths that losses read, and what the step keeps of towers with statistics.
   reads: tuple[str, ...]
   # Towers that are trained.
   student: tuple[str, ...]
@@ -97,7 +100,7 @@ def build(config: schema.Config) -> Method:
     for tower in t.towers:
       _known(f'teachers.{name}.towers', tower, c.towers)
   by = {'student', *c.teachers}
-  mask_patch = {name: _mask_patch(c, name) for name in c.masks}
+  mask_unit = {name: _mask_unit(c, name) for name in c.masks}
   known = _paths(c, by)
   for name, p in c.passes.items():
     for arg, path in p.inputs.items():
@@ -116,6 +119,9 @@ def build(config: schema.Config) -> Method:
   for inputs in losses.values():
     reads |= set(inputs.features.values())
     users += inputs.parameters.values()  # read without a pass: a temperature
+  for name, p in c.passes.items():
+    if p.by == 'student' and towers.has_statistics(c.towers[p.tower]):
+      reads.add(f'{name}.{STATISTICS}')
   trained = {user.tower for user in users if user.by == 'student'}
   for teacher in c.teachers.values():
     if teacher.kind == 'ema':  # it averages the student's
@@ -126,7 +132,7 @@ def build(config: schema.Config) -> Method:
       _known(f'teachers.{user.by}.towers: a tower that is read', user.tower, {*own, *trained})
   _check_rest(c)
   student = tuple(tower for tower in c.towers if tower in trained)
-  return Method(c, order, losses, mask_patch, tuple(sorted(reads)), student)
+  return Method(c, order, losses, mask_unit, tuple(sorted(reads)), student)
 
 
 def contrasted(config: schema.Config) -> list[str]:
@@ -172,18 +178,23 @@ def _groups(c, sorter):
   return tuple(groups)
 
 
-def _mask_patch(c, name):
-  """Patch size, in pixels, of the towers that read a mask."""
+def _mask_unit(c, name):
+  """Patch size, in pixels, of the towers that read a mask; of words the vocabulary."""
   mask = c.masks[name]
-  _known(f'masks.{name}.view', mask.view, c.data.views)
+  unit = 'patch'
+  if isinstance(mask, schema.WordMask):
+    unit = 'vocab'
+    _known(f'masks.{name}.text', mask.text, c.data.texts)
+  else:
+    _known(f'masks.{name}.view', mask.view, c.data.views)
   sizes = set()
   for p in c.passes.values():
     reads = any(path.startswith(f'masks.{name}.') for path in p.inputs.values())
-    if reads and p.tower in c.towers and hasattr(c.towers[p.tower], 'patch'):
-      sizes.add(c.towers[p.tower].patch)
+    if reads and p.tower in c.towers and hasattr(c.towers[p.tower], unit):
+      sizes.add(getattr(c.towers[p.tower], unit))
   if len(sizes) != 1:
     raise InputError(
-      f'masks.{name}: got towers of patch sizes {sorted(sizes)} that read it; expected one size'
+      f'masks.{name}: got towers of {unit} sizes {sorted(sizes)} that read it; expected one size'
     )
   return sizes.pop()
 
@@ -254,7 +265,10 @@ def _check_rest(c):
   if c.evals.encoder != 'student':
     _known('evals.encoder', c.evals.encoder, {'student', *c.teachers})
   if c.evals.tasks or c.evals.suite:
-    image_towers = {name for name, tower in c.towers.items() if tower.kind == 'vit'}
+    image_towers = set()
+    for name, tower in c.towers.items():
+      if isinstance(tower, schema.ImageTower):
+        image_towers.add(name)
     _known('evals.image_tower', c.evals.image_tower, image_towers)
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):

@@ -139,17 +139,11 @@ def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array
     shrink = scale
     if optimizer.decay_times == 'schedule':  # not by the multipliers of the rate either
       shrink = rate / max(optimizer.learning_rate, 1e-30)  # a rate of 0 moves nothing
-    frozen_until = tree.match(optimizer.freeze_rules, name, 'optimizer.freeze_rules')
     if isinstance(optimizer, schema.Lamb):  # its decay is part of the direction
       d = d + decay * p
       scale = scale * trust_ratio(name, p, d, optimizer.trust)
       decay = 0.0
-    moves = 1.0
-    if frozen_until >= 1:  # for good: progress itself reaches 1
-      moves = 0.0
-    elif frozen_until:
-      moves = jnp.float32(progress >= frozen_until)
-    return p - moves * (scale * d + shrink * decay * p)
+    return p - moves(config, name, step) * (scale * d + shrink * decay * p)
 
   return tree.map_named(update, params, direction)
 
@@ -167,6 +161,16 @@ def trust_ratio(
   step = jnp.sqrt(jnp.sum(direction * direction, axes, keepdims=True))
   ratio = (size / jnp.where(step > 0, step, 1.0)).clip(*bounds)
   return jnp.where((size > 0) & (step > 0), ratio, 1.0)
+
+
+def moves(config: schema.Config, name: str, step: jax.Array | int) -> Any:
+  """1 where a parameter is updated at a step, 0 where `freeze_rules` hold it."""
+  frozen_until = tree.match(config.optimizer.freeze_rules, name, 'optimizer.freeze_rules')
+  if frozen_until >= 1:  # for good: progress itself reaches 1
+    return 0.0
+  if frozen_until:
+    return jnp.float32(step / config.schedule.total_steps >= frozen_until)
+  return 1.0
 
 
 def layer_decay(optimizer: schema.Optimizer, name: str, leaf: Any, params: Any) -> Any:

@@ -3,8 +3,8 @@
 masks    drawn from (seed, step)
 passes   towers on views, in order; teachers without gradient
 losses   weighted, over what the passes produced, summed
-update   gradient -> optimizer -> teachers -> state of the losses; skipped as a whole when loss,
-gradient or a new parameter is not finite
+update   gradient -> optimizer -> running statistics -> teachers -> state of the losses; skipped as
+a whole when loss, gradient or a new parameter is not finite
 """
 
 import math
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from tips_jax.core import parallel, schema
+from tips_jax.core import parallel, schema, tree
 from tips_jax.models import towers
+from tips_jax.models.stages import STATISTICS
 from tips_jax.objectives import masks as mask_lib
 from tips_jax.train import optim, sharding
 from tips_jax.train.method import LOSSES, Method
@@ -44,13 +45,15 @@ def make(method: Method) -> Step:
     def loss_of(params):
       return loss(method, params, state, batch, rng)
 
-    (value, (loss_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    loss_state, metrics, statistics = aux
 
     norm = optax.tree.norm(grads)
     transform = optim.transform(config.optimizer)
     direction, optimizer = transform.update(grads, state.optimizer, state.params)
     params = optim.apply(state.params, direction, config=config, step=state.step)
     params = bound_scales(config, params)
+    params = with_statistics(config, params, statistics, state.step)
     teachers = update_teachers(config, state.teachers, params, state.step)
 
     # One NaN in a moment, a teacher or a center would stay for good: all move, or none does. The
@@ -83,8 +86,10 @@ def make(method: Method) -> Step:
 
 def loss(
   method: Method, params: Mapping[str, Any], state: State, batch: Arrays, rng: jax.Array
-) -> tuple[jax.Array, tuple[dict, dict]]:
-  """(sum of weight * loss, (new state of the losses, metrics)) of the global batch."""
+) -> tuple[jax.Array, tuple[dict, dict, dict]]:
+  """(sum of weight * loss, (new state of the losses, metrics, {pass: statistics})) of the global
+  batch.
+  """
   config = method.config
   progress = state.step / config.schedule.total_steps
   # Towers that a teacher does not cover are the student's, as they are now.
@@ -114,7 +119,13 @@ def loss(
       metrics[f'{name}/{metric}'] = value
     if name in state.loss_state:
       loss_state[name] = stop_gradient(result.state)
-  return total, (loss_state, metrics)
+  statistics = {}
+  for path in method.reads:
+    name, output = path.split('.', 1)
+    if output == STATISTICS:
+      # A row for each device and part of the batch.
+      statistics[name] = jax.tree.map(lambda x: stop_gradient(x).mean(0), feats[path])
+  return total, (loss_state, metrics, statistics)
 
 
 def features(
@@ -184,14 +195,17 @@ def pick(feats: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
 
 
 def draw_mask(method: Method, name: str, batch: Arrays, rng: jax.Array) -> dict[str, jax.Array]:
-  """Masks of one view of the whole batch, from the step's key alone: the same on any number of
-  devices.
+  """Masks of one view or text of the whole batch, from the step's key alone: the same on any number
+  of devices.
   """
   mask = method.config.masks[name]
-  images, views, height, width, _ = batch[mask.view].shape
-  patch = method.mask_patch[name]
-  grid = (math.ceil(height / patch), math.ceil(width / patch))
   key = named_key(rng, f'masks.{name}')
+  if isinstance(mask, schema.WordMask):
+    drawn = mask_lib.draw_words(mask, key, batch[mask.text], method.mask_unit[name])
+    return jax.tree.map(parallel.constrain_batch, drawn)
+  images, views, height, width, _ = batch[mask.view].shape
+  patch = method.mask_unit[name]
+  grid = (math.ceil(height / patch), math.ceil(width / patch))
   drawn = mask_lib.draw(mask, key, (images, views), grid)
   return jax.tree.map(parallel.constrain_batch, drawn)
 
@@ -214,6 +228,29 @@ def bound_scales(config: schema.Config, params: Mapping[str, Any]) -> dict[str, 
       temperature = jnp.maximum(params[name]['log_temperature'], least)
       params[name] = params[name] | {'log_temperature': temperature}
   return params
+
+
+def with_statistics(
+  config: schema.Config,
+  params: Mapping[str, Any],
+  statistics: Mapping[str, Any],
+  step: jax.Array,
+) -> dict[str, Any]:
+  """The parameters with the running averages that the passes of a step gave: of several passes of
+  a tower the mean. What is frozen keeps its own.
+  """
+  seen = {}
+  for name, arrays in statistics.items():
+    for path, x in tree.named_leaves({config.passes[name].tower: arrays}):
+      seen.setdefault(path, []).append(x)
+
+  def latest(name, p):
+    if name not in seen:
+      return p
+    moves = optim.moves(config, name, step)
+    return p + moves * (sum(seen[name]) / len(seen[name]) - p)
+
+  return tree.map_named(latest, params)
 
 
 def finite(arrays: Any) -> jax.Array:

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tips_jax.core import tree
+from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
 from tips_jax.core.types import Shapes
 from tips_jax.data.reading.batch import layout
@@ -23,8 +23,12 @@ def shapes(method: Method) -> Shapes:
   c = method.config
   result = {f'batch.{name}': entry.shape for name, entry in layout(c.data).items()}
   for name, mask in c.masks.items():
+    if isinstance(mask, schema.WordMask):
+      for output, entries in masks.outputs(mask, c.data.text_length).items():
+        result[f'masks.{name}.{output}'] = (entries,)
+      continue
     view = c.data.views[mask.view]
-    patches = math.ceil(view.size / method.mask_patch[name]) ** 2
+    patches = math.ceil(view.size / method.mask_unit[name]) ** 2
     masked = masks.slots(mask, patches)
     if not 0 < masked < patches:
       raise InputError(

@@ -26,7 +26,7 @@ from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
 from tips_jax.data import store as stores
 from tips_jax.data.pixels import views
-from tips_jax.data.reading import regions, workers
+from tips_jax.data.reading import regions, wording, workers
 from tips_jax.data.reading.batch import Batch, check, empty, valid
 from tips_jax.data.reading.order import example_order
 from tips_jax.data.reading.records import Records, first, values
@@ -169,6 +169,7 @@ def _check_stores(config, opened, sources):
       raise unknown(f'store {store.path}: image feature', 'image', store.features)
     known.update(store.features)
   for name, text in config.texts.items():
+    wording.synonyms(text.synonyms)  # a bad file is an error now, not in a worker
     if text.field not in known and text.fallback not in known:
       raise unknown(f'data.texts.{name}: feature of the store', text.field, known)
   needed = {f'data.tags.{name}': tags.field for name, tags in config.tags.items()}
@@ -320,11 +321,14 @@ class _Load:
       rng = np.random.Generator(np.random.Philox(_Key(self._seed, indexes[row])))
       places = {}
       examples[i] = self._images(batch, row, examples[i], rng, places)
-      luck.append(rng.random(len(self.config.texts)).tolist())
+      luck.append((rng.random(len(self.config.texts)).tolist(), rng))
       regions.fill(batch, row, examples[i], places, rng, self.config, self._tokenizer)
-    for row, example, draws in zip(rows, examples, luck):
+    for row, example, (draws, rng) in zip(rows, examples, luck):
       for (name, text), draw in zip(self.config.texts.items(), draws):
-        self._text(batch, name, row, _pick(example, text, draw))
+        picked = _pick(example, text, draw)
+        if text.augment:
+          picked = wording.change(picked, text, rng)
+        self._text(batch, name, row, picked)
 
   def _images(self, batch, row, example, rng, places):
     """Fills the views of a row, and the places of their crops; returns its example, or the random
