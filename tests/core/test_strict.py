@@ -22,6 +22,8 @@ def example(hint):
   origin = typing.get_origin(hint)
   if origin is typing.Annotated:
     return example(typing.get_args(hint)[0])
+  if origin is tuple and Ellipsis not in typing.get_args(hint):
+    return tuple(example(item) for item in typing.get_args(hint))
   return origin() if origin in (dict, tuple) else EXAMPLES[hint]
 
 
