@@ -83,15 +83,15 @@ def words(i: int) -> str:
   return ' '.join(f'w{(i * k) % 997}' for k in (7, 31, 101))
 
 
-def contents(folder: pathlib.Path) -> str:
-  """A hash of the names and bytes of all files."""
-  digest = hashlib.sha256()
+def contents(folder: pathlib.Path) -> dict[str, str]:
+  """Hashes of the bytes of all files, by name."""
+  found = {}
   for path in sorted(folder.rglob('*')):
     if path.is_file():
-      digest.update(str(path.relative_to(folder)).encode())
       with open(path, 'rb') as file:
-        digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      found[str(path.relative_to(folder))] = digest
+  return found
 
 
 class Run:
@@ -188,7 +188,10 @@ def main() -> None:
       row = {'run': what, **about, 'seconds': round(seconds, 1), **notes}
       row |= {'images_per_s': round(args.images / seconds), 'memory_mib': round(memory)}
       row |= {'images_per_cpu_s': round(args.images / cpu_s)}
-      print(json.dumps(row | {'same': found == expected}), flush=True)
+      row['same'] = found == expected
+      if found != expected:
+        row['differ'] = sorted({name for name, _ in found.items() ^ expected.items()})
+      print(json.dumps(row), flush=True)
       return seconds
 
     def start(*flags):

@@ -259,10 +259,8 @@ def seal(folder: Path, info: Mapping[str, typing.Any]) -> None:
     'info': info,
   }
   (folder / _DIGESTS_FILE).unlink()
-  with open(folder / INFO_FILE, 'w') as file:
-    json.dump(content, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())
+  # Whole at once: that it is there says that all is.
+  files.write(folder / INFO_FILE, json.dumps(content, indent=1))
 
 
 def publish(folder: Path, path: Path) -> str:

@@ -111,6 +111,10 @@ def test_what_is_done_is_not_done_again(tmp_path, source, alone, monkeypatch):
   assert run(source, tmp_path / 'store', '--workers=1') == 130
   assert done == [0, 1, 2] and not (tmp_path / 'store').exists()
   done.append('again')
+  # As kills leave them.
+  for name in ('.digests.json-0123456789ab', 'train-000003-00000.shard-ab.growing'):
+    (tmp_path / 'store.partial' / name).write_text('')
+    (tmp_path / 'store.partial' / 'tasks' / name).write_text('')
   assert run(source, tmp_path / 'store', '--workers=1') == 0
   assert done[4:] == list(range(3, 3 + len(done[4:])))
   assert contents(tmp_path / 'store') == contents(alone)

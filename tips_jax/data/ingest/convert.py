@@ -28,7 +28,9 @@ from tips_jax.data.ingest.work import TASKS_FOLDER, Settings, Work
 TRAIN_TOKENIZER = 'train'
 _LOCK_FILE = 'lock'
 # For which a folder stays: results of tasks, answers of a captioner, a store that is complete.
-_KEPT = ('tasks/*.json', 'tasks/*.journal', store.INFO_FILE)
+_KEPT = ('tasks/[0-9]*.json', 'tasks/*.journal', store.INFO_FILE)
+# What killed processes leave: files of theirs, of files.write and of TFDS that are not complete.
+_LEFT = (f'*{GROWING}', f'tasks/*{GROWING}', '.*', '*.incomplete*')
 
 Readers = Mapping[str, Reader]
 
@@ -133,7 +135,7 @@ def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
     if not alone:
       yield folder
       return
-    _remove_growing(folder)
+    _remove_left(folder)
     try:
       yield folder
     finally:
@@ -142,10 +144,11 @@ def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
         shutil.rmtree(folder)
 
 
-def _remove_growing(folder):
+def _remove_left(folder):
   """Removes what killed processes left; one that was just killed may be about to end."""
-  for path in [*folder.glob(f'*{GROWING}'), *folder.glob(f'tasks/*{GROWING}')]:
-    path.unlink(missing_ok=True)
+  for pattern in _LEFT:
+    for path in folder.glob(pattern):
+      path.unlink(missing_ok=True)
 
 
 def _of_part(work, part):
@@ -304,8 +307,7 @@ def _put_tokenizer(work, copied, vocab_size):
 
 def _publish(folder, output):
   """Gives a complete store its name, without what was needed to make it."""
-  _remove_growing(folder)
+  _remove_left(folder)
   shutil.rmtree(folder / TASKS_FOLDER, ignore_errors=True)
-  for name in ('plan.json', _LOCK_FILE):
-    (folder / name).unlink(missing_ok=True)
+  (folder / _LOCK_FILE).unlink(missing_ok=True)
   store.publish(folder, output)

@@ -82,7 +82,7 @@ class Work:
     another's.
     """
     (self.folder / TASKS_FOLDER).mkdir(parents=True, exist_ok=True)
-    path = self.folder / _PLAN_FILE
+    path = self.folder / TASKS_FOLDER / _PLAN_FILE
     plan = json.loads(json.dumps(self._plan()))
     try:
       files.write(path, json.dumps(plan, indent=1), replace=False)
