@@ -341,6 +341,21 @@ def test_store_as_input_keeps_its_annotations(tmp_path):
   assert store.open_store(tmp_path / 'two').label_names() == ('dog',)
 
 
+def test_store_as_input_keeps_its_regions(tmp_path):
+  fields = ('boxes', 'region_tags', 'region_tags_boxes', 'tags')
+  folder = store.temporary_folder(tmp_path / 'one')
+  writer = store.Writer(folder, store.features(fields))
+  example = dict(id='a', alt_text='x', captions=[], image=picture(0))
+  regions = dict(boxes=np.full((2, 4), 0.5, np.float32), region_tags=['s', 't', 'u'], tags=['t'])
+  writer.add('train', example | regions | dict(region_tags_boxes=[1, 0, 1]))
+  writer.close()
+  store.finish(folder, tmp_path / 'one', {})
+  assert run(f'--input={tmp_path / "one"}', f'--output={tmp_path / "two"}') == 0
+  [record] = store.open_store(tmp_path / 'two').source('train')
+  assert list(record['region_tags_boxes']) == [1, 0, 1]
+  assert list(record['region_tags']) == [b's', b't', b'u'] and list(record['tags']) == [b't']
+
+
 def error_of(capsys, *args):
   capsys.readouterr()
   assert run(*args) == 2

@@ -377,6 +377,9 @@ def test_records_are_those_of_tfds_with_sorted_fields():
     'normals': b'normals',
     'boxes': np.full((2, 4), 0.5, np.float32),
     'region_captions': ['a', 'b'],
+    'region_captions_boxes': [1, 0],
+    'region_tags': [],
+    'region_tags_boxes': [],
     'tags': [],
   }
   record = records.Serializer(features)(example)

@@ -143,6 +143,8 @@ def _fits(annotation, feature):
   if annotation == 'boxes':
     inner = feature.feature if isinstance(feature, f.Sequence) else feature
     return isinstance(inner, f.Tensor) and inner.shape[-1:] == (4,)
+  if annotation.endswith('_boxes'):  # to which box each text belongs
+    return isinstance(feature, f.Sequence) and feature.feature.np_dtype == np.int64
   return isinstance(feature, f.Sequence) and isinstance(feature.feature, f.Text)
 
 
