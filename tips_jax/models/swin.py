@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from tips_jax.core import schema
 from tips_jax.models import layers, stages
@@ -112,7 +113,7 @@ class Block(nn.Module):
 
   def __call__(self, x_NHWD):
     x = layers.keep(x_NHWD + self.attention(self.norm1(x_NHWD)))
-    return x + self.down(nn.gelu(self.up(self.norm2(x)), approximate=False))
+    return x + self.down(_gelu(self.up(self.norm2(x))))
 
   def attention(self, x_NHWD: jax.Array) -> jax.Array:
     """Within windows of the image, padded with zeros at its right and lower edges."""
@@ -139,6 +140,21 @@ class Block(nn.Module):
     y = self.out(y.reshape(x.shape)).reshape(n, rows, columns, side, side, d)
     y = y.swapaxes(2, 3).reshape(n, rows * side, columns * side, d)
     return jnp.roll(y, shifts, (1, 2))[:, :h, :w]
+
+
+@jax.custom_jvp
+def _erfc(x):
+  return lax.erfc(x)
+
+
+# jax 0.12's own derivative cannot be traced under shard_map: its constants do not vary there.
+_erfc.defjvps(lambda tangent, _, x: tangent * (-2 / np.sqrt(np.pi)) * jnp.exp(-jnp.square(x)))
+
+
+def _gelu(x):
+  """The exact form (with erf), as torchvision and timm compute it."""
+  half = np.sqrt(0.5).astype(x.dtype)
+  return 0.5 * x * _erfc(-x * half)
 
 
 def relative_index(side: int) -> np.ndarray:

@@ -26,7 +26,8 @@ def objective(x, y, kernel, bias, l2):
 def test_reaches_the_optimum_of_the_plain_objective(l2):
   x, y = problem()
   probe = logistic.fit(x, y, classes=4, strengths=(l2,), steps=200)
-  z = (np.float64(x) - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
+  mean, scale = np.float64(x).mean(0), np.float64(x).std(0)
+  z = (x - mean) / scale
 
   def plain(flat):
     weights = flat.reshape(8, 4)
@@ -36,10 +37,10 @@ def test_reaches_the_optimum_of_the_plain_objective(l2):
     return objective(z, y, weights[:-1], weights[-1], l2), gradient.ravel()
 
   best = scipy.optimize.minimize(
-    plain, np.zeros(32), jac=True, method='BFGS', options={'gtol': 1e-9}
+    plain, np.zeros(32), jac=True, method='L-BFGS-B', options={'ftol': 0, 'gtol': 1e-9}
   )
-  kernel = probe.kernel * x.std(0)[:, None]
-  found = objective(z, y, kernel, x.mean(0) @ probe.kernel + probe.bias, l2)
+  kernel = probe.kernel * scale[:, None]
+  found = objective(z, y, kernel, mean @ probe.kernel + probe.bias, l2)
   assert best.fun - 1e-9 <= found <= best.fun + 2e-5
   np.testing.assert_allclose(kernel, best.x.reshape(8, 4)[:-1], atol=0.02)
   assert probe.l2 == l2
