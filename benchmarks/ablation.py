@@ -281,9 +281,12 @@ class Table:
     }
 
   def digest(self, run: Run) -> str:
-    """Of all that decides what a run learns, but for the code."""
+    """Of all that decides what a run learns, but for the code. Of what the row says, not of the
+    whole config: a field that the schema gets later, at its default, changes no run.
+    """
     content = {
-      'config': config.get_config(self.config_arg(run.row)).to_dict(),
+      'row': config.row(run.row, self.options.data),
+      'runlocal': self.options.runlocal,
       'seed': run.seed,
       'steps': run.steps,
       'flags': self.options.flags,
