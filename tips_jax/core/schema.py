@@ -278,6 +278,8 @@ class Evals:
   text_tower: str = 'text'
   image_head: str = ''  # projection between the tower and the joint space
   text_head: str = ''
+  # RoIAlign's projection, by which regions are told apart; '': by the patches' own values.
+  region_head: str = ''
   size: Pixels = 224  # square
   batch_size: Count = 64
   limit: Count = 5000  # images of each split
