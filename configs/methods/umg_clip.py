@@ -156,7 +156,9 @@ def method(size: str) -> recipe.Recipe:
       decay='cosine',
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
-    evals=dict(image_head='image_projection', text_head='text_projection'),
+    evals=dict(
+      image_head='image_projection', text_head='text_projection', region_head='region_projection'
+    ),
   )
 
 

@@ -77,7 +77,8 @@ def chance(truth_NK: np.ndarray) -> dict[str, float]:
 
 def _of_classes(right_N, truth_NK):
   """Mean over classes of the mean over the regions of each; every class has some."""
-  return float((right_N @ truth_NK / truth_NK.sum(0)).mean())
+  # As numbers: the product of truth values is one of them, not a count.
+  return float((right_N.astype(float) @ truth_NK.astype(float) / truth_NK.sum(0)).mean())
 
 
 def classify(inputs: TaskInputs) -> dict[str, Any]:
