@@ -44,6 +44,7 @@ from tips_jax.core.schema_towers import Logit as Logit
 from tips_jax.core.schema_towers import MobileNetV2 as MobileNetV2
 from tips_jax.core.schema_towers import PixelDecoder as PixelDecoder
 from tips_jax.core.schema_towers import ProjectionHead as ProjectionHead
+from tips_jax.core.schema_towers import Reduction as Reduction
 from tips_jax.core.schema_towers import RegionHead as RegionHead
 from tips_jax.core.schema_towers import ResNet as ResNet
 from tips_jax.core.schema_towers import Swin as Swin

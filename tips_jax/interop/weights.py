@@ -122,6 +122,15 @@ def only_vit(weights: Weights, format: str) -> None:
     )
 
 
+def only_whole(weights: Weights, format: str) -> None:
+  """InputError for an image tower that merges its tokens, which only our own programs do."""
+  if isinstance(weights.image, schema.ViT) and weights.image.reduce.keep < 1:
+    raise InputError(
+      f'--to={format}: got an image tower that merges patches (reduce.keep='
+      f'{weights.image.reduce.keep}); expected reduce.keep=1; --to=safetensors holds it'
+    )
+
+
 def only_official(weights: Weights, format: str) -> None:
   """InputError for a model with projections, which the official layouts cannot hold."""
   heads = [name for name in ('image_head', 'text_head', 'region_head') if name in weights.towers]
