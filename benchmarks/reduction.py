@@ -1,51 +1,48 @@
 """What merging patches saves: the time of an image tower, forward and backward, with and without.
 
-  python -m benchmarks.reduction --size=448
+  python benchmarks/reduction.py --size=448
 
 Both are compiled in one process and timed in turns; the ratio is that of the least times, as what
 else the machine does only adds to them.
 """
 
+import argparse
 import dataclasses
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tips_jax.core import cli, schema
+from tips_jax.core import schema
 from tips_jax.models import towers, vit
 
-FLAGS = cli.Flags()
-FLAGS.add_integer('size', 448, 'Pixels of the square images.', 1)
-FLAGS.add_integer('batch', 1, 'Images.', 1)
-FLAGS.add_integer('repeats', 5, 'Calls of each that are timed.', 1)
-FLAGS.add_integer('after', 4, 'Blocks that see all patches.', 1)
-FLAGS.add_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
 # ViT-S/16.
 _TOWER = schema.ViT(
   kind='vit', width=384, depth=12, heads=6, mlp=1536, patch=16, grid=14, cls=('cls',)
 )
 
 
-def main(argv: list[str]) -> int:
-  """Prints the least milliseconds of both, their ratio, and that of the counted FLOPs."""
-  return cli.run(_measure, argv, FLAGS, about=__doc__, stopped='nothing was written')
-
-
-def _measure(argv):
-  cli.parse(FLAGS, argv)
-  compute = schema.Compute(dtype=FLAGS.dtype)
-  reduced = dataclasses.replace(_TOWER, reduce=schema.Reduction(keep=0.25, after=FLAGS.after))
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--size', type=int, default=448, help='pixels of the square images')
+  parser.add_argument('--batch', type=int, default=1)
+  parser.add_argument('--repeats', type=int, default=5, help='timed calls of each')
+  parser.add_argument('--after', type=int, default=4, help='blocks that see all patches')
+  parser.add_argument('--dtype', default='float32', help='of activations')
+  args = parser.parse_args()
+  compute = schema.Compute(dtype=args.dtype)
+  reduced = dataclasses.replace(_TOWER, reduce=schema.Reduction(keep=0.25, after=args.after))
   params = towers.init('image', _TOWER, seed=0)
-  shape = (FLAGS.batch, 1, FLAGS.size, FLAGS.size, 3)
+  shape = (args.batch, 1, args.size, args.size, 3)
   images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
   steps = {}
   for name, tower in {'all patches': _TOWER, 'a quarter': reduced}.items():
     steps[name] = _step(tower, compute, params, images)
   times = {name: [] for name in steps}
-  for _ in range(FLAGS.repeats):
+  for _ in range(args.repeats):
     for name, step in steps.items():
       start = time.perf_counter()
       jax.block_until_ready(step(params, images))
@@ -55,7 +52,6 @@ def _measure(argv):
   whole, fewer = (min(seconds) for seconds in times.values())
   flops = [vit.ViT.flops(tower, {'images': shape[1:]}) for tower in (_TOWER, reduced)]
   print(f'ratio of the least times: {fewer / whole:.3f}; of FLOPs: {flops[1] / flops[0]:.3f}')
-  return 0
 
 
 def _step(tower, compute, params, images):
@@ -69,4 +65,4 @@ def _step(tower, compute, params, images):
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  main()
