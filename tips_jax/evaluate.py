@@ -1,5 +1,5 @@
-"""Evaluates any checkpoint, frozen, on the nine tasks of TIPS: a table, results.json and a page
-with pictures.
+"""Evaluates any checkpoint, frozen, on the nine tasks of TIPS, and on those of regions and tags: a
+table, results.json and a page with pictures.
 
   python -m tips_jax.evaluate --checkpoint=PATH --suite=quick
   python -m tips_jax.evaluate --checkpoint=PATH --suite=tips --data=DIR
@@ -31,7 +31,8 @@ FLAGS.add_string(
   'task',
   '',
   'Only these tasks, with commas: segmentation, depth, dpt_depth, dpt_normals, knn, '
-  'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation.',
+  'linear, instance_retrieval, retrieval, zeroshot, zeroshot_segmentation, '
+  'region_classification, region_retrieval, tagging.',
 )
 FLAGS.add_path(
   'store', '', 'Your own data instead of a suite: a store, a TFDS folder or a TFDS name.'

@@ -156,6 +156,11 @@ def _write(weights, output):
         f'note: {FLAGS.to} has no place for the mask token, which training alone reads',
         file=sys.stderr,
       )
+    if FLAGS.to == 'onnx' and 'region_head' in weights.towers:
+      print(
+        'note: onnx has no place for the projection of regions; --to=safetensors holds it',
+        file=sys.stderr,
+      )
     if not reproduces(weights, FLAGS.to, folder, dtype=FLAGS.dtype, size=size):
       raise Differs(f'{FLAGS.to}: the files do not reproduce the model; nothing was written')
 

@@ -4,10 +4,12 @@ their regions, all through one text tower.
   python -m tips_jax.main --config=configs/methods/umg_clip.py:b16 --workdir=W \
     --config.data.store=STORE
 
-SIZE is `b16` (default), `l14` or `e14`. The store has boxes, region_captions, region_tags and tags
-(docs/data.md). There is no official training code, and the paper leaves open what `# ours` marks
-below: alpha and beta, what Smooth L1 is taken of, RoIAlign's size, the batch. Not here: UMG-41M
-itself, the weights of EVA-CLIP that the authors start from, token reduction, FC-CLIP's decoder.
+SIZE is `b16` (default), `l14` or `e14`; with `,reduced` a third of the blocks sees all patches and
+the others a quarter of them, merged, as in the paper, which names no block. The store has boxes,
+region_captions, region_tags and tags (docs/data.md). There is no official training code, and the
+paper leaves open what `# ours` marks below: alpha and beta, what Smooth L1 is taken of, RoIAlign's
+size, the batch. Not here: UMG-41M itself, the weights of EVA-CLIP that the authors start from,
+FC-CLIP's decoder.
 """
 
 import ml_collections
@@ -156,10 +158,24 @@ def method(size: str) -> recipe.Recipe:
       decay='cosine',
     ),
     compute=dict(remat='products'),  # ours: docs/plans.md
-    evals=dict(image_head='image_projection', text_head='text_projection'),
+    evals=dict(
+      image_head='image_projection', text_head='text_projection', region_head='region_projection'
+    ),
+  )
+
+
+def reduced(base: recipe.Recipe) -> recipe.Recipe:
+  """The recipe with three quarters of the patches merged."""
+  depth = base['towers']['image']['depth']
+  return recipe.merge(
+    base,
+    dict(
+      name=f'{base["name"]}_reduced',
+      towers=dict(image=dict(reduce=dict(keep=0.25, after=depth // 3))),
+    ),
   )
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   recipes = {size: (lambda size=size: method(size)) for size in _SIZES}
-  return recipe.select(arg, recipes)
+  return recipe.select(arg, recipes, changes={'reduced': reduced})

@@ -116,7 +116,9 @@ def _among(group: Recipe, names: Collection[str]) -> Recipe:
 
 
 _TINY = {
-  'vit': dict(width=32, depth=2, heads=2, mlp=64, patch=14, grid=4),
+  'vit': dict(
+    width=32, depth=2, heads=2, mlp=64, patch=14, grid=4, reduce=dict(after=1, neighbors=2)
+  ),
   'resnet': dict(widths=(8, 8, 16, 32), depths=(1, 1, 1, 1), grid=2),
   'mobilenetv2': dict(
     stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expansion=2, last=32

@@ -92,7 +92,7 @@ class Reader:
   def _spoil(self, x):
     return (x + self.noise * self.rng.normal(size=x.shape)).astype(np.float32)
 
-  def inspect(self, images, *, intermediate_layers=(), values=False, patches=True):
+  def inspect(self, images, *, intermediate_layers=(), values=False, regions=False, patches=True):
     self.images.append(images.copy())
     side = images.shape[1] // GRID
     patch = images.reshape(len(images), GRID, side, GRID, side, 3).mean((2, 4)) / 255

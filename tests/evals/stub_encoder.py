@@ -13,6 +13,7 @@ class Stub:
   """
 
   cls_names, patch, depth, size, name = ('web', 'synthetic'), 8, 4, 32, 'stub'
+  region_samples = 4
 
   def __init__(self, *, seed=0, width=8, has_text=True, stop_after=None):
     rng = np.random.default_rng(seed)
@@ -21,7 +22,7 @@ class Stub:
     self.kernels = rng.normal(size=(8, self.patch**2 * 3, width)).astype(np.float32) / 14
     self.images, self.texts = 0, []
 
-  def inspect(self, images, *, intermediate_layers=(), values=False, patches=True):
+  def inspect(self, images, *, intermediate_layers=(), values=False, regions=False, patches=True):
     if self.stop_after is not None and self.images >= self.stop_after:
       raise KeyboardInterrupt
     self.images += len(images)
@@ -41,6 +42,8 @@ class Stub:
       )
     if values:
       out['value_patch'] = cells @ self.kernels[7]
+    if regions:
+      out['region_patch'] = cells @ self.kernels[7]
     return out
 
   def encode_text(self, texts):

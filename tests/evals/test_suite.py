@@ -100,6 +100,8 @@ def suite_metrics(kind):
     'dpt_normals': ['angular_rmse'],
     'instance_retrieval': ['r1'],
     'retrieval': ['i2t_r1', 't2i_r1'],
+    'region_retrieval': ['r2t_r1', 't2r_r1'],
+    'tagging': ['map'],
   }
   return known.get(kind, ['accuracy'])
 

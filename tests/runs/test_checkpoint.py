@@ -392,6 +392,17 @@ def test_other_fields_may_change_and_are_told():
   assert checkpoint.check_contract(CONTRACT, CONTRACT, 'x') == []
 
 
+def test_fields_of_a_tower_that_are_new_have_their_defaults():
+  old = {'kind': 'vit', 'width': 8, 'depth': 2, 'heads': 2, 'mlp': 8}
+  new = old | {'reduce': {'keep': 1.0, 'after': 4, 'neighbors': 5, 'spatial': 0.0}}
+  assert (
+    checkpoint.check_contract({'towers': {'image': old}}, {'towers': {'image': new}}, 'x') == []
+  )
+  new['drop_path'] = 0.5
+  with pytest.raises(InputError, match='towers.image.drop_path was 0.0, is 0.5'):
+    checkpoint.check_contract({'towers': {'image': old}}, {'towers': {'image': new}}, 'x')
+
+
 # --- weights of other runs ----------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ from tips_jax.core.schema_towers import Logit as Logit
 from tips_jax.core.schema_towers import MobileNetV2 as MobileNetV2
 from tips_jax.core.schema_towers import PixelDecoder as PixelDecoder
 from tips_jax.core.schema_towers import ProjectionHead as ProjectionHead
+from tips_jax.core.schema_towers import Reduction as Reduction
 from tips_jax.core.schema_towers import RegionHead as RegionHead
 from tips_jax.core.schema_towers import ResNet as ResNet
 from tips_jax.core.schema_towers import Swin as Swin
@@ -278,6 +279,8 @@ class Evals:
   text_tower: str = 'text'
   image_head: str = ''  # projection between the tower and the joint space
   text_head: str = ''
+  # RoIAlign's projection, by which regions are told apart; '': by the patches' own values.
+  region_head: str = ''
   size: Pixels = 224  # square
   batch_size: Count = 64
   limit: Count = 5000  # images of each split

@@ -20,6 +20,22 @@ from tips_jax.core.strict import Range
 
 
 @config
+class Reduction:
+  """Patches merged to fewer tokens inside of a tower (UMG-CLIP, arXiv 2401.06397, which takes it
+  from AiluRus): models/clusters.py. The paper says a quarter; all else here is ours.
+  """
+
+  keep: Annotated[float, Range(1e-3, 1)] = (
+    1.0  # share of the patches that stay; 1: off; paper: 0.25
+  )
+  after: Layers = 4  # blocks that see all patches; the paper: an intermediate layer
+  neighbors: Annotated[int, Range(1, 1024)] = 5  # of which a patch's density is told
+  # Squared distance in the image, in patches, that counts as much as one of the features (mean
+  # square of their differences), times this; AiluRus weighs both, its numbers are not known.
+  spatial: Factor = 0.0
+
+
+@config
 class ViT:
   """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic
   ones.
@@ -39,9 +55,14 @@ class ViT:
   positions: Literal['normal', 'sincos'] = 'normal'  # the table at the start; see MAE's for fixed
   layer_scale: Factor = 0.0  # gain of each residual branch at the start; 0: no such parameters
   drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
+  reduce: Reduction = Reduction()
 
   def __post_init__(self):
     divides('heads', self.heads, 'width', self.width)
+    if self.reduce.keep < 1 and self.reduce.after >= self.depth:
+      raise InputError(
+        f'reduce.after: got {self.reduce.after}; expected less than the depth {self.depth}'
+      )
     has_sines(self.positions, self.width)
     if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:
       raise InputError(f"cls: got {self.cls}; expected different names, and none of them 'patch'")

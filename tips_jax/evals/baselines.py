@@ -50,6 +50,7 @@ class Pixels:
     *,
     intermediate_layers: tuple[int, ...] = (),
     values: bool = False,
+    regions: bool = False,
     patches: bool = True,
   ) -> dict[str, np.ndarray]:
     """'pixels' [B, D], 'patch' [B, h, w, D], and, once `fit`, 'embedding' [B, E]."""

@@ -100,7 +100,8 @@ class Encoder:
     self._params = {}
     self._image = jax.jit(self._on_devices(self._image_program), static_argnames=('cls', 'patches'))
     self._inside = jax.jit(
-      self._on_devices(self._inside_program), static_argnames=('intermediate_layers', 'values')
+      self._on_devices(self._inside_program),
+      static_argnames=('intermediate_layers', 'values', 'regions'),
     )
     self._text = jax.jit(self._on_devices(self._text_program))
 
@@ -218,6 +219,12 @@ class Encoder:
     return self.weights.image.depth
 
   @property
+  def region_samples(self) -> int:
+    """Points a side of a region, whose mean is its feature."""
+    head = self.weights.towers.get('region_head')
+    return head.samples if head else schema.RegionHead.samples
+
+  @property
   def has_text(self) -> bool:
     return self.weights.text is not None
 
@@ -248,6 +255,7 @@ class Encoder:
     *,
     intermediate_layers: Sequence[int] = (),
     values: bool = False,
+    regions: bool = False,
     patches: bool = True,
   ) -> dict[str, Any]:
     """As `image`, and what some evaluators read inside.
@@ -257,18 +265,21 @@ class Encoder:
     intermediate_layers: numbers of blocks; they add 'intermediate_layers', a tuple of (patch [B, h,
     w, D], first CLS [B, D]) after each, normalized
     as the output is. values: adds 'value_patch' [B, h, w, E], the patches of a last block that
-    mixes no tokens, in the joint space (MaskCLIP, arXiv 2112.01071, section 3.2).
+    mixes no tokens, in the joint space (MaskCLIP, arXiv 2112.01071, section 3.2). regions: adds
+    'region_patch' [B, h, w, E], of which a region is the mean: the patches through the projection
+    of regions, or, of a model without one, as 'value_patch'.
     """
     images = pictures.checked(images_BHWC)
     h, w = self._grid(*images.shape[1:3])
 
     def program(params, x):  # one for both, so that no bit can differ
-      out = self._inside(params, x, intermediate_layers=tuple(intermediate_layers), values=values)
+      layers = tuple(intermediate_layers)
+      out = self._inside(params, x, intermediate_layers=layers, values=values, regions=regions)
       if not patches:
         del out['patch']
       return out
 
-    return self._map(program, ('image', 'image_head'), images, h * w)
+    return self._map(program, ('image', 'image_head', 'region_head'), images, h * w)
 
   def features(
     self, images: Any, *, size: int | None = None, cls: str | None = None, patches: bool = True
@@ -345,8 +356,9 @@ class Encoder:
       return x
     return self._apply(params, head, x=x)['embedding']
 
-  def _inside_program(self, params, images, *, intermediate_layers, values):
-    return towers.inspect(
+  def _inside_program(self, params, images, *, intermediate_layers, values, regions):
+    head = params.get('region_head')
+    out = towers.inspect(
       params['image'],
       self.weights.image,
       self._compute,
@@ -354,8 +366,16 @@ class Encoder:
       cls=self.cls,
       project=functools.partial(self._joint, params, 'image_head'),
       intermediate_layers=intermediate_layers,
-      values=values,
+      values=values or regions and head is None,
     )
+    if regions and head is None:
+      out['region_patch'] = out['value_patch']
+      if not values:
+        del out['value_patch']
+    elif regions:
+      # A mean of projections is the projection of the mean: there is no bias.
+      out['region_patch'] = out['patch'] @ parallel.whole(head['kernel'], jnp.float32)
+    return out
 
   def _text_program(self, params, ids):
     return self._joint(params, 'text_head', self._apply(params, 'text', ids=ids)['text'])

@@ -12,13 +12,14 @@ from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays
 
 # Names of the towers here, whatever the config of a run calls them.
-TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head')
+TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head', 'region_head')
 _KINDS = dict(
   image=schema.ImageTower,
   text=schema.TextTower,
   logit=schema.Logit,
   image_head=schema.ProjectionHead,
   text_head=schema.ProjectionHead,
+  region_head=schema.RegionHead,
 )
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
@@ -82,6 +83,7 @@ def tower_names(config: schema.Evals, towers: dict[str, schema.Tower]) -> dict[s
     'text': config.text_tower,
     'image_head': config.image_head,
     'text_head': config.text_head,
+    'region_head': config.region_head,
   }
   for name, tower in towers.items():
     if tower.kind == 'logit':
@@ -120,9 +122,18 @@ def only_vit(weights: Weights, format: str) -> None:
     )
 
 
+def only_whole(weights: Weights, format: str) -> None:
+  """InputError for an image tower that merges its tokens, which only our own programs do."""
+  if isinstance(weights.image, schema.ViT) and weights.image.reduce.keep < 1:
+    raise InputError(
+      f'--to={format}: got an image tower that merges patches (reduce.keep='
+      f'{weights.image.reduce.keep}); expected reduce.keep=1; --to=safetensors holds it'
+    )
+
+
 def only_official(weights: Weights, format: str) -> None:
   """InputError for a model with projections, which the official layouts cannot hold."""
-  heads = [name for name in ('image_head', 'text_head') if name in weights.towers]
+  heads = [name for name in ('image_head', 'text_head', 'region_head') if name in weights.towers]
   if heads:
     raise InputError(
       f'--to={format}: got a model with {" and ".join(heads)}, projections to the joint space; '

@@ -16,7 +16,15 @@ from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays, onnx
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.official import npz
-from tips_jax.interop.weights import PREPROCESSING, TOWERS, Weights, flat, only_vit, sha256
+from tips_jax.interop.weights import (
+  PREPROCESSING,
+  TOWERS,
+  Weights,
+  flat,
+  only_vit,
+  only_whole,
+  sha256,
+)
 from tips_jax.runs.folder import TOKENIZER
 
 CONTRACT = 'tips_jax.json'
@@ -91,6 +99,8 @@ def write(
   folder = pathlib.Path(folder)
   if format in ('hf', *npz.LAYOUTS):
     only_vit(weights, format)
+  if format != 'safetensors':
+    only_whole(weights, format)
   if format == 'hf':
     huggingface.write(weights, folder, dtype=dtype)
   elif format in npz.LAYOUTS:

@@ -146,17 +146,25 @@ class RegionHead(nn.Module):
     c = self.config
     first = patch[:, 0]
     side = math.isqrt(first.shape[1])
-    grid = first.reshape(len(first), side, side, -1)
-    # The mean of bilinear samples on a regular grid is a product of one weight for each row and one
-    # for each column: two small matrix products instead of gathers.
-    rows = _mean_of_samples(boxes[..., 0], boxes[..., 2], side, c.samples)
-    columns = _mean_of_samples(boxes[..., 1], boxes[..., 3], side, c.samples)
-    weights = jnp.einsum('brh,brw->brhw', rows, columns).astype(grid.dtype)
-    pooled = jnp.einsum('brhw,bhwd->brd', weights, grid, preferred_element_type=jnp.float32)
+    pooled = region_means(first.reshape(len(first), side, side, -1), boxes, samples=c.samples)
     init = nn.initializers.normal(1 / math.sqrt(c.width))
     # float32, as in ProjectionHead.
     kernel = layers.weight(self, 'kernel', init, (c.width, c.output), jnp.float32)
     return {'embedding': pooled @ kernel}
+
+
+def region_means(grid_BhwD: jax.Array, boxes_BR4: jax.Array, *, samples: int) -> jax.Array:
+  """RoIAlign and the mean of its points, `samples` a side: float32 [B, R, D].
+
+  boxes: (ymin, xmin, ymax, xmax) in [0, 1] of the image that the grid covers.
+  """
+  h, w = grid_BhwD.shape[1:3]
+  # The mean of bilinear samples on a regular grid is a product of one weight for each row and one
+  # for each column: two small matrix products instead of gathers.
+  rows = _mean_of_samples(boxes_BR4[..., 0], boxes_BR4[..., 2], h, samples)
+  columns = _mean_of_samples(boxes_BR4[..., 1], boxes_BR4[..., 3], w, samples)
+  weights = jnp.einsum('brh,brw->brhw', rows, columns).astype(grid_BhwD.dtype)
+  return jnp.einsum('brhw,bhwd->brd', weights, grid_BhwD, preferred_element_type=jnp.float32)
 
 
 def _mean_of_samples(start, end, side, samples):

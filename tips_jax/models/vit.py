@@ -1,5 +1,6 @@
 """The image tower: a ViT with named CLS tokens, and the pixel decoder of MAE."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from tips_jax.core import schema
 from tips_jax.core.types import Shapes
-from tips_jax.models import layers
+from tips_jax.models import clusters, layers
 
 
 def patches(images_BHWC: jax.Array, patch: int) -> jax.Array:
@@ -55,6 +56,9 @@ class ViT(nn.Module):
   only these patches are computed; rows [B], their global numbers, for drop path; without them there
   is none.
   Each output: for every CLS name [B, V, D], and `patch` [B, V, P or M, D].
+
+  `config.reduce`: the later blocks see clusters of the patches, whatever these are (pixels, mask
+  tokens, or the visible ones alone), and a patch's output is that of its cluster. CLS tokens stay.
   """
 
   config: schema.ViT
@@ -84,7 +88,14 @@ class ViT(nn.Module):
   def flops(config: schema.ViT, inputs: Shapes) -> float:
     views, patches, width = ViT.outputs(config, inputs)['patch']
     tokens = patches + len(config.cls)
-    blocks = layers.stack_flops(width, config.depth, config.mlp, config.ffn, tokens)
+    stack = functools.partial(layers.stack_flops, width, mlp=config.mlp, ffn=config.ffn)
+    if config.reduce.keep == 1:
+      blocks = stack(config.depth, tokens=tokens)
+    else:
+      before = config.reduce.after
+      fewer = clusters.count(config.reduce, patches) + len(config.cls)
+      blocks = stack(before, tokens=tokens) + stack(config.depth - before, tokens=fewer)
+      blocks += clusters.flops(config.reduce, patches, width)
     return views * blocks + ViT.embedding_flops(config, inputs)
 
   @staticmethod
@@ -113,7 +124,10 @@ class ViT(nn.Module):
     if 'rows' in inputs[0]:
       views = max(one['images'].shape[1] for one in inputs)
       rows = [_crop_numbers(one['rows'], one['images'].shape[1], views) for one in inputs]
-    xs = self.encoder(xs, None, rows)
+    if self.config.reduce.keep == 1 or self.is_initializing():
+      xs = self.encoder(xs, None, rows)
+    else:
+      xs = self.reduced(inputs, xs, rows)
     return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
 
   def tokens(
@@ -135,6 +149,26 @@ class ViT(nn.Module):
     # CLS tokens have no place in the image, so they get no position.
     return jnp.concatenate([jnp.tile(self.cls, (n, 1, 1)), x], axis=1)
 
+  def reduced(
+    self, inputs: Sequence[Mapping[str, jax.Array]], xs: list[jax.Array], rows: list | None
+  ) -> list[jax.Array]:
+    """The blocks in two stacks: all patches, then their clusters; all patches again."""
+    c = self.config
+    before = c.reduce.after
+    params = self.variables['params']
+    parts = ((slice(before), before), (slice(before, None), c.depth - before))
+    for part, depth in parts:
+      if part.start:
+        found = [reduction(c, one, x) for one, x in zip(inputs, xs)]
+        xs = [merged(c, x, of_x) for x, of_x in zip(xs, found)]
+      rngs = {}
+      if rows and c.drop_path:
+        rngs['dropout'] = self.make_rng('dropout')
+      # Not a submodule: the parameters are those of one stack, as without clusters.
+      stack = _blocks(c, self.compute, depth, parent=None)
+      xs = stack.apply({'params': _layers(params, part)}, xs, None, rows, rngs=rngs)
+    return [unfolded(c, x, of_x) for x, of_x in zip(xs, found)]
+
   def split(self, x: jax.Array, lead: tuple[int, int]) -> dict[str, jax.Array]:
     """Tokens after a block -> an output; lead: (B, V)."""
     x = self.norm(x).reshape(*lead, *x.shape[1:])
@@ -143,9 +177,35 @@ class ViT(nn.Module):
     return tokens | {'patch': x[:, :, len(names) :]}
 
 
-def _blocks(c, compute, depth):
+def reduction(config: schema.ViT, inputs: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
+  """Clusters [B * V, P, K] of the patches among the tokens [B * V, N + P, D] of an input."""
+  height, width = inputs['images'].shape[2:4]
+  h = math.ceil(height / config.patch)
+  w = math.ceil(width / config.patch)
+  places = jnp.stack(jnp.divmod(jnp.arange(h * w), w), -1)[None]
+  if inputs.get('visible') is not None:
+    index = layers.merge_views(inputs['visible'])
+    places = layers.gather_tokens(jnp.tile(places, (len(index), 1, 1)), index)
+  return clusters.assign(tokens[:, len(config.cls) :], places, config.reduce)
+
+
+def merged(config: schema.ViT, tokens: jax.Array, of_patches: jax.Array) -> jax.Array:
+  """The CLS tokens, and the clusters of the others: [B * V, N + K, D]."""
+  names = len(config.cls)
+  fewer = clusters.merge(tokens[:, names:], of_patches)
+  return jnp.concatenate([tokens[:, :names], fewer], axis=1)
+
+
+def unfolded(config: schema.ViT, tokens: jax.Array, of_patches: jax.Array) -> jax.Array:
+  """The CLS tokens, and for each patch its cluster: [B * V, N + P, D]."""
+  names = len(config.cls)
+  patches = clusters.unfold(tokens[:, names:], of_patches)
+  return jnp.concatenate([tokens[:, :names], patches], axis=1)
+
+
+def _blocks(c, compute, depth, **options):
   return layers.Blocks(
-    c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute, c.layer_scale, c.drop_path
+    c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute, c.layer_scale, c.drop_path, **options
   )
 
 
@@ -182,29 +242,43 @@ def inspect(
   def run(method, *args):
     return ViT(tower, compute).apply({'params': params}, *args, method=method)
 
-  def output(tokens):
+  def output(tokens, blocks):
+    if reduces and blocks > tower.reduce.after:
+      tokens = unfolded(tower, tokens, of_patches)
     return run('split', tokens, images.shape[:2])
 
+  reduces = tower.reduce.keep < 1
   # The stack is cut where something is read, so that no block is computed twice.
   stops = {layer + 1 for layer in intermediate_layers} | {depth}
   if values:
     stops.add(depth - 1)
+  if reduces:
+    stops.add(tower.reduce.after)
   after = {0: run('tokens', images)}  # number of blocks done -> tokens
   done = 0
   for stop in sorted(stops - {0}):
     part = _layers(params, slice(done, stop))
-    [after[stop]] = _blocks(tower, compute, stop - done).apply({'params': part}, [after[done]])
+    tokens = after[done]
+    if reduces and done == tower.reduce.after:
+      of_patches = reduction(tower, {'images': images}, tokens)
+      tokens = merged(tower, tokens, of_patches)
+    [after[stop]] = _blocks(tower, compute, stop - done).apply({'params': part}, [tokens])
     done = stop
-  out = output(after[depth])
+  out = output(after[depth], depth)
   if intermediate_layers:
-    out['intermediate_layers'] = tuple(output(after[layer + 1]) for layer in intermediate_layers)
+    out['intermediate_layers'] = tuple(
+      output(after[layer + 1], layer + 1) for layer in intermediate_layers
+    )
   if values:
     block = layers.Block(
       tower.width, tower.heads, tower.mlp, tower.ffn, 0.0, compute, tower.layer_scale
     )
     last = _layers(params, -1)['blocks']
-    tokens = block.apply({'params': last}, after[depth - 1], method='values')
-    out['value_patch'] = output(tokens)['patch']
+    tokens = after[depth - 1]
+    if reduces and depth - 1 == tower.reduce.after:
+      tokens = merged(tower, tokens, of_patches)
+    tokens = block.apply({'params': last}, tokens, method='values')
+    out['value_patch'] = output(tokens, depth)['patch']
   return out
 
 

@@ -8,6 +8,7 @@ preprocessing and the data's fingerprint. Precedence at start-up: the run's own 
 
 import concurrent.futures
 import contextlib
+import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from tips_jax.core import schema, strict
 from tips_jax.core.errors import InputError, PassingError, may_pass
 from tips_jax.core.schema import Checkpoint
 from tips_jax.runs import digests, folder
@@ -205,6 +207,7 @@ def check_contract(old: dict, new: dict, where: str) -> list[str]:
   """InputError for the first thing that weights and inputs cannot survive; returns other changed
   fields, named.
   """
+  old, new = ({**c, 'towers': _with_defaults(c.get('towers'))} for c in (old, new))
   for key in _FIXED:
     if old.get(key) != new.get(key):
       changed = _changes(old.get(key), new.get(key), key)
@@ -214,6 +217,17 @@ def check_contract(old: dict, new: dict, where: str) -> list[str]:
       )
   changed = _changes(old.get('config'), new.get('config'), 'config')
   return changed + _changes(old.get('data_fingerprint'), new.get('data_fingerprint'), 'data')
+
+
+def _with_defaults(towers):
+  """The saved towers with the fields that an older version did not know, at what they are without
+  being named; as they are where this version cannot read them.
+  """
+  try:
+    known = strict.value(dict[str, schema.Tower], towers, 'towers')
+  except InputError:
+    return towers
+  return json.loads(json.dumps(strict.plain(known)))
 
 
 def _changes(old, new, name):

@@ -273,6 +273,9 @@ def _check_rest(c):
   for field in ('image_head', 'text_head'):
     if getattr(c.evals, field):
       _known(f'evals.{field}', getattr(c.evals, field), c.towers)
+  if c.evals.region_head:
+    heads = [name for name, tower in c.towers.items() if tower.kind == 'region_head']
+    _known('evals.region_head', c.evals.region_head, heads)
 
 
 def _check_attention(c):

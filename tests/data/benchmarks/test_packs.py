@@ -31,7 +31,7 @@ def test_coco_mini_classes_are_contiguous_and_boxes_are_fractions(tmp_path):
   np.testing.assert_array_equal(fake.array(reader[0].extra['mask']), expected)
   assert reader.mask_classes == ('person', 'tree-merged', 'rug-merged')
   np.testing.assert_allclose(reader[0].extra['boxes'], [[6 / 30, 10 / 40, 18 / 30, 30 / 40]])
-  assert reader[0].extra['tags'] == ['person']
+  assert reader[0].extra['tags'] == reader[0].extra['region_tags'] == ['person']
   assert benchmarks.open('coco_mini', tmp_path, 'captions')[0].extra['boxes'].shape == (0, 4)
 
 

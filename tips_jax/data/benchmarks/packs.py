@@ -160,20 +160,21 @@ class CocoMini(_Pack):
     self._table[0] = VOID
     self._table[ids] = np.arange(len(ids))
     if self.split == 'test':
-      self.annotations = ('mask', 'boxes', 'tags')
+      self.annotations = ('mask', 'boxes', 'region_tags', 'tags')
       self.mask_classes = tuple(values.get(names, str(i), str) for i in ids)
       return [row for row in rows if 'mask' in row]
-    self.annotations = ('boxes', 'tags')
+    self.annotations = ('boxes', 'region_tags', 'tags')
     return [row for row in rows if values.get(row, 'captions', list)]
 
   def _extra(self, row):
     width, height = row['size']
-    tags = [values.of_kind(name, 'boxes', str) for name, _ in row['boxes']]
+    names = [values.of_kind(name, 'boxes', str) for name, _ in row['boxes']]
     corners = np.array([box for _, box in row['boxes']], np.float64).reshape(-1, 4)
     x, y, w, h = corners.T
     # From COCO's pixels to a store's fractions.
     boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], -1).clip(0, 1)
-    extra = {'boxes': boxes.astype(np.float32), 'tags': tags}
+    extra = {'boxes': boxes.astype(np.float32), 'region_tags': names}
+    extra['tags'] = list(dict.fromkeys(names))  # an image has a tag once
     if self.split == 'test':
       extra['mask'] = base.class_ids(self._read(row['mask']), self._table)
     return extra

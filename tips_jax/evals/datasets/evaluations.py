@@ -13,7 +13,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset as scenes
-from tips_jax.evals.datasets import protocols
+from tips_jax.evals.datasets import protocols, records
 from tips_jax.evals.datasets.protocols import Constant, Task
 from tips_jax.evals.datasets.sources import Benchmark, Store
 from tips_jax.evals.tasks.spec import Evaluation, TaskSpec
@@ -23,6 +23,7 @@ QUICK = 'quick'
 _SCENES = dict(train=1024, test=256, size=96, objects=1, typical=0.8)
 # The captions of scenes know no other words around a class.
 _SCENES_TEMPLATES = {'templates': ('a {}.',)}
+_OF_CAPTION_WORDS = ('zeroshot_segmentation', 'region_classification', 'tagging')
 # What the split to measure on may be called.
 _TEST = ('test', 'validation', 'val', 'dev')
 
@@ -158,7 +159,7 @@ def of_scenes(
     path, only=only, size=size or _SCENES['size'], texts=texts, name='scenes'
   ):
     evaluation = short(evaluation)
-    if evaluation.task.kind == 'zeroshot_segmentation':
+    if evaluation.task.kind in _OF_CAPTION_WORDS:
       evaluation = _with_constants(evaluation, _SCENES_TEMPLATES)
     evaluations.append(evaluation)
   return evaluations
@@ -170,12 +171,12 @@ def serves(data: Store, spec: TaskSpec, texts: bool) -> bool:
     return False
   if spec.annotation == 'captions':
     return bool({'captions', 'alt_text'} & data.features)
-  if spec.annotation not in data.features:
+  if not records.required(spec) <= data.features:
     return False
   # Zero-shot tasks need names of the classes, which a store may lack.
   if spec.needs_text and spec.annotation == 'mask':
     return bool(data.mask_classes)
-  return not spec.needs_text or bool(data.label_names('test'))
+  return spec.annotation != 'label' or not spec.needs_text or bool(data.label_names('test'))
 
 
 def short(evaluation: Evaluation) -> Evaluation:

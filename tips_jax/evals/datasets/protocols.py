@@ -213,6 +213,16 @@ ZEROSHOT_SEGMENTATION = {
   'value_attention': _C(True, 'V', 'MaskCLIP values in the last block'),
   'lower': _C(False, 'V', 'the official notebook does not lower-case'),
 }
+# UMG-CLIP (arXiv 2401.06397) names no protocol. Boxes are those of the annotation.
+REGION_RETRIEVAL = {
+  'pooling': _C('roi_align', 'V', 'its equation 1; points a side: of the head, else 14: ?'),
+  'equal_texts': _C('one', '?', 'a text of several regions belongs to all of them'),
+}
+TAGGING = {
+  'templates': _C('clip80', '?'),
+  'classes': _C('those that occur', '?', 'in the split; what has none is left out'),
+}
+REGION_CLASSIFICATION = TAGGING | {'pooling': REGION_RETRIEVAL['pooling']}
 
 
 def _segmentation(classes, **others):
@@ -404,12 +414,7 @@ _PROTOCOLS = (
     splits={'train': Split(305, 'train'), 'test': Split(62, '0001TP')},
     tasks=(
       _segmentation(()),
-      Task(
-        kind='zeroshot_segmentation',
-        splits=('test',),
-        metrics=('miou',),
-        constants=ZEROSHOT_SEGMENTATION,
-      ),
+      _zeroshot_segmentation('', ()),
     ),
     note='Held out: the sequence 0001TP. Most frequent class at each position: mIoU 0.150. '
     'Classes: the reader.',
@@ -454,12 +459,14 @@ _PROTOCOLS = (
     source='docs/datasets.md',
     splits={'test': Split(100, 'with a mask')},
     tasks=(
+      _zeroshot_segmentation('', ()),
       Task(
-        kind='zeroshot_segmentation',
+        kind='region_classification',
         splits=('test',),
-        metrics=('miou',),
-        constants=ZEROSHOT_SEGMENTATION,
+        metrics=('accuracy', 'class_accuracy'),
+        constants=REGION_CLASSIFICATION,
       ),
+      Task(kind='tagging', splits=('test',), metrics=('map',), constants=TAGGING),
     ),
     note='Classes: the reader; 120 of 129 occur. The split captions (80 images) is too small for '
     'retrieval.',

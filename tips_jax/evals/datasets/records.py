@@ -9,12 +9,24 @@ from typing import Any
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data.ingest.checks import VOID
-from tips_jax.evals.features import reading, splits
+from tips_jax.evals.features import reading, regions, splits
 from tips_jax.evals.probes import depth, masks, normals
-from tips_jax.evals.tasks.spec import Evaluation
+from tips_jax.evals.tasks.spec import Evaluation, TaskSpec
 
 # Records of a split that are opened: enough to find a wrong column, and done in a second.
 SAMPLE = 24
+
+
+# Annotations that are texts, of which a task needs some.
+_TEXTS = ('captions', 'tags', *regions.TEXTS)
+
+
+def required(spec: TaskSpec) -> set[str]:
+  """Features that the records must have for a task; captions may be alt texts instead."""
+  fields = {spec.annotation} - {''}
+  if spec.annotation in regions.TEXTS:
+    fields.add('boxes')
+  return fields
 
 
 def check(encoder: Any, evaluations: Sequence[Evaluation]) -> None:
@@ -89,10 +101,10 @@ def _check_annotations(evaluation):
     # Alt texts serve where there are no captions.
     features = features | {'captions'}
   task = f'{evaluation.dataset}: {evaluation.task.name}'
-  if annotation and annotation not in features:
+  for name in sorted(required(evaluation.spec) - features):
     raise InputError(
-      f'{task} needs the annotation {annotation!r}, and there is only {sorted(features)}; expected '
-      'data with it'
+      f'{task} needs the annotation {name!r}, and there is only {sorted(features)}; expected data '
+      'with it'
     )
   # Only zero-shot tasks read the names of classes.
   if not evaluation.spec.needs_text or annotation not in ('label', 'mask'):
@@ -123,7 +135,7 @@ def _check_sample(evaluation, split):
   numbers = reading.records(source, SAMPLE)
   where = f'{evaluation.dataset}: split {split!r}'
   broken = []
-  without_captions = 0
+  without_texts = 0
   without_images = 0
   for number in numbers.tolist():
     try:
@@ -131,15 +143,15 @@ def _check_sample(evaluation, split):
     except ValueError as error:  # a damaged shard
       broken.append(f'record {number}: {error}')
       continue
-    captions = annotation == 'captions' and reading.texts_of(record, evaluation.data.text_field)
+    captions = annotation == 'captions' and _texts(evaluation, record, where)
     try:
       size = splits.header(record)
     except ValueError as error:
       broken.append(f'record {number}: {error}')
       without_images += bool(captions)
       continue
-    if annotation == 'captions':
-      without_captions += not captions
+    if annotation in _TEXTS:
+      without_texts += not _texts(evaluation, record, f'{where}: record {number}')
     elif annotation:
       _CHECKS[annotation](evaluation, split, record, size, f'{where}: record {number}')
   # Some broken images are left out, with a warning; texts without images are wrong candidates.
@@ -148,11 +160,22 @@ def _check_sample(evaluation, split):
     if without_images:
       what = 'captions without images'
     raise InputError(f'{where}: {what}: {len(broken)} of {len(numbers)} opened ({broken[0]})')
-  if annotation == 'captions' and without_captions == len(numbers) - len(broken):
+  if annotation in _TEXTS and without_texts == len(numbers) - len(broken):
     raise InputError(
-      f'{where}: images without captions: {without_captions} of {len(numbers)} opened; expected '
+      f'{where}: images without {annotation}: {without_texts} of {len(numbers)} opened; expected '
       f'texts for {evaluation.task.name}'
     )
+
+
+def _texts(evaluation, record, where):
+  """The texts of a record that the task reads; InputError for texts of boxes that are not there."""
+  annotation = evaluation.spec.annotation
+  if annotation == 'captions':
+    return reading.texts_of(record, evaluation.data.text_field)
+  if annotation not in regions.TEXTS:
+    return reading.texts_of(record, annotation)
+  _, texts = _decoded(lambda record: regions.of_record(record, annotation), record, where)
+  return [text for of_box in texts for text in of_box]
 
 
 def _label(evaluation, split, record, size, where):

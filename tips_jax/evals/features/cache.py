@@ -51,8 +51,8 @@ class DiskFull(InputError):
 class CachedFeatures:
   """Features of the R readable records of a source."""
 
-  # name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h, w, D]
-  # and 'value_patch' [R, h, w, E] float16.
+  # name -> [R, ...] on disk: every CLS token and 'embedding' float32 [R, D]; 'patch' [R, h, w, D],
+  # 'value_patch' and 'region_patch' [R, h, w, E] float16.
   arrays: dict[str, 'np.ndarray | Rows']
   # (patch [R, h, w, D], cls [R, D]) by depth.
   intermediate_layers: tuple[tuple, ...]
@@ -108,9 +108,10 @@ class Cache:
 
     source: len and [i] -> record. prepare(record): uint8 [H, W, 3] of one shape, or ValueError
     where the image cannot be read: such records are left out with a warning. key: identifies
-    this source, its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch'; the CLS
-    tokens and 'embedding' are always kept. intermediate_layers: blocks whose outputs are kept too.
-    progress.update(done) is called for every batch. InputError where nothing can be read, or where
+    this source, its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch',
+    'region_patch'; the CLS tokens and 'embedding' are always kept. intermediate_layers: blocks
+    whose outputs are kept too. progress.update(done) is called for every batch. InputError where
+    nothing can be read, or where
     the disk is too small.
     """
     about = {
@@ -128,6 +129,7 @@ class Cache:
     options = {
       'intermediate_layers': tuple(intermediate_layers),
       'values': 'value_patch' in outputs,
+      'regions': 'region_patch' in outputs,
       'patches': 'patch' in outputs,
     }
 

@@ -49,11 +49,11 @@ def recalls(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str,
   queries = np.unique(owner)
   for i in range(0, len(queries), _BLOCK):
     rows = queries[i : i + _BLOCK]
-    i2t.append(_ranks_of_texts(image[rows] @ text.T, rows[:, None] == owner[None]))
+    i2t.append(ranks(image[rows] @ text.T, rows[:, None] == owner[None]))
   result = {}
-  for way, ranks in {'t2i': np.concatenate(t2i), 'i2t': np.concatenate(i2t)}.items():
+  for way, ranks_of_all in {'t2i': np.concatenate(t2i), 'i2t': np.concatenate(i2t)}.items():
     for k in KS:
-      result[f'{way}_r{k}'] = float((ranks < k).mean())
+      result[f'{way}_r{k}'] = float((ranks_of_all < k).mean())
   return result
 
 
@@ -66,11 +66,17 @@ def chance(owner: np.ndarray, images: int) -> dict[str, float]:
   counts = counts[counts > 0]
   result = {f't2i_r{k}': min(k / images, 1.0) for k in KS}
   for k in KS:
-    # 1 - C(T - c, k) / C(T, k): none of an image's c texts is among k of T.
-    drawn = np.arange(min(k, texts))
-    missed = np.prod(np.maximum(texts - counts[:, None] - drawn, 0) / (texts - drawn), axis=1)
-    result[f'i2t_r{k}'] = float((1 - missed).mean())
+    result[f'i2t_r{k}'] = drawn_right(counts, texts, k)
   return result
+
+
+def drawn_right(counts: np.ndarray, candidates: int, k: int) -> float:
+  """The expected R@k of a random ranking of `candidates`, of which a query has counts [Q]."""
+  # 1 - C(T - c, k) / C(T, k): none of a query's c is among k of T.
+  drawn = np.arange(min(k, candidates))
+  left = np.maximum(candidates - counts[:, None] - drawn, 0)
+  missed = np.prod(left / (candidates - drawn), axis=1)
+  return float((1 - missed).mean())
 
 
 def _ranks_of_images(scores_BN, right_B):
@@ -79,7 +85,8 @@ def _ranks_of_images(scores_BN, right_B):
   return (~(scores_BN < right)).sum(1) - 1
 
 
-def _ranks_of_texts(scores_BT, right_BT):
+def ranks(scores_BT: np.ndarray, right_BT: np.ndarray) -> np.ndarray:
+  """[B]: how many wrong candidates score no less than the best right one of each query."""
   best = np.where(right_BT, scores_BT, -np.inf).max(1, keepdims=True)
   return (~(scores_BT < best) & ~right_BT).sum(1)
 

@@ -40,7 +40,8 @@ class TaskSpec:
   draw: Callable[['Result'], bytes | None]
   # Splits it needs: 'train', 'test'.
   roles: tuple[str, ...] = ('train', 'test')
-  # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'intermediate_layers'.
+  # Outputs of the encoder beside the CLS tokens: 'patch', 'value_patch', 'region_patch',
+  # 'intermediate_layers'.
   outputs: tuple[str, ...] = ()
   # Annotation that records must carry.
   annotation: str = ''

@@ -7,8 +7,10 @@ from tips_jax.evals.tasks import (
   instance_retrieval,
   knn,
   linear,
+  regions,
   retrieval,
   segmentation,
+  tagging,
   zeroshot,
   zeroshot_segmentation,
 )
@@ -25,6 +27,9 @@ _SPECS = (
   retrieval.SPEC,
   zeroshot.SPEC,
   zeroshot_segmentation.SPEC,
+  regions.CLASSIFICATION,
+  regions.RETRIEVAL,
+  tagging.SPEC,
 )
 TASKS = {spec.name: spec for spec in _SPECS}
 
