@@ -106,8 +106,21 @@ class Scenes:
 
 
 @config
+class Columns:
+  """Of tars and parquet that are read without a store: as prepare's flags; '' and () are guessed,
+  'none' is no column.
+  """
+
+  image: str = ''
+  alt_text: str = ''
+  captions: tuple[str, ...] = ()
+  first_caption_as_alt_text: bool = False  # where there is no alt text
+
+
+@config
 class Data:
-  store: str = ''  # folder written by `prepare`, or any TFDS folder
+  # Folder written by `prepare`, any TFDS folder; or a folder or pattern of tars or parquet files.
+  store: str = ''
   split: str = 'train'
   extra_stores: tuple[str, ...] = ()  # mixed in; see mixture
   # Of (store, *extra_stores); empty: by their sizes.
@@ -115,6 +128,7 @@ class Data:
   scenes: Scenes = Scenes()
   tokenizer: str = ''  # SentencePiece model; empty: the store's own
   text_length: Annotated[int, Range(1, 4096)] = 64
+  columns: Columns = Columns()
   views: dict[str, View]
   texts: dict[str, Text] = dataclasses.field(default_factory=dict)
   tags: dict[str, Tags] = dataclasses.field(default_factory=dict)

@@ -27,6 +27,7 @@ from tips_jax.data.pixels.images import MAX_PIXELS
 _MAX_TEXTS = 2**24  # bytes of a cell that holds no image
 _MAX_HUGE = 16  # rows with larger cells: each takes a second, and may take only some bytes
 _MAX_RATIO = 100  # between rows and what they take in the file: images hardly shrink
+_FEW_ROWS = 16  # of a group, decoded at once
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
 
@@ -176,6 +177,18 @@ class ArrowReader(Reader):
   def read(self, piece: Piece) -> Iterator[Sample]:
     for number, row, problem in self._read(piece, self._needed()):
       yield self._sample(row, problem, piece.file, number)
+
+  def sample(self, batch: pa.RecordBatch, file: str, number: int) -> Sample:
+    """The sample of a batch of one row, which has this number in its file."""
+    row, problem = _row(batch)
+    return self._sample(row, problem, file, number)
+
+  def rows_of_split(self, piece: Piece) -> list[int] | None:
+    """Which rows of a piece, by their place in it, are of the split; None: all of them."""
+    if self._splits is None:
+      return None
+    before = self.count(piece._replace(first=0, stop=piece.first))
+    return [number - before for number, _, _ in self._read(piece, [])]
 
   def _sample(self, row, problem, file, number):
     c = self._columns
@@ -333,9 +346,37 @@ class ParquetReader(ArrowReader):
     with _damaged(piece.file, 'a complete parquet file'), _open_parquet(piece.file) as file:
       yield from file.iter_batches(batch_size=1, row_groups=groups, columns=names)
 
+  def group(self, piece: Piece, metadata: pq.FileMetaData | None) -> list[pa.RecordBatch]:
+    """The columns that are read of a piece, in batches of a few rows each.
 
-def _open_parquet(path):
-  file = pq.ParquetFile(path, page_checksum_verification=True)
+    metadata: of the file, where it is known. InputError for a damaged file, and for rows that take
+    far more room in memory than in the file.
+    """
+    batches = []
+    size = 0
+    groups = range(piece.first, piece.stop)
+    with (
+      _damaged(piece.file, 'a complete parquet file'),
+      _open_parquet(piece.file, metadata) as file,
+    ):
+      # A few rows at a time, as the same huge cell may be in all of them.
+      rows = file.iter_batches(batch_size=_FEW_ROWS, row_groups=groups, columns=self._needed())
+      for batch in rows:
+        size += batch.nbytes
+        _check_expansion(piece.file, piece.size, size)
+        batches.append(batch)
+    return batches
+
+  def metadata(self, path: str) -> pq.FileMetaData:
+    """What the end of a file says of its groups of rows."""
+    with _damaged(path, 'a complete parquet file'):
+      return pq.read_metadata(path)
+
+
+def _open_parquet(path, metadata=None):
+  file = pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+  if metadata is not None:  # checked before
+    return file
   for number in range(file.num_row_groups):
     _check_expansion(path, *_sizes(file.metadata.row_group(number)))
   return file

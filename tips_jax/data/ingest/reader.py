@@ -94,6 +94,22 @@ class Reader:
     for piece in self.pieces(sys.maxsize):
       yield from self.read(piece)
 
+  @property
+  def files(self) -> Sequence[str]:
+    """The files that are read, in order."""
+    return list(dict.fromkeys(piece.file for piece in self.pieces(sys.maxsize)))
+
+  def settled(self) -> dict[str, typing.Any]:
+    """Which columns are read, as JSON can hold it, for `settle_as`."""
+    return {'columns': dataclasses.asdict(self._columns), 'names': list(self._names)}
+
+  def settle_as(self, settled: Mapping[str, typing.Any]) -> None:
+    """Reads the columns that `settled` returned, without a look at samples."""
+    columns = dict(settled['columns'])
+    columns['captions'] = tuple(columns['captions'])
+    self._columns = Columns(**columns)
+    self._names = list(settled['names'])
+
   def understood(self, sample: Sample) -> str:
     """Which columns are read, and a sample as it came out, for a person to check."""
     shown = {'alt_text': sample.alt_text, 'captions': sample.captions, **sample.extra}
