@@ -7,9 +7,8 @@ import itertools
 import threading
 import typing
 
-import pyarrow as pa
-
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest.arrow_rows import Row
 from tips_jax.data.ingest.columnar import ParquetReader
 from tips_jax.data.ingest.reader import Piece
 from tips_jax.data.reading.records import Example, of_sample
@@ -26,13 +25,6 @@ class Groups(typing.NamedTuple):
 
   starts: tuple[int, ...]  # number of the first record of each group, and of all records
   mixed: int  # groups whose records may be in any order among each other
-
-
-class _Group(typing.NamedTuple):
-  """A decoded group of rows."""
-
-  starts: list[int]  # the first row of each batch
-  batches: list[pa.RecordBatch]
 
 
 class Parquet:
@@ -90,15 +82,13 @@ class Parquet:
       place = number - self.groups.starts[group]
       if self._rows[group] is not None:
         place = self._rows[group][place]
-      decoded = self._group(group)
-      batch = bisect.bisect_right(decoded.starts, place) - 1
-      row = decoded.batches[batch].slice(place - decoded.starts[batch], 1)
+      row = self._group(group)[place]
       file = self._pieces[group].file
       examples.append(of_sample(self._reader.sample(row, file, self._befores[group] + place)))
     return examples
 
-  def _group(self, number) -> _Group:
-    """A decoded group; the first thread that asks for it decodes it."""
+  def _group(self, number) -> list[Row]:
+    """The rows of a group; the first thread that asks for it decodes it."""
     with self._lock:
       future = self._decoded.get(number)
       mine = future is None
@@ -117,10 +107,8 @@ class Parquet:
         future.set_exception(error)
     return future.result()
 
-  def _decode(self, piece: Piece) -> _Group:
+  def _decode(self, piece: Piece) -> list[Row]:
     metadata = self._metadata.get(piece.file)
     if metadata is None:
       metadata = self._metadata[piece.file] = self._reader.metadata(piece.file)
-    batches = self._reader.group(piece, metadata)
-    starts = itertools.accumulate(map(len, batches), initial=0)
-    return _Group(list(starts)[:-1], batches)
+    return self._reader.rows(piece, metadata)

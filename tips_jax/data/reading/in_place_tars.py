@@ -102,7 +102,8 @@ class Tars:
     array = self._arrays.get(name)
     if array is None:
       # Mapped: an index may be larger than the memory, and processes share what they read of it.
-      array = np.load(self._index / f'{name}.npy', mmap_mode='r')
+      # As plain arrays: each slice of a memmap takes microseconds.
+      array = np.asarray(np.load(self._index / f'{name}.npy', mmap_mode='r'))
       self._arrays[name] = array
     return array
 
