@@ -140,7 +140,8 @@ def test_resumes_and_shards_exactly(folders, name):
 
 
 def test_workers_give_the_same_batches(folders):
-  both = dict(extra_stores=(str(folders / 'parquet'),), mixture=(1.0, 1.0))
+  schedule = ((0.0, 1.0, 1.0), (400.0, 0.0, 1.0))
+  both = dict(extra_stores=(str(folders / 'parquet'),), mixture_schedule=schedule)
   threads = Pipeline(config(folders, 'tars', **both), batch_size=8, seed=0)
   workers = Pipeline(config(folders, 'tars', workers=1, **both), batch_size=8, seed=0)
   for _ in range(2):

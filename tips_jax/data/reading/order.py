@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from tips_jax.data.reading.mixing import scheduled
+
 _PLAIN_GROUP = 64  # records of a store, to be mixed with groups of others
 
 
@@ -27,18 +29,21 @@ def example_order(
   neighbors: int,
   *,
   groups: Sequence[Groups | None] = (),
+  schedule: Sequence[tuple[float, ...]] = (),
+  batch_size: int = 1,
 ) -> grain.MapDataset:
   """Global example index -> record number, as an endless MapDataset.
 
   Without weights one shuffle covers all stores, so every epoch sees each record once. Weighted
   stores interleave in fixed proportions (grain rounds them by less than 1 %), each shuffled anew in
   each of its own epochs. groups: of each store; None, or none at all: any order is fast.
+  schedule: weights that change with the step (mixing.py), which is the index by batch_size.
   """
   groups = list(groups) or [None] * len(sizes)
-  if not weights or len(sizes) == 1:
+  if len(sizes) == 1 or not (weights or schedule):
     groups = [_joined(sizes, groups)]
     sizes = [sum(sizes)]
-    weights = ()
+    weights = schedule = ()
   parts = []
   end = 0
   for i, size in enumerate(sizes):
@@ -53,6 +58,8 @@ def example_order(
     else:
       runs = _Runs(start, size, min(neighbors, size), key)
       parts.append(grain.MapDataset.range(size).repeat().map_with_index(runs))
+  if schedule:
+    return scheduled(parts, schedule, seed, batch_size)
   return grain.MapDataset.mix(parts, list(weights)) if weights else parts[0]
 
 

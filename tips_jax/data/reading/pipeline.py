@@ -95,6 +95,8 @@ class Pipeline:
         seed,
         config.neighbors,
         groups=[source.raw.groups for source in sources],
+        schedule=config.mixture_schedule,
+        batch_size=batch_size,
       ),
       threads=max(1, config.threads // max(1, config.workers)),
       first=start + np.array(rows, np.int64),
@@ -242,6 +244,8 @@ def _tokenizer(config, first):
 def _fingerprint(config, opened, sizes):
   weights = map(float, config.mixture or sizes)
   parts = [config.split, *zip([store.fingerprint for store in opened], weights)]
+  if config.mixture_schedule:  # without one it is as ever
+    parts.append(config.mixture_schedule)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
