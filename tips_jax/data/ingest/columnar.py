@@ -154,6 +154,7 @@ class ArrowReader(Reader):
     """The columns that are read."""
     c = self._columns
     columns = (c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS, self._split_column)
+    columns += (c.regions, c.region_captions, c.region_tags, c.tags)
     names = dict.fromkeys(columns)
     return [name for name in names if name in self._schema.names]
 
@@ -201,9 +202,10 @@ class ArrowReader(Reader):
       extra['label'] = label if by_index else label_text(label)
     if 'mask' in self.annotations and row[c.mask]:
       extra['mask'], _, _ = self._bytes_of(row[c.mask], file)
+    notes = self._take_regions([row], extra)
     key = next((row[name] for name in _KEYS if row.get(name) is not None), path)
     key = str(key or f'{os.path.basename(file)}:{number}')
-    return Sample(key, image, alt_text, captions, extra, problem or of_image)
+    return Sample(key, image, alt_text, captions, extra, problem or of_image, notes)
 
   def _bytes_of(self, value, file):
     """(bytes or None, path, problem) of bytes, a path, or a Hugging Face image: {bytes, path}."""

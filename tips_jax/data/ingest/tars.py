@@ -130,7 +130,7 @@ class _MembersReader(Reader):
     extra = {}
     if 'mask' in self.annotations and row.fields.get(columns.mask):
       extra['mask'] = row.fields[columns.mask]
-    notes = row.notes
+    notes = row.notes + self._take_regions([row.fields], extra)
     for name in row.fields:
       if name not in self._names and plain(name) in (*ALT_TEXT_NAMES, *CAPTIONS_NAMES):
         notes += (Note('other_field', row.key, f'{name!r} is not among the columns read'),)
