@@ -19,15 +19,19 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import pathlib
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
 from absl import app, flags
 from array_record.python import array_record_module
@@ -71,6 +75,39 @@ def photo(rng: np.random.Generator) -> np.ndarray:
     cv2.circle(image, center, int(rng.integers(15, 90)), color, thickness=-1, lineType=cv2.LINE_AA)
   image = (image - image.mean()) / image.std() * 50 + 128
   return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def make_tars(folder: pathlib.Path, path: str, each: int = 512) -> str:
+  """Writes webdataset tars with what is in a store; returns their folder."""
+  place = folder / 'tars'
+  place.mkdir()
+  samples = list(_samples(path))
+  for number in range(math.ceil(len(samples) / each)):
+    with tarfile.open(place / f'{number:05}.tar', 'w') as tar:
+      for image, row in samples[number * each : (number + 1) * each]:
+        key = row.pop('id')
+        for end, data in {'jpg': image, 'json': json.dumps(row).encode()}.items():
+          info = tarfile.TarInfo(f'{int(key):09}.{end}')
+          info.size = len(data)
+          tar.addfile(info, io.BytesIO(data))
+  return str(place)
+
+
+def make_parquet(folder: pathlib.Path, path: str, rows: int) -> str:
+  """Writes a parquet file with what is in a store, `rows` a group; returns its folder."""
+  place = folder / f'parquet-{rows}'
+  place.mkdir()
+  table = [{'image': image, **row} for image, row in _samples(path)]
+  pq.write_table(pa.Table.from_pylist(table), place / '0.parquet', row_group_size=rows)
+  return str(place)
+
+
+def _samples(path):
+  """(image, its id and texts) of each record of a store."""
+  for record in store.open_store(path).source('train'):
+    captions = [text.decode() for text in record['captions']]
+    row = {'id': record['id'].decode(), 'alt_text': record['alt_text'].decode()}
+    yield record['image'], {**row, 'captions': captions}
 
 
 def make_store(folder: pathlib.Path, count: int, **options: int) -> tuple[str, list[bytes]]:
@@ -167,6 +204,68 @@ def torch_loader(photos: Sequence[bytes]) -> Callable[[], object]:
   return iter(loader).__next__
 
 
+def webdataset_loader(folder: str) -> Callable[[], object]:
+  """A function that gives the next batch of torch's DataLoader on tars, as webdataset's manual has
+  it: tars are shuffled, and samples in a buffer of a thousand; no worker processes.
+  """
+  import torch
+  import webdataset
+
+  torch.set_num_threads(1)
+  rng = np.random.default_rng(0)
+  tars = sorted(map(str, pathlib.Path(folder).glob('*.tar')))
+
+  def prepared(sample):
+    crops = pillow_crops(sample['jpg'], rng)
+    row = json.loads(sample['json'])
+    return {**crops, 'web': row['alt_text'], 'synthetic': row['captions'][0]}
+
+  dataset = webdataset.WebDataset(tars, shardshuffle=len(tars), repeat=True, empty_check=False)
+  dataset = dataset.shuffle(1000).map(prepared)
+  loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH.value, num_workers=0)
+  return iter(loader).__next__
+
+
+def tf_data(folder: pathlib.Path, path: str) -> Callable[[], object]:
+  """A function that gives the next batch of tf.data on a TFRecord file, by one thread."""
+  import tensorflow as tf
+
+  file = str(folder / 'records.tfrecord')
+  with tf.io.TFRecordWriter(file) as writer:
+    for raw in store.open_store(path).source('train').raw:
+      writer.write(raw)
+  features = {
+    'image': tf.io.FixedLenFeature((), tf.string),
+    'alt_text': tf.io.FixedLenFeature((), tf.string),
+    'captions': tf.io.RaggedFeature(tf.string),
+  }
+
+  def crops(record):
+    example = tf.io.parse_single_example(record, features)
+    image = tf.io.decode_jpeg(example['image'], 3)
+    size = tf.shape(image)
+    result = {'web': example['alt_text'], 'synthetic': example['captions'][0]}
+    for name, view in VIEWS.items():
+      several = []
+      for _ in range(view.count):
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+          size,
+          tf.zeros((0, 0, 4)),
+          area_range=view.scale,
+          aspect_ratio_range=view.ratio,
+          use_image_if_no_bounding_boxes=True,
+        )
+        crop = tf.image.resize(tf.slice(image, begin, extent), [view.size] * 2, antialias=True)
+        several.append(tf.cast(crop, tf.uint8))
+      result[name] = tf.stack(several)
+    return result
+
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = 1
+  dataset = tf.data.TFRecordDataset(file).repeat().shuffle(1000).map(crops).batch(BATCH.value)
+  return iter(dataset.with_options(options)).__next__
+
+
 class FarReader:
   """array_record's reader of a file that is far away."""
 
@@ -244,15 +343,31 @@ def main(_: Sequence[str]) -> None:
       ({'name': 'decode, resize, color'}, lambda: views.crops(next(cycle), COLORED, rng), 1),
     ]
     pipelines = []
-    for threads in (1, 16):
-      data = Data(store=path, views=VIEWS, texts=TEXTS, threads=threads, prefetch=1)
-      pipelines.append(Pipeline(data, batch_size=batch, seed=0))
-      what = {'name': 'whole pipeline', 'threads': threads}
-      cases.append((what, pipelines[-1].__next__, batch))
+    tokens = os.path.join(path, store.TOKENIZER_FILE)
+    inputs = {
+      'store': (path, (1, 16)),
+      'tars': (make_tars(pathlib.Path(folder), path), (16,)),
+      'parquet, 64 rows a group': (make_parquet(pathlib.Path(folder), path, 64), (16,)),
+      'parquet, 512 rows a group': (make_parquet(pathlib.Path(folder), path, 512), (16,)),
+    }
+    for name, (place, numbers) in inputs.items():
+      for threads in numbers:
+        data = Data(
+          store=place, tokenizer=tokens, views=VIEWS, texts=TEXTS, threads=threads, prefetch=1
+        )
+        pipelines.append(Pipeline(data, batch_size=batch, seed=0))
+        what = {'name': 'whole pipeline', 'input': name, 'threads': threads}
+        cases.append((what, pipelines[-1].__next__, batch))
     cases.append(({'name': 'pillow, decode and resize'}, lambda: pillow_crops(next(cycle), rng), 1))
     if importlib.util.find_spec('torch'):
       what = {'name': 'torch DataLoader, pillow crops', 'workers': 0}
       cases.append((what, torch_loader(photos), batch))
+    if importlib.util.find_spec('torch') and importlib.util.find_spec('webdataset'):
+      what = {'name': 'torch DataLoader on webdataset, pillow crops, texts as they are'}
+      cases.append((what, webdataset_loader(inputs['tars'][0]), batch))
+    if importlib.util.find_spec('tensorflow'):
+      what = {'name': 'tf.data on TFRecords, crops of TensorFlow, texts as they are'}
+      cases.append((what, tf_data(pathlib.Path(folder), path), batch))
     measure(cases)
     for pipeline in pipelines:
       pipeline.close()

@@ -44,6 +44,14 @@ FLAGS.add_string('label_column', '', 'Column with a class, carried over as "labe
 FLAGS.add_string(
   'mask_column', '', 'Column with a mask of class ids (255: ignore), carried over as "mask".'
 )
+FLAGS.add_string(
+  'regions_column', '', 'Column with boxes, or with objects that have a box and texts of their own.'
+)
+FLAGS.add_string('region_captions_column', '', 'Column with captions, one or a list for each box.')
+FLAGS.add_string('region_tags_column', '', 'Column with tags, one or a list for each box.')
+FLAGS.add_string('tags_column', '', 'Column with tags of the image.')
+FLAGS.add_string('box_format', 'xywh', 'What the numbers of a box are: xywh, xyxy or yxyx.')
+FLAGS.add_string('box_unit', 'pixels', 'In which they are: pixels, or shares of the image.')
 FLAGS.add_boolean(
   'first_caption_as_alt_text', False, 'Without alt text, the first caption takes its place.'
 )
@@ -90,21 +98,28 @@ def _prepare(argv):
   how = where.chosen(FLAGS, ('input', 'test_input', 'images', 'test_images'))
   # Only now: --help and bad flags answer at once.
   from tips_jax.data import store
-  from tips_jax.data.ingest import report
+  from tips_jax.data.ingest import regions, report
   from tips_jax.data.ingest.columns import Columns
   from tips_jax.data.ingest.reader import Options
 
+  regions.check(FLAGS.box_format, FLAGS.box_unit)
   columns = Columns(
     image=FLAGS.image_column,
     alt_text=FLAGS.alt_text_column,
     captions=tuple(FLAGS.captions_column),
     label=FLAGS.label_column,
     mask=FLAGS.mask_column,
+    regions=FLAGS.regions_column,
+    region_captions=FLAGS.region_captions_column,
+    region_tags=FLAGS.region_tags_column,
+    tags=FLAGS.tags_column,
   )
   options = Options(
     columns=columns,
     split=FLAGS.input_split or FLAGS.split,
     first_caption_as_alt_text=FLAGS.first_caption_as_alt_text,
+    box_format=FLAGS.box_format,
+    box_unit=FLAGS.box_unit,
   )
   # Before the input is read, which may take hours.
   files.require_writable(FLAGS.output, '--output')

@@ -30,6 +30,7 @@ from tips_jax.core.ranges import Width as Width
 from tips_jax.core.ranges import ascending as ascending
 from tips_jax.core.ranges import config as config
 from tips_jax.core.ranges import divides as divides
+from tips_jax.core.schema_data import Columns as Columns
 from tips_jax.core.schema_data import Data as Data
 from tips_jax.core.schema_data import Regions as Regions
 from tips_jax.core.schema_data import RegionText as RegionText

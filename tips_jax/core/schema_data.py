@@ -106,15 +106,32 @@ class Scenes:
 
 
 @config
+class Columns:
+  """Of tars and parquet that are read without a store: as prepare's flags; '' and () are guessed,
+  'none' is no column.
+  """
+
+  image: str = ''
+  alt_text: str = ''
+  captions: tuple[str, ...] = ()
+  first_caption_as_alt_text: bool = False  # where there is no alt text
+
+
+@config
 class Data:
-  store: str = ''  # folder written by `prepare`, or any TFDS folder
+  # Folder written by `prepare`, any TFDS folder; or a folder or pattern of tars or parquet files.
+  store: str = ''
   split: str = 'train'
   extra_stores: tuple[str, ...] = ()  # mixed in; see mixture
   # Of (store, *extra_stores); empty: by their sizes.
   mixture: Annotated[tuple[float, ...], Range(1e-9, 1e12)] = ()
+  # In place of it weights that change: (step, weight of each store), steps ascending. Between two
+  # of them weights go in a line; before the first and after the last they stay.
+  mixture_schedule: Annotated[tuple[tuple[float, ...], ...], Range(0, 1e12)] = ()
   scenes: Scenes = Scenes()
   tokenizer: str = ''  # SentencePiece model; empty: the store's own
   text_length: Annotated[int, Range(1, 4096)] = 64
+  columns: Columns = Columns()
   views: dict[str, View]
   texts: dict[str, Text] = dataclasses.field(default_factory=dict)
   tags: dict[str, Tags] = dataclasses.field(default_factory=dict)
@@ -133,3 +150,19 @@ class Data:
       raise InputError(
         f'mixture: got {self.mixture}; expected {stores} numbers, one for each store'
       )
+    if self.mixture and self.mixture_schedule:
+      raise InputError(
+        f'mixture_schedule: got it beside mixture={self.mixture}; expected one of them'
+      )
+    last = -1.0
+    for row in self.mixture_schedule:
+      if len(row) != 1 + stores or not row[0].is_integer() or not sum(row[1:]) > 0:
+        raise InputError(
+          f'mixture_schedule: got {row}; expected a step and {stores} weights, one for each store, '
+          f'not all zero'
+        )
+      if row[0] <= last:
+        raise InputError(
+          f'mixture_schedule: got step {row[0]:g} after {last:g}; expected ascending steps'
+        )
+      last = row[0]

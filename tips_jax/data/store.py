@@ -410,7 +410,7 @@ def resolve(path: Path) -> str:
       f'tips_jax.prepare{did_you_mean(folder.name, names_beside(folder))}'
     )
   # TFDS nests: name/config/1.0.0. Descend where there is no choice; of versions take the newest.
-  while not _looks_written(folder):
+  while not looks_written(folder):
     inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')]
     versions = [p for p in inside if re.fullmatch(r'\d+\.\d+\.\d+', p.name)]
     if versions:
@@ -422,7 +422,8 @@ def resolve(path: Path) -> str:
   return str(folder)
 
 
-def _looks_written(folder):
+def looks_written(folder: Path) -> bool:
+  """Whether a folder holds a store or a TFDS data set, or one that is not complete."""
   return any(
     name in (*TFDS_FILES, INFO_FILE) or '.array_record' in name or name.endswith('.growing')
     for name in os.listdir(folder)
@@ -444,7 +445,7 @@ def _read_info(folder):
     raise incomplete
   path = folder / INFO_FILE
   if not path.exists():
-    if _looks_written(folder) and not _is_tfds(folder):
+    if looks_written(folder) and not _is_tfds(folder):
       raise incomplete
     return {}
   try:

@@ -17,6 +17,7 @@ from tips_jax.core import log, schema
 from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
+from tips_jax.data.reading.in_place import Opened, open_data
 from tips_jax.data.tokenizer import Tokenizer
 from tips_jax.evals import baselines, suite
 from tips_jax.evals.datasets import evaluations, on_disk, protocols, records
@@ -53,7 +54,13 @@ class DuringTraining:
     self._results: list[Result] = []
     best = config.checkpoint.best_metric
     self.lower_is_better = bool(best) and table.metric(best).better == 'lower'
-    opened = store.open_store(config.data.store, check_shards=check_shards)
+    opened = open_data(config.data.store, config.data, check_shards=check_shards)
+    if config.evals.tasks and not isinstance(opened, store.Store):
+      raise InputError(
+        f'evals.tasks: got {config.evals.tasks} with data.store={config.data.store!r}, which is '
+        f'read as it lies; expected a store for them (python -m tips_jax.prepare), or evals.suite, '
+        f'or none: --config.evals.tasks=()'
+      )
     has_text = config.evals.text_tower in config.towers
     path = config.data.tokenizer or opened.tokenizer_path
     self._tokenizer = Tokenizer(path) if path and config.data.texts else None
@@ -197,7 +204,7 @@ def _task_names(config: schema.Evals) -> set[str]:
   return names
 
 
-def _of_store(opened: store.Store, config: schema.Evals) -> list[Evaluation]:
+def _of_store(opened: Opened, config: schema.Evals) -> list[Evaluation]:
   """Evaluations of the run's own store, with the short recipes, on `evals.split`."""
   if not config.tasks:
     return []

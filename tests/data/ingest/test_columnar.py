@@ -15,7 +15,7 @@ from tensorboardX import record_writer
 
 from tests.damage import FUZZ, damaged
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest import archives, columnar
+from tips_jax.data.ingest import archives, arrow_rows, columnar
 from tips_jax.data.ingest.columns import Columns
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
@@ -259,7 +259,7 @@ def repeated(value, count):
 
 def test_cells_that_are_too_large_are_counted_with_their_column(tmp_path, monkeypatch):
   monkeypatch.setattr(archives, 'MAX_BYTES', 30_000)
-  monkeypatch.setattr(columnar, '_MAX_TEXTS', 2_000)
+  monkeypatch.setattr(arrow_rows, '_MAX_TEXTS', 2_000)
   rows = {
     'image': [jpeg(0), bytes(40_000), jpeg(2), jpeg(3)],
     'caption': ['a', 'b', 'c' * 3_000, 'd'],

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data.ingest import archives, arrow_sizes
+from tips_jax.data.ingest.arrow_rows import Row, holds_images, rows
+from tips_jax.data.ingest.arrow_rows import row as row_of
 from tips_jax.data.ingest.cells import label_names, label_text
 from tips_jax.data.ingest.checks import check_image
 from tips_jax.data.ingest.columns import IMAGE_NAMES, guess, plain
@@ -24,9 +26,9 @@ from tips_jax.data.ingest.reader import Note, Options, Piece, Reader, Sample, ch
 from tips_jax.data.ingest.splits import select_values
 from tips_jax.data.pixels.images import MAX_PIXELS
 
-_MAX_TEXTS = 2**24  # bytes of a cell that holds no image
 _MAX_HUGE = 16  # rows with larger cells: each takes a second, and may take only some bytes
 _MAX_RATIO = 100  # between rows and what they take in the file: images hardly shrink
+_FEW_ROWS = 16  # of a group, decoded at once
 _BASE64 = re.compile(r'(data:[\w/;]*base64,)?[A-Za-z0-9+/\s]{200,}=*\s*')
 _KEYS = ('id', 'key', '__key__')
 
@@ -102,7 +104,7 @@ class ArrowReader(Reader):
     before = self.count(piece._replace(first=0, stop=piece.first))
     huge = 0
     for number, batch in enumerate(self._batches(piece, names), before):
-      row, problem = _row(batch)
+      row, problem = row_of(batch)
       huge += bool(problem)
       if huge > _MAX_HUGE:
         raise InputError(
@@ -137,7 +139,7 @@ class ArrowReader(Reader):
 
   def _image_column(self):
     """The column of bytes that is an image, where none of them has a usual name; else ''."""
-    held = [field.name for field in self._schema if _holds_images(field.type)]
+    held = [field.name for field in self._schema if holds_images(field.type)]
     if set(held) & set(IMAGE_NAMES):
       return ''
     for name in held:
@@ -152,6 +154,7 @@ class ArrowReader(Reader):
     """The columns that are read."""
     c = self._columns
     columns = (c.image, c.alt_text, *c.captions, c.label, c.mask, *_KEYS, self._split_column)
+    columns += (c.regions, c.region_captions, c.region_tags, c.tags)
     names = dict.fromkeys(columns)
     return [name for name in names if name in self._schema.names]
 
@@ -166,8 +169,8 @@ class ArrowReader(Reader):
         )
     column = self._columns.image
     kind = schema.field(column).type
-    if not (_holds_images(kind) or _names_images(kind)):
-      held = [field.name for field in schema if _holds_images(field.type)]
+    if not (holds_images(kind) or _names_images(kind)):
+      held = [field.name for field in schema if holds_images(field.type)]
       raise InputError(
         f'{file!r}: image column {column!r} holds {kind}; expected encoded images as bytes or as '
         f'{{bytes, path}}, or file names; columns that do: {held}'
@@ -176,6 +179,17 @@ class ArrowReader(Reader):
   def read(self, piece: Piece) -> Iterator[Sample]:
     for number, row, problem in self._read(piece, self._needed()):
       yield self._sample(row, problem, piece.file, number)
+
+  def sample(self, row: Row, file: str, number: int) -> Sample:
+    """The sample of a row, which has this number in its file."""
+    return self._sample(*row, file, number)
+
+  def rows_of_split(self, piece: Piece) -> list[int] | None:
+    """Which rows of a piece, by their place in it, are of the split; None: all of them."""
+    if self._splits is None:
+      return None
+    before = self.count(piece._replace(first=0, stop=piece.first))
+    return [number - before for number, _, _ in self._read(piece, [])]
 
   def _sample(self, row, problem, file, number):
     c = self._columns
@@ -188,9 +202,10 @@ class ArrowReader(Reader):
       extra['label'] = label if by_index else label_text(label)
     if 'mask' in self.annotations and row[c.mask]:
       extra['mask'], _, _ = self._bytes_of(row[c.mask], file)
+    notes = self._take_regions([row], extra)
     key = next((row[name] for name in _KEYS if row.get(name) is not None), path)
     key = str(key or f'{os.path.basename(file)}:{number}')
-    return Sample(key, image, alt_text, captions, extra, problem or of_image)
+    return Sample(key, image, alt_text, captions, extra, problem or of_image, notes)
 
   def _bytes_of(self, value, file):
     """(bytes or None, path, problem) of bytes, a path, or a Hugging Face image: {bytes, path}."""
@@ -218,18 +233,6 @@ class ArrowReader(Reader):
     return None, value, 'no such file'
 
 
-def _holds_images(kind):
-  """Whether cells of an Arrow type may be encoded images."""
-  if pa.types.is_struct(kind):
-    at = kind.get_field_index('bytes')
-    return at >= 0 and _is_bytes(kind.field(at).type)
-  return _is_bytes(kind)
-
-
-def _is_bytes(kind):
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
 def _names_images(kind):
   """Whether cells of an Arrow type may be file names; a column of nothing but nulls has no type."""
   if pa.types.is_dictionary(kind):
@@ -241,62 +244,6 @@ def _names_images(kind):
     pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
   )
   return texts or pa.types.is_null(kind)
-
-
-def _row(batch: pa.RecordBatch) -> tuple[dict[str, object], str]:
-  """(values by column, problem) of a batch of one row.
-
-  Bytes of a text that are not UTF-8 become the replacement character; a cell that is too large is
-  None, and the problem.
-  """
-  row = {}
-  problem = ''
-  for name, column in zip(batch.schema.names, batch.columns):
-    most = archives.MAX_BYTES if _holds_images(column.type) else _MAX_TEXTS
-    size = _size(column)
-    if size > most:
-      row[name] = None
-      problem = f'{name}: {archives.too_large(size, most)}'
-      continue
-    [row[name]] = map(_replaced, column)
-  return row, problem
-
-
-def _size(column: pa.Array) -> int:
-  """About how many bytes the values are in Python, however few they take in Arrow."""
-  kind = column.type
-  size = 8 * len(column)
-  if size > _MAX_TEXTS:
-    return size
-  if pa.types.is_dictionary(kind):
-    for item in column.indices.drop_null().value_counts().to_pylist():
-      size += item['counts'] * _size(column.dictionary.slice(item['values'], 1))
-  elif pa.types.is_struct(kind):
-    size += sum(map(_size, column.flatten()))
-  elif isinstance(column, pa.lib.BaseListArray):
-    for cell in column:
-      if cell.is_valid:
-        size += _size(cell.values)
-  elif pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):
-    size += column.cast(pa.large_binary()).nbytes  # nbytes of a view are those of all rows
-  else:
-    size += column.nbytes
-  return size
-
-
-def _replaced(cell: pa.Scalar) -> object:
-  """The value of a cell with text that is not UTF-8, at any depth."""
-  try:
-    return cell.as_py()
-  except UnicodeDecodeError:
-    pass
-  if isinstance(cell, (pa.DictionaryScalar, pa.ExtensionScalar)):
-    return _replaced(cell.value)
-  if isinstance(cell, pa.ListScalar):
-    return [_replaced(item) for item in cell.values]
-  if isinstance(cell, pa.StructScalar):
-    return {name: _replaced(cell[name]) for name in cell}
-  return cell.as_buffer().to_pybytes().decode('utf-8', 'replace')
 
 
 def _class_names(schema, column):
@@ -333,9 +280,37 @@ class ParquetReader(ArrowReader):
     with _damaged(piece.file, 'a complete parquet file'), _open_parquet(piece.file) as file:
       yield from file.iter_batches(batch_size=1, row_groups=groups, columns=names)
 
+  def rows(self, piece: Piece, metadata: pq.FileMetaData) -> list[Row]:
+    """The rows of a piece, for `sample`.
 
-def _open_parquet(path):
-  file = pq.ParquetFile(path, page_checksum_verification=True)
+    metadata: of the file. InputError for a damaged file, and for rows that take
+    far more room in memory than in the file.
+    """
+    found = []
+    size = 0
+    groups = range(piece.first, piece.stop)
+    with (
+      _damaged(piece.file, 'a complete parquet file'),
+      _open_parquet(piece.file, metadata) as file,
+    ):
+      # A few rows at a time, as the same huge cell may be in all of them.
+      batches = file.iter_batches(batch_size=_FEW_ROWS, row_groups=groups, columns=self._needed())
+      for batch in batches:
+        size += batch.nbytes
+        _check_expansion(piece.file, piece.size, size)
+        found += rows(batch)
+    return found
+
+  def metadata(self, path: str) -> pq.FileMetaData:
+    """What the end of a file says of its groups of rows."""
+    with _damaged(path, 'a complete parquet file'):
+      return pq.read_metadata(path)
+
+
+def _open_parquet(path, metadata=None):
+  file = pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+  if metadata is not None:  # checked before
+    return file
   for number in range(file.num_row_groups):
     _check_expansion(path, *_sizes(file.metadata.row_group(number)))
   return file

@@ -44,6 +44,10 @@ class Columns:
   captions: tuple[str, ...] = ()
   label: str = ''  # '' is no column: annotations are never guessed
   mask: str = ''
+  regions: str = ''  # boxes, which may hold their texts
+  region_captions: str = ''
+  region_tags: str = ''
+  tags: str = ''
 
 
 def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) -> Columns:
@@ -55,12 +59,17 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
     captions=tuple(_resolve('captions', name, names) for name in columns.captions),
     label=_resolve('label', columns.label, names),
     mask=_resolve('mask', columns.mask, names),
+    regions=_resolve('regions', columns.regions, names),
+    region_captions=_resolve('region_captions', columns.region_captions, names),
+    region_tags=_resolve('region_tags', columns.region_tags, names),
+    tags=_resolve('tags', columns.tags, names),
   )
   by_plain = {}  # names that differ by case or spaces alone are candidates side by side
   for name in names:
     by_plain.setdefault(plain(name), []).append(name)
   # A column has one role, so 'caption' is the alt text or a caption, not both.
   used = {columns.image, columns.alt_text, columns.label, columns.mask, *columns.captions}
+  used |= {columns.regions, columns.region_captions, columns.region_tags, columns.tags}
 
   def take(candidates):
     for candidate in candidates:
@@ -86,7 +95,8 @@ def guess(columns: Columns, names: Sequence[str], *, need_image: bool = True) ->
     if not captions and alt_text in ('', NONE):
       captions = tuple(filter(None, [take([LAST_NAME])]))
     captions = captions or (NONE,)
-  if not alt_text and captions == (NONE,):
+  others = {columns.regions, columns.tags} - {'', NONE}
+  if not alt_text and captions == (NONE,) and not others:
     raise InputError(
       f'text columns: got the columns {brief(sorted(names))}; expected one to be named like '
       f'{[*ALT_TEXT_NAMES[:1], *ALT_TEXT_NAMES[5:7], *CAPTIONS_NAMES[:1]]}; say which with '

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tips_jax.core.errors import InputError
+from tips_jax.data.ingest import regions
 from tips_jax.data.ingest.cells import brief
 from tips_jax.data.ingest.columns import NONE, Columns, texts_of
 
@@ -47,6 +48,9 @@ class Options:
   split: str = 'train'  # the one to read where the input has several
   images: str = ''  # folder or zip of the images that a table names
   first_caption_as_alt_text: bool = False
+  # Of boxes (regions.py): which four numbers they are, and in which unit.
+  box_format: str = 'xywh'
+  box_unit: str = 'pixels'
 
 
 class Piece(typing.NamedTuple):
@@ -94,6 +98,22 @@ class Reader:
     for piece in self.pieces(sys.maxsize):
       yield from self.read(piece)
 
+  @property
+  def files(self) -> Sequence[str]:
+    """The files that are read, in order."""
+    return list(dict.fromkeys(piece.file for piece in self.pieces(sys.maxsize)))
+
+  def settled(self) -> dict[str, typing.Any]:
+    """Which columns are read, as JSON can hold it, for `settle_as`."""
+    return {'columns': dataclasses.asdict(self._columns), 'names': list(self._names)}
+
+  def settle_as(self, settled: Mapping[str, typing.Any]) -> None:
+    """Reads the columns that `settled` returned, without a look at samples."""
+    columns = dict(settled['columns'])
+    columns['captions'] = tuple(columns['captions'])
+    self._columns = Columns(**columns)
+    self._names = list(settled['names'])
+
   def understood(self, sample: Sample) -> str:
     """Which columns are read, and a sample as it came out, for a person to check."""
     shown = {'alt_text': sample.alt_text, 'captions': sample.captions, **sample.extra}
@@ -126,7 +146,20 @@ class Reader:
 
   def _named_annotations(self):
     columns = self.options.columns
-    return tuple(name for name in ('label', 'mask') if getattr(columns, name) not in ('', NONE))
+    named = [name for name in ('label', 'mask', 'tags') if getattr(columns, name) not in ('', NONE)]
+    if columns.regions not in ('', NONE):
+      named += regions.ANNOTATIONS
+    return tuple(named)
+
+  def _take_regions(self, rows, extra):
+    """Puts the regions and the tags of an image into `extra`; returns notes of what is left out."""
+    columns = self._columns
+    problems = []
+    if 'boxes' in self.annotations:
+      extra['regions'], problems = regions.of_rows(rows, columns)
+    if 'tags' in self.annotations:
+      extra['tags'] = regions.tags_of(rows, columns.tags)
+    return tuple(Note(kind, '', detail) for kind, detail in problems)
 
 
 def ranges(count: int, size: int, total: int) -> list[Piece]:

@@ -28,6 +28,9 @@ NOTED = {
   'caption_runaway': 'dropped: new captions that have no end, or turn in circles',
   'caption_failed': 'kept: images that the captioner could not read, or does not know',
   'bad_mask': 'kept: images without a usable mask (all pixels ignored)',
+  'bad_box': 'dropped: boxes that are malformed, empty or out of their image',
+  'cut_box': 'kept: boxes that reach out of their image (cut at its edges)',
+  'bad_region_text': 'kept: images with another number of region texts than boxes (left out)',
   'turned': 'kept: images that EXIF turns, whose annotations are taken as upright',
   'short_row': 'kept: rows with fewer fields than the header',
   'other_image': 'kept: samples with several images (the first is taken)',
@@ -88,6 +91,7 @@ def summary(report: Mapping[str, typing.Any], *, worst: int = 3) -> str:
     'written': 'images written',
     'alt_texts': 'with alt text',
     'captions': 'captions written',
+    'boxes': 'boxes written',
     **REFUSED,
     **NOTED,
   }

@@ -171,7 +171,7 @@ def _json(text, where, notes):
   rows = []
   for number, value in enumerate(values, 1):
     if isinstance(value, dict):
-      rows.append(value)
+      rows.append(_of_visual_genome(value))
     else:
       detail = f'value {number}: {type(value).__name__}; expected an object'
       notes.append(Note('bad_row', f'{where}: {number}', detail))
@@ -240,6 +240,17 @@ def _coco(value, notes):
   for image_id, annotations in of_image.items():
     detail = f'annotations of image_id {image_id}, which is no image'
     notes.append(Note('bad_row', f'image_id {image_id}', detail, len(annotations)))
+
+
+def _of_visual_genome(row):
+  """A row of region_descriptions.json with the name of its image, which follows from its number;
+  any other row as it is.
+  """
+  regions = row.get('regions')
+  number = row.get('id', row.get('image_id'))
+  if isinstance(regions, list) and isinstance(number, int) and not _names_image(row):
+    return {'image': f'{number}.jpg', **row}
+  return row
 
 
 def _is_object(value):

@@ -15,7 +15,7 @@ import numpy as np
 
 from tips_jax.core import files
 from tips_jax.data import store
-from tips_jax.data.ingest import checks, records
+from tips_jax.data.ingest import checks, records, regions
 from tips_jax.data.ingest.cells import utf8
 from tips_jax.data.ingest.copies import DIGEST_BYTES, Hashes
 from tips_jax.data.ingest.reader import Note, Reader, Sample
@@ -191,6 +191,16 @@ class SampleWriter:
       if problem:
         self.report.note('bad_mask', split, sample.key, problem)
       values['mask'] = mask or checks.ignored_mask(check.size)
+    if 'boxes' in annotations and 'regions' in sample.extra:
+      options = self._reader.options
+      of_boxes, problems = regions.placed(
+        sample.extra['regions'], check.size, options.box_format, options.box_unit
+      )
+      values.update({name: of_boxes[name] for name in regions.ANNOTATIONS if name in annotations})
+      values['boxes'] = np.array(of_boxes['boxes'], np.float32).reshape(-1, 4)
+      for kind, detail in problems:
+        self.report.note(kind, split, sample.key, detail)
+      self.report.count('boxes', split, len(of_boxes['boxes']))
     if check.orientation > 1 and set(values) & set(store.PLACED):
       detail = f'EXIF orientation {check.orientation}'
       self.report.note('turned', split, sample.key, detail)

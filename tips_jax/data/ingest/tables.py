@@ -150,6 +150,7 @@ class TableReader(Reader):
       notes = ()
       if 'label' in self.annotations:
         notes = self._take_label(name, rows, extra)
+      notes += self._take_regions(rows, extra)
       mask = rows[0].get(self._columns.mask)
       if 'mask' in self.annotations and mask:
         extra['mask'], _ = self._files.read(_word(mask))

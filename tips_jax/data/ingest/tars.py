@@ -60,10 +60,18 @@ class _MembersReader(Reader):
     raise NotImplementedError
 
   def read(self, piece: Piece) -> Iterator[Sample]:
+    self.settle()
+    for key, members in self._members(piece):
+      yield self.sample(key, members)
+
+  def sample(self, key: str, members: dict[str, Content]) -> Sample:
+    """The sample of members by ending; only after `settle`."""
+    return self._sample(self._row(key, members))
+
+  def settle(self) -> None:
+    """Decides once which columns are read."""
     if self._columns is None:
       self._settle()
-    for key, members in self._members(piece):
-      yield self._sample(self._row(key, members))
 
   def _settle(self):
     """Takes the columns from the first samples of the whole input, whichever piece is read."""
@@ -122,7 +130,7 @@ class _MembersReader(Reader):
     extra = {}
     if 'mask' in self.annotations and row.fields.get(columns.mask):
       extra['mask'] = row.fields[columns.mask]
-    notes = row.notes
+    notes = row.notes + self._take_regions([row.fields], extra)
     for name in row.fields:
       if name not in self._names and plain(name) in (*ALT_TEXT_NAMES, *CAPTIONS_NAMES):
         notes += (Note('other_field', row.key, f'{name!r} is not among the columns read'),)
@@ -156,14 +164,15 @@ class TarReader(_MembersReader):
     return pieces
 
   def count(self, piece: Piece) -> int:
-    return len(_in_piece(self._list(piece).samples, piece))
+    return len(_in_piece(self.listing(piece.file).samples, piece))
 
-  def _list(self, piece):
-    return _list(piece.file, self.options.columns.mask)
+  def listing(self, path: str) -> 'Listing':
+    """What is in one of the tars."""
+    return _list(path, self.options.columns.mask)
 
   def _members(self, piece):
     path = piece.file
-    listing = self._list(piece)
+    listing = self.listing(piece.file)
     for member in _in_piece(listing.strays, piece):
       self.notes.append(Note('other_file', f'{path}: {member.name}', 'of no sample'))
     samples = _in_piece(listing.samples, piece)
@@ -185,10 +194,15 @@ class TarReader(_MembersReader):
     except InputError:
       raise
     except Exception as error:  # a damaged file makes tarfile and its decompressors raise anything
-      raise InputError(
-        f'{path!r} is truncated or damaged at {last} ({reason(error)}), after {read} samples; '
-        f'expected a complete tar; copy or write it again, or leave it out'
-      ) from error
+      raise damaged(path, last, error, read) from error
+
+
+def damaged(path: str, last: str, error: Exception, samples: int) -> InputError:
+  """What is said of a tar that cannot be read behind the member `last`."""
+  return InputError(
+    f'{path!r} is truncated or damaged at {last} ({reason(error)}), after {samples} samples; '
+    f'expected a complete tar; copy or write it again, or leave it out'
+  )
 
 
 class _Member(typing.NamedTuple):
@@ -208,7 +222,7 @@ class _TarSample(typing.NamedTuple):
   ends: list[str]
 
 
-class _Listing(typing.NamedTuple):
+class Listing(typing.NamedTuple):
   """What is in a tar, in its order, up to where it is damaged."""
 
   samples: list[_TarSample]  # those that are whole
@@ -219,7 +233,7 @@ class _Listing(typing.NamedTuple):
 
 # The pieces of a tar are mostly read one after another.
 @functools.lru_cache(maxsize=1)
-def _list(path: str, mask: str) -> _Listing:
+def _list(path: str, mask: str) -> Listing:
   members = []
   last = 'its first member'
   failure = None
@@ -248,7 +262,7 @@ def _list(path: str, mask: str) -> _Listing:
     samples[-1].ends.append(end)
   if failure is not None:
     samples = samples[:-1]
-  return _Listing(samples, strays, last, failure)
+  return Listing(samples, strays, last, failure)
 
 
 _offset = operator.attrgetter('offset')

@@ -35,6 +35,12 @@ class TfdsReader(Reader):
     features = dict(info.features.items())
     self._key = next((key for key in _KEYS if key in features), None)
     columns = options.columns
+    for name in ('regions', 'region_captions', 'region_tags', 'tags'):
+      if getattr(columns, name):
+        raise InputError(
+          f'--{name}_column: got it for {self.kind}, whose boxes and tags are '
+          f'named as those of a store; expected it for tables, tars and parquet alone'
+        )
     images = tfds_folder.images_of(self._builder)
     image = columns.image
     if not image and images:

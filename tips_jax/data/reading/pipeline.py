@@ -24,10 +24,10 @@ from numpy.random.bit_generator import ISeedSequence
 from tips_jax.core.errors import InputError
 from tips_jax.core.schema import Data, Text
 from tips_jax.core.strict import unknown
-from tips_jax.data import store as stores
 from tips_jax.data.pixels import views
 from tips_jax.data.reading import regions, wording, workers
 from tips_jax.data.reading.batch import Batch, check, empty, valid
+from tips_jax.data.reading.in_place import open_data
 from tips_jax.data.reading.order import example_order
 from tips_jax.data.reading.records import Records, first, values
 from tips_jax.data.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ class Pipeline:
     _require(batch_size > 0, 'batch_size', batch_size, 'at least 1')
     _require(0 <= seed < 2**64, 'seed', seed, 'a number from 0 to 2**64 - 1')
     _require(start >= 0, 'start', start, 'at least 0')
-    opened = [stores.open_store(path, check_shards=check_shards) for path in _paths(config)]
+    opened = _open(config, check_shards)
     sources = [store.source(config.split) for store in opened]
     _check_stores(config, opened, sources)
     records = Records(sources)
@@ -89,7 +89,15 @@ class Pipeline:
       records,
       self.tokenizer,
       seed,
-      example_order(sizes, config.mixture, seed, config.neighbors),
+      example_order(
+        sizes,
+        config.mixture,
+        seed,
+        config.neighbors,
+        groups=[source.raw.groups for source in sources],
+        schedule=config.mixture_schedule,
+        batch_size=batch_size,
+      ),
       threads=max(1, config.threads // max(1, config.workers)),
       first=start + np.array(rows, np.int64),
       stride=batch_size,
@@ -189,7 +197,7 @@ def require_texts(config: Data, names: Sequence[str]) -> None:
   missing = dict.fromkeys(names)
   if not missing:
     return
-  opened = [stores.open_store(path, check_shards=False) for path in _paths(config)]
+  opened = _open(config, check_shards=False)
   records = Records([store.source(config.split) for store in opened])
   looked = range(0, len(records), max(1, len(records) // _FEW))
   for record in looked:
@@ -215,8 +223,10 @@ def require_texts(config: Data, names: Sequence[str]) -> None:
   )
 
 
-def _paths(config):
-  return (config.store, *config.extra_stores)
+def _open(config, check_shards):
+  """All stores, or what is read in their place."""
+  paths = (config.store, *config.extra_stores)
+  return [open_data(path, config, check_shards=check_shards) for path in paths]
 
 
 def _tokenizer(config, first):
@@ -234,6 +244,8 @@ def _tokenizer(config, first):
 def _fingerprint(config, opened, sizes):
   weights = map(float, config.mixture or sizes)
   parts = [config.split, *zip([store.fingerprint for store in opened], weights)]
+  if config.mixture_schedule:  # without one it is as ever
+    parts.append(config.mixture_schedule)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tips_jax.data.ingest.tfds_folder import Source
+from tips_jax.data.ingest.cells import utf8
+from tips_jax.data.ingest.reader import Sample
 
 Example = Mapping[str, Any]  # feature name -> its values
 
@@ -18,7 +19,8 @@ class Records:
   Parsed here: five times faster than TFDS's parser. A damaged record is a ValueError.
   """
 
-  def __init__(self, sources: Sequence[Source]):
+  def __init__(self, sources: Sequence[Any]):
+    """sources: of stores (tfds_folder.Source), or of what is read in their place."""
     self._shards = [source.raw for source in sources]
     self._starts = list(itertools.accumulate(map(len, sources), initial=0))
 
@@ -80,7 +82,25 @@ def first(example: Example, name: str) -> bytes:
   return found[0] if found else b''
 
 
+def of_sample(sample: Sample) -> Example:
+  """What a store would hold of a sample; ValueError where its image could not be read."""
+  if sample.image is None:
+    raise ValueError(sample.problem or 'no image')
+  features = tf_example_pb2.Example().features.feature
+  texts = {
+    'image': [sample.image],
+    'id': [utf8(sample.key).encode()],
+    'alt_text': [sample.alt_text.encode()],
+    'captions': [text.encode() for text in sample.captions if text],
+  }
+  for name, value in texts.items():
+    features[name].bytes_list.value.extend(value)
+  return features
+
+
 def _parsed(raw):
+  if not isinstance(raw, bytes):  # of tars and parquet: an Example as it is
+    return raw
   return tf_example_pb2.Example.FromString(raw).features.feature
 
 

@@ -29,6 +29,8 @@ class Shards(Sequence):
   hold as many records as the metadata says. Other errors are array_record's own.
   """
 
+  groups = None  # any order of records is as fast as another
+
   def __init__(self, where: str, instructions: Sequence[Any]):
     """where: whose shards they are, for messages. instructions: those of a split of TFDS."""
     self._where = where
@@ -55,7 +57,7 @@ class Shards(Sequence):
       return
     closed = set(range(len(self._paths))) - set(self._readers)
     allow_open_files(self._where, len(closed))
-    _in_threads(self._reader, closed)
+    in_threads(self._reader, closed)
 
   def read(self, first: int, stop: int) -> list[bytes]:
     """The records first to stop - 1: one request for each shard that they are in."""
@@ -90,7 +92,7 @@ class Shards(Sequence):
 
 def sizes(paths: Iterable[pathlib.Path]) -> list[int | None]:
   """Bytes of each file, None for one that does not exist."""
-  return _in_threads(_size, paths)
+  return in_threads(_size, paths)
 
 
 def _size(path):
@@ -100,7 +102,7 @@ def _size(path):
     return None
 
 
-def _in_threads(function, items):
+def in_threads(function, items):
   """[function(item) of each], of a function that mostly waits; the first error is raised."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS, 'shards') as pool:
     return list(pool.map(function, items))
