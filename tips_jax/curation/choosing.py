@@ -133,6 +133,7 @@ def _alike_by_hash(asked, rows) -> Iterator[Dropped | int]:
   hashes = asked.table.column('hash')
   small = functools.lru_cache(maxsize=8192)(lambda row: looks.small(asked.table.record(row).pixels))
   index = neighbors.Hashes(asked.step.bits)
+  enough = (asked.step.alike, asked.step.color)
   for first in range(0, len(rows), _BLOCK):
     block = rows[first : first + _BLOCK]
     stay = []
@@ -140,9 +141,9 @@ def _alike_by_hash(asked, rows) -> Iterator[Dropped | int]:
       near = np.bitwise_count(hashes[stay] ^ hashes[row]) <= asked.step.bits
       like = None
       for other in [*before.tolist(), *np.array(stay, np.int64)[near].tolist()]:
-        correlation, color = looks.alike(small(other), small(row), asked.step.alike)
+        correlation, color = looks.alike(small(other), small(row), *enough)
         asked.values[row] = np.fmax(asked.values[row], correlation)
-        if correlation >= asked.step.alike and color <= asked.step.color:
+        if correlation >= enough[0] and color <= enough[1]:
           like = Dropped(row, f'looks the same (correlation {correlation:.2f})', other)
           break
       if like:
@@ -209,6 +210,7 @@ def _contaminated(asked, name, pictures, rows):
     print(f'{name}: {unreadable} images cannot be read and are not compared')
   small = functools.lru_cache(maxsize=4096)(lambda number: looks.small(pictures[number].pixels()))
   hashes = asked.table.column('hash')
+  enough = (asked.step.alike, asked.step.color)
   left = []
   for first in range(0, len(rows), neighbors.BLOCK):
     block = rows[first : first + neighbors.BLOCK]
@@ -216,9 +218,9 @@ def _contaminated(asked, name, pictures, rows):
       like = None
       own = looks.small(asked.table.record(row).pixels) if len(near) else None
       for number in near.tolist():
-        correlation, color = looks.alike(small(number), own, asked.step.alike)
+        correlation, color = looks.alike(small(number), own, *enough)
         asked.values[row] = np.fmax(asked.values[row], correlation)
-        if correlation >= asked.step.alike and color <= asked.step.color:
+        if correlation >= enough[0] and color <= enough[1]:
           reason = f'is {pictures[number].name} (correlation {correlation:.2f})'
           like = Dropped(row, reason, picture_of=(name, number))
           break

@@ -1,10 +1,12 @@
 """How images look: a perceptual hash that finds like ones among many, and a comparison of the
 pixels of two.
 
-The hash is the signs of the lowest frequencies of the gray image (pHash: Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010). It is made for images as a whole: a crop has
-another one. An image that shall be found in its crops gets the hashes of several of them, which
-are so near to each other that any crop between them has a hash like theirs.
+The hash says which of the lowest frequencies of the gray image are strong. That is pHash (Zauner,
+Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) but for the threshold,
+there the median: noise would decide about the many frequencies that a symmetric drawing has not. It
+is of an image as a whole, and a crop has another one. An image that shall be found in its crops gets
+the hashes of several of them, which are so near to each other that any crop between them has a hash
+like theirs.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import numpy as np
 
 HASH = 32  # pixels of the gray image of a hash
 LOW = 8  # frequencies in each direction
+_STRONG = 0.2  # of their root mean square
 SIDE = 64  # pixels of the images that are compared
 _SIDES = (0.95, 0.9)  # of the crops, as shares of the image's
 _PLACES = (0.0, 0.5, 1.0)  # of a crop, from one edge to the other
@@ -28,7 +31,7 @@ def hashed(pixels_HWC: np.ndarray) -> int:
   small = cv2.resize(gray, (HASH, HASH), interpolation=cv2.INTER_AREA)
   low = cv2.dct(small.astype(np.float32))[:LOW, :LOW].ravel()
   low[0] = 0  # the brightness
-  bits = low > np.median(low)
+  bits = low > _STRONG * np.sqrt(np.mean(low**2))
   return int.from_bytes(np.packbits(bits).tobytes(), 'little')
 
 
@@ -55,29 +58,33 @@ def small(pixels_HWC: np.ndarray) -> np.ndarray:
   return cv2.resize(pixels_HWC, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
-def alike(whole_SSC: np.ndarray, other_SSC: np.ndarray, enough: float = 1.0) -> tuple[float, float]:
-  """(correlation, mean difference of colors in [0, 1]) of an image and another one, or of the
-  part of it that is most like that, down to 0.9 of its sides. Both as from `small`. enough: the
-  correlation at which no better place is looked for.
+def alike(
+  whole_SSC: np.ndarray, other_SSC: np.ndarray, least: float = 1.0, color: float = 0.0
+) -> tuple[float, float]:
+  """(correlation, mean difference of colors in [0, 1]) of an image and another one, or of the part
+  of it that is most like that, down to 0.9 of its sides. Both as from `small`. least, color: a
+  correlation and a difference at which no better part is looked for.
   """
   best = (-1.0, 1.0)
   for down in _SCALES:
     for right in _SCALES:
       if abs(down - right) > _STRETCH:
         continue
-      size = (round(SIDE * right), round(SIDE * down))
-      part = cv2.resize(other_SSC, size, interpolation=cv2.INTER_AREA)
-      places = cv2.matchTemplate(whole_SSC, part, cv2.TM_CCOEFF_NORMED)
-      y, x = np.unravel_index(np.argmax(places), places.shape)
-      correlation = float(places[y, x])
-      if not part.std() or not np.isfinite(correlation):
-        correlation = 0.0  # without contrast there is nothing to correlate
-      if correlation > best[0]:
-        seen = whole_SSC[y : y + size[1], x : x + size[0]]
-        best = (correlation, _difference(seen, part))
-      if correlation >= enough:
-        return best
+      found = _at_scale(whole_SSC, other_SSC, (round(SIDE * right), round(SIDE * down)))
+      if found[0] >= least and found[1] <= color:
+        return found
+      best = max(best, found)
   return best
+
+
+def _at_scale(whole, other, size):
+  part = cv2.resize(other, size, interpolation=cv2.INTER_AREA)
+  if not part.std():
+    return 0.0, 1.0  # without contrast there is nothing to correlate
+  places = cv2.matchTemplate(whole, part, cv2.TM_CCOEFF_NORMED)
+  y, x = np.unravel_index(np.argmax(places), places.shape)
+  seen = whole[y : y + size[1], x : x + size[0]]
+  return float(places[y, x]), _difference(seen, part)
 
 
 def _difference(a, b):

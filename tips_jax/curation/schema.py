@@ -115,9 +115,9 @@ class NearDuplicates:
   """
 
   kind: Literal['near_duplicates']
-  bits: Annotated[int, Range(0, 20)] = 10  # of 64 in which the perceptual hashes differ, at most
+  bits: Annotated[int, Range(0, 20)] = 8  # of 64 in which the perceptual hashes differ, at most
   alike: Cosine = 0.95  # least correlation of the pixels of images with like hashes
-  color: Share = 0.06  # largest mean difference of their colors
+  color: Share = 0.05  # largest mean difference of their colors
   encoder: str = ''
   cosine: Cosine = 0.95  # least, of features
 
@@ -130,9 +130,9 @@ class Decontaminate:
 
   kind: Literal['decontaminate']
   evaluations: tuple[str, ...]  # sets of images
-  bits: Annotated[int, Range(0, 20)] = 12
-  alike: Cosine = 0.9
-  color: Share = 0.06
+  bits: Annotated[int, Range(0, 20)] = 10
+  alike: Cosine = 0.85
+  color: Share = 0.05
   encoder: str = ''
   cosine: Cosine = 0.95
 
