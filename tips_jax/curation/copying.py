@@ -69,3 +69,10 @@ class Copying(Tasks):
       for shard in self.load_result(number)['shards']:
         result[task.split].append(records.Written(*shard))
     return result
+
+
+def reopen_copying(
+  path: str, stay: Mapping[str, str], folder: pathlib.Path, *, task_bytes: int
+) -> Copying:
+  """The same tasks in another process."""
+  return Copying(store.open_store(path, check_shards=False), stay, folder, task_bytes)

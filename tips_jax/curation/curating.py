@@ -19,9 +19,9 @@ from tips_jax.core import files
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.curation import choosing, judging, report, schema
-from tips_jax.curation.copying import Copying
+from tips_jax.curation.copying import Copying, reopen_copying
 from tips_jax.curation.funnel import Funnel
-from tips_jax.curation.measuring import Measuring, Table
+from tips_jax.curation.measuring import Measuring, Table, reopen_measuring
 from tips_jax.data import store
 from tips_jax.data.ingest import doing, tasks, tfds_folder
 
@@ -64,22 +64,13 @@ def curate(
     if not (folder / store.INFO_FILE).exists():  # of one that was killed a moment later
       measuring = Measuring(opened, curation, folder, how.task_bytes)
       measuring.begin()
-      _do(measuring, functools.partial(_measuring, opened.path, curation, folder), how)
+      _do(measuring, functools.partial(reopen_measuring, opened.path, curation, folder), how)
       if how.part is not None:
         return None
       _finish(opened, measuring, how)
     content = report.read(folder)
     doing.publish(folder, output)
   return content
-
-
-def _measuring(path, curation, folder, task_bytes):
-  """The same tasks in another process."""
-  return Measuring(store.open_store(path, check_shards=False), curation, folder, task_bytes)
-
-
-def _copying(path, stay, folder, task_bytes):
-  return Copying(store.open_store(path, check_shards=False), stay, folder, task_bytes)
 
 
 def _do(work, open_work, how, *, all_of_it=False):
@@ -106,7 +97,7 @@ def _finish(opened, measuring, how):
   stay = _write_stay(funnel, measuring)
   copying = Copying(opened, stay, folder, how.task_bytes)
   copying.begin()
-  _do(copying, functools.partial(_copying, opened.path, stay, folder), how, all_of_it=True)
+  _do(copying, functools.partial(reopen_copying, opened.path, stay, folder), how, all_of_it=True)
   _write_dropped(funnel, folder / DROPPED_FILE)
   content = report.write(folder, funnel, opened)
   for name in (store.TOKENIZER_FILE, store.ANNOTATIONS_FILE):

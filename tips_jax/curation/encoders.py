@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 import tips_jax
-from tips_jax.core import vectors
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.archives import reason
 
@@ -150,19 +149,20 @@ def prepare(name: str, image: np.ndarray) -> Any:
 
 def image_features(name: str, images: Sequence[Any]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of images that were prepared."""
-  encoder = load(name)
-  parts = []
-  for first in range(0, len(images), BATCH):
-    parts.append(np.asarray(encoder.images(images[first : first + BATCH]), np.float32))
-  return vectors.unit(np.concatenate(parts))
+  return _unit(load(name).images, images)
 
 
 def text_features(name: str, texts: Sequence[str]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of texts."""
-  encoder = load(name)
+  return _unit(load(name).texts, texts)
+
+
+def _unit(encode, inputs):
+  from tips_jax.core import vectors  # jax is slow to import, and encoders of others need none
+
   parts = []
-  for first in range(0, len(texts), BATCH):
-    parts.append(np.asarray(encoder.texts(texts[first : first + BATCH]), np.float32))
+  for first in range(0, len(inputs), BATCH):
+    parts.append(np.asarray(encode(inputs[first : first + BATCH]), np.float32))
   return vectors.unit(np.concatenate(parts))
 
 

@@ -4,9 +4,9 @@ pixels of two.
 The hash says which of the lowest frequencies of the gray image are strong. That is pHash (Zauner,
 Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) but for the threshold,
 there the median: noise would decide about the many frequencies that a symmetric drawing has not. It
-is of an image as a whole, and a crop has another one. An image that shall be found in its crops gets
-the hashes of several of them, which are so near to each other that any crop between them has a hash
-like theirs.
+is of an image as a whole, and a crop has another one. An image that shall be found in its crops
+gets the hashes of several of them, which are so near to each other that any crop between them has a
+hash like theirs.
 """
 
 from collections.abc import Iterator

@@ -185,6 +185,14 @@ class Measuring(Tasks):
     return result
 
 
+def reopen_measuring(
+  path: str, curation: schema.Curation, folder: pathlib.Path, *, task_bytes: int
+) -> Measuring:
+  """The same tasks in another process."""
+  opened = store.open_store(path, check_shards=False)
+  return Measuring(opened, curation, folder, task_bytes)
+
+
 class _One:
   """What is known of one record."""
 

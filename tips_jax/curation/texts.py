@@ -14,8 +14,9 @@ from tips_jax.curation import schema
 
 _ENDING = r'\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|pdf|psd|eps|mp4|mov|docx?|html?|php)'
 _PATTERNS = {
-  'url': r'(?:https?://|www\.)\S+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|info|biz|edu|gov|io)\b\S*',
+  # First: the rest of an address would look like one of the web.
   'email': r'[\w.+-]+(?:@|\s?\(at\)\s?|\[at\])[\w-]+(?:\.[\w-]+)+',
+  'url': r'(?:https?://|www\.)\S+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|info|biz|edu|gov|io)\b\S*',
   # Names that end as those of files do, and those that cameras and phones give.
   'file_name': (
     rf'\S*\w{_ENDING}\b|\b(?:IMG|DSC[NF]?|DCIM|PICT|PXL|MVIMG|WP|GOPR|SAM|CIMG|P)[_-]?\d{{3,}}\w*'
