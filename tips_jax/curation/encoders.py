@@ -51,8 +51,8 @@ class _Ours:
 class _Transformers:
   def __init__(self, name):
     try:
-      import torch
       import transformers
+      from transformers.utils import import_utils
     except ImportError as error:
       raise InputError(
         f'encoder: transformers is not installed ({error}); expected pip install '
@@ -60,8 +60,8 @@ class _Transformers:
       ) from error
     try:
       self._processor = transformers.AutoProcessor.from_pretrained(name)
-      self._model = transformers.AutoModel.from_pretrained(name).eval()
-    # No such folder, no network, no such kind of model.
+      self._model = transformers.AutoModel.from_pretrained(name).eval().requires_grad_(False)
+    # No such folder, no network, no such kind of model, no torch.
     except Exception as error:
       raise InputError(
         f'encoder: cannot load {name!r} ({reason(error)}); expected the name or the folder of a '
@@ -74,18 +74,18 @@ class _Transformers:
           f'such as CLIP or SigLIP'
         )
     self.identity = name
-    self._torch = torch
-    if torch.cuda.is_available():
+    self._batch = functools.partial(transformers.BatchFeature, tensor_type='pt')
+    if import_utils.is_torch_cuda_available():
       self._model.to('cuda')
 
   def prepare(self, image):
     found = self._processor(images=[Image.fromarray(image)], return_tensors='pt')
     known = inspect.signature(self._model.get_image_features).parameters
-    return {name: value for name, value in found.items() if name in known}
+    return {name: value.numpy() for name, value in found.items() if name in known}
 
   def images(self, images):
-    inputs = {name: self._torch.cat([each[name] for each in images]) for name in images[0]}
-    return self._features(self._model.get_image_features, inputs)
+    inputs = {name: np.concatenate([each[name] for each in images]) for name in images[0]}
+    return self._features(self._model.get_image_features, self._batch(inputs))
 
   def texts(self, texts):
     # Padded to a length that does not depend on the others.
@@ -101,8 +101,7 @@ class _Transformers:
     return self._features(self._model.get_text_features, inputs)
 
   def _features(self, method, inputs):
-    with self._torch.no_grad():
-      out = method(**{name: value.to(self._model.device) for name, value in inputs.items()})
+    out = method(**{name: value.to(self._model.device) for name, value in inputs.items()})
     out = getattr(out, 'pooler_output', out)
     return out.float().cpu().numpy()
 
