@@ -3,8 +3,10 @@
   python benchmarks/curate.py --data=../shared/data/openclipart [--sheets=FOLDER]
   python benchmarks/curate.py --checkpoint=PATH [--scenes=2000 --wrong=0.5]
 
+  python benchmarks/curate.py --images=20000 --kills=10
+
 Prints one JSON line for each measurement:
-- families: of the two families of near-duplicates that openclipart has, how many are left after
+- families (of openclipart): of its two families, how many are left after
   configs/curation/web.py, and after the near-duplicates step alone;
 - decontamination: recall on copies of evaluation images that were resized, recompressed and
   cropped
@@ -12,6 +14,9 @@ Prints one JSON line for each measurement:
 - similarity: AUC of the cosine of image and text on scenes, of which a share has the text of
   another
   one.
+- kills: images/s and the largest memory of all processes together, with configs/curation/web.py and
+  two workers on photo-like images of 48 x 64 pixels; whether a run that is killed at random moments
+  ends with the same bytes in every file.
 --sheets writes contact sheets: 50 dropped images, each beside its reason, and 50 kept ones.
 """
 
@@ -19,17 +24,22 @@ import argparse
 import io
 import json
 import pathlib
+import random
+import shutil
 import sys
 import tempfile
 import textwrap
+import time
 import zipfile
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import prepare
 from tips_jax.core import strict
 from tips_jax.curation import curating, encoders, schema
 from tips_jax.data import store
@@ -68,11 +78,18 @@ def curated(source: pathlib.Path, output: pathlib.Path, steps: list[dict]) -> li
   return list(map(json.loads, lines))
 
 
-def openclipart(folder: pathlib.Path) -> list[dict]:
-  """The records of the pack."""
-  archive = zipfile.ZipFile(folder / 'images.zip')
-  rows = map(json.loads, (folder / 'train.jsonl').read_text(encoding='utf-8').splitlines())
-  return [record(row['image'], archive.read(row['image']), row['alt_text']) for row in rows]
+def pack(folder: pathlib.Path, limit: int) -> list[dict]:
+  """The first records of openclipart, or of another pack of its layout."""
+  images_zip = folder / 'images.zip'
+  if not images_zip.exists():
+    images_zip = folder / 'train.zip'
+  archive = zipfile.ZipFile(images_zip)
+  found = []
+  for line in (folder / 'train.jsonl').read_text(encoding='utf-8').splitlines()[:limit]:
+    row = json.loads(line)
+    text = row.get('alt_text', ''.join(row.get('captions', [])[:1]))
+    found.append(record(row['image'], archive.read(row['image']), text))
+  return found
 
 
 # --- families -----------------------------------------------------------------------------------
@@ -215,31 +232,93 @@ def similarity(checkpoint: str, folder: pathlib.Path, count: int, share: float) 
     print(json.dumps(result))
 
 
+# --- kills --------------------------------------------------------------------------------------
+
+
+def random_records(rng: np.random.Generator, count: int) -> list[dict]:
+  """Parts of photo-like images with texts; of some there are copies."""
+  photos = [prepare.photo(rng, 256, 256) for _ in range(16)]
+  syllables = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
+  found = []
+  for number in range(count):
+    y, x = rng.integers(208), rng.integers(192)
+    pixels = photos[rng.integers(16)][y : y + 48, x : x + 64]
+    image = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 80)
+    if found and number % 20 == 0:
+      image = copy_of(found[rng.integers(len(found))]['image'], rng, False)
+    words = [''.join(rng.choice(syllables, 3)) for _ in range(4)]
+    found.append(record(f'{number:09d}', image, 'a photo of ' + ' and the '.join(words)))
+  return found
+
+
+def kills(folder: pathlib.Path, count: int, most: int) -> None:
+  """A run without kills, and one with."""
+  rng = np.random.default_rng(0)
+  write_store(folder / 'raw', {'train': random_records(rng, count)})
+  expected = None
+  seconds = 0.0
+  for allowed in (0, most):
+    start = time.monotonic()
+    killed = 0
+    memory = 0.0
+    rng = random.Random(0)
+    while True:
+      run = prepare.Run(
+        'tips_jax.curate',
+        f'--store={folder / "raw"}',
+        f'--output={folder / "curated"}',
+        f'--config={prepare.ROOT}/configs/curation/web.py',
+        '--workers=2',
+        '--task_mib=2',
+      )
+      if killed == allowed or not run.kill(rng.uniform(0.1, 0.6) * seconds):
+        run.wait()
+        break
+      killed += 1
+      memory = max(memory, run.memory)
+    took = time.monotonic() - start
+    seconds = seconds or took
+    found = prepare.contents(folder / 'curated')
+    expected = expected or found
+    result = {'measured': 'kills', 'images': count, 'kills': killed, 'seconds': round(took, 1)}
+    result |= {'images_per_s': round(count / took), 'memory_mib': round(max(memory, run.memory))}
+    report = json.loads((folder / 'curated' / 'curation.json').read_text())
+    result |= {'kept': report['stay'], 'same': found == expected}
+    print(json.dumps(result), flush=True)
+    shutil.rmtree(folder / 'curated')
+
+
 def main(argv=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--data', type=pathlib.Path, help='folder of the pack openclipart')
+  parser.add_argument('--data', type=pathlib.Path, help='folder of openclipart, or of photographs')
+  parser.add_argument('--limit', type=int, default=3000, help='records of it')
   parser.add_argument('--sheets', type=pathlib.Path)
   parser.add_argument('--checkpoint', help='whatever the encoder of a step may be')
   parser.add_argument('--scenes', type=int, default=2000)
   parser.add_argument('--wrong', type=float, default=0.5)
+  parser.add_argument('--images', type=int, default=0)
+  parser.add_argument('--kills', type=int, default=5)
   flags = parser.parse_args(argv)
-  if not (flags.data or flags.checkpoint):
-    parser.error('got neither --data nor --checkpoint')
+  if not (flags.data or flags.checkpoint or flags.images):
+    parser.error('got none of --data, --checkpoint and --images')
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     if flags.data:
-      records = openclipart(flags.data)
-      shown = families(records, folder)
-      if flags.sheets:
-        flags.sheets.mkdir(parents=True, exist_ok=True)
-        by_id = {one['id']: one for one in records}
-        for name, lines in zip(('dropped', 'kept'), shown):
-          sheet(flags.sheets / f'{name}.png', lines, by_id)
+      records = pack(flags.data, flags.limit)
       single = [one for one in records if not one['alt_text'].startswith(tuple(FAMILIES.values()))]
-      decontamination(single, folder, name='openclipart without the families')
-      decontamination(records, folder, name='openclipart')
+      if len(single) < len(records):
+        shown = families(records, folder)
+        if flags.sheets:
+          flags.sheets.mkdir(parents=True, exist_ok=True)
+          by_id = {one['id']: one for one in records}
+          for name, lines in zip(('dropped', 'kept'), shown):
+            sheet(flags.sheets / f'{name}.png', lines, by_id)
+        decontamination(records, folder, name='with the families')
+      decontamination(single, folder, name=f'{flags.data.name}, {len(single)} images')
     if flags.checkpoint:
       similarity(flags.checkpoint, folder, flags.scenes, flags.wrong)
+    if flags.images:
+      kills(folder, flags.images, flags.kills)
 
 
 if __name__ == '__main__':

