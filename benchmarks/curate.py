@@ -2,18 +2,15 @@
 
   python benchmarks/curate.py --data=../shared/data/openclipart [--sheets=FOLDER]
   python benchmarks/curate.py --checkpoint=PATH [--scenes=2000 --wrong=0.5]
-
   python benchmarks/curate.py --images=20000 --kills=10
 
 Prints one JSON line for each measurement:
-- families (of openclipart): of its two families, how many are left after
-  configs/curation/web.py, and after the near-duplicates step alone;
-- decontamination: recall on copies of evaluation images that were resized, recompressed and
-  cropped
-  by 10 %, and images that were dropped and are no copies;
+- families (of openclipart): how many are left of its two families after configs/curation/web.py,
+  and after the near-duplicates step alone;
+- decontamination: recall on copies of evaluation images that were resized and recompressed, and
+  cropped by 10 %; and the others that were dropped;
 - similarity: AUC of the cosine of image and text on scenes, of which a share has the text of
-  another
-  one.
+  another scene;
 - kills: images/s and the largest memory of all processes together, with configs/curation/web.py and
   two workers on photo-like images of 48 x 64 pixels; whether a run that is killed at random moments
   ends with the same bytes in every file.

@@ -1,6 +1,6 @@
 import pytest
 
-from tips_jax.core import strict
+from tips_jax.core import cli, strict
 from tips_jax.core.errors import InputError
 from tips_jax.curation import schema, texts
 
@@ -52,6 +52,11 @@ def test_a_template_is_the_same_for_other_case_digits_and_signs():
   assert len({texts.template(text) for text in same}) == 1
   assert texts.template('part of a set') != texts.template('part of the set')
   assert texts.template('') == texts.template(' !? ') == 0
+
+
+def test_patterns_are_no_paths():
+  text = 'r"~x|https://y"'
+  assert cli._with_paths({'patterns': (text,)}, 'config.steps', {}) == {'patterns': (text,)}
 
 
 def test_length():

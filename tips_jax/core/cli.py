@@ -35,6 +35,7 @@ _IN_BUCKETS = re.compile(
   r'(--)?config\.(data\.(store|extra_stores|tokenizer)|(teachers\.[^.]+\.)?init_from'
   r'|steps\.(encoder|evaluations|queries))'
 )
+_NO_PATHS = ('config.steps.patterns',)  # regular expressions
 Group = typing.TypeVar('Group')
 _HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
 
@@ -228,6 +229,8 @@ def load_config(
 
 def _with_paths(value, name, flags):
   """A config, a group or a value of it, with its paths as on this machine."""
+  if name in _NO_PATHS:
+    return value
   if isinstance(value, str):
     _check_path(value, name, flags)
     return _expanded(value)

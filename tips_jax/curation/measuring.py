@@ -113,7 +113,9 @@ class Measuring(Tasks):
         self._judge_together(alone, measured, at)
         for i, one in enumerate(alone):
           measured.put(at + i, one)
-          ids.write(json.dumps(one.id) + '\n')
+          line = json.dumps(one.id) + '\n'  # ASCII
+          ids.write(line)
+          measured.ends[at + i] = len(line)
           if one.reason:
             reasons.write(json.dumps([at + i, one.first, one.reason]) + '\n')
         at += len(batch)
@@ -216,6 +218,7 @@ class _Measured:
 
   def __init__(self, count, steps, names):
     self._columns = {name: np.zeros(count, dtype) for name, dtype in COLUMNS.items()}
+    self.ends = np.zeros(count, np.int64)  # of the lines of ids: their lengths first
     self._values = np.full((steps, count), np.nan, np.float32)
     self._count = count
     self._features = dict.fromkeys(names)
@@ -232,7 +235,7 @@ class _Measured:
     self._features[name][at : at + len(features)] = features
 
   def arrays(self, names):
-    result = dict(self._columns)
+    result = {**self._columns, 'ends': np.cumsum(self.ends)}
     result.update({f'value-{number}': row for number, row in enumerate(self._values, 1)})
     for number, name in enumerate(names):
       features = self._features[name]
@@ -251,7 +254,7 @@ class Table:
     counts = [measuring.images_read(number) for number in range(len(measuring.tasks))]
     self._starts = np.cumsum([0, *counts])
     self.encoders = list(measuring.encoders)
-    self._ids_of = functools.lru_cache(maxsize=8)(self._load_ids)
+    self._ids_of = functools.lru_cache(maxsize=1024)(self._load_ids)
     self._features_of = functools.lru_cache(maxsize=1024)(self._load_features)
 
   def __len__(self) -> int:
@@ -284,11 +287,13 @@ class Table:
 
   def id(self, row: int) -> str:
     number, within = self.place(row)
-    return self._ids_of(number)[within]
+    lines, ends = self._ids_of(number)
+    first = int(ends[within - 1]) if within else 0
+    return json.loads(bytes(lines[first : int(ends[within])]))
 
   def _load_ids(self, number):
-    with open(self._path(number, 'ids'), encoding='utf-8') as file:
-      return [json.loads(line) for line in file]
+    lines = np.memmap(self._path(number, 'ids'), np.uint8, 'r')
+    return lines, np.load(self._path(number, 'ends.npy'), mmap_mode='r')
 
   def place(self, row: int) -> tuple[int, int]:
     """(number of the task, number in the task) of a row."""
