@@ -6,8 +6,8 @@ Steps are image size, text length, junk and repeated texts, language, image-text
 and near duplicates, images of evaluation sets, retrieval toward curated images, balance over
 clusters, and judges of one's own: tips_jax/curation/schema.py has their fields. Records that stay
 are copied byte for byte. OUT/curation.html shows the funnel with pictures, OUT/dropped.jsonl lists
-all that went; --config.steps[0].least=64 changes a field. Exit codes: 0 done, 2 bad input, 75 a process died, 130 or 143 stopped by Ctrl-C or
-SIGTERM.
+all that went. --config.steps[0].least=64 changes a field of the first step. Exit codes: 0 done, 2
+bad input, 75 a process died, 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 Work is cut into tasks; however it was stopped, the same command goes on, and the store is the same
 bit for bit, whoever did them: --workers processes, jobs of a scheduler (--part=0/8 to --part=7/8

@@ -62,7 +62,7 @@ def test_a_crop_has_a_hash_near_one_of_the_whole_and_the_pixels_agree(side):
     hashes = looks.hashes_of_crops(whole)
     assert min(distance(looks.hashed(crop), each) for each in hashes) <= 10
     correlation, color = looks.alike(looks.small(whole), looks.small(crop))
-    assert correlation > 0.9 and color < 0.03
+    assert correlation > 0.9 and color < 0.12
 
 
 def test_another_image_another_color_and_no_contrast_are_not_alike():
@@ -74,14 +74,18 @@ def test_another_image_another_color_and_no_contrast_are_not_alike():
   tinted = whole.copy()
   tinted[..., 0] = np.clip(tinted[..., 0].astype(int) + 60, 0, 255)
   assert looks.alike(whole, tinted)[1] > 0.06
+  mouth = whole.copy()
+  mouth[40:52, 24:40] = 255 - mouth[40:52, 24:40]
+  correlation, color = looks.alike(whole, mouth)
+  assert correlation > 0.85 and color > 0.15
 
 
 def test_a_place_that_is_like_enough_in_both_ends_the_search():
   whole = looks.small(photo(0))
   crop = looks.small(photo(0)[6:90, 8:120])
   best = looks.alike(whole, crop)
-  first = looks.alike(whole, crop, 0.8, 0.06)
-  assert best[0] >= first[0] >= 0.8 and first[1] <= 0.06
+  first = looks.alike(whole, crop, 0.8, 0.12)
+  assert best[0] >= first[0] >= 0.8 and first[1] <= 0.12
 
 
 # --- neighbors ----------------------------------------------------------------------------------

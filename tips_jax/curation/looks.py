@@ -22,7 +22,7 @@ _SIDES = (0.95, 0.9)  # of the crops, as shares of the image's
 _PLACES = (0.0, 0.5, 1.0)  # of a crop, from one edge to the other
 _SCALES = (1.0, 0.975, 0.95, 0.925, 0.9)
 _STRETCH = 0.06  # largest difference of the two sides of a crop
-_COLORS = 8  # pixels of images whose colors are compared
+_COLORS = 8  # parts of an image in each direction, whose colors are compared
 
 
 def hashed(pixels_HWC: np.ndarray) -> int:
@@ -61,9 +61,10 @@ def small(pixels_HWC: np.ndarray) -> np.ndarray:
 def alike(
   whole_SSC: np.ndarray, other_SSC: np.ndarray, least: float = 1.0, color: float = 0.0
 ) -> tuple[float, float]:
-  """(correlation, mean difference of colors in [0, 1]) of an image and another one, or of the part
-  of it that is most like that, down to 0.9 of its sides. Both as from `small`. least, color: a
-  correlation and a difference at which no better part is looked for.
+  """(correlation, difference of colors) of an image and another one, or of the part of it that is
+  most like that, down to 0.9 of its sides. Both as from `small`. The difference, in [0, 1], is the
+  largest of the mean colors of 64 parts: an arrow to the left and one to the right correlate.
+  least, color: a correlation and a difference at which no better part is looked for.
   """
   best = (-1.0, 1.0)
   for down in _SCALES:
@@ -91,4 +92,4 @@ def _difference(a, b):
   size = (_COLORS, _COLORS)
   a = cv2.resize(a, size, interpolation=cv2.INTER_AREA).astype(np.float32)
   b = cv2.resize(b, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-  return float(np.abs(a - b).mean() / 255)
+  return float(np.abs(a - b).mean(-1).max() / 255)

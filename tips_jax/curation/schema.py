@@ -117,7 +117,7 @@ class NearDuplicates:
   kind: Literal['near_duplicates']
   bits: Annotated[int, Range(0, 20)] = 8  # of 64 in which the perceptual hashes differ, at most
   alike: Cosine = 0.95  # least correlation of the pixels of images with like hashes
-  color: Share = 0.05  # largest mean difference of their colors
+  color: Share = 0.05  # largest difference of the colors of a 64th of the images
   encoder: str = ''
   cosine: Cosine = 0.95  # least, of features
 
@@ -132,7 +132,7 @@ class Decontaminate:
   evaluations: tuple[str, ...]  # sets of images
   bits: Annotated[int, Range(0, 20)] = 10
   alike: Cosine = 0.85
-  color: Share = 0.05
+  color: Share = 0.12
   encoder: str = ''
   cosine: Cosine = 0.95
 
