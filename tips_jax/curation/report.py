@@ -24,6 +24,18 @@ PAGE = 'curation.html'
 _EXAMPLES = 12  # of a step, of what went and of what stayed
 _TILE = 112  # pixels
 _BINS = 40
+# What the value of a record is, by the kind of the step.
+_VALUES = {
+  'image_size': 'shorter side, pixels',
+  'text_length': 'words',
+  'junk_text': 'words that are left',
+  'language': 'probability of the language that was found',
+  'similarity': 'cosine of image and text',
+  'near_duplicates': 'largest correlation with an image of a like hash',
+  'decontaminate': 'largest correlation with an image of a like hash',
+  'retrieve': 'cosine to the nearest query',
+  'balance': 'cosine to the center of the cluster',
+}
 
 _LEAD = (
   'From all records to those that stay, step by step. All that went is listed in '
@@ -151,7 +163,8 @@ def _section(funnel, number, step, examples):
     f'<p>{step["dropped"]:,} of {step["records"]:,} records went. {html.escape(text)}</p>'
   )
   if step.get('values'):
-    parts.append('<figure>' + page.image(_chart(step['values'], step['title']), 'values'))
+    kind = step['settings']['kind']
+    parts.append('<figure>' + page.image(_chart(step['values'], _VALUES[kind]), 'values'))
     parts.append('</figure>')
   if examples:
     tiles = [_tile_of_dropped(funnel, dropped) for dropped in examples]
@@ -170,12 +183,12 @@ def _section(funnel, number, step, examples):
   return ''.join(parts) + '</section>'
 
 
-def _chart(histogram, title):
+def _chart(histogram, label):
   def draw():
     figure = style.new_figure(6.4, 1.5)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.stairs(histogram['counts'], histogram['edges'], fill=True, color='#17a08f')
-    axes.set_xlabel(f'{title}: value of a record')
+    axes.set_xlabel(label)
     axes.set_ylabel('records')
     return figure
 
