@@ -88,4 +88,4 @@ def test_curation(run):
   by_parts = store.open_store('CURATED_BY_PARTS')
   assert by_parts.fingerprint == store.open_store('CURATED').fingerprint
   [made] = store.open_store('CURATED2').info['curation']
-  assert made['dropped']['similarity']
+  assert dict(made['dropped'])['similarity']

@@ -116,7 +116,8 @@ def _provenance(opened, measuring, content) -> Mapping[str, object]:
   now = {
     **measuring.settings_of_input(),
     'records': content['records'],
-    'dropped': {step['title']: step['dropped'] for step in content['steps']},
+    # Several steps may have one title.
+    'dropped': [[step['title'], step['dropped']] for step in content['steps']],
   }
   return {**opened.info, 'made_by': 'curate', 'curation': [*before, now]}
 
