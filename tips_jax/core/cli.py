@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
@@ -31,8 +32,11 @@ _QUOTES = '\'"() '
 _NUMBER = re.compile(r'[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?', re.IGNORECASE)
 # Fields of a config that may name a path in a bucket.
 _IN_BUCKETS = re.compile(
-  r'(--)?config\.(data\.(store|extra_stores|tokenizer)|(teachers\.[^.]+\.)?init_from)'
+  r'(--)?config\.(data\.(store|extra_stores|tokenizer)|(teachers\.[^.]+\.)?init_from'
+  r'|steps\.(encoder|evaluations|queries))'
 )
+_NO_PATHS = ('config.steps.patterns',)  # regular expressions
+Group = typing.TypeVar('Group')
 _HOME = re.compile(r"""(?<![^,'"(])~[^/,'")]*(?=[/,'")]|$)""")
 
 
@@ -136,6 +140,13 @@ def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> boo
   return True
 
 
+def cores() -> int:
+  """Those that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def require_address_space() -> None:
   """InputError where the system grants less than any run takes (ulimit -v): XLA would hang."""
   granted, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -203,17 +214,23 @@ def _home(match):
 # --- a config -----------------------------------------------------------------------------------
 
 
-def load_config(values: flags.FlagValues) -> schema.Config:
+def load_config(
+  values: flags.FlagValues,
+  of: type[Group] = schema.Config,
+  example: str = 'configs/quickstart.py',
+) -> Group:
   """The checked config; InputError for a file, an argument, a field or a value that does not
   fit.
   """
   if values.config is None:
-    raise InputError('--config: missing; expected a file such as configs/quickstart.py')
-  return strict.build(schema.Config, _with_paths(values.config, 'config', values))
+    raise InputError(f'--config: missing; expected a file such as {example}')
+  return strict.build(of, _with_paths(values.config, 'config', values))
 
 
 def _with_paths(value, name, flags):
   """A config, a group or a value of it, with its paths as on this machine."""
+  if name in _NO_PATHS:
+    return value
   if isinstance(value, str):
     _check_path(value, name, flags)
     return _expanded(value)

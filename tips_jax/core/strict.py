@@ -190,4 +190,6 @@ def plain(config: Any) -> Any:
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
   if isinstance(config, dict):
     return {k: plain(v) for k, v in config.items()}
+  if isinstance(config, tuple):
+    return tuple(map(plain, config))
   return config

@@ -14,12 +14,12 @@ from typing import Any
 
 from tips_jax.core.errors import InputError
 from tips_jax.data import store
+from tips_jax.data.ingest import tasks
 from tips_jax.data.ingest.captioners import Answer, Ask, Caption, Captioner, Server, Table
 from tips_jax.data.ingest.cells import one_line
 from tips_jax.data.ingest.reader import Note, Options, Piece, Reader, Sample
 from tips_jax.data.ingest.samples import in_threads
 from tips_jax.data.ingest.tfds_reader import TfdsReader
-from tips_jax.data.ingest.work import TASKS_FOLDER
 
 KINDS = ('hf:NAME_OR_FOLDER', 'openai:URL#MODEL', 'table:FILE')
 _CIRCLES = 4  # times that the same words follow each other in a caption that turns in circles
@@ -75,7 +75,7 @@ class CaptioningReader(StoreReader):
     """
     super().__init__(path, Options(split=split))
     self._open_captioner = open_captioner
-    self._folder = folder / TASKS_FOLDER
+    self._folder = folder / tasks.FOLDER
     self._replace = replace
     self._limit = limit
     of = store.open_store(path, check_shards=False).fingerprint

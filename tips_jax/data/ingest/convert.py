@@ -4,33 +4,21 @@ Images that cannot be used are left out and listed; images with missing texts or
 one are kept and listed. The report goes into the store as report.json.
 """
 
-import contextlib
-import fcntl
 import functools
 import json
-import os
 import pathlib
 import shutil
-import sys
-import time
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from tips_jax.core.errors import InputError
-from tips_jax.core.log import Progress
 from tips_jax.data import store, tokenizer
-from tips_jax.data.ingest import copies, processes
+from tips_jax.data.ingest import copies, doing
 from tips_jax.data.ingest.reader import Reader
-from tips_jax.data.ingest.records import GROWING
 from tips_jax.data.ingest.report import REFUSED, REPORT_FILE, Report
-from tips_jax.data.ingest.work import TASKS_FOLDER, Settings, Work
+from tips_jax.data.ingest.work import Settings, Work
 
 TRAIN_TOKENIZER = 'train'
-_LOCK_FILE = 'lock'
-# For which a folder stays: results of tasks, answers of a captioner, a store that is complete.
-_KEPT = ('tasks/[0-9]*.json', 'tasks/*.journal', store.INFO_FILE)
-# What killed processes leave: files of theirs, of files.write and of TFDS that are not complete.
-_LEFT = (f'*{GROWING}', f'tasks/*{GROWING}', '.*', '*.incomplete*')
 
 Readers = Mapping[str, Reader]
 
@@ -48,7 +36,7 @@ def convert(
   task_bytes: int = 0,
   workers: int = 1,
   reopen: Callable[[], Readers] | None = None,
-  run: Callable[[Callable[[], Work], Sequence[int]], None] | None = None,
+  run: doing.Run | None = None,
   part: tuple[int, int] | None = None,
   merge_only: bool = False,
   about: Mapping[str, typing.Any] | None = None,
@@ -81,80 +69,23 @@ def convert(
     learn=tokenizer_from == TRAIN_TOKENIZER,
     task_bytes=task_bytes,
   )
-  with _disk_errors(output), _work_folder(output, alone=part is None) as folder:
+  with doing.disk_errors(output), doing.work_folder(output, alone=part is None) as folder:
     sealed = (folder / store.INFO_FILE).exists()  # by one that was killed a moment later
     work = Work(readers, folder, settings)
     work.begin()
     if not sealed:
-      numbers = work.missing()
-      if merge_only and numbers:
-        raise InputError(
-          f'--merge: {len(numbers)} of {len(work.tasks)} tasks are not done, the first is task '
-          f'{numbers[0]}; expected all; run the missing parts again, or without --merge to do them '
-          f'here'
-        )
-      if part is not None:
-        numbers = sorted(set(numbers) & set(_of_part(work, part)))
+      numbers = doing.chosen(work, part, merge_only)
       _say_what_is_read(work)
-      if run is None:
-        run = functools.partial(_do, work, workers if reopen else 1, stream or sys.stderr)
-      run(functools.partial(_open_work, reopen, folder, settings), numbers)
+      open_work = functools.partial(_open_work, reopen, folder, settings)
+      workers = workers if reopen else 1
+      doing.do(work, numbers, open_work, workers=workers, run=run, stream=stream)
     if part is not None:
       return None
     if not sealed:
       merge(work, copied, vocab_size if tokenizer_from else 0, about or {'made_by': 'prepare'})
     report = json.loads((folder / REPORT_FILE).read_text())
-    _publish(folder, output)
+    doing.publish(folder, output)
   return report
-
-
-@contextlib.contextmanager
-def _disk_errors(output):
-  try:
-    yield
-  except OSError as error:
-    raise InputError(f'cannot write the store {str(output)!r} ({error})') from error
-
-
-@contextlib.contextmanager
-def _work_folder(output, *, alone) -> Iterator[pathlib.Path]:
-  """The folder of a store in the making. alone: nobody else works in it, and it goes away again
-  where no task is done.
-  """
-  folder = store.work_folder(output)
-  with open(folder / _LOCK_FILE, 'w') as lock:
-    try:
-      fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise InputError(
-        f'{str(folder)!r}: another process is writing this store; expected one at a time, or '
-        f'--part of all'
-      ) from None
-    except OSError:  # a file system without locks
-      pass
-    if not alone:
-      yield folder
-      return
-    _remove_left(folder)
-    try:
-      yield folder
-    finally:
-      done = [path for pattern in _KEPT for path in folder.glob(pattern)]
-      if folder.exists() and not done:
-        shutil.rmtree(folder)
-
-
-def _remove_left(folder):
-  """Removes what killed processes left; one that was just killed may be about to end."""
-  for pattern in _LEFT:
-    for path in folder.glob(pattern):
-      path.unlink(missing_ok=True)
-
-
-def _of_part(work, part):
-  """The numbers of the tasks of a part: neighbors, as these may be of one file."""
-  index, count = part
-  return range(len(work.tasks) * index // count, len(work.tasks) * (index + 1) // count)
 
 
 def _open_work(reopen, folder, settings):
@@ -170,56 +101,6 @@ def _say_what_is_read(work):
     del reader.notes[before:]  # it is read again
     if sample is not None:
       print(f'{split}: {reader.understood(sample)}')
-
-
-# --- doing --------------------------------------------------------------------------------------
-
-
-def _do(work, workers: int, stream, open_work, numbers: Sequence[int]) -> None:
-  """Does tasks, in this process or in several, and shows how far they are."""
-  if not numbers:
-    return
-  meter = _Meter(work, numbers, stream)
-  workers = min(workers, len(numbers))
-  if workers > 1:
-    processes.do(open_work, numbers, workers, meter.tell)
-  else:
-    for number in numbers:
-      work.do(number, meter.tell, threads=os.cpu_count() or 1)
-  meter.close()
-
-
-class _Meter:
-  """The progress of the tasks `numbers`, those that were done before included."""
-
-  def __init__(self, work, numbers, stream):
-    before = set(range(len(work.tasks))) - set(work.missing())
-    self._size = sum(work.tasks[i].size for i in (*before, *numbers))
-    self._left = sum(work.tasks[i].size for i in numbers)
-    self._before = 0
-    for number in before:
-      self._before += sum(counts.get('read', 0) for counts in work.result(number).splits.values())
-    self._images = 0
-    self._read = 0.0
-    self._start = time.monotonic()
-    self._progress = Progress(0, label='images', every_s=5.0, stream=stream)
-
-  def tell(self, images: int, size: float) -> None:
-    self._images += images
-    self._read += size
-    done = self._before + self._images
-    # Which images are to come is known by their bytes alone.
-    share = (self._size - self._left + self._read) / max(self._size, 1)
-    self._progress.total = max(round(done / share) if share else 0, done)
-    rate = self._images / max(time.monotonic() - self._start, 1e-9)
-    if share < 1:
-      self._progress.update(done, images_per_s=rate)
-
-  def close(self) -> None:
-    done = self._before + self._images
-    self._progress.total = done
-    self._progress.update(done, images_per_s=self._images / (time.monotonic() - self._start))
-    self._progress.close()
 
 
 # --- putting together ---------------------------------------------------------------------------
@@ -303,11 +184,3 @@ def _put_tokenizer(work, copied, vocab_size):
     'wanted': None if copied else vocab_size,
     'sha256': made.sha256,
   }
-
-
-def _publish(folder, output):
-  """Gives a complete store its name, without what was needed to make it."""
-  _remove_left(folder)
-  shutil.rmtree(folder / TASKS_FOLDER, ignore_errors=True)
-  (folder / _LOCK_FILE).unlink(missing_ok=True)
-  store.publish(folder, output)

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.work import Work
+from tips_jax.data.ingest.tasks import Tasks
 
 _OURS = re.compile(r'InputError: ([^\n]*)')
 
 
 def do(
-  open_work: Callable[[], Work], numbers: Sequence[int], *, runner: str, options: Sequence[str]
+  open_work: Callable[[], Tasks], numbers: Sequence[int], *, runner: str, options: Sequence[str]
 ) -> None:
   """Does the tasks `numbers`. Where they run this package is installed, and the input and the
   folder of the store have the same paths.
@@ -31,7 +31,7 @@ def do(
 
     def setup(self):
       self._work = open_work()
-      self._images = beam.metrics.Metrics.counter('prepare', 'images')
+      self._images = beam.metrics.Metrics.counter('tasks', 'images')
 
     def process(self, number):
       self._work.do(number, lambda images, size: self._images.inc(images))

@@ -9,12 +9,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from tips_jax.core.errors import InputError, PassingError
-from tips_jax.data.ingest.work import Tell, Work
+from tips_jax.data.ingest.tasks import Tasks, Tell
 
 _LOOK_S = 1.0
 
 
-def do(open_work: Callable[[], Work], numbers: Sequence[int], workers: int, tell: Tell) -> None:
+def do(open_work: Callable[[], Tasks], numbers: Sequence[int], workers: int, tell: Tell) -> None:
   """Does the tasks `numbers` in their order, each in one of `workers` processes.
 
   `open_work` is sent to them. Raises the InputError of the first task that has one, and

@@ -92,7 +92,12 @@ def page(
   parts.append('</section>')
   parts += map(_section, sections)
   parts.append(f'<footer>{_FOOTER}</footer>')
-  return _PAGE.format(title=html.escape(content['title']), style=_STYLE, body='\n'.join(parts))
+  return document(content['title'], '\n'.join(parts))
+
+
+def document(title: str, body: str, style: str = '') -> str:
+  """A page in the style of all pages, of HTML. style: CSS of its own."""
+  return _PAGE.format(title=html.escape(title), style=_STYLE + style, body=body)
 
 
 def _fact(name, text):
@@ -158,11 +163,15 @@ def _section(section):
     if picture.note:
       parts.append(f'<p>{html.escape(picture.note)}</p>')
     # For readers that see no pictures; the numbers are in the tables.
-    alt = html.escape(f'{section.title}: {picture.label}')
-    source = _data_uri(picture.png)
-    parts.append(f'<img src="{source}" style="width:{_width(picture.png)}px" alt="{alt}"></figure>')
+    parts.append(image(picture.png, f'{section.title}: {picture.label}') + '</figure>')
   parts += map(_details, section.entries)
   return ''.join(parts) + '</section>'
+
+
+def image(png: bytes, alt: str) -> str:
+  """The HTML of a picture of the size in which it was drawn."""
+  source = _data_uri(png)
+  return f'<img src="{source}" style="width:{_width(png)}px" alt="{html.escape(alt)}">'
 
 
 def _details(entry):
@@ -196,8 +205,11 @@ def _details(entry):
 
 
 def _data_uri(png):
-  """The picture inside the page, as WebP: a fifth of the size of the PNG."""
-  pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  return data_uri(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+
+
+def data_uri(pixels: np.ndarray) -> str:
+  """A picture inside the page, uint8 BGR or BGRA, as WebP: a fifth of the size of a PNG."""
   webp = cv2.imencode('.webp', pixels, (cv2.IMWRITE_WEBP_QUALITY, 86))[1]
   return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
 
