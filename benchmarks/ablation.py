@@ -128,6 +128,7 @@ class Table:
     self.stores = self.folder / 'stores'
     self.programs = Programs(options.cores)
     self.failures = []
+    self.others = []  # records of a written table that this command does not plan
     self.batch_size = _batch_size(self.config_arg(options.rows[0]), options.flags)
 
   def config_arg(self, row: str) -> str:
@@ -296,16 +297,24 @@ class Table:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def take_known(self, planned: list[Run]) -> None:
-    """Takes the records of runs that the written table has, and that are not in this folder."""
+    """Takes the records of runs that the written table has, and that are not in this folder.
+    InputError where it has a planned run by another recipe: the new table would lose it.
+    """
     path = self.table().with_suffix('.json')
     if not self.options.output or not path.exists():
       return
-    known = {}
+    wanted = {(run.row, run.seed, run.folder.parent.name): run for run in planned}
     for record in json.loads(path.read_text()):
-      known[record['config'], record['budget']] = record
-    for run in planned:
-      record = known.get((self.digest(run), run.folder.parent.name))
-      if record and not (run.folder / DONE).exists():
+      run = wanted.get((record['row'], record['seed'], record['budget']))
+      if run is None:
+        self.others.append(record)
+        continue
+      if record['config'] != self.digest(run):
+        raise errors.InputError(
+          f'--output: got {str(self.options.output)!r}, whose table has {run.folder.name} by '
+          f'another recipe or other flags (at {record["commit"]}); expected another folder'
+        )
+      if not (run.folder / DONE).exists():
         run.folder.mkdir(parents=True, exist_ok=True)
         files.write(run.folder / DONE, json.dumps(record, indent=1))
 
@@ -343,7 +352,7 @@ class Table:
 
   def write(self, planned: list[Run]) -> None:
     """Writes the table of the runs that are finished."""
-    records = []
+    records = list(self.others)
     for run in planned:
       if (run.folder / DONE).exists():
         records.append(json.loads((run.folder / DONE).read_text()))
@@ -351,7 +360,8 @@ class Table:
       return
     path = self.table()
     path.parent.mkdir(parents=True, exist_ok=True)
-    report.write(path, records, data=self.options.data, planned=len(planned))
+    count = len(planned) + len(self.others)
+    report.write(path, records, data=self.options.data, planned=count)
     print(path.with_suffix('.md').read_text())
 
 

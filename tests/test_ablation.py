@@ -201,6 +201,10 @@ def test_a_table_is_made_once_and_what_is_missing_is_made_again(
   longer = table(tmp_path / 'other', f'--output={tmp_path}', '--images=32')
   longer.take_known(longer.runs())
   assert not list(tmp_path.glob('other/scenes-images-32/*'))
+  assert len(longer.others) == 2  # they stay in the table
+  changed = table(tmp_path / 'other', f'--output={tmp_path}', '--', '--config.seed=5')
+  with pytest.raises(InputError, match='whose table has web-0 by another recipe'):
+    changed.take_known(changed.runs())
   # A run that fails is named, and the others are in the table.
   shutil.rmtree(folder / 'web-0')
 
