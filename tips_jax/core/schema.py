@@ -63,12 +63,15 @@ class Compute:
   """How towers are computed; never what they compute."""
 
   dtype: Literal['bfloat16', 'float32'] = 'bfloat16'  # of activations; parameters stay float32
+  matmul: Literal['dtype', 'int8'] = 'dtype'  # products of blocks; int8: models/quantized.py
   scan: bool = True  # one compiled block, looped over layers
   remat: Literal['none', 'products', 'full'] = (
     'none'  # kept for the backward pass: all; matrix products; block inputs
   )
   attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'  # see models/attention.py
   float32_residual: bool = False  # what blocks add to stays float32
+  # Of XLA for the training step, over those that the kind of device gets (train/lowering.py).
+  options: dict[str, str | int | bool] = dataclasses.field(default_factory=dict)
 
 
 # --- method -------------------------------------------------------------------------------------

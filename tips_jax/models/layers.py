@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tips_jax.core import parallel, schema
-from tips_jax.models import attention
+from tips_jax.models import attention, quantized
 
 xavier = nn.initializers.xavier_uniform()
 _tiny = nn.initializers.normal(1e-6)
@@ -88,13 +88,19 @@ class Dense(nn.Module):
   dtype: jnp.dtype
   kernel_init: nn.initializers.Initializer = xavier
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  matmul: str = 'dtype'
 
   def setup(self) -> None:
     self.kernel = weight(self, 'kernel', self.kernel_init, self.shape, self.dtype)
     self.bias = weight(self, 'bias', self.bias_init, self.shape[1:], self.dtype)
 
   def __call__(self, x):
-    return stored_gradient(x @ self.kernel) + self.bias
+    return stored_gradient(self.product(x)) + self.bias
+
+  def product(self, x: jax.Array) -> jax.Array:
+    if self.matmul == 'int8':
+      return quantized.product(x, self.kernel)
+    return x @ self.kernel
 
 
 class Projection(Dense):
@@ -103,7 +109,7 @@ class Projection(Dense):
   """
 
   def __call__(self, x):
-    return plus(x @ self.kernel, self.bias)
+    return plus(self.product(x), self.bias)
 
 
 class Norm(nn.Module):
@@ -173,13 +179,14 @@ class Attention(nn.Module):
   heads: int
   dtype: jnp.dtype
   kernel: str = 'auto'
+  matmul: str = 'dtype'
 
   def setup(self) -> None:
     shape = (self.width, self.width)
-    self.query = Projection(shape, self.dtype)
-    self.key = Projection(shape, self.dtype)
-    self.value = Projection(shape, self.dtype)
-    self.out = Dense(shape, self.dtype)
+    self.query = Projection(shape, self.dtype, matmul=self.matmul)
+    self.key = Projection(shape, self.dtype, matmul=self.matmul)
+    self.value = Projection(shape, self.dtype, matmul=self.matmul)
+    self.out = Dense(shape, self.dtype, matmul=self.matmul)
 
   def __call__(self, x_BTD, key_mask=None):
     q = keep(self.query(x_BTD))
@@ -200,13 +207,14 @@ class Mlp(nn.Module):
   hidden: int
   kind: str
   dtype: jnp.dtype
+  matmul: str = 'dtype'
 
   def setup(self) -> None:
-    inward = (self.width, self.hidden)
-    self.up = Dense(inward, self.dtype, bias_init=_tiny)
-    self.down = Dense(inward[::-1], self.dtype, bias_init=_tiny)
+    dense = functools.partial(Dense, dtype=self.dtype, bias_init=_tiny, matmul=self.matmul)
+    self.up = dense((self.width, self.hidden))
+    self.down = dense((self.hidden, self.width))
     if self.kind == 'swiglu':
-      self.gate = Dense(inward, self.dtype, bias_init=_tiny)
+      self.gate = dense((self.width, self.hidden))
 
   def __call__(self, x):
     up = keep(self.up(x))
@@ -238,11 +246,12 @@ class Block(nn.Module):
   drop_path: float = 0.0
 
   def setup(self) -> None:
-    dtype = jnp.dtype(self.compute.dtype)
+    c = self.compute
+    dtype = jnp.dtype(c.dtype)
     self.norm1 = Norm(self.width)
     self.norm2 = Norm(self.width)
-    self.attention = Attention(self.width, self.heads, dtype, self.compute.attention)
-    self.mlp = Mlp(self.width, self.hidden, self.ffn, dtype)
+    self.attention = Attention(self.width, self.heads, dtype, c.attention, c.matmul)
+    self.mlp = Mlp(self.width, self.hidden, self.ffn, dtype, c.matmul)
     self.drop = Dropout(self.dropout)
     self.drop_row = Dropout(self.drop_path, whole=True)
     if self.layer_scale:

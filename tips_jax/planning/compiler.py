@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
-from tips_jax.core.errors import InputError
 from tips_jax.planning import cost, hlo, topologies
+from tips_jax.train import lowering
 
 _LLO = (
   '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true '
@@ -113,9 +113,10 @@ def compile_step(
       stats[kind] = getattr(analysis, f'{kind}_size_in_bytes', 0)
     return Compiled(module, schedules(module), stats, peak(folder, module), seconds)
   except Exception as error:  # jax raises its runtime error, of several names
+    refused = lowering.refused_option(error)
+    if refused:
+      raise refused from None
     sizes = _too_big(str(error))
-    if re.search('compile option|While setting option|is not a valid', str(error)):
-      raise InputError(f'--compiler_options: {str(error).splitlines()[0]}') from None
     if not sizes:
       raise
     raise TooBig(*sizes, time.time() - begin, str(error)) from None

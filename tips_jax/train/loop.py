@@ -330,7 +330,7 @@ def compile_step(run: Run, step: int) -> tuple[Callable, float]:
   traced_s = time.monotonic() - begin
   # In a thread, so that a signal is heard meanwhile. Its pool is never shut down: leaving the
   # process must not wait for the compiler.
-  future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowered.compile)
+  future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowering.compiled, lowered)
   while not future.done():
     concurrent.futures.wait([future], timeout=0.2)
   seconds = time.monotonic() - begin

@@ -2,6 +2,8 @@
 there.
 """
 
+import re
+
 import jax
 
 from tips_jax.core.errors import InputError
@@ -11,12 +13,32 @@ from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method
 from tips_jax.train.state import State
 
-# Options of XLA, by platform, where its defaults cost time (docs/plans.md has the figures).
+# Options of XLA where its defaults cost time, by platform or by jax's kind of a device, which goes
+# before its platform (docs/plans.md has the figures).
 OPTIONS = {
   # Else products of several crops with the same weights become one, for which their inputs and its
   # results are copied.
-  'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'}
+  'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'},
 }
+
+
+def options(method: Method, device: jax.Device) -> dict[str, str | int | bool]:
+  """Options of XLA for the step on devices like this one: `compute.options` over OPTIONS."""
+  own = OPTIONS.get(device.platform, {}) | OPTIONS.get(device.device_kind, {})
+  return own | method.config.compute.options
+
+
+def refused_option(error: Exception) -> InputError | None:
+  """What a compiler says of an option that it does not know, or whose value it cannot read; None
+  for its other errors.
+  """
+  line = str(error).splitlines()[0]
+  if not re.search('compile option|While setting option|is not a valid', line):
+    return None
+  return InputError(
+    f'compute.options (or --compiler_options): {line}; expected options of the XLA of jax '
+    f'{jax.__version__}'
+  )
 
 
 def abstract_state(method: Method, mesh: jax.sharding.Mesh) -> tuple[State, State]:
@@ -50,7 +72,7 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     donate_argnums=0,
     in_shardings=(places, sharding.batch(mesh)),
     out_shardings=(places, sharding.replicated(mesh)),
-    compiler_options=OPTIONS.get(mesh.devices.flat[0].platform),
+    compiler_options=options(method, mesh.devices.flat[0]),
   )
   try:
     with jax.set_mesh(mesh):
@@ -68,3 +90,11 @@ def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     raise InputError(
       f'config: passes and losses that do not fit each other: {str(error).splitlines()[0]}'
     ) from error
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """The program; InputError for options that the compiler does not take."""
+  try:
+    return lowered.compile()
+  except Exception as error:  # jax raises its runtime error, of several names
+    raise (refused_option(error) or error) from None
