@@ -358,6 +358,8 @@ class Table:
         records.append(json.loads((run.folder / DONE).read_text()))
     if not records:
       return
+    order = list(config.ROWS)
+    records.sort(key=lambda record: order.index(record['row']))
     path = self.table()
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(planned) + len(self.others)
