@@ -10,6 +10,7 @@ import tips_jax
 from tests.curation.test_looks import photo
 from tests.test_curate import record, run, write
 from tips_jax.core import schema as core_schema
+from tips_jax.core.errors import InputError
 from tips_jax.curation import encoders
 from tips_jax.data import store, tokenizer
 from tips_jax.interop.weights import Weights
@@ -48,7 +49,9 @@ def test_a_dual_encoder_of_transformers(tmp_path):
 def test_an_encoder_of_ours(tmp_path):
   tower = dict(width=16, depth=1, heads=2, mlp=16)
   towers_of = {
-    'image': core_schema.ViT(kind='vit', patch=8, grid=2, mask_token=True, **tower),
+    'image': core_schema.ViT(
+      kind='vit', patch=8, grid=2, mask_token=True, cls=('web', 'synthetic'), **tower
+    ),
     'text': core_schema.TextTower(kind='text', vocab=300, **tower),
     'logit': core_schema.Logit(kind='logit'),
   }
@@ -69,6 +72,14 @@ def test_an_encoder_of_ours(tmp_path):
   images = [encoders.prepare(name, photo(i)) for i in range(3)]
   expected = encoders.image_features(name, images) * encoders.text_features(name, texts)
   expected = expected.sum(1)
+  # The other CLS token is another encoder.
+  other = f'{name}#synthetic'
+  token = tips_jax.load(name).encode_image([photo(0)])[0][0, 1]
+  [found] = encoders.image_features(other, images[:1])
+  np.testing.assert_allclose(found, token / np.linalg.norm(token), atol=1e-5)
+  assert encoders.identity(other) != encoders.identity(name)
+  with pytest.raises(InputError, match="CLS token: got 'synthetics'; .*'synthetic'?"):
+    encoders.load(f'{name}#synthetics')
   best = str(np.argmax(expected))
   stay, went = run(source, tmp_path / 'out', dict(kind='similarity', encoder=name, best=0.34))
   assert stay == [best]

@@ -34,9 +34,10 @@ class Encoder(Protocol):
 
 
 class _Ours:
-  def __init__(self, path):
+  def __init__(self, name):
+    path, _, cls = name.partition('#')
     # exact: the same numbers in every batch.
-    self._encoder = tips_jax.load(path, exact=True, batch_size=BATCH)
+    self._encoder = tips_jax.load(path, exact=True, batch_size=BATCH, cls=cls or None)
     self.identity = self._encoder.sha256
 
   def prepare(self, image):
