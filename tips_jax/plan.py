@@ -41,7 +41,7 @@ FLAGS.add_boolean(
 )
 FLAGS.add_integer('tries', 6, 'How many plans --topology=auto compiles.', 1)
 FLAGS.add_strings(
-  'compiler_options', [], 'Options of XLA for this compilation, as NAME=VALUE,NAME=VALUE.'
+  'compiler_options', [], 'Added to compute.options: options of XLA, as NAME=VALUE,NAME=VALUE.'
 )
 
 
@@ -63,7 +63,13 @@ def _plan(argv):
     )
   if FLAGS.dump:
     files.require_writable(FLAGS.dump, '--dump')
-  options = dict(map(_option, FLAGS.compiler_options))
+  for text in FLAGS.compiler_options:
+    if '=' not in text:
+      raise InputError(f'--compiler_options: got {text!r}; expected NAME=VALUE')
+  if FLAGS.compiler_options:
+    options = (*config.compute.options, *FLAGS.compiler_options)
+    compute = dataclasses.replace(config.compute, options=options)
+    config = dataclasses.replace(config, compute=compute)
   if FLAGS.batch:
     schedule = dataclasses.replace(config.schedule, batch_size=FLAGS.batch)
     config = dataclasses.replace(config, schedule=schedule)
@@ -81,7 +87,6 @@ def _plan(argv):
     slices=FLAGS.slices,
     dump=FLAGS.dump,
     price=FLAGS.price_per_chip_hour,
-    options=options,
   )
   if FLAGS.topology == 'auto':
     # The arguments become the command that trains with the fastest plan.
@@ -97,16 +102,6 @@ def _plan(argv):
     if 'ranking' in result:
       print(report.ranking(result['ranking'], result['command']))
   return 0 if result['memory']['fits'] else 1
-
-
-def _option(text: str) -> tuple[str, str]:
-  """(name, value) of an option of XLA, as jax takes it."""
-  name, equals, value = text.partition('=')
-  if not equals:
-    raise InputError(f'--compiler_options: got {text!r}; expected NAME=VALUE')
-  if value in ('true', 'false'):
-    value = value.title()
-  return name, value
 
 
 if __name__ == '__main__':

@@ -116,9 +116,7 @@ def _among(group: Recipe, names: Collection[str]) -> Recipe:
 
 
 _TINY = {
-  'vit': dict(
-    width=32, depth=2, heads=2, mlp=64, patch=14, grid=4, reduce=dict(after=1, neighbors=2)
-  ),
+  'vit': dict(width=32, depth=2, heads=2, mlp=64, patch=14, grid=4),
   'resnet': dict(widths=(8, 8, 16, 32), depths=(1, 1, 1, 1), grid=2),
   'mobilenetv2': dict(
     stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expansion=2, last=32
@@ -135,6 +133,13 @@ _TINY = {
 }
 
 
+def _tiny(tower):
+  changes = _TINY[tower['kind']]
+  if 'reduce' in tower:
+    changes = changes | dict(reduce=dict(after=1, neighbors=2))
+  return changes
+
+
 def runlocal(recipe: Recipe) -> Recipe:
   """The same program on generated scenes with tiny towers: seconds on a laptop."""
   largest = max(view['size'] for view in recipe['data']['views'].values())
@@ -145,7 +150,7 @@ def runlocal(recipe: Recipe) -> Recipe:
   return merge(
     recipe,
     dict(
-      towers={name: _TINY[tower['kind']] for name, tower in recipe['towers'].items()},
+      towers={name: _tiny(tower) for name, tower in recipe['towers'].items()},
       compute=dict(dtype='float32', remat='none'),
       mesh=dict(data=-1, fsdp=1),
       data=dict(

@@ -401,7 +401,7 @@ def test_bad_input_is_one_line(words, message):
 @pytest.mark.parametrize(
   'option, message',
   [
-    ('--compiler_options=xla_no_such=1', "compute.options .*No such compile option: 'xla_no"),
+    ('--compiler_options=xla_no_such=1', "compute.options: .*No such compile option: 'xla_no"),
     ('--slices=1000000', 'slices'),
   ],
 )
@@ -422,14 +422,14 @@ def test_a_fault_of_the_program_is_not_taken_for_a_plan_that_does_not_fit(monkey
 
 @pytest.mark.parametrize('value', ['true', 'false', 'True', 'False'])
 def test_a_compiler_option_is_true_or_false(value):
-  options = dict([plan._option(f'xla_cpu_enable_fast_min_max={value}')])
+  options = dict([lowering._option(f'xla_cpu_enable_fast_min_max={value}')])
   lowered = jax.jit(jax.numpy.sin).lower(1.0)
   compiler.compile_step(lowered, platform='cpu', options=options)
 
 
 def test_a_compiler_option_that_is_neither_is_an_error_in_one_line():
   lowered = jax.jit(jax.numpy.sin).lower(1.0)
-  with pytest.raises(InputError, match='compute.options .*maybe.*not a valid') as error:
+  with pytest.raises(InputError, match='compute.options: .*maybe.*not a valid') as error:
     compiler.compile_step(lowered, platform='cpu', options={'xla_cpu_enable_fast_min_max': 'maybe'})
   assert '\n' not in str(error.value)
 

@@ -145,8 +145,8 @@ def test_a_step_that_the_compiler_cannot_place_is_bad_input(train, tmp_path, mon
 
 
 def test_an_option_that_the_compiler_does_not_know_is_bad_input(train, tmp_path):
-  with pytest.raises(InputError, match="compute.options .*No such compile option: 'xla_no_such'"):
-    train(tmp_path, compute=dict(options={'xla_no_such': 1}))
+  with pytest.raises(InputError, match="compute.options: .*No such compile option: 'xla_no_such'"):
+    train(tmp_path, compute=dict(options=('xla_no_such=1',)))
 
 
 def test_who_waits_for_the_evaluation_of_the_first_process_is_not_watched():

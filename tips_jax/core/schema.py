@@ -70,8 +70,14 @@ class Compute:
   )
   attention: Literal['auto', 'plain', 'fused', 'cudnn'] = 'auto'  # see models/attention.py
   float32_residual: bool = False  # what blocks add to stays float32
-  # Of XLA for the training step, over those that the kind of device gets (train/lowering.py).
-  options: dict[str, str | int | bool] = dataclasses.field(default_factory=dict)
+  # Of XLA for the training step, as NAME=VALUE, over those that the kind of device gets
+  # (train/lowering.py).
+  options: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for text in self.options:
+      if not text.partition('=')[2]:
+        raise InputError(f'options: got {text!r}; expected NAME=VALUE')
 
 
 # --- method -------------------------------------------------------------------------------------

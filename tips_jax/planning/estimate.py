@@ -35,7 +35,6 @@ def plan(
   slices: int = 1,
   dump: Any = '',
   say: Callable[[str], None] = compiler.progress,
-  options: Any = None,
   price: float = 0.0,
 ) -> dict[str, Any]:
   """Compiles the step for the mesh and says what it takes; plain data, as `--json` prints it.
@@ -55,7 +54,7 @@ def plan(
       platform=platform,
       dump=dump,
       say=say,
-      options=topologies.options(topology) | (options or {}),
+      options=topologies.options(topology),
     )
   except compiler.TooBig as error:
     # A refusal says the sum alone, and not by kind.

@@ -22,10 +22,18 @@ OPTIONS = {
 }
 
 
-def options(method: Method, device: jax.Device) -> dict[str, str | int | bool]:
+def options(method: Method, device: jax.Device) -> dict[str, str]:
   """Options of XLA for the step on devices like this one: `compute.options` over OPTIONS."""
   own = OPTIONS.get(device.platform, {}) | OPTIONS.get(device.device_kind, {})
-  return own | method.config.compute.options
+  return own | dict(map(_option, method.config.compute.options))
+
+
+def _option(text):
+  """(name, value) as jax takes them."""
+  name, _, value = text.partition('=')
+  if value in ('true', 'false'):
+    value = value.title()
+  return name, value
 
 
 def refused_option(error: Exception) -> InputError | None:
@@ -36,8 +44,7 @@ def refused_option(error: Exception) -> InputError | None:
   if not re.search('compile option|While setting option|is not a valid', line):
     return None
   return InputError(
-    f'compute.options (or --compiler_options): {line}; expected options of the XLA of jax '
-    f'{jax.__version__}'
+    f'compute.options: {line}; expected options of the XLA of jax {jax.__version__}'
   )
 
 
