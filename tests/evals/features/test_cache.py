@@ -94,6 +94,7 @@ def test_only_what_is_kept_is_asked_for(cache, wanted):
     'intermediate_layers': wanted['intermediate_layers'],
     'patches': 'patch' in outputs,
     'values': 'value_patch' in outputs,
+    'regions': 'region_patch' in outputs,
   }
   assert asked == [options] * 6
 

@@ -111,8 +111,7 @@ class Cache:
     this source, its records and `prepare` (JSON-able). outputs: 'patch', 'value_patch',
     'region_patch'; the CLS tokens and 'embedding' are always kept. intermediate_layers: blocks
     whose outputs are kept too. progress.update(done) is called for every batch. InputError where
-    nothing can be read, or where
-    the disk is too small.
+    nothing can be read, or where the disk is too small.
     """
     about = {
       'version': VERSION,
