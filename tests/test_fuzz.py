@@ -12,6 +12,8 @@ import pytest
 from benchmarks import fuzz
 from tips_jax.core.errors import InputError
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

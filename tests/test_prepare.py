@@ -16,6 +16,8 @@ from tests.data.pictures import picture, png_bomb
 from tips_jax import prepare
 from tips_jax.data import store
 
+pytestmark = pytest.mark.once
+
 
 def write(folder, images, rows=None):
   folder.mkdir(exist_ok=True)

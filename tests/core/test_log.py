@@ -201,7 +201,7 @@ TIPS = {'contrastive_web': 3.4211, 'contrastive_synthetic': 3.3, 'distill': 10.1
 @pytest.mark.parametrize('terminal', [False, True])
 @pytest.mark.parametrize('total, rate', [(1000, 45.1), (270_000, 16_384.0)])
 def test_the_losses_of_tips_fit_100_columns_by_name(clock, monkeypatch, terminal, total, rate):
-  monkeypatch.setattr(log.shutil, 'get_terminal_size', lambda: os.terminal_size((101, 24)))
+  monkeypatch.setattr(log.shutil, 'get_terminal_size', lambda **_: os.terminal_size((101, 24)))
   stream = Terminal() if terminal else io.StringIO()
   progress = log.Progress(total, stream=stream, every_s=0)
   for step in (total // 2, total // 2 + 1):

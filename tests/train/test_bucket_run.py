@@ -16,6 +16,8 @@ from tips_jax.core import buckets
 from tips_jax.interop import read
 from tips_jax.runs import folder
 
+pytestmark = pytest.mark.once
+
 FIELDS = {
   'schedule.total_steps': 8,
   'checkpoint.every_steps': 2,

@@ -13,6 +13,8 @@ from tips_jax.core.errors import InputError
 from tips_jax.evals.probes import depth as depth_lib
 from tips_jax.evals.probes import dpt, dpt_train, normals
 
+pytestmark = pytest.mark.once
+
 WIDTH, CHANNELS, BINS = 16, 12, 256
 WIDTHS = (2, 4, 8, 16)
 
