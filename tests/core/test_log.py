@@ -179,7 +179,7 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 def test_the_terminal_line_is_rewritten_and_fits(clock, monkeypatch):
   for width in (10, 20, 40, 80, 200):
     monkeypatch.setattr(
-      log.shutil, 'get_terminal_size', lambda width=width: os.terminal_size((width, 24))
+      log.shutil, 'get_terminal_size', lambda width=width, **_: os.terminal_size((width, 24))
     )
     stream = Terminal()
     progress = log.Progress(3000, stream=stream)
