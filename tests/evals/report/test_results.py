@@ -117,6 +117,13 @@ def every_task():
       examples=[{'image': image()} | masks((9, 13))],
       classes=NAMES,
     ),
+    outcome('region_classification', {'accuracy': 0.5}, examples=labels[:1], classes=NAMES),
+    outcome(
+      'region_retrieval',
+      {'t2r_r1': 0.25},
+      examples=[{'text': 'a red cup', 'right': [1], 'rank': 2} | found],
+    ),
+    outcome('tagging', {'map': 0.5}, examples=[{'text': 'cup', 'right': [0, 2], 'rank': 1} | found]),
   ]
 
 
@@ -180,7 +187,7 @@ def test_everything(tmp_path):
     assert picture.shape[2] == 4 and picture.std() > 5
   files = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
   assert (
-    len(files) == len(page.images) == 2 + 10 + 2
+    len(files) == len(page.images) == 2 + 13 + 2
   )  # bars and features, one a task, two confusions
   assert {
     'bars.png',
@@ -196,7 +203,7 @@ def test_everything(tmp_path):
   assert rows[1].split() == ['toy', 'segmentation', 'mIoU', '%', '↑', '50.0', '25.0', '-']
   assert rows[2].split() == ['depth', 'RMSE', 'm', '↓', '0.500', '0.250', '-']
   assert rows[4].split() == ['dpt_normals', 'RMSE', '°', '↓', '22.5', '11.2', '-']
-  assert len(rows) == 12  # retrieval in both directions; of two CLS tokens the first
+  assert len(rows) == 15  # retrieval in both directions; of two CLS tokens the first
   assert len({row.rindex('-') for row in rows[1:]}) == 1
 
 
