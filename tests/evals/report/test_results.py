@@ -123,7 +123,9 @@ def every_task():
       {'t2r_r1': 0.25},
       examples=[{'text': 'a red cup', 'right': [1], 'rank': 2} | found],
     ),
-    outcome('tagging', {'map': 0.5}, examples=[{'text': 'cup', 'right': [0, 2], 'rank': 1} | found]),
+    outcome(
+      'tagging', {'map': 0.5}, examples=[{'text': 'cup', 'right': [0, 2], 'rank': 1} | found]
+    ),
   ]
 
 
