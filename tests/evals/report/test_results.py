@@ -77,6 +77,7 @@ def every_task():
   }
   patch = RNG.normal(size=(3, 4, 8)).astype(np.float16)
   found = {'images': [image() for _ in range(3)]}
+  cups = [found | {'text': 'cup', 'right': [0, 2], 'rank': 1}]
   return [
     outcome(
       'segmentation',
@@ -118,14 +119,8 @@ def every_task():
       classes=NAMES,
     ),
     outcome('region_classification', {'accuracy': 0.5}, examples=labels[:1], classes=NAMES),
-    outcome(
-      'region_retrieval',
-      {'t2r_r1': 0.25},
-      examples=[{'text': 'a red cup', 'right': [1], 'rank': 2} | found],
-    ),
-    outcome(
-      'tagging', {'map': 0.5}, examples=[{'text': 'cup', 'right': [0, 2], 'rank': 1} | found]
-    ),
+    outcome('region_retrieval', {'t2r_r1': 0.25}, examples=cups),
+    outcome('tagging', {'map': 0.5}, examples=cups),
   ]
 
 
