@@ -424,6 +424,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
   for row in known.rows:
     if row not in config.ROWS:
       raise strict.unknown('--rows', row, config.ROWS)
+  for name in ('seeds', 'images'):
+    if getattr(known, name) < 1:
+      raise errors.InputError(f'--{name}: got {getattr(known, name)}; expected at least 1')
   known.scaling = [int(images) for images in known.scaling.split(',') if images]
   if known.scaling and known.equal == 'time':
     raise errors.InputError('--scaling: got it with --equal=time; expected --equal=images')

@@ -139,6 +139,7 @@ def test_folds_hold_every_photo_once_and_null_is_void(tmp_path):
   'flags, said',
   [
     (['--rows=web,mask'], "--rows: got 'mask'.*did you mean 'masked'"),
+    (['--seeds=0'], '--seeds: got 0; expected at least 1'),
     (['--data=fashion'], "--packs: got 'None'; expected a folder that holds 'fashion'"),
     (['--equal=time', '--scaling=1,2'], '--scaling: got it with --equal=time'),
   ],

@@ -18,6 +18,9 @@ IMAGE = dict(
   # Without it attention makes the patches of an image nearly one, and a prototype of a patch is a
   # prototype of its image: masking then teaches nothing local.
   layer_scale=0.1,
+  # But the last block may take what the CLS tokens gathered into every patch: without it masks are
+  # read at 22 instead of 25 % mIoU, and texts find no patches.
+  last_layer_scale=1.0,
 )
 TEXT = dict(width=96, depth=2, heads=3, mlp=384)
 # Sinkhorn hands every prototype as many tokens of a batch. Of 128, each gets 24 masked patches and

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tips_jax.core import parallel, schema
+from tips_jax.core.errors import InputError
 from tips_jax.interop import weights
 from tips_jax.models import layers, towers, vit
 
@@ -315,13 +316,24 @@ def test_taps_and_value_patches_by_hand():
 
 
 def test_taps_have_their_gains():
-  tower = dataclasses.replace(DEEP, layer_scale=0.1)
+  tower = dataclasses.replace(DEEP, layer_scale=0.1, last_layer_scale=0.5)
   params = parameters(tower)
   plain, folded = weights.fold_layer_scale(tower, params)
   assert plain == DEEP
   options = dict(intermediate_layers=(0, 2), values=True)
   same(look(params=params, tower=tower, **options), look(params=folded, tower=plain, **options))
   same(run(WIDE, params, tower), run(WIDE, folded, plain))
+
+
+def test_the_last_block_has_a_gain_of_its_own():
+  tower = dataclasses.replace(DEEP, layer_scale=0.1, last_layer_scale=0.5)
+  blocks = towers.init('image', tower, seed=0)['encoder']['blocks']
+  for scale in ('scale1', 'scale2'):
+    expected = np.full((3, 16), 0.1, np.float32)
+    expected[-1] = 0.5
+    np.testing.assert_array_equal(blocks[scale]['gamma'], expected)
+  with pytest.raises(InputError, match='last_layer_scale: got 0.5 with layer_scale 0'):
+    dataclasses.replace(DEEP, last_layer_scale=0.5)
 
 
 def test_looking_inside_changes_nothing():

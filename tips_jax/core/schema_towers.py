@@ -54,6 +54,7 @@ class ViT:
   centered: bool = False  # initial weights take pixels as (x - 1/2) * 4; else as x (official)
   positions: Literal['normal', 'sincos'] = 'normal'  # the table at the start; see MAE's for fixed
   layer_scale: Factor = 0.0  # gain of each residual branch at the start; 0: no such parameters
+  last_layer_scale: Factor = 0.0  # the same of the last block; 0: as the others
   drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
   reduce: Reduction = Reduction()
 
@@ -62,6 +63,11 @@ class ViT:
     if self.reduce.keep < 1 and self.reduce.after >= self.depth:
       raise InputError(
         f'reduce.after: got {self.reduce.after}; expected less than the depth {self.depth}'
+      )
+    if self.last_layer_scale and not self.layer_scale:
+      raise InputError(
+        f'last_layer_scale: got {self.last_layer_scale} with layer_scale 0, which has no such '
+        'parameters; expected both'
       )
     has_sines(self.positions, self.width)
     if not self.cls or len({*self.cls, 'patch'}) != len(self.cls) + 1:

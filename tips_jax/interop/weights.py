@@ -105,7 +105,8 @@ def fold_layer_scale(
     for leaf, gain in (('kernel', gamma[:, None]), ('bias', gamma)):
       name = f'encoder/blocks/{layer}/{leaf}'
       leaves[name] = leaves[name] * gain
-  return dataclasses.replace(tower, layer_scale=0.0), tree.nested(leaves)
+  plain = dataclasses.replace(tower, layer_scale=0.0, last_layer_scale=0.0)
+  return plain, tree.nested(leaves)
 
 
 def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:

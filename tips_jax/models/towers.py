@@ -116,8 +116,12 @@ def init(name: str, tower: schema.Tower, *, seed: int) -> dict[str, Any]:
   initialize = kind(tower, schema.Compute(dtype='float32')).init
   example = inputs(tower)
   if kind.TOGETHER:
-    return initialize(key, example)['params']
-  return initialize(key, **example)['params']
+    params = initialize(key, example)['params']
+  else:
+    params = initialize(key, **example)['params']
+  if isinstance(tower, schema.ViT) and tower.last_layer_scale:
+    params = vit.with_last_scale(tower, params)
+  return params
 
 
 def apply(

@@ -214,6 +214,20 @@ def _crop_numbers(rows_B, views, most):
   return (rows_B[:, None] * most + jnp.arange(views)).reshape(-1)
 
 
+def with_last_scale(config: schema.ViT, params: dict[str, Any]) -> dict[str, Any]:
+  """The initial parameters with `last_layer_scale` in the last block: the layers of a stack are
+  initialized alike.
+  """
+
+  def change(path, leaf):
+    if path[-1].key == 'gamma':
+      return leaf.at[-1].set(config.last_layer_scale)
+    return leaf
+
+  encoder = jax.tree_util.tree_map_with_path(change, params['encoder'])
+  return params | {'encoder': encoder}
+
+
 def inspect(
   params: Mapping[str, Any],
   tower: schema.ViT,
