@@ -328,13 +328,12 @@ def _run(encoder, jobs, output, cache, *, name, others=()):
 
 def _random(encoder):
   """The same towers before any training."""
+  from tips_jax.interop import weights as weights_lib
   from tips_jax.interop.encoder import Encoder
-  from tips_jax.models import towers
 
-  weights = encoder.weights
-  params = {name: towers.init(name, tower, seed=0) for name, tower in weights.towers.items()}
+  params = weights_lib.initial(encoder.weights)
   return Encoder(
-    weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True
+    encoder.weights.replace(params=params, name='random weights'), dtype=FLAGS.dtype, exact=True
   )
 
 

@@ -15,7 +15,7 @@ from tests.interop import conftest
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
 from tips_jax.interop.official import pytorch, scenic
-from tips_jax.interop.weights import flat
+from tips_jax.interop.weights import flat, initial
 from tips_jax.models import towers
 
 PAGES = {'s': vits, 'b': vitb, 'l': vitl, 'so400m': vitso400m, 'g': vitg}
@@ -244,3 +244,16 @@ def test_a_width_without_known_heads_asks_for_them(model):
   weights = model()
   with pytest.raises(InputError, match='got width 32.*tells the number of heads'):
     pytorch.image_tower(pytorch.image_out(weights.params['image'], weights.image))
+
+
+def test_towers_before_training_have_the_gains_that_they_started_with(model):
+  """`evaluate --random` of a run, whose gains are folded."""
+  gains = dict(layer_scale=0.25, last_layer_scale=0.5)
+  config = dict(towers=dict(vision=gains), evals=dict(image_tower='vision'))
+  folded = model(depth=3).replace(about={'config': config})
+  plain = initial(model(depth=3))
+  found = initial(folded)
+  of = lambda params: params['image']['encoder']['blocks']['mlp']['down']['kernel']
+  expected = of(plain) * np.array([0.25, 0.25, 0.5])[:, None, None]
+  np.testing.assert_allclose(of(found), expected, rtol=1e-6)
+  same(found['text'], plain['text'])

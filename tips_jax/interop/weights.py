@@ -10,6 +10,7 @@ import numpy as np
 from tips_jax.core import files, schema, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import arrays
+from tips_jax.models import towers as towers_lib
 
 # Names of the towers here, whatever the config of a run calls them.
 TOWERS = ('image', 'text', 'logit', 'image_head', 'text_head', 'region_head')
@@ -21,6 +22,7 @@ _KINDS = dict(
   text_head=schema.ProjectionHead,
   region_head=schema.RegionHead,
 )
+_GAINS = ('layer_scale', 'last_layer_scale')
 OFFICIAL_CLS = ('web', 'synthetic')
 # What pixels and texts go through before a tower sees them. It travels with every export.
 PREPROCESSING = {
@@ -107,6 +109,23 @@ def fold_layer_scale(
       leaves[name] = leaves[name] * gain
   plain = dataclasses.replace(tower, layer_scale=0.0, last_layer_scale=0.0)
   return plain, tree.nested(leaves)
+
+
+def initial(weights: Weights, *, seed: int = 0) -> dict[str, Any]:
+  """Parameters of the same towers before any training: an image tower of a run has the gains that
+  LayerScale started with there, although they are folded now.
+  """
+  params = {}
+  for name, tower in weights.towers.items():
+    params[name] = towers_lib.init(name, tower, seed=seed)
+  config = weights.about.get('config') or {}
+  name = config.get('evals', {}).get('image_tower', 'image')
+  fields = config.get('towers', {}).get(name, {})
+  gains = {field: fields[field] for field in _GAINS if fields.get(field)}
+  if gains:
+    tower = dataclasses.replace(weights.image, **gains)
+    _, params['image'] = fold_layer_scale(tower, towers_lib.init('image', tower, seed=seed))
+  return params
 
 
 def flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
