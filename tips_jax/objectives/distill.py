@@ -7,6 +7,7 @@ Targets are softmax(logits / temperature - offset); the offset of each prototype
 center or from Sinkhorn.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from tips_jax.core.vectors import traced_unit
 
 # Differences of probabilities are small: times this, float16 holds them.
 _SCALE = 1024.0
+_PARTS = 8  # of packed tokens: chunks that may be skipped
 _Temperature = Annotated[float | jax.Array, Range(1e-4, 1e4)]
 
 
@@ -48,6 +50,8 @@ def dino(
   reduction: str = 'mean',
   chunk: schema.Count = 2048,
   logits: str = 'float32',
+  packed: Annotated[int, Range(0, 1)] = 0,
+  sinkhorn_memory: Annotated[float, Range(0, 1e6)] = 1.0,
 ) -> Loss:
   """Cross-entropy of the teacher's prototype distribution under the student's.
 
@@ -70,6 +74,10 @@ def dino(
     logits: dtype of what products with the prototypes read and write; softmax and sums stay in
     float32. Most of the loss's time goes into reading and writing logits. 'float16' halves them:
     cosines keep 11 bits, as many as a GPU's products of float32 read (TF32). DINOv2 trains so.
+    packed: 1 puts the tokens that count first on each device and skips chunks without any: where
+    `valid` is false for many.
+    sinkhorn_memory: GiB of the teacher's logits that a device keeps from one iteration to the next;
+    more than that are formed in each again.
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K),
   agreement of the most likely prototypes, norm of the center.
   """
@@ -101,27 +109,53 @@ def dino(
   def local(batch, shared, shard):
     ws, wt, center = shared
     ws = shard.varying(ws)  # its gradient is summed over the devices
-    s, t = batch[:2]
-    size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
+    order = None
+    most = chunk
+    s = batch[0]
+    if packed and valid is not None:
+      order = jnp.argsort(-batch[3].reshape(-1))  # those that count first
+      batch = [jnp.take(x.reshape(-1, x.shape[-1]), order, 0)[None, None] for x in batch]
+      most = min(chunk, max(1, order.size // _PARTS))
+    size = _chunk(batch[0].shape[0], max(x.shape[1] for x in batch), batch[0].shape[2], most)
     chunks = [_chunks(x, size) for x in lax.stop_gradient(batch)]
+
+    def where_any_counts(compute, otherwise, *chunk):
+      """compute(*chunk), of which the last array says what counts; otherwise(*chunk) if none."""
+      if order is None:
+        return compute(*chunk)
+      return lax.cond(chunk[-1].any(), compute, otherwise, *chunk)
+
+    def zeros(*shape, dtype=jnp.float32):
+      return shard.varying(jnp.zeros(shape, dtype))
 
     def scores(t):
       """Logits of the teacher over its temperature."""
       return _cosines(t, wt, logits).astype(jnp.float32) / tau_t
 
-    if len(chunks[1]) == 1:  # all at once: formed once, also for Sinkhorn
-      chunks[1] = _cosines(chunks[1], wt, logits)
+    kept = math.prod(chunks[1].shape[:-1]) * wt.shape[1] * jnp.dtype(logits).itemsize
+    if len(chunks[1]) == 1 or centering == 'sinkhorn' and kept <= sinkhorn_memory * 2**30:
+
+      def cosines(chunk):
+        return where_any_counts(
+          lambda t, _: _cosines(t, wt, logits),
+          lambda t, _: zeros(*t.shape[:-1], wt.shape[1], dtype=logits),
+          *chunk,
+        )
+
+      # Formed once, for all iterations and the loss.
+      chunks[1] = lax.map(cosines, (chunks[1], chunks[4]))
       scores = lambda cosines: cosines.astype(jnp.float32) / tau_t
     match centering:
       case 'sinkhorn':
-        offset = _sinkhorn(scores, chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard)
+        offset = _sinkhorn(
+          scores, chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard, where_any_counts
+        )
       case 'ema':
         offset = center / tau_t
       case 'none':
         offset = 0.0
 
-    def part(total, chunk):
-      s, t, weights, counted_s, counted_t = chunk
+    def computed(total, s, t, weights, counted_s, counted_t):
       sums, gradient = _part(
         scores(t) - offset,
         s,
@@ -135,12 +169,19 @@ def dino(
       )
       return jax.tree.map(jnp.add, total, sums), gradient
 
-    zero = jnp.float32(0)
-    zeros = (zero, zero, zero, jnp.zeros(wt.shape[1]), jnp.zeros(ws.shape))
-    sums, of_tokens = lax.scan(part, jax.tree.map(shard.varying, zeros), chunks)
+    def skipped(total, s, *_):
+      return total, zeros(*s.shape)
+
+    def part(total, chunk):
+      return where_any_counts(computed, skipped, total, *chunk)
+
+    totals = (*(zeros() for _ in range(3)), zeros(wt.shape[1]), zeros(*ws.shape))
+    sums, of_tokens = lax.scan(part, totals, chunks)
     loss, same, entropy, use, of_prototypes = sums
-    gradients = _joined(of_tokens, s.shape), of_prototypes
-    gradients = jax.tree.map(lambda g: g / (_SCALE * tau_s), gradients)
+    of_tokens = _joined(of_tokens, batch[0].shape).reshape(-1, s.shape[-1])
+    if order is not None:
+      of_tokens = jnp.take(of_tokens, jnp.argsort(order), 0)
+    gradients = of_tokens.reshape(s.shape) / (_SCALE * tau_s), of_prototypes / (_SCALE * tau_s)
     return _with_gradient(loss, (s, ws), gradients), same, entropy, use
 
   loss, same, entropy, use = parallel.sum_over_batch(local, batch, (ws, wt, state['center']))
@@ -298,7 +339,7 @@ def _known_backward(gradient, slope):
 _with_gradient.defvjp(_known_forward, _known_backward)
 
 
-def _sinkhorn(scores, t, counted, bound, iterations, shard):
+def _sinkhorn(scores, t, counted, bound, iterations, shard, where_any_counts):
   """Log mass of each prototype, so that softmax(scores - it) spreads the tokens evenly over
   prototypes.
 
@@ -310,10 +351,12 @@ def _sinkhorn(scores, t, counted, bound, iterations, shard):
   def offset_of(log_row):
     """log_row: scores -> log of the sum of a token's row."""
 
-    def step(total, chunk):
-      t, counted = chunk
+    def plus(total, t, counted):
       x = scores(t)
-      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2)), None
+      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2))
+
+    def step(total, chunk):
+      return where_any_counts(plus, lambda total, *_: total, total, *chunk), None
 
     total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
     total, _ = lax.scan(step, total, (t, counted))
