@@ -152,11 +152,12 @@ class Norm(nn.Module):
 
   def __call__(self, x):
     y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
+    mean = y.mean(-1)
     # Both moments in one reading of x; the difference may round below zero.
-    variance = jnp.maximum(0.0, (y * y).mean(-1, keepdims=True) - mean * mean)
-    y = y - mean
-    y = y * (jax.lax.rsqrt(variance + 1e-6) * self.scale) + self.bias
+    variance = jnp.maximum(0.0, (y * y).mean(-1) - mean * mean)
+    mean, rate = checkpoint_name((mean, jax.lax.rsqrt(variance + 1e-6)), 'statistics')
+    y = y - mean[..., None]
+    y = y * (rate[..., None] * self.scale) + self.bias
     return y.astype(x.dtype)
 
 
@@ -408,10 +409,13 @@ def rematerialized(
     case 'none':
       return block
     case 'products':
+      names = ('kept',)
+      if attention.device().platform != 'tpu':  # where they would need a reading of x again
+        names = ('kept', 'statistics')
       policies = jax.checkpoint_policies
       return remat(
         policy=policies.save_from_both_policies(
-          policies.save_only_these_names('kept'), _is_kernel_of_cudnn
+          policies.save_only_these_names(*names), _is_kernel_of_cudnn
         )
       )
     case 'full':
