@@ -128,14 +128,12 @@ def dino(
     def zeros(*shape, dtype=jnp.float32):
       return shard.varying(jnp.zeros(shape, dtype))
 
-    def scores(t):
-      """Logits of the teacher over its temperature."""
-      return _cosines(t, wt, logits).astype(jnp.float32) / tau_t
-
+    cosines = lambda t: _cosines(t, wt, logits)
+    scores = lambda cosines: cosines.astype(jnp.float32) / tau_t
     kept = math.prod(chunks[1].shape[:-1]) * wt.shape[1] * jnp.dtype(logits).itemsize
     if len(chunks[1]) == 1 or centering == 'sinkhorn' and kept <= sinkhorn_memory * 2**30:
 
-      def cosines(chunk):
+      def once(chunk):
         return where_any_counts(
           lambda t, _: _cosines(t, wt, logits),
           lambda t, _: zeros(*t.shape[:-1], wt.shape[1], dtype=logits),
@@ -143,12 +141,12 @@ def dino(
         )
 
       # Formed once, for all iterations and the loss.
-      chunks[1] = lax.map(cosines, (chunks[1], chunks[4]))
-      scores = lambda cosines: cosines.astype(jnp.float32) / tau_t
+      chunks[1] = lax.map(once, (chunks[1], chunks[4]))
+      cosines = lambda cosines: cosines
     match centering:
       case 'sinkhorn':
         offset = _sinkhorn(
-          scores, chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard, where_any_counts
+          lambda t: scores(cosines(t)), chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard, where_any_counts
         )
       case 'ema':
         offset = center / tau_t
@@ -156,8 +154,10 @@ def dino(
         offset = 0.0
 
     def computed(total, s, t, weights, counted_s, counted_t):
+      teacher = cosines(t)
       sums, gradient = _part(
-        scores(t) - offset,
+        scores(teacher) - offset,
+        scores(lax.optimization_barrier(teacher)) - offset,
         s,
         lax.stop_gradient(ws),
         weights,
@@ -281,18 +281,20 @@ def _share(pairing, views, teacher_views):
   return (share / share.sum(1, keepdims=True))[:, :, None, None]
 
 
-def _part(x, s, ws, weights, counted_s, counted_t, tau, share, dtype):
+def _part(x, again, s, ws, weights, counted_s, counted_t, tau, share, dtype):
   """Of a chunk's tokens: (sums of loss, agreement, entropy and use of prototypes, and the gradient
   of the student's prototypes), gradient of the student's tokens; both gradients times `_SCALE` and
   the temperature `tau`.
 
-  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D].
+  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D]. `again` is x too,
+  for another reading: XLA would write what two reductions along different axes share.
 
   Sums over prototypes are taken before anything is normalized, each of [tokens, K] that is in
   memory: these reads and writes are what the loss costs.
   """
   y = _cosines(s, ws, dtype).astype(jnp.float32) / tau
-  x -= x.max(-1, keepdims=True)
+  x_max = x.max(-1, keepdims=True)
+  x -= x_max
   y -= y.max(-1, keepdims=True)
   p = jnp.exp(x)
   q = jnp.exp(y)
@@ -316,7 +318,7 @@ def _part(x, s, ws, weights, counted_s, counted_t, tau, share, dtype):
     (weights * cost).sum(),
     (counted_s * same).sum(),
     -(counted_t * information).sum(),
-    (counted_t * p).sum((0, 1, 2)),
+    (counted_t / p_sum * jnp.exp(again - x_max)).sum((0, 1, 2)),
     product('...d,...k->dk', weights * s),
   )
   return sums, weights * product('dk,...k->...d', ws)
