@@ -146,7 +146,13 @@ def dino(
     match centering:
       case 'sinkhorn':
         offset = _sinkhorn(
-          lambda t: scores(cosines(t)), chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard, where_any_counts
+          lambda t: scores(cosines(t)),
+          chunks[1],
+          chunks[4],
+          1 / tau_t,
+          sinkhorn_iterations,
+          shard,
+          where_any_counts,
         )
       case 'ema':
         offset = center / tau_t

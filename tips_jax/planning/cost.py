@@ -190,9 +190,7 @@ def _hbm(arrays: Sequence[Array]) -> int:
   return sum(a.nbytes for a in arrays if not a.on_chip)
 
 
-def _fusion(
-  module: Module, instruction: Instruction, reads: Sequence[Instruction | None]
-) -> int:
+def _fusion(module: Module, instruction: Instruction, reads: Sequence[Instruction | None]) -> int:
   """HBM bytes of a fusion, of which only the operands and results are in HBM."""
   inner = module.computations[instruction.called[0]]
   total = 0
