@@ -234,10 +234,10 @@ def test_no_more_than_chunk_tokens_are_held():
     text = functools.partial(traced, pairing)
     held = lambda images, n: f'f32[{images},{views},{n},{K}]'
     assert held(B, tokens) in text(chunk=12 * B * V)
-    few = text(chunk=5 * B * V)
-    assert held(B, tokens) not in few and held(B, tokens // 3) in few
-    one = text(chunk=views)  # images in parts too
-    assert held(B, 1) not in one and held(1, 1) in one
+    few = text(chunk=5 * 12 * V)  # whole images
+    assert held(B, tokens) not in few and held(4, tokens) in few
+    part = text(chunk=5 * V)  # tokens in parts too
+    assert held(1, tokens) not in part and held(1, 4 * tokens // 12) in part
 
 
 @pytest.mark.parametrize('centering', ['ema', 'sinkhorn'])

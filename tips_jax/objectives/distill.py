@@ -252,11 +252,15 @@ def _cosines(z, w, dtype):
 
 def _chunk(b, v, p, most):
   """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where
-  that is possible.
+  that is possible. Whole images, as they lie in memory, before parts of their tokens: a compiler
+  lays the towers' activations out as the loss reads them.
   """
-  tokens = max(i for i in _divisors(p) if i == 1 or b * v * i <= most)
-  images = max(i for i in _divisors(b) if i == 1 or i * v * tokens <= most)
-  return images, tokens
+
+  def largest(n, of_each):
+    return max(i for i in _divisors(n) if i == 1 or i * of_each <= most)
+
+  images = largest(b, v * p)
+  return images, largest(p, images * v)
 
 
 def _divisors(n):
