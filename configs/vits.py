@@ -60,6 +60,7 @@ METHOD = dict(
     teacher_temperature=dict(start=0.04, end=0.07, until=0.1),  # ours: DINOv2's
     centering='ema',  # v1, eq. 1; v2, app. A.9
     center_momentum=0.9,  # ours: iBOT's
+    logits='float16',  # ours: as DINOv2's mixed precision
   ),
 )
 TEACHER = dict(  # an EMA; a frozen teacher has no momentum, and its student no mask

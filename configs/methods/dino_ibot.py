@@ -105,7 +105,7 @@ def method() -> recipe.Recipe:
           valid='masks.blocks.masked_valid',
         ),
         weight=1.0,  # S:51
-        args=args | dict(pairing='same'),
+        args=args | dict(pairing='same', packed=1),
       ),
       koleo=dict(
         kind='koleo',

@@ -147,9 +147,14 @@ def runlocal(recipe: Recipe) -> Recipe:
   for name, view in recipe['data']['views'].items():
     size = 56 if view['size'] > largest / 2 else 28  # 4 or 2 patches a side
     views[name] = dict(size=size, count=min(view.get('count', 1), 2))
+  losses = {}
+  for name, loss in recipe['losses'].items():
+    if 'logits' in loss.get('args', {}):  # a CPU is slow with 16 bits
+      losses[name] = dict(args=dict(logits='float32'))
   return merge(
     recipe,
     dict(
+      losses=losses,
       towers={name: _tiny(tower) for name, tower in recipe['towers'].items()},
       compute=dict(dtype='float32', remat='none'),
       mesh=dict(data=-1, fsdp=1),

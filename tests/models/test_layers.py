@@ -94,6 +94,25 @@ def both_ways(kernel, x, mask, dropout=0.0, remat='none'):
   return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(PARAMS, x)
 
 
+def gelu_reference(x):
+  """The tanh form in float64, and its derivative."""
+  inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+  tanh = np.tanh(inner)
+  slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+  return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * slope
+
+
+@pytest.mark.parametrize('dtype, rounding', [('float32', 1e-6), ('bfloat16', 2**-8)])
+def test_gelu_and_its_gradient_are_rounded_once(dtype, rounding):
+  x = jnp.linspace(-12, 12, 4001).astype(dtype)
+  y, slope = gelu_reference(np.asarray(x, np.float64))
+  value, back = jax.vjp(layers.gelu, x)
+  close = functools.partial(np.testing.assert_allclose, rtol=rounding, atol=1e-6)
+  close(np.asarray(value, np.float64), y)
+  close(np.asarray(back(jnp.ones_like(x))[0], np.float64), slope)
+  assert value.dtype == x.dtype and back(value)[0].dtype == x.dtype
+
+
 SCATTERED = np.array([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]], bool)
 
 

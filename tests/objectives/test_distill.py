@@ -140,6 +140,7 @@ def test_sinkhorn_is_that_of_swav(tau, iterations):
     1 / tau,
     iterations,
     shard,
+    lambda compute, _, *chunk: compute(*chunk),
   )
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)
@@ -184,12 +185,21 @@ def counted(valid, reduction, centering):
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
-@pytest.mark.parametrize('centering, reduction', [('ema', 'sum'), ('sinkhorn', 'mean')])
-def test_tokens_that_do_not_count_change_nothing(mesh, shape, centering, reduction):
+@pytest.mark.parametrize(
+  'centering, reduction, more',
+  [
+    ('ema', 'sum', {}),
+    ('sinkhorn', 'mean', {}),
+    ('ema', 'mean', dict(packed=1)),
+    ('sinkhorn', 'mean', dict(packed=1)),
+    ('sinkhorn', 'sum', dict(packed=1, sinkhorn_memory=0)),
+  ],
+)
+def test_tokens_that_do_not_count_change_nothing(mesh, shape, centering, reduction, more):
   luck = np.random.default_rng(1)
   valid = luck.random((B, V, P)) < 0.4
   valid[1] = False  # an image without any
-  args = dict(centering=centering, reduction=reduction, chunk=16)
+  args = dict(centering=centering, reduction=reduction, chunk=16) | more
   fn = lambda s, ws: run(s, ws=ws, valid=valid, **args).value
   with mesh(*shape):
     result = jax.jit(jax.value_and_grad(fn, (0, 1)))(STUDENT, WS)
@@ -224,10 +234,10 @@ def test_no_more_than_chunk_tokens_are_held():
     text = functools.partial(traced, pairing)
     held = lambda images, n: f'f32[{images},{views},{n},{K}]'
     assert held(B, tokens) in text(chunk=12 * B * V)
-    few = text(chunk=5 * B * V)
-    assert held(B, tokens) not in few and held(B, tokens // 3) in few
-    one = text(chunk=views)  # images in parts too
-    assert held(B, 1) not in one and held(1, 1) in one
+    few = text(chunk=5 * 12 * V)  # whole images
+    assert held(B, tokens) not in few and held(4, tokens) in few
+    part = text(chunk=5 * V)  # tokens in parts too
+    assert held(1, tokens) not in part and held(1, 4 * tokens // 12) in part
 
 
 @pytest.mark.parametrize('centering', ['ema', 'sinkhorn'])
@@ -235,6 +245,44 @@ def test_a_chunk_takes_four_products_with_the_prototypes(centering):
   """Logits of both, and the gradients of tokens and of prototypes: none is formed twice."""
   program = traced('same', centering=centering, chunk=B * V * 12)
   assert program.count('dot_general[') == 4 + 1  # and the center's
+
+
+def test_packed_tokens_skip_the_chunks_without_any():
+  """A teacher that would make everything NaN is not read where nothing counts."""
+  valid = np.zeros((B, V, P), bool)
+  valid[0] = True  # as many as a chunk has
+  broken = np.where(valid[..., None], TEACHER, np.float32(np.inf))
+  fn = lambda s, t: run(s, t, valid=valid, packed=1, centering='none').value
+  value, slope = jax.jit(jax.value_and_grad(fn))(STUDENT, broken)
+  expected, of_all = jax.jit(jax.value_and_grad(fn))(STUDENT, TEACHER)
+  close((value, slope), (expected, of_all))
+
+
+@pytest.mark.parametrize('memory, products', [(1.0, 4), (0, 5)])
+def test_sinkhorn_keeps_logits_where_memory_allows(memory, products):
+  """In chunks too; without memory the teacher's are formed in its loop as well, twice in the text:
+  before anything is normalized, and after.
+  """
+  program = traced('same', centering='sinkhorn', chunk=B * V, sinkhorn_memory=memory)
+  assert program.count('dot_general[') == products + 1 + (products == 5)
+
+
+@pytest.mark.parametrize('centering', ['ema', 'sinkhorn'])
+def test_logits_of_16_bits_differ_by_rounding(centering):
+  """By 11 bits of a cosine, over the temperature; gradients of small weights are not lost."""
+  luck = np.random.default_rng(2)
+  s, t = unit(64, 1, 40, 32), unit(64, 1, 40, 32)
+  ws, wt = (luck.normal(size=(32, 512)).astype(np.float32) for _ in range(2))
+  state = {'center': np.zeros(512, np.float32)}
+
+  def loss(s, ws, logits):
+    return run(s, t, ws, wt, state, centering=centering, logits=logits).value
+
+  slope = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+  (value, exact), (near_value, near) = (slope(s, ws, x) for x in ('float32', 'float16'))
+  np.testing.assert_allclose(near_value, value, rtol=1e-4)
+  for a, b in zip(near, exact):
+    assert np.linalg.norm(a - b) < 4e-3 * np.linalg.norm(b)
 
 
 def test_no_token_axis_is_one_token():

@@ -337,3 +337,43 @@ ENTRY %main (p: bf16[2,32,64], q: bf16[144,64]) -> (bf16[144,32], s8[33554432]) 
   parsed = hlo.parse(text)
   [(run, c)] = [(run, c) for run, c in cost.costs(parsed, CHIPS['h100']) if c.bytes]
   assert run.instruction.name == 'fusion' and c.bytes == 2 * (32 * 64 + 144 * 64 + 144 * 32)
+
+
+NESTED = """HloModule m
+
+%slice (s: f32[40,8,128], k: s32[]) -> f32[8,128] {
+  %s = f32[40,8,128] parameter(0)
+  %k = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %cut = f32[1,8,128] dynamic-slice(%s, %k, %zero, %zero), dynamic_slice_sizes={1,8,128}
+  ROOT %one = f32[8,128] bitcast(%cut)
+}
+
+%outer (stack: f32[40,8,128], kept: f32[40,8,128], k: s32[]) -> (f32[40,8,128], f32[8,128]) {
+  %stack = f32[40,8,128] parameter(0)
+  %same = f32[40,8,128] bitcast(%stack)
+  %kept = f32[40,8,128] parameter(1)
+  %k = s32[] parameter(2)
+  %x = f32[8,128] fusion(%same, %k), kind=kLoop, calls=%slice
+  %zero = s32[] constant(0)
+  %row = f32[1,8,128] bitcast(%x)
+  %new = f32[40,8,128] dynamic-update-slice(%kept, %row, %k, %zero, %zero)
+  ROOT %both = (f32[40,8,128], f32[8,128]) tuple(%new, %x)
+}
+
+ENTRY %main (stack: f32[40,8,128], kept: f32[40,8,128], k: s32[]) -> (f32[40,8,128], f32[8,128]) {
+  %stack = f32[40,8,128] parameter(0)
+  %kept = f32[40,8,128] parameter(1)
+  %k = s32[] parameter(2)
+  ROOT %layer = (f32[40,8,128], f32[8,128]) fusion(%stack, %kept, %k), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_layer_of_a_stack_costs_a_layer():
+  """Also where the slice is in a fusion inside of the fusion, behind another name of the stack."""
+  parsed = hlo.parse(NESTED)
+  [layer] = [run for run in parsed.runs if run.instruction.name == 'layer']
+  one = 4 * 8 * 128
+  # Read from the one stack, written into the other, and written by itself; and the index.
+  assert cost.traffic(parsed, layer.instruction, layer.computation) == 3 * one + 4

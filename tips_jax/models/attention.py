@@ -17,11 +17,11 @@ def chosen(kernel: str, dtype: jax.typing.DTypeLike, size: int) -> str:
   """The kernel that 'auto' means on the platform in use, for heads of `size`: the fastest."""
   if kernel != 'auto':
     return kernel
-  device = _device()
-  if device.platform == 'tpu':
+  used = device()
+  if used.platform == 'tpu':
     return 'fused'
   # jax cannot split cuDNN's kernel over heads inside of `parallel.map_batch`.
-  if device.device_kind.startswith('NVIDIA') and not refusal(dtype, size) and _tensor() == 1:
+  if used.device_kind.startswith('NVIDIA') and not refusal(dtype, size) and _tensor() == 1:
     return 'cudnn'
   return 'plain'
 
@@ -51,7 +51,7 @@ def attention(
   TPU), 'cudnn' (NVIDIA; what `refusal` does not name, and tokens as `layers.pack` puts them), or
   'auto', as `chosen` says. All are the same function up to rounding.
   """
-  platform = _device().platform
+  platform = device().platform
   kernel = chosen(kernel, q.dtype, q.shape[2] // heads)
   if kernel == 'fused':
     fused = functools.partial(attention_tpu.attention, interpret=platform != 'tpu')
@@ -122,7 +122,7 @@ def _plain(q, k, v, key_mask, heads):
   return y.swapaxes(1, 2).reshape(q.shape)
 
 
-def _device():
+def device():
   """A device of the mesh in use, which may be one that is compiled for and not there."""
   return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 

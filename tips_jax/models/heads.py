@@ -75,7 +75,7 @@ class DINOHead(nn.Module):
       x = layers.gather_tokens(layers.merge_views(x), index).reshape(*masked_indices.shape, -1)
     for i, shape in enumerate(self._shapes(c)):
       if i:
-        x = nn.gelu(x)
+        x = layers.gelu(x)
       x = layers.Dense(shape, x.dtype, self._kernel_init(c), name=f'layer{i}')(x)
     return {'z': vectors.traced_unit(x)}
 

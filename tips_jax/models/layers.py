@@ -81,6 +81,35 @@ def stored_gradient(x: jax.Array) -> jax.Array:
 stored_gradient.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
+_RATE = 2 * (2 / jnp.pi) ** 0.5
+_CUBE = 0.044715
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """GELU in its tanh form, x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), in float32 and rounded
+  once.
+
+  Only x is kept, and the gradient is one function of it: XLA would write the tanh to memory.
+  """
+  y = x.astype(jnp.float32)
+  return (y * _gate(y)).astype(x.dtype)
+
+
+def _gate(x):
+  return jax.nn.sigmoid(_RATE * (x + _CUBE * x**3))
+
+
+def _gelu_backward(x, dy):
+  y = x.astype(jnp.float32)
+  gate = _gate(y)
+  slope = gate + y * gate * (1 - gate) * _RATE * (1 + 3 * _CUBE * y * y)
+  return ((slope * dy.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class Dense(nn.Module):
   """y = x kernel + bias, over the last axis."""
 
@@ -123,11 +152,12 @@ class Norm(nn.Module):
 
   def __call__(self, x):
     y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
+    mean = y.mean(-1)
     # Both moments in one reading of x; the difference may round below zero.
-    variance = jnp.maximum(0.0, (y * y).mean(-1, keepdims=True) - mean * mean)
-    y = y - mean
-    y = y * (jax.lax.rsqrt(variance + 1e-6) * self.scale) + self.bias
+    variance = jnp.maximum(0.0, (y * y).mean(-1) - mean * mean)
+    mean, rate = checkpoint_name((mean, jax.lax.rsqrt(variance + 1e-6)), 'statistics')
+    y = y - mean[..., None]
+    y = y * (rate[..., None] * self.scale) + self.bias
     return y.astype(x.dtype)
 
 
@@ -193,7 +223,9 @@ class Attention(nn.Module):
     k = keep(self.key(x_BTD))
     v = keep(self.value(x_BTD))
     y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
-    return self.out(keep(y))
+    if attention.chosen(self.kernel, self.dtype, self.width // self.heads) != 'cudnn':
+      y = keep(y)  # else it is kept as the kernel gives it
+    return self.out(y)
 
   def values(self, x_BTD: jax.Array) -> jax.Array:
     """The attention of tokens that read nothing but themselves."""
@@ -220,7 +252,7 @@ class Mlp(nn.Module):
     up = keep(self.up(x))
     match self.kind:
       case 'gelu':
-        h = nn.gelu(up)
+        h = gelu(up)
       case 'relu':
         h = nn.relu(up)
       case 'swiglu':
@@ -377,9 +409,24 @@ def rematerialized(
     case 'none':
       return block
     case 'products':
-      return remat(policy=jax.checkpoint_policies.save_only_these_names('kept'))
+      names = ('kept',)
+      if attention.device().platform != 'tpu':  # where they would need a reading of x again
+        names = ('kept', 'statistics')
+      policies = jax.checkpoint_policies
+      return remat(
+        policy=policies.save_from_both_policies(
+          policies.save_only_these_names(*names), _is_kernel_of_cudnn
+        )
+      )
     case 'full':
       return remat()
+
+
+def _is_kernel_of_cudnn(primitive, *_, **__):
+  """What cuDNN's attention gives forward: its backward pass reads both the result and the sums of
+  the softmax, for which it would run again.
+  """
+  return primitive.name.startswith('dot_product_attention_fwd')
 
 
 def pack(

@@ -7,6 +7,7 @@ Targets are softmax(logits / temperature - offset); the offset of each prototype
 center or from Sinkhorn.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -21,6 +22,9 @@ from tips_jax.core.strict import Range, unknown
 from tips_jax.core.types import Loss
 from tips_jax.core.vectors import traced_unit
 
+# Differences of probabilities are small: times this, float16 holds them.
+_SCALE = 1024.0
+_PARTS = 8  # of packed tokens: chunks that may be skipped
 _Temperature = Annotated[float | jax.Array, Range(1e-4, 1e4)]
 
 
@@ -45,6 +49,9 @@ def dino(
   sinkhorn_iterations: schema.Count = 3,
   reduction: str = 'mean',
   chunk: schema.Count = 2048,
+  logits: str = 'float32',
+  packed: Annotated[int, Range(0, 1)] = 0,
+  sinkhorn_memory: Annotated[float, Range(0, 1e6)] = 1.0,
 ) -> Loss:
   """Cross-entropy of the teacher's prototype distribution under the student's.
 
@@ -64,12 +71,20 @@ def dino(
     reduction: 'mean' over the tokens of a view, then over views (a view without any costs nothing),
     or 'sum' over both; the batch is always averaged.
     chunk: tokens, of all images and views of a device, whose logits are held at once.
+    logits: dtype of what products with the prototypes read and write; softmax and sums stay in
+    float32. Most of the loss's time goes into reading and writing logits. 'float16' halves them:
+    cosines keep 11 bits, as many as a GPU's products of float32 read (TF32). DINOv2 trains so.
+    packed: 1 puts the tokens that count first on each device and skips chunks without any: where
+    `valid` is false for many.
+    sinkhorn_memory: GiB of the teacher's logits that a device keeps from one iteration to the next;
+    more than that are formed in each again.
   Metrics: teacher entropy, share of the prototypes in use (perplexity of the mean target / K),
   agreement of the most likely prototypes, norm of the center.
   """
   _known('pairing', pairing, ('same', 'all', 'other'))
   _known('reduction', reduction, ('mean', 'sum'))
   _known('centering', centering, ('ema', 'sinkhorn', 'none'))
+  _known('logits', logits, ('float32', 'float16'))
   s = _tokens(student)
   t = _tokens(lax.stop_gradient(teacher))
   _check(s, t, pairing, valid)
@@ -79,6 +94,9 @@ def dino(
   if reduction == 'mean':
     of_view = jnp.maximum(counted_s.sum(-1, keepdims=True), 1.0)
     weights = counted_s / (of_view * s.shape[1])
+  # The largest is one where logits are formed, so that float16 holds them too.
+  largest = jnp.maximum(weights.max(), 1e-30)
+  weights = weights / largest
   batch = [s, t] + [x[..., None] for x in (weights, counted_s, counted_t)]
   if pairing == 'same':  # then a view is as good as more tokens
     batch = [x.reshape(x.shape[0], 1, -1, x.shape[-1]) for x in batch]
@@ -91,38 +109,86 @@ def dino(
   def local(batch, shared, shard):
     ws, wt, center = shared
     ws = shard.varying(ws)  # its gradient is summed over the devices
-    s, t = batch[:2]
-    size = _chunk(s.shape[0], max(s.shape[1], t.shape[1]), s.shape[2], chunk)
+    order = None
+    most = chunk
+    s = batch[0]
+    if packed and valid is not None:
+      order = jnp.argsort(-batch[3].reshape(-1))  # those that count first
+      batch = [jnp.take(x.reshape(-1, x.shape[-1]), order, 0)[None, None] for x in batch]
+      most = min(chunk, max(1, order.size // _PARTS))
+    size = _chunk(batch[0].shape[0], max(x.shape[1] for x in batch), batch[0].shape[2], most)
     chunks = [_chunks(x, size) for x in lax.stop_gradient(batch)]
 
-    def scores(t):
-      """Logits of the teacher over its temperature."""
-      return _logits(t, wt) / tau_t
+    def where_any_counts(compute, otherwise, *chunk):
+      """compute(*chunk), of which the last array says what counts; otherwise(*chunk) if none."""
+      if order is None:
+        return compute(*chunk)
+      return lax.cond(chunk[-1].any(), compute, otherwise, *chunk)
 
-    if len(chunks[1]) == 1:  # all at once: formed once, also for Sinkhorn
-      chunks[1] = scores(chunks[1])
-      scores = lambda x: x
+    def zeros(*shape, dtype=jnp.float32):
+      return shard.varying(jnp.zeros(shape, dtype))
+
+    cosines = lambda t: _cosines(t, wt, logits)
+    scores = lambda cosines: cosines.astype(jnp.float32) / tau_t
+    kept = math.prod(chunks[1].shape[:-1]) * wt.shape[1] * jnp.dtype(logits).itemsize
+    if len(chunks[1]) == 1 or centering == 'sinkhorn' and kept <= sinkhorn_memory * 2**30:
+
+      def once(chunk):
+        return where_any_counts(
+          lambda t, _: _cosines(t, wt, logits),
+          lambda t, _: zeros(*t.shape[:-1], wt.shape[1], dtype=logits),
+          *chunk,
+        )
+
+      # Formed once, for all iterations and the loss.
+      chunks[1] = lax.map(once, (chunks[1], chunks[4]))
+      cosines = lambda cosines: cosines
     match centering:
       case 'sinkhorn':
-        offset = _sinkhorn(scores, chunks[1], chunks[4], 1 / tau_t, sinkhorn_iterations, shard)
+        offset = _sinkhorn(
+          lambda t: scores(cosines(t)),
+          chunks[1],
+          chunks[4],
+          1 / tau_t,
+          sinkhorn_iterations,
+          shard,
+          where_any_counts,
+        )
       case 'ema':
         offset = center / tau_t
       case 'none':
         offset = 0.0
 
-    def part(total, chunk):
-      s, t, weights, counted_s, counted_t = chunk
+    def computed(total, s, t, weights, counted_s, counted_t):
+      teacher = cosines(t)
       sums, gradient = _part(
-        scores(t) - offset, s, lax.stop_gradient(ws), weights, counted_s, counted_t, tau_s, share
+        scores(teacher) - offset,
+        scores(lax.optimization_barrier(teacher)) - offset,
+        s,
+        lax.stop_gradient(ws),
+        weights,
+        counted_s,
+        counted_t,
+        tau_s,
+        share,
+        logits,
       )
       return jax.tree.map(jnp.add, total, sums), gradient
 
-    zero = jnp.float32(0)
-    zeros = (zero, zero, zero, jnp.zeros(wt.shape[1]), jnp.zeros(ws.shape))
-    sums, of_tokens = lax.scan(part, jax.tree.map(shard.varying, zeros), chunks)
+    def skipped(total, s, *_):
+      return total, zeros(*s.shape)
+
+    def part(total, chunk):
+      return where_any_counts(computed, skipped, total, *chunk)
+
+    totals = (*(zeros() for _ in range(3)), zeros(wt.shape[1]), zeros(*ws.shape))
+    sums, of_tokens = lax.scan(part, totals, chunks)
     loss, same, entropy, use, of_prototypes = sums
-    of_tokens = _joined(of_tokens, s.shape)
-    return _with_gradient(loss, (s, ws), (of_tokens, of_prototypes)), same, entropy, use
+    of_tokens = _joined(of_tokens, batch[0].shape).reshape(-1, s.shape[-1])
+    if order is not None:
+      of_tokens = jnp.take(of_tokens, jnp.argsort(order), 0)
+    gradients = of_tokens.reshape(s.shape) / (_SCALE * tau_s), of_prototypes / (_SCALE * tau_s)
+    return _with_gradient(loss, (s, ws), gradients), same, entropy, use
 
   loss, same, entropy, use = parallel.sum_over_batch(local, batch, (ws, wt, state['center']))
   of_teacher = jnp.maximum(counted_t.sum(), 1.0)
@@ -137,7 +203,7 @@ def dino(
     'agreement': same / jnp.maximum(counted_s.sum(), 1.0),
     'center_norm': jnp.linalg.norm(center),
   }
-  return Loss(loss / s.shape[0], metrics, {'center': center})
+  return Loss(loss * largest / s.shape[0], metrics, {'center': center})
 
 
 def _known(field, name, known):
@@ -179,17 +245,22 @@ def _tokens(z):
   return z
 
 
-def _logits(z, w):
-  return jnp.einsum('...d,dk->...k', z, w, preferred_element_type=jnp.float32)
+def _cosines(z, w, dtype):
+  """Of unit vectors [..., D] and [D, K], the logits before any temperature, in `dtype`."""
+  return jnp.einsum('...d,dk->...k', z.astype(dtype), w.astype(dtype), preferred_element_type=dtype)
 
 
 def _chunk(b, v, p, most):
   """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where
-  that is possible.
+  that is possible. Whole images, as they lie in memory, before parts of their tokens: a compiler
+  lays the towers' activations out as the loss reads them.
   """
-  tokens = max(i for i in _divisors(p) if i == 1 or b * v * i <= most)
-  images = max(i for i in _divisors(b) if i == 1 or i * v * tokens <= most)
-  return images, tokens
+
+  def largest(n, of_each):
+    return max(i for i in _divisors(n) if i == 1 or i * of_each <= most)
+
+  images = largest(b, v * p)
+  return images, largest(p, images * v)
 
 
 def _divisors(n):
@@ -220,17 +291,20 @@ def _share(pairing, views, teacher_views):
   return (share / share.sum(1, keepdims=True))[:, :, None, None]
 
 
-def _part(x, s, ws, weights, counted_s, counted_t, tau, share):
+def _part(x, again, s, ws, weights, counted_s, counted_t, tau, share, dtype):
   """Of a chunk's tokens: (sums of loss, agreement, entropy and use of prototypes, and the gradient
-  of the student's prototypes), gradient of the student's tokens.
+  of the student's prototypes), gradient of the student's tokens; both gradients times `_SCALE` and
+  the temperature `tau`.
 
-  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D].
+  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D]. `again` is x too,
+  for another reading: XLA would write what two reductions along different axes share.
 
   Sums over prototypes are taken before anything is normalized, each of [tokens, K] that is in
   memory: these reads and writes are what the loss costs.
   """
-  y = _logits(s, ws) / tau
-  x -= x.max(-1, keepdims=True)
+  y = _cosines(s, ws, dtype).astype(jnp.float32) / tau
+  x_max = x.max(-1, keepdims=True)
+  x -= x_max
   y -= y.max(-1, keepdims=True)
   p = jnp.exp(x)
   q = jnp.exp(y)
@@ -245,15 +319,19 @@ def _part(x, s, ws, weights, counted_s, counted_t, tau, share):
     x = jnp.log(target / target.max(-1, keepdims=True))
   # No index of the largest: its reduction would be one more reading. Up to rounding.
   same = jnp.minimum(x, y).max(-1, keepdims=True) > -1e-4
-  slope = weights * (q / q_sum - target) / tau
+  slope = (_SCALE * (q / q_sum - target)).astype(dtype)
+
+  def product(subscripts, x):
+    return jnp.einsum(subscripts, x.astype(dtype), slope, preferred_element_type=jnp.float32)
+
   sums = (
     (weights * cost).sum(),
     (counted_s * same).sum(),
     -(counted_t * information).sum(),
-    (counted_t * p).sum((0, 1, 2)),
-    jnp.einsum('...d,...k->dk', s, slope, preferred_element_type=jnp.float32),
+    (counted_t / p_sum * jnp.exp(again - x_max)).sum((0, 1, 2)),
+    product('...d,...k->dk', weights * s),
   )
-  return sums, jnp.einsum('...k,dk->...d', slope, ws, preferred_element_type=jnp.float32)
+  return sums, weights * product('dk,...k->...d', ws)
 
 
 @jax.custom_vjp
@@ -273,7 +351,7 @@ def _known_backward(gradient, slope):
 _with_gradient.defvjp(_known_forward, _known_backward)
 
 
-def _sinkhorn(scores, t, counted, bound, iterations, shard):
+def _sinkhorn(scores, t, counted, bound, iterations, shard, where_any_counts):
   """Log mass of each prototype, so that softmax(scores - it) spreads the tokens evenly over
   prototypes.
 
@@ -285,10 +363,12 @@ def _sinkhorn(scores, t, counted, bound, iterations, shard):
   def offset_of(log_row):
     """log_row: scores -> log of the sum of a token's row."""
 
-    def step(total, chunk):
-      t, counted = chunk
+    def plus(total, t, counted):
       x = scores(t)
-      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2)), None
+      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2))
+
+    def step(total, chunk):
+      return where_any_counts(plus, lambda total, *_: total, total, *chunk), None
 
     total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
     total, _ = lax.scan(step, total, (t, counted))

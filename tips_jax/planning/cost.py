@@ -171,7 +171,7 @@ def traffic(module: Module, instruction: Instruction, computation: Computation) 
   if instruction.opcode == 'dynamic-update-slice':
     return 2 * _hbm(reads[1].arrays)
   if instruction.opcode == 'fusion' and instruction.called:
-    return _fusion(module.computations[instruction.called[0]], instruction, reads)
+    return _fusion(module, instruction, reads)
   written = _results(instruction)
   if instruction.opcode.endswith('-start'):
     written = written[:1]  # the others are the operands again, and a context
@@ -190,14 +190,9 @@ def _hbm(arrays: Sequence[Array]) -> int:
   return sum(a.nbytes for a in arrays if not a.on_chip)
 
 
-def _fusion(
-  inner: Computation, instruction: Instruction, reads: Sequence[Instruction | None]
-) -> int:
+def _fusion(module: Module, instruction: Instruction, reads: Sequence[Instruction | None]) -> int:
   """HBM bytes of a fusion, of which only the operands and results are in HBM."""
-  users = {}  # value -> (instruction that reads it, as which operand)
-  for i in inner.values():
-    for k, operand in enumerate(i.operands):
-      users.setdefault(operand, []).append((i, k))
+  inner = module.computations[instruction.called[0]]
   total = 0
   updated = set()  # arrays that are written in place, a slice at a time
   for i in inner.values():
@@ -206,20 +201,44 @@ def _fusion(
     arrays = reads[int(i.literal)].arrays
     if arrays and arrays[0].on_chip:
       continue
-    readers = [reader for reader, k in users.get(i.name, []) if k == 0]
-    opcodes = {reader.opcode for reader in readers}
-    only_first = bool(readers) and len(readers) == len(users[i.name])
-    if only_first and opcodes.issubset(_SLICES):
-      for reader in readers:
-        total += sum(a.nbytes for a in reader.arrays)
-    elif only_first and opcodes == {'dynamic-update-slice'}:
-      for reader in readers:
-        updated |= {(a.dtype, a.dims) for a in reader.arrays}
-        total += inner[reader.operands[1]].arrays[0].nbytes
-    else:
+    touched = _touched(module, inner, i.name)
+    if touched is None:
       total += _hbm(arrays)
+      continue
+    for part, scope in touched:
+      if part.opcode == 'dynamic-update-slice':
+        updated |= {(a.dtype, a.dims) for a in part.arrays}
+        total += scope[part.operands[1]].arrays[0].nbytes
+      else:
+        total += sum(a.nbytes for a in part.arrays)
   written = [a for a in _results(instruction) if (a.dtype, a.dims) not in updated]
   return total + _hbm(written)
+
+
+def _touched(
+  module: Module, computation: Computation, value: str
+) -> list[tuple[Instruction, Computation]] | None:
+  """The slices that a computation reads of a value, or writes into it, also in what it calls and
+  behind other names of the same value; None where it reads all of it, or nothing does.
+  """
+  found = []
+  for i in computation.values():
+    for k, operand in enumerate(i.operands):
+      if operand != value:
+        continue
+      inside = None
+      if k == 0 and i.opcode in (*_SLICES, 'dynamic-update-slice'):
+        inside = [(i, computation)]
+      elif i.opcode == 'bitcast':
+        inside = _touched(module, computation, i.name)
+      elif i.opcode in ('fusion', 'call') and i.called:
+        called = module.computations[i.called[0]]
+        parameters = {x.literal: x.name for x in called.values() if x.opcode == 'parameter'}
+        inside = _touched(module, called, parameters.get(str(k), ''))
+      if inside is None:
+        return None
+      found += inside
+  return found or None
 
 
 def costs(
