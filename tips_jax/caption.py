@@ -89,7 +89,7 @@ def _caption(argv):
 def _convert(output, how):
   """Writes the store; returns the report, or None after a part."""
   from tips_jax.data import store
-  from tips_jax.data.ingest import captioners, captioning, convert
+  from tips_jax.data.ingest import asking, captioners, captioning, convert
 
   opened = _open_store()
   ask = captioners.Ask(
@@ -117,8 +117,9 @@ def _convert(output, how):
   more = {'replace': FLAGS.replace, 'limit': FLAGS.limit}
 
   def readers(opener):
+    kind = captioning.CaptioningReader
     return functools.partial(
-      captioning.open_readers, opened.path, splits, ask, opener, folder, **more
+      asking.open_readers, kind, opened.path, splits, opener, folder, ask, **more
     )
 
   today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -132,7 +133,7 @@ def _convert(output, how):
     max_pixels=sys.maxsize,
     limit=FLAGS.limit,
     reopen=readers(open_captioner),
-    about=captioning.provenance(opened, ask, today),
+    about=asking.provenance(opened, 'caption', 'captions', {**vars(ask), 'date': today}),
     **how,
   )
 
