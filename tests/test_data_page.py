@@ -9,13 +9,15 @@ import shlex
 import pytest
 
 from benchmarks import caption as bench
+from tests import test_annotate as tiny
 from tests.test_caption import blip
-from tips_jax import caption, curate, prepare
+from tips_jax import annotate, caption, curate, prepare
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'data.md'
 PROGRAMS = {
+  'tips_jax.annotate': annotate.main,
   'tips_jax.prepare': prepare.main,
   'tips_jax.caption': caption.main,
   'tips_jax.curate': curate.main,
@@ -69,6 +71,33 @@ def test_captions_of_every_captioner(run, tmp_path):
       if number == 3:
         expected = f'of {record["id"].decode()}'
       assert record['captions'][-1].decode() == expected
+
+
+def test_annotation(run, tmp_path):
+  run(commands('At any size')[0])
+  there = {
+    'facebook/detr-resnet-50': tiny.detr,
+    'facebook/sam-vit-base': tiny.sam,
+    'Salesforce/blip-image-captioning-base': blip,
+    'google/siglip2-base-patch16-224': tiny.clip,
+    'google/owlv2-base-patch16-ensemble': tiny.owl,
+  }
+  for make in there.values():
+    (tmp_path / make.__name__).mkdir()
+    make(tmp_path / make.__name__)
+  (tmp_path / 'tags.txt').write_text('cat\na room\n')
+  for words in commands('Annotation'):
+    for name, make in there.items():
+      words = [word.replace(name, str(tmp_path / make.__name__)) for word in words]
+    # Scenes of 48 pixels, which have boxes, and models of random weights.
+    run([*words, '--replace', '--least_side=2', '--stability=0', '--confidence=0'])
+  [boxes, tagged] = [list(store.open_store(name).source('train')) for name in ('BOXES', 'TAGGED')]
+  for before, after in zip(boxes, tagged):
+    assert before['boxes'].shape == after['boxes'].shape != (0, 4)
+    assert set(after['tags']) <= {b'cat', b'a room'} and len(after['tags'])
+    assert len(after['region_captions']) == len(before['region_captions'])
+  found = [record['region_tags'] for record in store.open_store('FOUND').source('train')]
+  assert {tag for tags in found for tag in tags} <= {b'cat', b'dog', b'red car'}
 
 
 def test_curation(run):

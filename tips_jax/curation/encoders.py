@@ -12,7 +12,7 @@ from PIL import Image
 
 import tips_jax
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.archives import reason
+from tips_jax.data.ingest import pretrained
 
 BATCH = 64  # images of a call
 _LONGEST = 256  # tokens of a text
@@ -52,23 +52,10 @@ class _Ours:
 
 class _Transformers:
   def __init__(self, name):
-    try:
-      import transformers
-      from transformers.utils import import_utils
-    except ImportError as error:
-      raise InputError(
-        f'encoder: transformers is not installed ({error}); expected pip install '
-        f"'tips_jax[caption]'"
-      ) from error
-    try:
-      self._processor = transformers.AutoProcessor.from_pretrained(name)
-      self._model = transformers.AutoModel.from_pretrained(name).eval().requires_grad_(False)
-    # No such folder, no network, no such kind of model, no torch.
-    except Exception as error:
-      raise InputError(
-        f'encoder: cannot load {name!r} ({reason(error)}); expected the name or the folder of a '
-        f'dual encoder of transformers, such as CLIP or SigLIP'
-      ) from error
+    transformers = pretrained.library('encoder')
+    what = 'a dual encoder, such as CLIP or SigLIP,'
+    self._processor = pretrained.processor('encoder', name, what)
+    self._model = pretrained.load('encoder', name, what, 'AutoModel')
     for method in ('get_image_features', 'get_text_features'):
       if not hasattr(self._model, method):
         raise InputError(
@@ -79,8 +66,6 @@ class _Transformers:
     text = self._model.config.text_config
     self._longest = min(getattr(text, 'max_position_embeddings', _LONGEST), _LONGEST)
     self._batch = functools.partial(transformers.BatchFeature, tensor_type='pt')
-    if import_utils.is_torch_cuda_available():
-      self._model.to('cuda')
 
   def prepare(self, image):
     found = self._processor(images=[Image.fromarray(image)], return_tensors='pt')

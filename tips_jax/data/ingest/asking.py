@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from tips_jax.core.errors import InputError
+from tips_jax.core.strict import unknown
 from tips_jax.data import store
 from tips_jax.data.ingest import tasks
 from tips_jax.data.ingest.reader import Options, Piece, Reader, Sample
@@ -174,17 +176,30 @@ class Journal:
       self._answers[number] = json.loads(line)[1]
 
 
+def open_store(path: str, splits: Sequence[str]) -> store.Store:
+  """The store of --store, with what is needed to write it anew; InputError where it is another."""
+  opened = store.open_store(path)
+  lacking = sorted({'image', 'alt_text', 'captions'} - set(opened.features))
+  if lacking:
+    raise InputError(
+      f'--store: got {path!r} without {lacking}; expected a store of tips_jax.prepare'
+    )
+  for split in splits:
+    if split not in opened.splits:
+      raise unknown('--splits', split, opened.splits)
+  return opened
+
+
 def open_readers(
   kind: type[AskingReader],
   path: str,
   splits: Sequence[str],
   open_asked: Callable[[], Asked],
-  *more: Any,
-  **named: Any,
+  **more: Any,
 ) -> dict[str, Reader]:
   """Readers of a kind for the splits of a store, which share what they ask; `more` is theirs."""
   shared = functools.cache(open_asked)
-  return {split: kind(path, split, shared, *more, **named) for split in splits}
+  return {split: kind(path, split, shared, **more) for split in splits}
 
 
 def provenance(
