@@ -87,7 +87,7 @@ class Tars:
       key = keys[key_starts[i] - key_starts[0] : key_starts[i + 1] - key_starts[0]].decode()
       own = slice(starts[i] - starts[0], starts[i + 1] - starts[0])
       sample = self._reader.sample(key, dict(zip(endings[own], contents[own])))
-      examples.append(of_sample(sample))
+      examples.append(of_sample(sample, self._reader))
     return examples
 
   def _file(self, number):
