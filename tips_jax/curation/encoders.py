@@ -137,21 +137,29 @@ def prepare(name: str, image: np.ndarray) -> Any:
 
 def image_features(name: str, images: Sequence[Any]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of images that were prepared."""
-  return _unit(load(name).images, images)
+  return _unit(load(name).images, images, 'images')
 
 
 def text_features(name: str, texts: Sequence[str]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of texts."""
-  return _unit(load(name).texts, texts)
+  return _unit(load(name).texts, texts, 'texts')
 
 
-def _unit(encode, inputs):
+def _unit(encode, inputs, kind):
   from tips_jax.core import vectors  # jax is slow to import, and encoders of others need none
 
   parts = []
   for first in range(0, len(inputs), BATCH):
     parts.append(np.asarray(encode(inputs[first : first + BATCH]), np.float32))
-  return vectors.unit(np.concatenate(parts))
+  found = np.concatenate(parts)
+  # A cosine of nan is under no threshold: all records would stay.
+  if not np.isfinite(found).all():
+    count = int(np.sum(~np.isfinite(found)))
+    raise InputError(
+      f'encoder: got {count} of {found.size} numbers that are not finite for {len(found)} {kind}; '
+      f'expected finite features'
+    )
+  return vectors.unit(found)
 
 
 def require_texts(name: str) -> None:
