@@ -15,8 +15,9 @@ from benchmarks import caption as bench
 from tests.data.pictures import picture
 from tips_jax import caption
 from tips_jax.data import store
-from tips_jax.data.ingest import captioners, captioning
+from tips_jax.data.ingest import asking, captioners, captioning
 from tips_jax.data.ingest.captioners import Answer, Caption
+from tips_jax.data.ingest.reader import Sample
 
 pytestmark = pytest.mark.once
 
@@ -201,7 +202,7 @@ def test_a_server_that_gives_one_choice_is_asked_again_with_another_seed():
     server.choices = 1
     ask = captioners.Ask(captioner='', captions=3, temperature=1.0)
     asked = captioners.Server(server.url, 'm', ask, threads=1, tries=1, timeout_s=5)
-    [answer] = asked.answers([captioning.Sample('0', picture(0), '', [], {})])
+    [answer] = asked.answers([Sample('0', picture(0), '', [], {})])
   assert len(answer.captions) == 3
   assert [request['seed'] for request in server.requests] == [0, 1, 2]
 
@@ -252,15 +253,17 @@ def test_usable():
 
 
 def test_a_journal_survives_a_cut_line(tmp_path):
-  with captioning.Journal(tmp_path, 'train-0-9') as journal:
-    journal.add(3, Answer([Caption('ä', False), Caption('b')]))
+  # Ends of lines for Python, none for JSON.
+  odd = Answer([Caption('ä\u2028\x85\n', False), Caption('b')])
+  with asking.Journal(tmp_path, 'train-0-9') as journal:
+    journal.add(3, odd)
     journal.add(4, Answer([Caption('c')]))
   [path] = tmp_path.iterdir()
   path.write_bytes(path.read_bytes()[:-4])
-  again = captioning.Journal(tmp_path, 'train-0-9')
+  again = asking.Journal(tmp_path, 'train-0-9')
   assert 3 in again and 4 not in again
-  assert again.get(3, None) == Answer([Caption('ä', False), Caption('b')])
-  assert 3 not in captioning.Journal(tmp_path, 'train-9-18')
+  assert again.get(3) == journal.get(3) == json.loads(json.dumps(odd))
+  assert 3 not in asking.Journal(tmp_path, 'train-9-18')
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -362,7 +365,7 @@ def test_a_model_of_transformers_answers_each_image_as_it_does_alone(tmp_path, m
   )
   model = captioning.open_captioner(ask, batch=4, threads=1, tries=1, timeout_s=1)
   texts = ['a dog', 'the cat on a dog', '', 'one']
-  samples = [captioning.Sample(str(i), picture(i), text, [], {}) for i, text in enumerate(texts)]
+  samples = [Sample(str(i), picture(i), text, [], {}) for i, text in enumerate(texts)]
   answers = model.answers(samples)
   assert answers == [model.answers([sample])[0] for sample in samples]
   for answer, text in zip(answers, texts):
@@ -373,7 +376,7 @@ def test_a_model_of_transformers_answers_each_image_as_it_does_alone(tmp_path, m
       prompt = prompt.replace('{alt_text}', text)
       assert not prompt or not found.text.startswith(prompt + ' ')
   assert any(found.text for answer in answers for found in answer.captions)
-  bad = captioning.Sample('x', b'no image', '', [], {})
+  bad = Sample('x', b'no image', '', [], {})
   assert model.answers([bad, samples[0]])[1] == answers[0]
   assert model.answers([bad])[0].problem
 

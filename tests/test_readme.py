@@ -139,12 +139,8 @@ def test_the_readme_is_short_and_has_the_two_commands():
 @pytest.mark.parametrize('page', PAGES)
 def test_flags_and_fields_in_the_text_exist(page):
   text = (ROOT / page).read_text()
-  known = set().union(
-    *(
-      flags_of(ROOT / f'tips_jax/{name}.py')
-      for name in ('main', 'prepare', 'caption', 'curate', 'plan', 'export', 'encode', 'evaluate')
-    )
-  )
+  programs = 'main prepare caption annotate curate plan export encode evaluate'.split()
+  known = set().union(*(flags_of(ROOT / f'tips_jax/{name}.py') for name in programs))
   for flag in re.findall(r'`--(\w+)[=`.]', text):
     assert flag in known, flag
   distilled = importlib.import_module('configs.vits').get_config('distill')

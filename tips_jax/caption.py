@@ -89,9 +89,9 @@ def _caption(argv):
 def _convert(output, how):
   """Writes the store; returns the report, or None after a part."""
   from tips_jax.data import store
-  from tips_jax.data.ingest import captioners, captioning, convert
+  from tips_jax.data.ingest import asking, captioners, captioning, convert
 
-  opened = _open_store()
+  opened = asking.open_store(FLAGS.store, FLAGS.splits)
   ask = captioners.Ask(
     captioner=FLAGS.captioner,
     prompts=tuple(FLAGS.prompt) or ('',),
@@ -112,18 +112,19 @@ def _convert(output, how):
   opened_here = functools.cache(open_captioner)
   if not FLAGS.merge:
     opened_here()  # what is wrong with it is said before anything is written
-  splits = FLAGS.splits or list(opened.splits)
-  folder = store.work_path(output)
-  more = {'replace': FLAGS.replace, 'limit': FLAGS.limit}
-
-  def readers(opener):
-    return functools.partial(
-      captioning.open_readers, opened.path, splits, ask, opener, folder, **more
-    )
-
+  readers = functools.partial(
+    asking.open_readers,
+    captioning.CaptioningReader,
+    opened.path,
+    FLAGS.splits or list(opened.splits),
+    folder=store.work_path(output),
+    ask=ask,
+    replace=FLAGS.replace,
+    limit=FLAGS.limit,
+  )
   today = datetime.datetime.now(datetime.UTC).date().isoformat()
   return convert.convert(
-    readers(opened_here)(),
+    readers(opened_here),
     output,
     tokenizer_from=FLAGS.tokenizer or opened.tokenizer_path or '',
     vocab_size=FLAGS.vocab_size,
@@ -131,27 +132,10 @@ def _convert(output, how):
     min_side=1,
     max_pixels=sys.maxsize,
     limit=FLAGS.limit,
-    reopen=readers(open_captioner),
-    about=captioning.provenance(opened, ask, today),
+    reopen=functools.partial(readers, open_captioner),
+    about=asking.provenance(opened, 'caption', 'captions', {**vars(ask), 'date': today}),
     **how,
   )
-
-
-def _open_store():
-  """The store of --store, with what a captioner and a tokenizer need."""
-  from tips_jax.core.strict import unknown
-  from tips_jax.data import store
-
-  opened = store.open_store(FLAGS.store)
-  lacking = sorted({'image', 'alt_text', 'captions'} - set(opened.features))
-  if lacking:
-    raise InputError(
-      f'--store: got {FLAGS.store!r} without {lacking}; expected a store of tips_jax.prepare'
-    )
-  for split in FLAGS.splits:
-    if split not in opened.splits:
-      raise unknown('--splits', split, opened.splits)
-  return opened
 
 
 if __name__ == '__main__':

@@ -492,3 +492,9 @@ def test_only_what_the_annotations_serve(path):
   assert serves(True) == ['segmentation', 'zeroshot_segmentation'] and serves(False) == [
     'segmentation'
   ]
+
+
+def test_tars_as_they_lie_are_refused(tmp_path):
+  (tmp_path / 'a.tar').write_bytes(b'')
+  with pytest.raises(InputError, match='tars or parquet as they lie.*tips_jax.prepare --input='):
+    evaluations.of_store(tmp_path)

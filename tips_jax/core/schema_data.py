@@ -115,6 +115,13 @@ class Columns:
   alt_text: str = ''
   captions: tuple[str, ...] = ()
   first_caption_as_alt_text: bool = False  # where there is no alt text
+  # Boxes and tags are never guessed.
+  regions: str = ''
+  region_captions: str = ''
+  region_tags: str = ''
+  tags: str = ''
+  box_format: Literal['xywh', 'xyxy', 'yxyx'] = 'xywh'
+  box_unit: Literal['pixels', 'shares'] = 'pixels'
 
 
 @config

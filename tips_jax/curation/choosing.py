@@ -254,6 +254,8 @@ def _encoded(encoder, pictures):
       if batch:
         features.append(encoders.image_features(encoder, batch))
       batch = []
+  if not features:
+    raise InputError(f'{pictures.name}: none of {len(pictures)} images can be read; expected some')
   return np.concatenate(features), np.array(numbers)
 
 

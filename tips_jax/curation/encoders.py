@@ -12,7 +12,7 @@ from PIL import Image
 
 import tips_jax
 from tips_jax.core.errors import InputError
-from tips_jax.data.ingest.archives import reason
+from tips_jax.data.ingest import pretrained
 
 BATCH = 64  # images of a call
 _LONGEST = 256  # tokens of a text
@@ -52,23 +52,10 @@ class _Ours:
 
 class _Transformers:
   def __init__(self, name):
-    try:
-      import transformers
-      from transformers.utils import import_utils
-    except ImportError as error:
-      raise InputError(
-        f'encoder: transformers is not installed ({error}); expected pip install '
-        f"'tips_jax[caption]'"
-      ) from error
-    try:
-      self._processor = transformers.AutoProcessor.from_pretrained(name)
-      self._model = transformers.AutoModel.from_pretrained(name).eval().requires_grad_(False)
-    # No such folder, no network, no such kind of model, no torch.
-    except Exception as error:
-      raise InputError(
-        f'encoder: cannot load {name!r} ({reason(error)}); expected the name or the folder of a '
-        f'dual encoder of transformers, such as CLIP or SigLIP'
-      ) from error
+    transformers = pretrained.library('encoder')
+    what = 'a dual encoder, such as CLIP or SigLIP,'
+    self._processor = pretrained.processor('encoder', name, what)
+    self._model = pretrained.load('encoder', name, what, 'AutoModel')
     for method in ('get_image_features', 'get_text_features'):
       if not hasattr(self._model, method):
         raise InputError(
@@ -79,8 +66,6 @@ class _Transformers:
     text = self._model.config.text_config
     self._longest = min(getattr(text, 'max_position_embeddings', _LONGEST), _LONGEST)
     self._batch = functools.partial(transformers.BatchFeature, tensor_type='pt')
-    if import_utils.is_torch_cuda_available():
-      self._model.to('cuda')
 
   def prepare(self, image):
     found = self._processor(images=[Image.fromarray(image)], return_tensors='pt')
@@ -152,21 +137,29 @@ def prepare(name: str, image: np.ndarray) -> Any:
 
 def image_features(name: str, images: Sequence[Any]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of images that were prepared."""
-  return _unit(load(name).images, images)
+  return _unit(load(name).images, images, 'images')
 
 
 def text_features(name: str, texts: Sequence[str]) -> np.ndarray:
   """float32 [n, E] of length one, of any number of texts."""
-  return _unit(load(name).texts, texts)
+  return _unit(load(name).texts, texts, 'texts')
 
 
-def _unit(encode, inputs):
+def _unit(encode, inputs, kind):
   from tips_jax.core import vectors  # jax is slow to import, and encoders of others need none
 
   parts = []
   for first in range(0, len(inputs), BATCH):
     parts.append(np.asarray(encode(inputs[first : first + BATCH]), np.float32))
-  return vectors.unit(np.concatenate(parts))
+  found = np.concatenate(parts)
+  # A cosine of nan is under no threshold: all records would stay.
+  if not np.isfinite(found).all():
+    count = int(np.sum(~np.isfinite(found)))
+    raise InputError(
+      f'encoder: got {count} of {found.size} numbers that are not finite for {len(found)} {kind}; '
+      f'expected finite features'
+    )
+  return vectors.unit(found)
 
 
 def require_texts(name: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.curation import encoders, schema, texts
 from tips_jax.curation.records import Record
+from tips_jax.data.ingest.cells import utf8
 
 NAN = float('nan')
 # Their judges see several records at once.
@@ -84,7 +85,7 @@ def _filter(step, records):
       f'function: {step.function!r} gave {len(reasons)} reasons for {len(records)} records; '
       f'expected one for each'
     )
-  return [(NAN, str(reason or '')) for reason in reasons]
+  return [(NAN, utf8(str(reason or ''))) for reason in reasons]
 
 
 def _similarity(step, records, images_BE):

@@ -18,7 +18,7 @@ import numpy as np
 from tips_jax.core import files, strict
 from tips_jax.core.errors import InputError
 from tips_jax.curation import encoders, judging, looks, schema, texts
-from tips_jax.curation.records import Record
+from tips_jax.curation.records import Pictures, Record
 from tips_jax.data import store
 from tips_jax.data.ingest import tfds_folder
 from tips_jax.data.ingest.reader import Piece, ranges
@@ -81,12 +81,20 @@ class Measuring(Tasks):
     ]
 
   def settings_of_input(self) -> Mapping[str, typing.Any]:
-    """The store, the steps and their encoders."""
+    """The store, the steps, their encoders and their sets of images."""
     return {
       'of': self._store.fingerprint,
       'curation': strict.plain(self.curation),
       'encoders': {name: encoders.identity(name) for name in self.encoders},
+      'sets': {name: Pictures(name, 'sets').identity for name in self._sets()},
     }
+
+  def _sets(self) -> list[str]:
+    """The sets of images that steps ask for."""
+    names = []
+    for step in self.curation.steps:
+      names += [*getattr(step, 'evaluations', ()), *getattr(step, 'queries', ())]
+    return sorted(set(names))
 
   def images_read(self, number: int) -> int:
     return self.load_result(number)['read']

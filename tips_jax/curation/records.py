@@ -1,6 +1,8 @@
 """A record of a store as the steps see it, and the images of other sets."""
 
 import functools
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -11,6 +13,7 @@ import numpy as np
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
+from tips_jax.data.ingest.cells import utf8
 from tips_jax.data.ingest.reader import IMAGES
 from tips_jax.data.pixels import images
 
@@ -63,6 +66,10 @@ def _text(value):
   return str(value)
 
 
+def _digest(content):
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 class Picture(NamedTuple):
   """An image of another set."""
 
@@ -82,15 +89,19 @@ class Pictures:
     path, at, split = name.rpartition('@')
     if not at:
       path = name
-    self._name = os.path.basename(path.rstrip('/'))
+    self.name = utf8(os.path.basename(path.rstrip('/')))
     self._sources = []  # (name, records)
     self._files = []
     if os.path.isdir(path) and not (pathlib.Path(path) / store.TFDS_FILES[0]).exists():
       endings = {f'.{ending}' for ending in IMAGES}
       found = sorted(pathlib.Path(path).rglob('*'))
       self._files = [file for file in found if file.suffix.lower() in endings]
+    # What tells sets apart that have the same name.
+    self.identity = _digest([[file.name, file.stat().st_size] for file in self._files])
     if not self._files:
-      self._open(store.open_store(path), split if at else '')
+      opened = store.open_store(path)
+      self._open(opened, split if at else '')
+      self.identity = _digest([opened.fingerprint, split if at else ''])
     self._starts = np.cumsum([0, *(len(source) for _, source in self._sources)])
     if not len(self):
       raise InputError(f'{where}: got {name!r}, which has no images; expected a set of images')
@@ -109,13 +120,13 @@ class Pictures:
   def __getitem__(self, number: int) -> Picture:
     if self._files:
       file = self._files[number]
-      return Picture(f'{self._name}: {file.name}', file.read_bytes())
+      return Picture(f'{self.name}: {utf8(file.name)}', file.read_bytes())
     part = int(np.searchsorted(self._starts, number, side='right')) - 1
     split, source = self._sources[part]
     within = number - int(self._starts[part])
     record = source[within]
     key = _text(record.get('id', str(within)))
-    return Picture(f'{self._name}@{split}: {key}', record['image'])
+    return Picture(f'{self.name}@{split}: {key}', record['image'])
 
   def __iter__(self) -> Iterator[Picture]:
     for number in range(len(self)):

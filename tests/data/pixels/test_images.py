@@ -3,6 +3,7 @@ import struct
 import subprocess
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -233,3 +234,43 @@ def test_a_damaged_image_is_decoded_or_a_value_error(kind):
       assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and pixels.size
 
   check()
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+@pytest.mark.parametrize('where', ['open', 'getexif', 'load'])
+def test_where_memory_runs_out_no_image_is_called_broken(monkeypatch, kind, where):
+  """Elsewhere, or a moment later, it can be read: a run that goes on would see other images."""
+  data = encode(picture(), kind)
+
+  def out_of_memory(*args, **named):
+    raise MemoryError
+
+  def read():
+    checks.check_image(data, min_side=1, max_pixels=10**6)
+    images.decode(data)
+
+  read()
+  if where == 'open':
+    monkeypatch.setattr(images.Image, 'open', out_of_memory)
+  elif where == 'load' or kind == 'PNG':  # TIFFs are turned by Pillow
+    monkeypatch.setattr(type(images.open_image(data)), where, out_of_memory)
+  else:
+    return
+  with pytest.raises(MemoryError):
+    checks.check_image(data, min_side=1, max_pixels=10**6)
+  with pytest.raises(MemoryError):
+    images.decode(data)
+
+
+def test_what_opencv_says_where_memory_runs_out(monkeypatch):
+  def out_of_memory(*args):
+    error = cv2.error('Insufficient memory')
+    error.code = cv2.Error.STS_NO_MEM
+    raise error
+
+  monkeypatch.setattr(images, 'upright', out_of_memory)
+  with pytest.raises(MemoryError, match='Insufficient memory'):
+    images.rgb(picture())

@@ -201,6 +201,24 @@ def test_broken_images_are_replaced_and_counted(folders, tmp_path):
   assert reasons[0] and 'empty image cell' in reasons[1]
 
 
+def test_a_tar_that_has_changed_and_is_as_long_as_before_is_not_read_at_the_old_places(
+  folders, tmp_path
+):
+  write_tar(tmp_path / '0.tar', range(4), extra=[('x.txt', b'x')])
+  data = dataclasses.replace(config(folders, ''), store=str(tmp_path))
+  before = contents(records_of(data), range(4))
+  size = os.path.getsize(tmp_path / '0.tar')
+  write_tar(tmp_path / '0.tar', (3, 0, 1, 2), extra=[('x.txt', b'x')])
+  assert os.path.getsize(tmp_path / '0.tar') == size
+  found = records_of(data).read(range(4))
+  assert any(isinstance(one, ValueError) and 'has changed' in str(one) for one in found)
+  for one, old in zip(found, before):
+    if not isinstance(one, ValueError):
+      assert (
+        values(one, 'image')[:] == old['image'] or values(one, 'alt_text')[:] != old['alt_text']
+      )
+
+
 def test_a_column_split_chooses_rows(folders, tmp_path):
   split = ['test' if i % 3 == 0 else 'train' for i in range(12)]
   write_parquet(tmp_path / 'a.parquet', range(12), split=split)

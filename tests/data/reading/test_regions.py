@@ -1,17 +1,28 @@
 """Regions and tags in a batch: boxes lie where their pixels are, texts belong to their boxes."""
 
 import dataclasses
+import io
+import json
 import os
+import tarfile
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tips_jax.core.errors import InputError
-from tips_jax.core.schema import Data, Regions, RegionText, Tags, Text, View
+from tips_jax.core.schema import Columns, Data, Regions, RegionText, Tags, Text, View
 from tips_jax.data import store
 from tips_jax.data import tokenizer as tokenizer_lib
+from tips_jax.data.ingest import columns as ingest
+from tips_jax.data.ingest import convert
+from tips_jax.data.ingest.formats import open_input
+from tips_jax.data.ingest.reader import Options
+from tips_jax.data.reading.in_place import open_data
 from tips_jax.data.reading.pipeline import Pipeline
+from tips_jax.data.reading.records import Records
 
 COLORS = {'red': (230, 20, 20), 'green': (20, 230, 20), 'blue': (20, 20, 230)}
 FIELDS = ('boxes', 'region_captions', 'region_tags', 'region_tags_boxes', 'tags')
@@ -152,3 +163,73 @@ def test_a_store_without_boxes_is_refused(tmp_path):
     read(path, regions=Regions())
   with pytest.raises(InputError, match="data.regions: feature of the store: got 'boxes'"):
     read(path, tags={})
+
+
+# --- of files that are read as they lie ---------------------------------------------------------
+
+
+def rows():
+  """The records as tables have them: boxes in pixels, of which one is malformed."""
+  for i in range(COUNT):
+    one = record(i)
+    boxes = (one['boxes'] * ([96, 120] * 2)).round()[:, [1, 0, 3, 2]].tolist()
+    tags = [['warm', 'first'], [], ['last']]
+    found = [
+      {'bbox': box, 'caption': caption, 'tags': of_box}
+      for box, caption, of_box in zip(boxes, one['region_captions'], tags)
+    ]
+    found.insert(1, {'bbox': [5, 5, 5], 'caption': 'none'})
+    texts = {'alt_text': one['alt_text'], 'regions': found[: 4 if i else 0], 'tags': one['tags']}
+    yield f'{i:03}', one['image'], texts
+
+
+def write_tar(path):
+  with tarfile.open(path, 'w') as tar:
+    for key, image, texts in rows():
+      for end, data in {'png': image, 'json': json.dumps(texts).encode()}.items():
+        info = tarfile.TarInfo(f'{key}.{end}')
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+def write_parquet(path):
+  table = []
+  for key, image, texts in rows():
+    table.append({'id': key, 'image': image, **texts, 'regions': json.dumps(texts['regions'])})
+  pq.write_table(pa.Table.from_pylist(table), path, row_group_size=5)
+
+
+@pytest.mark.parametrize('write, name', [(write_tar, '0.tar'), (write_parquet, '0.parquet')])
+def test_regions_of_files_as_they_lie_are_those_of_a_store_made_of_them(
+  path, tmp_path, write, name
+):
+  (tmp_path / 'files').mkdir()
+  write(tmp_path / 'files' / name)
+  named = dict(regions='regions', tags='tags')
+  options = Options(columns=ingest.Columns(**named), box_format='xyxy')
+  reader = open_input(tmp_path / 'files', options)
+  convert.convert({'train': reader}, tmp_path / 'store')
+  more = dict(
+    columns=Columns(**named, box_format='xyxy'), tokenizer=os.path.join(path, 'tokenizer.model')
+  )
+  records = []
+  for place in ('files', 'store'):
+    data = Data(store=str(tmp_path / place), views=VIEWS, **more)
+    read_here = Records([open_data(data.store, data).source('train')])
+    records.append([dict(read_here[i]) for i in range(COUNT)])
+  for here, there in zip(*records, strict=True):
+    assert here == there
+  assert sum(len(one['boxes'].float_list.value) for one in records[0]) == (COUNT - 1) * 3 * 4
+  if write is write_parquet:
+    return  # rows of groups have another order
+  here, _ = read(tmp_path / 'files', **more)
+  there, _ = read(tmp_path / 'store', **more)
+  for key in here:
+    np.testing.assert_array_equal(here[key], there[key], err_msg=key)
+  assert here['boxes_valid'].any(axis=1).sum() >= COUNT // 2 and here['kinds_valid'].any()
+
+
+def test_files_whose_columns_are_not_named_have_no_regions(path, tmp_path):
+  write_tar(tmp_path / '0.tar')
+  with pytest.raises(InputError, match='data.regions: feature of the store'):
+    read(tmp_path, tags={}, tokenizer=os.path.join(path, 'tokenizer.model'))

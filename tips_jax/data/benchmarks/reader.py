@@ -104,7 +104,8 @@ class Benchmark(Reader, abc.ABC):
     item = self.items[index]
     try:
       return self._sample(item)
-    except InputError:  # no sample can be read: a package is missing, or the file of all of them
+    # No sample can be read: a package is missing, or the file of all of them, or memory ran out.
+    except (InputError, MemoryError):
       raise
     except FileNotFoundError as error:
       problem = f'no such file: {error.filename}'

@@ -69,6 +69,8 @@ def read_member(archive: zipfile.ZipFile, name: str) -> tuple[bytes | None, str]
     return None, too_large(size)
   try:
     return archive.read(name), ''
+  except MemoryError:  # says nothing of the member
+    raise
   except Exception as error:  # damaged, encrypted, or compressed in an unknown way
     return None, reason(error)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from tips_jax.core.errors import InputError
+from tips_jax.data.ingest import pretrained
 from tips_jax.data.ingest.archives import reason
 from tips_jax.data.ingest.captioners import Answer, Ask, Caption, Captioner
 from tips_jax.data.ingest.reader import Sample
@@ -20,26 +20,12 @@ class Model(Captioner):
   def __init__(self, name: str, ask: Ask, *, batch: int):
     self.batch = batch
     self._ask = ask
-    try:
-      import transformers
-      from transformers.utils import import_utils
-    except ImportError as error:
-      raise InputError(
-        f'--captioner: transformers is not installed ({error}); expected pip install '
-        f"'tips_jax[caption]'"
-      ) from error
-    try:
-      self._processor = transformers.AutoProcessor.from_pretrained(name)
-      self._model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype='auto')
-    # No such folder, no network, no such kind of model, no torch.
-    except Exception as error:
-      raise InputError(
-        f'--captioner: cannot load {name!r} ({reason(error)}); expected the name or the folder of '
-        f'an image-text-to-text model of transformers'
-      ) from error
-    transformers.set_seed(ask.seed)
-    if import_utils.is_torch_cuda_available():
-      self._model.to('cuda')
+    what = 'an image-text-to-text model'
+    self._processor = pretrained.processor('--captioner', name, what)
+    self._model = pretrained.load(
+      '--captioner', name, what, 'AutoModelForImageTextToText', dtype='auto'
+    )
+    pretrained.library('--captioner').set_seed(ask.seed)
     self._tokenizer = self._processor.tokenizer
     self._tokenizer.padding_side = 'left'  # what is generated follows the prompt
 

@@ -46,6 +46,8 @@ def check_image(data: bytes, *, min_side: int, max_pixels: int) -> Check:
       image.load()
   except images.TooLarge as error:
     return Check('giant', str(error), size)
+  except MemoryError:  # says nothing of the image
+    raise
   except Exception as error:  # decoders raise anything, and one bad file must not end the run
     return Check('unreadable', str(error) or type(error).__name__, size)
   return Check('', '', size, turn)
@@ -83,6 +85,8 @@ def mask_png(data: bytes, image: Check, *, max_pixels: int) -> tuple[bytes | Non
     mask = open_mask(data, max_pixels=max_pixels)
     turn = images.orientation(mask)
     ids = images.upright(np.asarray(mask), turn)
+  except MemoryError:
+    raise
   except Exception as error:  # as above
     return None, str(error) or type(error).__name__
   if ids.shape[::-1] != image.size and ids.shape == image.size and image.orientation > 4:

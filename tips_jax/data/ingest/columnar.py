@@ -390,7 +390,7 @@ def _damaged(path, expected):
   """What pyarrow raises while it reads a file, as InputError."""
   try:
     yield
-  except InputError:
+  except (InputError, MemoryError):  # the latter says nothing of the file
     raise
   except Exception as error:
     raise InputError(

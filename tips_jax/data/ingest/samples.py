@@ -22,6 +22,7 @@ from tips_jax.data.ingest.reader import Note, Reader, Sample
 from tips_jax.data.ingest.report import Report
 
 TEST = 'test'  # the split of --test_fraction
+_COUNTED = ('boxes', 'region_captions', 'region_tags', 'tags')  # annotations
 
 Item = typing.TypeVar('Item')
 Value = typing.TypeVar('Value')
@@ -200,7 +201,9 @@ class SampleWriter:
       values['boxes'] = np.array(of_boxes['boxes'], np.float32).reshape(-1, 4)
       for kind, detail in problems:
         self.report.note(kind, split, sample.key, detail)
-      self.report.count('boxes', split, len(of_boxes['boxes']))
+    for name in _COUNTED:
+      if name in values:
+        self.report.count(name, split, len(values[name]))
     if check.orientation > 1 and set(values) & set(store.PLACED):
       detail = f'EXIF orientation {check.orientation}'
       self.report.note('turned', split, sample.key, detail)

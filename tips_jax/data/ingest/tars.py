@@ -191,7 +191,7 @@ class TarReader(_MembersReader):
         if listing.failure is not None and piece.stop == _END:
           last = listing.last
           raise listing.failure
-    except InputError:
+    except (InputError, MemoryError):  # the latter says nothing of the tar
       raise
     except Exception as error:  # a damaged file makes tarfile and its decompressors raise anything
       raise damaged(path, last, error, read) from error
@@ -244,6 +244,8 @@ def _list(path: str, mask: str) -> Listing:
         if _is_file(info) and not is_hidden(info.name):
           odd = info if info.issparse() or not info.isreg() else None
           members.append(_Member(info.name, info.offset, info.offset_data, info.size, odd))
+  except MemoryError:
+    raise
   except Exception as error:  # as above
     failure = error
   names = [member.name for member in members]

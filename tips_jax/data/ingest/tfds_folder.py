@@ -94,7 +94,7 @@ class Source:
   def __getitem__(self, number: int) -> dict[str, typing.Any]:
     try:
       return self._source[number]
-    except IndexError:
+    except (IndexError, MemoryError):  # the latter says nothing of the record
       raise
     except Exception as error:  # array_record, protobuf and TFDS each raise their own
       raise InputError(f'{self._where}: record {number} is damaged ({error})') from error

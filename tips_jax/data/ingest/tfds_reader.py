@@ -116,6 +116,8 @@ class TfdsReader(Reader):
         continue
       try:
         yield read(item)
+      except MemoryError:  # says nothing of the record
+        raise
       except Exception as error:  # protobuf and TFDS raise their own
         yield error
 

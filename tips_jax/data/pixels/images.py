@@ -90,7 +90,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     raise TooLarge(str(error).partition(',')[0]) from error
   except Image.UnidentifiedImageError as error:  # it prints the BytesIO
     raise ValueError(f'no known image format ({len(data)} bytes)') from error
-  except ValueError:
+  except (ValueError, MemoryError):  # the latter says nothing of the image
     raise
   except Exception as error:  # Pillow raises whatever a broken file makes of it
     raise _broken('image', error) from error
@@ -111,6 +111,8 @@ def orientation(image: Image.Image) -> int:
     return 1
   try:
     value = image.getexif().get(ExifTags.Base.Orientation)
+  except MemoryError:
+    raise
   except Exception:  # the pixels of an image with broken EXIF may be whole
     return 1
   return value if value in _TURNS else 1
@@ -126,7 +128,11 @@ def rgb(image: Image.Image) -> np.ndarray:
   try:
     turn = orientation(image)
     return upright(_rgb(image), turn)
+  except MemoryError:
+    raise
   except Exception as error:
+    if getattr(error, 'code', None) == cv2.Error.STS_NO_MEM:  # OpenCV's own MemoryError
+      raise MemoryError(str(error)) from error
     raise _broken(image.format or 'image', error) from error
 
 

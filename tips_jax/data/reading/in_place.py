@@ -27,6 +27,7 @@ from tips_jax.data.reading.in_place_parquet import Parquet
 from tips_jax.data.reading.in_place_tars import Tars, tar_index
 
 _ENDINGS = re.compile(r'\.(tar|tgz|parquet|tar\.(gz|bz2|xz))[})\]]*$', re.IGNORECASE)
+_NO_COLUMNS = ('first_caption_as_alt_text', 'box_format', 'box_unit')  # in data.columns
 _PATTERN = re.compile(r'[*?,\[{]')
 
 
@@ -89,18 +90,14 @@ def open_data(path: str, config: Data, *, check_shards: bool = True) -> Opened:
   if not lies(here):
     return store.open_store(path, check_shards=check_shards)
   chosen = dataclasses.asdict(config.columns)
-  first_caption_as_alt_text = chosen.pop('first_caption_as_alt_text')
-  options = Options(
-    columns=Columns(**chosen),
-    split=config.split,
-    first_caption_as_alt_text=first_caption_as_alt_text,
-  )
+  others = {name: chosen.pop(name) for name in _NO_COLUMNS}
+  options = Options(columns=Columns(**chosen), split=config.split, **others)
   try:
     reader = open_input(here, options)
   except InputError as error:
     # These are the flags of prepare.
     said = str(error).replace('--input_split', 'data.split').replace('--input', 'data.store')
-    said = re.sub(r'--(image|alt_text|captions)_column', r'data.columns.\1', said)
+    said = re.sub(r'--(\w+)_column', r'data.columns.\1', said)
     raise InputError(said) from error
   return _opened(reader, path, here, options)
 

@@ -84,7 +84,8 @@ class Parquet:
         place = self._rows[group][place]
       row = self._group(group)[place]
       file = self._pieces[group].file
-      examples.append(of_sample(self._reader.sample(row, file, self._befores[group] + place)))
+      sample = self._reader.sample(row, file, self._befores[group] + place)
+      examples.append(of_sample(sample, self._reader))
     return examples
 
   def _group(self, number) -> list[Row]:

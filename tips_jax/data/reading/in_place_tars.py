@@ -1,10 +1,12 @@
 """Random access to webdataset tars, by an index of where the members of each sample are."""
 
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import shutil
+import tarfile
 import typing
 import uuid
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ import numpy as np
 
 from tips_jax.core.errors import InputError
 from tips_jax.core.log import Progress
+from tips_jax.data.ingest import samples
 from tips_jax.data.ingest.archives import MAX_BYTES, is_compressed, too_large
 from tips_jax.data.ingest.cells import brief
 from tips_jax.data.ingest.reader import IMAGES
@@ -23,6 +26,9 @@ from tips_jax.data.reading.shards import allow_open_files, in_threads
 _FORMAT = 1
 _META = 'index.json'
 _MAX_LISTED = 10_000  # of what is left out, by kind
+_HEADER = tarfile.BLOCKSIZE  # before a member
+_SIZE_FIELD = slice(124, 136)  # of it
+_THREADS = 4  # that list tars: on a disk across a network each waits for most of its time
 _GAP = 2**16  # bytes between members that are read along with them, rather than in two requests
 _ODD = -1  # in place of where the data of a link or a sparse file is
 
@@ -87,7 +93,7 @@ class Tars:
       key = keys[key_starts[i] - key_starts[0] : key_starts[i + 1] - key_starts[0]].decode()
       own = slice(starts[i] - starts[0], starts[i + 1] - starts[0])
       sample = self._reader.sample(key, dict(zip(endings[own], contents[own])))
-      examples.append(of_sample(sample))
+      examples.append(of_sample(sample, self._reader))
     return examples
 
   def _file(self, number):
@@ -123,15 +129,23 @@ def _contents(file, places, sizes):
     runs[-1].append(i)
     end = places[i] + sizes[i]
   for run in runs:
-    start = places[run[0]]
+    start = places[run[0]] - _HEADER
     data = _pread(file, places[run[-1]] + sizes[run[-1]] - start, start)
     for i in run:
       at = places[i] - start
       content = data[at : at + sizes[i]]
-      if len(content) < sizes[i]:
-        raise ValueError('the tar ends too early: it has changed since its index was made')
+      if len(content) < sizes[i] or not _is_of_size(data[at - _HEADER : at], sizes[i]):
+        raise ValueError('the tar has changed since its index was made; remove the index')
       contents[i] = (content, '')
   return contents
+
+
+def _is_of_size(header, size):
+  """Whether the header of a member says so: a tar may have changed, and be as long as before."""
+  try:
+    return tarfile.nti(header[_SIZE_FIELD]) == size
+  except tarfile.HeaderError:
+    return False
 
 
 def _pread(file, size, start):
@@ -201,9 +215,10 @@ def _make(reader, folder, files, path, stream):
   index = _Index()
   progress = Progress(sum(size for _, size in files), label='bytes indexed', stream=stream)
   done = 0
-  for number, (file, (_, size)) in enumerate(zip(reader.files, files)):
+  listings = samples.in_threads(functools.partial(_list, reader), reader.files, _THREADS)
+  for number, ((file, listing), (_, size)) in enumerate(zip(listings, files)):
     progress.update(done)
-    index.add(number, file, _list(reader, file))
+    index.add(number, file, listing)
     done += size
   progress.update(done)
   progress.close()

@@ -7,8 +7,10 @@ from typing import Any
 
 from tensorflow_datasets.proto import tf_example_pb2
 
+from tips_jax.data.ingest import regions
 from tips_jax.data.ingest.cells import utf8
-from tips_jax.data.ingest.reader import Sample
+from tips_jax.data.ingest.reader import Reader, Sample
+from tips_jax.data.pixels import images
 
 Example = Mapping[str, Any]  # feature name -> its values
 
@@ -82,8 +84,10 @@ def first(example: Example, name: str) -> bytes:
   return found[0] if found else b''
 
 
-def of_sample(sample: Sample) -> Example:
-  """What a store would hold of a sample; ValueError where its image could not be read."""
+def of_sample(sample: Sample, reader: Reader) -> Example:
+  """What a store would hold of a sample; ValueError where its image could not be read. The reader
+  says which annotations it carries.
+  """
   if sample.image is None:
     raise ValueError(sample.problem or 'no image')
   features = tf_example_pb2.Example().features.feature
@@ -93,6 +97,18 @@ def of_sample(sample: Sample) -> Example:
     'alt_text': [sample.alt_text.encode()],
     'captions': [text.encode() for text in sample.captions if text],
   }
+  if 'tags' in reader.annotations:
+    texts['tags'] = [text.encode() for text in sample.extra['tags']]
+  if 'boxes' in reader.annotations:
+    header = images.encoded(sample.image)
+    options = reader.options
+    placed, _ = regions.placed(
+      sample.extra['regions'], (header.width, header.height), options.box_format, options.box_unit
+    )
+    features['boxes'].float_list.value.extend(itertools.chain.from_iterable(placed['boxes']))
+    for name in ('region_captions', 'region_tags'):
+      texts[name] = [text.encode() for text in placed[name]]
+      features[f'{name}_boxes'].int64_list.value.extend(placed[f'{name}_boxes'])
   for name, value in texts.items():
     features[name].bytes_list.value.extend(value)
   return features

@@ -12,6 +12,7 @@ from typing import Any
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.data import store
+from tips_jax.data.reading import in_place
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.evals.datasets import protocols, records
 from tips_jax.evals.datasets.protocols import Constant, Task
@@ -111,6 +112,12 @@ def of_store(
   size: pixels of the short side. texts: whether tasks that need them are among all. check_shards:
   as in store.open_store.
   """
+  if in_place.lies(path):
+    raise InputError(
+      f'--store: got {os.fspath(path)!r}, tars or parquet as they lie; evaluations read a store; '
+      f'expected one, which may be made of a part: python -m tips_jax.prepare --input={path} '
+      f'--split=test --input_split=train --limit=2000 --output=STORE'
+    )
   data = Store(store.open_store(path, check_shards=check_shards))
   splits = _roles(data.counts)
   evaluations = []
