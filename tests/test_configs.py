@@ -33,6 +33,7 @@ ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
 ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
 ARGS['ablation'] = (*ablation.ROWS, 'all,fashion', 'all,flickr8k')
 ARGS |= {name: ('',) for name in METHODS}
+ARGS |= {'methods.umg_clip_adapt': ('', 'e14', 'b16,tips')}
 ARGS |= {'regions': ('clip', 'all'), 'methods.umg_clip': ('', 'b16,reduced')}
 ARGS |= {'methods.clip': ('', *clip.LIGHT), 'methods.lightclip': tuple(clip.LIGHT)}
 PUBLIC = [(name, arg) for name, args in ARGS.items() for arg in args]  # every recipe there is

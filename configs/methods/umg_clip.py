@@ -152,7 +152,7 @@ def method(size: str) -> recipe.Recipe:
       layer_decay_rules=(('text/.*', 0.75), ('.*', sizes['layer_decay'])),
     ),
     schedule=dict(
-      total_steps=round(sizes['epochs'] * _IMAGES / _BATCH),
+      total_steps=steps(sizes['epochs']),
       batch_size=_BATCH,
       warmup_steps=2_000,
       decay='cosine',
@@ -162,6 +162,11 @@ def method(size: str) -> recipe.Recipe:
       image_head='image_projection', text_head='text_projection', region_head='region_projection'
     ),
   )
+
+
+def steps(epochs: int) -> int:
+  """Of so many epochs of UMG-41M."""
+  return round(epochs * _IMAGES / _BATCH)
 
 
 def reduced(base: recipe.Recipe) -> recipe.Recipe:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tips_jax.core import schema
-from tips_jax.models import attention, layers
+from tips_jax.models import attention, layers, sines
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(2, 5, 16)).astype(np.float32)
@@ -136,17 +136,17 @@ def test_packed_tokens_draw_the_same_dropout(monkeypatch):
 
 
 def test_packed_tokens_are_even_and_those_that_may_be_read_come_first():
-  x, mask, order = layers.pack(jnp.asarray(X), jnp.asarray(SCATTERED))
+  x, mask, order = attention.pack(jnp.asarray(X), jnp.asarray(SCATTERED))
   assert x.shape == (2, 6, 16)
   np.testing.assert_array_equal(mask, [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]])
   np.testing.assert_array_equal(order, [[1, 3, 4, 0, 2], [0, 4, 1, 2, 3]])
   np.testing.assert_array_equal(x[0, :3], X[0, [1, 3, 4]])
-  np.testing.assert_array_equal(layers.unpack(x, order, 5), X)
+  np.testing.assert_array_equal(attention.unpack(x, order, 5), X)
 
 
 def test_an_even_number_of_tokens_without_a_mask_is_left_as_it_is():
   x = jnp.asarray(X[:, :4])
-  same, mask, order = layers.pack(x, None)
+  same, mask, order = attention.pack(x, None)
   assert same is x and mask is None and order is None
 
 
@@ -228,7 +228,7 @@ def mae_positions(side, width):
 
 
 def test_the_grid_of_positions_is_that_of_mae():
-  got = layers.sincos_grid(5, 24)
+  got = sines.grid(5, 24)
   assert got.shape == (1, 5, 5, 24)
   np.testing.assert_allclose(got[0], mae_positions(5, 24), atol=1e-6)
 
@@ -299,7 +299,7 @@ def test_masked_keys_are_not_read():
 
 
 def test_sincos_positions_formula():
-  table = np.asarray(layers.sincos_positions(64, 10))
+  table = np.asarray(sines.line(64, 10))
   rate = 1e4 ** (-np.arange(5) / 4)
   angle = np.arange(64)[:, None] * rate
   np.testing.assert_allclose(table, np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-5)

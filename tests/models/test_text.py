@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tips_jax.core import schema
-from tips_jax.models import layers, towers
+from tips_jax.models import layers, sines, towers
 
 TINY = schema.TextTower(kind='text', width=16, depth=2, heads=2, mlp=24, vocab=50, dropout=0.4)
 F32 = schema.Compute(dtype='float32')
@@ -66,7 +66,7 @@ def test_without_blocks_it_is_the_mean_of_normalized_tokens():
     expected = (x * PARAMS['norm']['scale'] + PARAMS['norm']['bias']).mean(0)
     np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
-    layers.sincos_positions(3, 16)[1], np.concatenate([np.sin(rate), np.cos(rate)]), rtol=1e-5
+    sines.line(3, 16)[1], np.concatenate([np.sin(rate), np.cos(rate)]), rtol=1e-5
   )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tips_jax.core import parallel, schema
 from tips_jax.core.errors import InputError
 from tips_jax.interop import weights
-from tips_jax.models import layers, towers, vit
+from tips_jax.models import sines, towers, vit
 
 F32 = schema.Compute(dtype='float32')
 TINY = schema.ViT(kind='vit', width=16, depth=2, heads=2, mlp=32, patch=4, grid=3, mask_token=True)
@@ -182,7 +182,7 @@ def test_positions_start_as_sines_where_asked():
   for tower, width in ((TINY, 16), (DECODER, 8)):
     tower = dataclasses.replace(tower, positions='sincos')
     table = towers.init('image', tower, seed=0)['posembed']
-    np.testing.assert_allclose(table, layers.sincos_grid(3, width), rtol=1e-6)
+    np.testing.assert_allclose(table, sines.grid(3, width), rtol=1e-6)
 
 
 def test_the_decoder_reads_a_cls_token_and_gives_no_pixels_for_it():

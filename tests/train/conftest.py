@@ -24,6 +24,8 @@ METHODS = {
   'dino_ibot': ('methods.dino_ibot', 'runlocal'),
   'mae': ('methods.mae', 'runlocal'),
   'umg_clip': ('methods.umg_clip', 'b16,runlocal'),
+  'umg_clip_adapt': ('methods.umg_clip_adapt', 'b16,runlocal'),
+  'lightclip': ('methods.lightclip', 'resnet18,runlocal'),
 }
 
 

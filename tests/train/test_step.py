@@ -28,6 +28,8 @@ NAMES = (
   'dino_ibot',
   'mae',
   'umg_clip',
+  'umg_clip_adapt',
+  'lightclip',
 )
 EMA = ('tips_v1', 'tips_v2', 'silc', 'dino_ibot')
 

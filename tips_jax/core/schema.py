@@ -38,6 +38,7 @@ from tips_jax.core.schema_data import Scenes as Scenes
 from tips_jax.core.schema_data import Tags as Tags
 from tips_jax.core.schema_data import Text as Text
 from tips_jax.core.schema_data import View as View
+from tips_jax.core.schema_towers import Adapters as Adapters
 from tips_jax.core.schema_towers import DINOHead as DINOHead
 from tips_jax.core.schema_towers import Fusion as Fusion
 from tips_jax.core.schema_towers import ImageTower as ImageTower

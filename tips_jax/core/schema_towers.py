@@ -36,6 +36,18 @@ class Reduction:
 
 
 @config
+class Adapters:
+  """Small branches beside the attention and the MLP of each block, zero at the start, to adapt a
+  tower whose own weights are frozen (Convpass, arXiv 2207.07039, as UMG-CLIP takes it): `Convpass`
+  in models/layers.py.
+  """
+
+  width: Annotated[int, Range(0, 1024)] = 0  # channels of a branch; 0: none; paper: 8
+  scale: Factor = 0.1  # of what a branch adds
+  dropout: Drop = 0.1
+
+
+@config
 class ViT:
   """Image tower. TIPS: two CLS tokens, the first for web captions, the second for synthetic
   ones.
@@ -57,9 +69,15 @@ class ViT:
   last_layer_scale: Factor = 0.0  # the same of the last block; 0: as the others
   drop_path: Drop = 0.0  # share of the crops that skip a residual branch, alike in all blocks
   reduce: Reduction = Reduction()
+  adapters: Adapters = Adapters()
 
   def __post_init__(self):
     divides('heads', self.heads, 'width', self.width)
+    if self.reduce.keep < 1 and self.adapters.width:
+      raise InputError(
+        f'adapters.width: got {self.adapters.width} with reduce.keep={self.reduce.keep}; expected '
+        'one of them: merged patches have no grid to convolve'
+      )
     if self.reduce.keep < 1 and self.reduce.after >= self.depth:
       raise InputError(
         f'reduce.after: got {self.reduce.after}; expected less than the depth {self.depth}'

@@ -156,7 +156,7 @@ def _image(torch: types.ModuleType, weights: Weights, size: tuple[int, int] | No
     table = p['posembed'][0] if size else onnx_stages.positions(torch, p['posembed'], h, w)
     x = x.permute(0, 2, 3, 1) + table
     x = torch.cat([p['cls'].expand(b, -1, -1), x.reshape(b, h * w, d)], dim=1)
-    x = _norm(torch, _blocks(torch, x, p, tower, tower.ffn), p, 'norm')
+    x = _norm(torch, _blocks(torch, x, p, tower, tower.ffn, grid=(h, w)), p, 'norm')
     return x[:, : len(tower.cls)], x[:, len(tower.cls) :].reshape(b, h, w, d)
 
   outputs = ['cls', 'patch']
@@ -230,8 +230,10 @@ def _pad(torch, x, patch):
   return torch.nn.functional.pad(x, (left, width - left, top, height - top))
 
 
-def _blocks(torch, x, p, tower, ffn, mask=None):
-  """Pre-norm blocks on x [B, T, D]. mask: [B, 1, 1, T] bool, True where a key may be read."""
+def _blocks(torch, x, p, tower, ffn, mask=None, grid=None):
+  """Pre-norm blocks on x [B, T, D]. mask: [B, 1, 1, T] bool, True where a key may be read; grid:
+  rows and columns of the patches.
+  """
   f = torch.nn.functional
   b, t, d = x.shape
   heads = tower.heads
@@ -242,15 +244,27 @@ def _blocks(torch, x, p, tower, ffn, mask=None):
   def by_head(y):
     return y.reshape(b, t, heads, d // heads).transpose(1, 2)
 
+  def adapted(x, y, name):
+    if f'{name}/up/kernel' not in p:
+      return x
+    h = _neighbors(torch, quick_gelu(dense(y, f'{name}/down')), len(tower.cls), *grid)
+    h = quick_gelu(dense(h, f'{name}/conv'))
+    return x + dense(h, f'{name}/up') * tower.adapters.scale
+
+  def quick_gelu(y):
+    return y * torch.sigmoid(1.702 * y)
+
   for i in range(tower.depth):
     layer = f'encoder/{i}'
     y = _norm(torch, x, p, f'{layer}/norm1')
+    x = adapted(x, y, f'{layer}/adapter1')
     q = by_head(dense(y, f'{layer}/attention/query'))
     k = by_head(dense(y, f'{layer}/attention/key'))
     v = by_head(dense(y, f'{layer}/attention/value'))
     y = f.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, d)
     x = x + dense(y, f'{layer}/attention/out')
     y = _norm(torch, x, p, f'{layer}/norm2')
+    x = adapted(x, y, f'{layer}/adapter2')
     up = dense(y, f'{layer}/mlp/up')
     match ffn:
       case 'gelu':
@@ -261,6 +275,16 @@ def _blocks(torch, x, p, tower, ffn, mask=None):
         h = f.silu(dense(y, f'{layer}/mlp/gate')) * up
     x = x + dense(h, f'{layer}/mlp/down')
   return x
+
+
+def _neighbors(torch, x, names, h, w):
+  """The 3 x 3 patches around each of x [B, names + h * w, C]; of the others only themselves."""
+  pad = torch.nn.functional.pad
+  b, _, c = x.shape
+  square = pad(x[:, names:].reshape(b, h, w, c), (0, 0, 1, 1, 1, 1))
+  shifted = [square[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  patches = torch.cat(shifted, dim=-1).reshape(b, h * w, 9 * c)
+  return torch.cat([pad(x[:, :names], (4 * c, 4 * c)), patches], dim=1)
 
 
 def _norm(torch, x, p, name):

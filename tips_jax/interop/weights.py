@@ -140,6 +140,12 @@ def only_vit(weights: Weights, format: str) -> None:
       f'--to={format}: got an image tower of kind {weights.image.kind!r}; expected a vit; '
       '--to=onnx and --to=safetensors hold it'
     )
+  if weights.image.adapters.width:
+    raise InputError(
+      f'--to={format}: got an image tower with adapters (adapters.width='
+      f'{weights.image.adapters.width}), whose convolutions no other layer can take in; expected '
+      'one without; --to=onnx and --to=safetensors hold them'
+    )
 
 
 def only_whole(weights: Weights, format: str) -> None:

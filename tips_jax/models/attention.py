@@ -48,7 +48,7 @@ def attention(
 
   key_mask: [B, T] bool, True where a key may be read; at least one in each row.
   kernel: 'plain' (XLA), 'fused' (Pallas, whole sequences on chip; interpreted where there is no
-  TPU), 'cudnn' (NVIDIA; what `refusal` does not name, and tokens as `layers.pack` puts them), or
+  TPU), 'cudnn' (NVIDIA; what `refusal` does not name, and tokens as `pack` puts them), or
   'auto', as `chosen` says. All are the same function up to rounding.
   """
   platform = device().platform
@@ -149,3 +149,32 @@ def _per_head(kernel, q, k, v, key_mask, heads):
     axis_names={'tensor'},
   )
   return local(q, k, v, key_mask)
+
+
+def pack(
+  x_BTD: jax.Array, key_mask_BT: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """Tokens as cuDNN's attention trains them: an even number, those that may be read first.
+
+  Returns (tokens, key_mask, order); order [B, T] is None where tokens keep their places.
+  """
+  order = None
+  if key_mask_BT is not None:
+    order = jnp.argsort(~key_mask_BT, axis=1, stable=True)
+    x_BTD = jnp.take_along_axis(x_BTD, order[..., None], axis=1)
+    key_mask_BT = jnp.take_along_axis(key_mask_BT, order, axis=1)
+  if x_BTD.shape[1] % 2:
+    if key_mask_BT is None:
+      key_mask_BT = jnp.ones(x_BTD.shape[:2], bool)
+    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, 1), (0, 0)))
+    key_mask_BT = jnp.pad(key_mask_BT, ((0, 0), (0, 1)))
+  return x_BTD, key_mask_BT, order
+
+
+def unpack(x_BTD: jax.Array, order_BT: jax.Array | None, length: int) -> jax.Array:
+  """Tokens in their places again; length: how many there were."""
+  x_BTD = x_BTD[:, :length]
+  if order_BT is None:
+    return x_BTD
+  places_BT = jnp.argsort(order_BT, axis=1)
+  return jnp.take_along_axis(x_BTD, places_BT[..., None], axis=1)

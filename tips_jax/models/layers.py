@@ -13,6 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from tips_jax.core import parallel, schema
 from tips_jax.models import attention, quantized
 
+Grid = tuple[int, int, int]  # tokens before the patches, and rows and columns of these
+
 xavier = nn.initializers.xavier_uniform()
 _tiny = nn.initializers.normal(1e-6)
 
@@ -266,6 +268,8 @@ class Block(nn.Module):
   xs, key_masks, rows: one of each for every batch. Masked positions are neither read as keys nor
   changed by the MLP. Rows are the global numbers of the rows, for dropout; None: no dropout.
   layer_scale: the gains of the residual branches at the start; 0: there are none.
+  adapter: makes a module (tokens, grid, rows) -> tokens, of which one adds to the attention's and
+  one to the MLP's (models/adapters.py); grids: of each batch, for them.
   """
 
   width: int
@@ -276,6 +280,8 @@ class Block(nn.Module):
   compute: schema.Compute
   layer_scale: float = 0.0
   drop_path: float = 0.0
+  adapter: Callable[[], nn.Module] | None = None
+  grids: tuple[Grid, ...] | None = None
 
   def setup(self) -> None:
     c = self.compute
@@ -289,25 +295,46 @@ class Block(nn.Module):
     if self.layer_scale:
       self.scale1 = LayerScale(self.width, self.layer_scale, dtype)
       self.scale2 = LayerScale(self.width, self.layer_scale, dtype)
+    if self.adapter:
+      self.adapter1 = self.adapter()
+      self.adapter2 = self.adapter()
 
   def __call__(self, xs, key_masks, rows):
-    return tuple(self.one(*each) for each in zip(xs, key_masks, rows))
+    grids = self.grids or (None,) * len(xs)
+    return tuple(self.one(*each) for each in zip(xs, key_masks, rows, grids))
 
   def one(
-    self, x_BTD: jax.Array, key_mask: jax.Array | None, rows_B: jax.Array | None
+    self,
+    x_BTD: jax.Array,
+    key_mask: jax.Array | None,
+    rows_B: jax.Array | None,
+    grid: Grid | None = None,
   ) -> jax.Array:
-    y = self.drop(self.attention(self.normed1(x_BTD), key_mask), rows_B)
-    x = keep(x_BTD + self.drop_row(self.scaled1(y), rows_B))
-    y = self.mlp(self.normed2(x))
+    normed = self.normed1(x_BTD)
+    y = self.drop(self.attention(normed, key_mask), rows_B)
+    x = x_BTD + self.drop_row(self.scaled1(y), rows_B)
+    if self.adapter:
+      x = x + self.drop_row(self.adapter1(normed, grid, rows_B), rows_B)
+    x = keep(x)
+    normed = self.normed2(x)
+    y = self.mlp(normed)
     # As the official text tower: padding goes through the layers without their MLPs.
     if key_mask is not None:
       y = y * key_mask[..., None].astype(y.dtype)
+    if self.adapter:
+      x = x + self.drop_row(self.adapter2(normed, grid, rows_B), rows_B)
     return x + self.drop_row(self.scaled2(self.drop(y, rows_B)), rows_B)
 
   def values(self, x_BTD: jax.Array) -> jax.Array:
-    """The block where every token's attention is its own value."""
-    x = x_BTD + self.scaled1(self.attention.values(self.normed1(x_BTD)))
-    return x + self.scaled2(self.mlp(self.normed2(x)))
+    """The block where every token's attention is its own value; adapters do what they do."""
+    added = self.scaled1(self.attention.values(self.normed1(x_BTD)))
+    if self.adapter:
+      added += self.adapter1(self.normed1(x_BTD), self.grids[0])
+    x = x_BTD + added
+    added = self.scaled2(self.mlp(self.normed2(x)))
+    if self.adapter:
+      added += self.adapter2(self.normed2(x), self.grids[0])
+    return x + added
 
   # Products read the dtype of `compute`, also where the residual stream is float32.
 
@@ -342,9 +369,10 @@ class Blocks(nn.Module):
   compute: schema.Compute
   layer_scale: float = 0.0
   drop_path: float = 0.0
+  adapter: Callable[[], nn.Module] | None = None
 
   @nn.compact
-  def __call__(self, xs, key_masks=None, rows=None, added=None):
+  def __call__(self, xs, key_masks=None, rows=None, added=None, grids=None):
     none = (None,) * len(xs)
     block = rematerialized(Block, self.compute, looped=self.compute.scan)(
       self.width,
@@ -355,6 +383,8 @@ class Blocks(nn.Module):
       self.compute,
       self.layer_scale,
       self.drop_path,
+      self.adapter,
+      grids,
       name='blocks',
     )
     if self.compute.float32_residual:
@@ -364,8 +394,10 @@ class Blocks(nn.Module):
       lengths = [x.shape[1] for x in xs]
       if added:
         pairs = zip(added, key_masks or none)
-        added = [{n: pack(y, mask)[0] for n, y in (more or {}).items()} for more, mask in pairs]
-      xs, key_masks, orders = zip(*map(pack, xs, key_masks or none))
+        added = [
+          {n: attention.pack(y, mask)[0] for n, y in (more or {}).items()} for more, mask in pairs
+        ]
+      xs, key_masks, orders = zip(*map(attention.pack, xs, key_masks or none))
 
     def layer(block, xs, number):
       xs = block(xs, key_masks or none, rows or none)
@@ -388,7 +420,7 @@ class Blocks(nn.Module):
       numbers = jnp.arange(self.depth)
     xs = loop(block, tuple(xs), numbers)[0]
     if kernel == 'cudnn':
-      xs = tuple(map(unpack, xs, orders, lengths))
+      xs = tuple(map(attention.unpack, xs, orders, lengths))
     return xs
 
 
@@ -429,34 +461,6 @@ def _is_kernel_of_cudnn(primitive, *_, **__):
   return primitive.name.startswith('dot_product_attention_fwd')
 
 
-def pack(
-  x_BTD: jax.Array, key_mask_BT: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-  """Tokens as cuDNN's attention trains them: an even number, those that may be read first.
-
-  Returns (tokens, key_mask, order); order [B, T] is None where tokens keep their places.
-  """
-  order = None
-  if key_mask_BT is not None:
-    order = jnp.argsort(~key_mask_BT, axis=1, stable=True)
-    x_BTD = gather_tokens(x_BTD, order)
-    key_mask_BT = jnp.take_along_axis(key_mask_BT, order, axis=1)
-  if x_BTD.shape[1] % 2:
-    if key_mask_BT is None:
-      key_mask_BT = jnp.ones(x_BTD.shape[:2], bool)
-    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, 1), (0, 0)))
-    key_mask_BT = jnp.pad(key_mask_BT, ((0, 0), (0, 1)))
-  return x_BTD, key_mask_BT, order
-
-
-def unpack(x_BTD: jax.Array, order_BT: jax.Array | None, length: int) -> jax.Array:
-  """Tokens in their places again; length: how many there were."""
-  x_BTD = x_BTD[:, :length]
-  if order_BT is None:
-    return x_BTD
-  return gather_tokens(x_BTD, jnp.argsort(order_BT, axis=1))
-
-
 def gather_tokens(x_BPD: jax.Array, index_BM: jax.Array) -> jax.Array:
   """Rows `index_BM` of each image's tokens: [B, M, D]."""
   return jnp.take_along_axis(x_BPD, index_BM[..., None], axis=1)
@@ -465,28 +469,6 @@ def gather_tokens(x_BPD: jax.Array, index_BM: jax.Array) -> jax.Array:
 def merge_views(x: jax.Array) -> jax.Array:
   """[B, V, ...] -> [B*V, ...]."""
   return x.reshape(-1, *x.shape[2:])
-
-
-def sincos_positions(length: int, width: int) -> jax.Array:
-  """[length, width] fixed positions, sines then cosines, timescales 1 to 1e4 (as the official text
-  tower).
-  """
-  scales = width // 2
-  rate = jnp.exp(-jnp.arange(scales) * (jnp.log(1e4) / max(scales - 1, 1)))
-  angle = jnp.arange(length)[:, None] * rate[None]
-  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
-
-
-def sincos_grid(side: int, width: int) -> jax.Array:
-  """[1, side, side, width] fixed positions of MAE (util/pos_embed.py:20): half of the channels say
-  the column, half the row, each sines then cosines, timescales 1 to 1e4. width: a multiple of 4.
-  """
-  rate = 1e4 ** -(jnp.arange(width // 4) / (width // 4))
-  angle = jnp.arange(side)[:, None] * rate
-  line = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
-  columns = jnp.broadcast_to(line[None], (side, side, width // 2))
-  rows = jnp.broadcast_to(line[:, None], (side, side, width // 2))
-  return jnp.concatenate([columns, rows], axis=2)[None]
 
 
 def stack_flops(width: int, depth: int, mlp: int, ffn: str, tokens: int) -> float:

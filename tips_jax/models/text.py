@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tips_jax.core import schema
 from tips_jax.core.types import Shapes
-from tips_jax.models import layers
+from tips_jax.models import layers, sines
 
 
 class TextTower(nn.Module):
@@ -90,7 +90,7 @@ class TextTower(nn.Module):
     """What the first block reads: [B, T, D]."""
     # Scaled to the size of the positions: initial embeddings are about of length one.
     x = self.embedding[ids] * math.sqrt(self.config.width)
-    x = x + layers.sincos_positions(ids.shape[1], self.config.width)
+    x = x + sines.line(ids.shape[1], self.config.width)
     return self.drop(x.astype(self.compute.dtype), rows)
 
 

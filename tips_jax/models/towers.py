@@ -160,9 +160,15 @@ def apply_all(
   if not kind.TOGETHER:
     return [call(**one) for one in inputs]
   rngs = {}
-  drops = getattr(tower, 'dropout', 0.0) or getattr(tower, 'drop_path', 0.0)
-  if rng is not None and drops:
+  if rng is not None and drops(tower):
     rngs = {'dropout': rng}
     # Numbers that no other row of any of the inputs has: two texts of an image drop other units.
     inputs = [one | {'rows': rows * len(inputs) + i} for i, one in enumerate(inputs)]
   return call(*inputs, rngs=rngs)
+
+
+def drops(tower: schema.Tower) -> bool:
+  """Whether passes of the student drop something at random."""
+  if isinstance(tower, schema.ViT) and tower.adapters.width and tower.adapters.dropout:
+    return True
+  return bool(getattr(tower, 'dropout', 0.0) or getattr(tower, 'drop_path', 0.0))

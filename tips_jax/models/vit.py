@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tips_jax.core import schema
 from tips_jax.core.types import Shapes
-from tips_jax.models import clusters, layers
+from tips_jax.models import adapters, clusters, layers, sines
 
 
 def patches(images_BHWC: jax.Array, patch: int) -> jax.Array:
@@ -42,7 +42,7 @@ def init_positions(kind: str) -> nn.initializers.Initializer:
 
   def init(key, shape):
     if kind == 'sincos':
-      return layers.sincos_grid(shape[1], shape[-1])
+      return sines.grid(shape[1], shape[-1])
     return nn.initializers.normal(1 / math.sqrt(shape[-1]))(key, shape)
 
   return init
@@ -70,7 +70,9 @@ class ViT(nn.Module):
   @staticmethod
   def inputs(config: schema.ViT) -> dict[str, jax.Array]:
     images = jnp.zeros((1, 1, config.patch, config.patch, 3), jnp.uint8)
-    inputs = {'images': images, 'visible': jnp.zeros((1, 1, 1), jnp.int32)}
+    inputs = {'images': images}
+    if not config.adapters.width:  # which convolve the whole grid
+      inputs['visible'] = jnp.zeros((1, 1, 1), jnp.int32)
     if config.mask_token:
       inputs['mask'] = jnp.zeros((1, 1, 1), bool)
     return inputs
@@ -91,6 +93,7 @@ class ViT(nn.Module):
     stack = functools.partial(layers.stack_flops, width, mlp=config.mlp, ffn=config.ffn)
     if config.reduce.keep == 1:
       blocks = stack(config.depth, tokens=tokens)
+      blocks += adapters.flops(config.adapters, width, config.depth, tokens)
     else:
       before = config.reduce.after
       fewer = clusters.count(config.reduce, patches) + len(config.cls)
@@ -125,7 +128,7 @@ class ViT(nn.Module):
       views = max(one['images'].shape[1] for one in inputs)
       rows = [_crop_numbers(one['rows'], one['images'].shape[1], views) for one in inputs]
     if self.config.reduce.keep == 1 or self.is_initializing():
-      xs = self.encoder(xs, None, rows)
+      xs = self.encoder(xs, None, rows, grids=grids(self.config, inputs))
     else:
       xs = self.reduced(inputs, xs, rows)
     return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
@@ -177,11 +180,24 @@ class ViT(nn.Module):
     return tokens | {'patch': x[:, :, len(names) :]}
 
 
+def grids(
+  config: schema.ViT, inputs: Sequence[Mapping[str, jax.Array]]
+) -> tuple[layers.Grid, ...] | None:
+  """Where the patches of each input are among its tokens; only adapters ask."""
+  if not config.adapters.width:
+    return None
+  names = len(config.cls)
+  return tuple((names, *_grid(config, one['images'])) for one in inputs)
+
+
+def _grid(config, images):
+  """Rows and columns of the patches of images [B, V, H, W, 3]."""
+  return tuple(math.ceil(side / config.patch) for side in images.shape[2:4])
+
+
 def reduction(config: schema.ViT, inputs: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
   """Clusters [B * V, P, K] of the patches among the tokens [B * V, N + P, D] of an input."""
-  height, width = inputs['images'].shape[2:4]
-  h = math.ceil(height / config.patch)
-  w = math.ceil(width / config.patch)
+  h, w = _grid(config, inputs['images'])
   places = jnp.stack(jnp.divmod(jnp.arange(h * w), w), -1)[None]
   if inputs.get('visible') is not None:
     index = layers.merge_views(inputs['visible'])
@@ -205,8 +221,24 @@ def unfolded(config: schema.ViT, tokens: jax.Array, of_patches: jax.Array) -> ja
 
 def _blocks(c, compute, depth, **options):
   return layers.Blocks(
-    c.width, depth, c.heads, c.mlp, c.ffn, 0.0, compute, c.layer_scale, c.drop_path, **options
+    c.width,
+    depth,
+    c.heads,
+    c.mlp,
+    c.ffn,
+    0.0,
+    compute,
+    c.layer_scale,
+    c.drop_path,
+    _adapter(c, compute),
+    **options,
   )
+
+
+def _adapter(c, compute):
+  if not c.adapters.width:
+    return None
+  return functools.partial(adapters.Convpass, c.adapters, c.width, jnp.dtype(compute.dtype))
 
 
 def _crop_numbers(rows_B, views, most):
@@ -270,13 +302,15 @@ def inspect(
     stops.add(tower.reduce.after)
   after = {0: run('tokens', images)}  # number of blocks done -> tokens
   done = 0
+  places = grids(tower, [{'images': images}])
   for stop in sorted(stops - {0}):
     part = _layers(params, slice(done, stop))
     tokens = after[done]
     if reduces and done == tower.reduce.after:
       of_patches = reduction(tower, {'images': images}, tokens)
       tokens = merged(tower, tokens, of_patches)
-    [after[stop]] = _blocks(tower, compute, stop - done).apply({'params': part}, [tokens])
+    stack = _blocks(tower, compute, stop - done)
+    [after[stop]] = stack.apply({'params': part}, [tokens], grids=places)
     done = stop
   out = output(after[depth], depth)
   if intermediate_layers:
@@ -285,7 +319,15 @@ def inspect(
     )
   if values:
     block = layers.Block(
-      tower.width, tower.heads, tower.mlp, tower.ffn, 0.0, compute, tower.layer_scale
+      tower.width,
+      tower.heads,
+      tower.mlp,
+      tower.ffn,
+      0.0,
+      compute,
+      tower.layer_scale,
+      adapter=_adapter(tower, compute),
+      grids=places,
     )
     last = _layers(params, -1)['blocks']
     tokens = after[depth - 1]

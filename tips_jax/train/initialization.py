@@ -3,6 +3,7 @@ weights mean.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -245,9 +246,13 @@ def _chosen(c, abstract):
   return chosen
 
 
-def _same_leaves(wanted, there, what, rules=(('.*', True),)):
+# Of a tower that is adapted.
+_ADAPTER = re.compile('/adapter[12]/')
+
+
+def _same_leaves(wanted, there, what, rules=(('.*', True),), *, fresh_adapters=True):
   """Those of the wanted leaves whose tower is there. A tower is taken whole, but for the mask
-  token.
+  token, and for adapters, which change nothing at the start.
   """
   # A tower of which a part is missing is another model: half of it would be noise in silence.
   towers = _by_tower(wanted).keys() & _by_tower(there).keys()
@@ -255,6 +260,8 @@ def _same_leaves(wanted, there, what, rules=(('.*', True),)):
   other = {n for n in there if _tower(n) in towers and tree.match(rules, n, 'init_from_rules')}
   for name in sorted(wanted.keys() ^ other):
     if name.endswith('/mask_token'):  # released weights may come without
+      continue
+    if name in wanted and fresh_adapters and _ADAPTER.search(name):
       continue
     got = f'got {name}; expected none'
     if name in wanted:
@@ -408,6 +415,6 @@ def _foreign_teacher(teacher, name, abstract, say):
   for tower, other in there.items():
     for leaf, x in weights_lib.flat(found.params[other]).items():
       arrays[f'{tower}/{leaf}'] = x
-  _same_leaves(dict(tree.named_leaves(abstract)), arrays, what)
+  _same_leaves(dict(tree.named_leaves(abstract)), arrays, what, fresh_adapters=False)
   say(f'{name} from {teacher.init_from}: {", ".join(names)}')
   return tree.map_named(lambda n, x: _put(_fit(n, arrays[n], x.shape, say), x), abstract)

@@ -155,6 +155,11 @@ def _paths(c, by):
     _known(f'passes.{name}.by', p.by, by)
     _known(f'passes.{name}.tower', p.tower, c.towers)
     tower = c.towers[p.tower]
+    if 'visible' in p.inputs and isinstance(tower, schema.ViT) and tower.adapters.width:
+      raise InputError(
+        f'passes.{name}.inputs.visible: got it with towers.{p.tower}.adapters.width='
+        f'{tower.adapters.width}; expected one of them: adapters convolve the whole grid of patches'
+      )
     known |= {f'{name}.{output}' for output in towers.outputs(tower)}
     takes = set(towers.inputs(tower))
     _signature(f'passes.{name}.inputs', p.inputs, takes, takes - towers.module(tower).OPTIONAL)

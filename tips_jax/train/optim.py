@@ -122,7 +122,8 @@ def _muon(config: schema.Muon) -> optax.GradientTransformation:
 
 
 def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array | int) -> Any:
-  """New parameters: p - rate * (direction + decay * p), each with its own multipliers.
+  """New parameters: p - rate * (direction + decay * p), each with its own multipliers; p where the
+  direction is None.
 
   Decay is decoupled: it is added after the moments, so that it does not pass through them. Where
   it goes with the schedule alone, p - rate * direction - (rate / peak) * decay * p.
@@ -133,6 +134,8 @@ def apply(params: Any, direction: Any, *, config: schema.Config, step: jax.Array
   weight_decay = ramp(optimizer.weight_decay, progress)
 
   def update(name, p, d):
+    if d is None:
+      return p
     scale = rate * tree.match(optimizer.lr_rules, name, 'optimizer.lr_rules')
     scale = scale * layer_decay(optimizer, name, p, params)
     decay = weight_decay * tree.match(optimizer.decay_rules, name, 'optimizer.decay_rules')
@@ -161,6 +164,28 @@ def trust_ratio(
   step = jnp.sqrt(jnp.sum(direction * direction, axes, keepdims=True))
   ratio = (size / jnp.where(step > 0, step, 1.0)).clip(*bounds)
   return jnp.where((size > 0) & (step > 0), ratio, 1.0)
+
+
+def split(config: schema.Config, params: Any) -> tuple[Any, Any]:
+  """(those that are trained, those that `freeze_rules` hold for good), each with None in place of
+  the others: these need no gradient and no memory of the optimizer.
+  """
+
+  def pick(frozen):
+    return tree.map_named(lambda name, p: p if _frozen(config, name) == frozen else None, params)
+
+  return pick(False), pick(True)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+  """What `split` parted."""
+  return jax.tree.map(
+    lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None
+  )
+
+
+def _frozen(config, name):
+  return tree.match(config.optimizer.freeze_rules, name, 'optimizer.freeze_rules') >= 1
 
 
 def moves(config: schema.Config, name: str, step: jax.Array | int) -> Any:

@@ -56,7 +56,7 @@ def init(method: Method) -> State:
     params=student,
     teachers=teachers,
     loss_state=loss_state(method, student, teachers),
-    optimizer=optim.transform(method.config.optimizer).init(student),
+    optimizer=optim.transform(method.config.optimizer).init(optim.split(method.config, student)[0]),
     step=zero(),
     bad_steps=zero(),
     skipped=zero(),

@@ -42,15 +42,17 @@ def make(method: Method) -> Step:
     # A key of the step alone: a resumed run draws what an uninterrupted one would.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    def loss_of(params):
-      return loss(method, params, state, batch, rng)
+    trained, frozen = optim.split(config, state.params)
 
-    (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    def loss_of(trained):
+      return loss(method, optim.join(trained, frozen), state, batch, rng)
+
+    (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
     loss_state, metrics, statistics = aux
 
     norm = optax.tree.norm(grads)
     transform = optim.transform(config.optimizer)
-    direction, optimizer = transform.update(grads, state.optimizer, state.params)
+    direction, optimizer = transform.update(grads, state.optimizer, trained)
     params = optim.apply(state.params, direction, config=config, step=state.step)
     params = bound_scales(config, params)
     params = with_statistics(config, params, statistics, state.step)

@@ -183,5 +183,6 @@ def _memory(c, abstract, sizes):
       axes = sharding.spec(c.mesh.rules, sizes, name, leaf)
       of_one += tree.nbytes(leaf) / math.prod(sizes[axis] for axis in axes if axis)
     lines.append(f'{part:<28}{tree.nbytes(leaves) / 2**30:>14.3f}{of_one / 2**30:>14.3f}')
-  lines.append(f'{"gradient (during a step)":<28}{tree.nbytes(abstract.params) / 2**30:>14.3f}')
+  trained = optim.split(c, abstract.params)[0]
+  lines.append(f'{"gradient (during a step)":<28}{tree.nbytes(trained) / 2**30:>14.3f}')
   return lines
