@@ -252,8 +252,7 @@ def _cosines(z, w, dtype):
 
 def _chunk(b, v, p, most):
   """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where
-  that is possible. Whole images, as they lie in memory, before parts of their tokens: a compiler
-  lays the towers' activations out as the loss reads them.
+  that is possible. Whole images, as they lie in memory, before parts of their tokens.
   """
 
   def largest(n, of_each):
