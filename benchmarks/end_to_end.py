@@ -130,7 +130,7 @@ class Pipeline:
     output = self.folder / f'curated-{seed}'
     if not output.exists():
       config = self.folder / f'curation_{seed}.py'
-      encoder = f'{self.folder}/all-{seed}#synthetic'
+      encoder = f'{self.folder}/run-all-{seed}#synthetic'
       config.write_text(CURATION.format(encoder=encoder, best=1 - self.options.wrong))
       run('curate', f'--store={self.captioned}', f'--output={output}', f'--config={config}')
     wrong = set(json.loads((self.folder / 'raw/wrong.json').read_text()))
@@ -156,7 +156,7 @@ class Pipeline:
 
   def trained(self, name: str, seed: int, data: pathlib.Path) -> dict[str, float]:
     """Trains a run on a store, and measures it on the test split."""
-    workdir = self.folder / f'{name}-{seed}'
+    workdir = self.folder / f'run-{name}-{seed}'
     measured = workdir / 'measured'
     if not (measured / 'results.json').exists():
       steps = self.options.steps
