@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import math
 import os
 import re
 import types
@@ -14,6 +15,7 @@ import pytest
 
 import tips_jax
 from configs import vitb
+from configs.methods import lightclip
 from tests.disk import full_disk
 from tips_jax import export
 from tips_jax.core import schema, strict
@@ -132,6 +134,28 @@ def test_a_high_resolution_run_of_v1_is_written_with_the_table_of_its_images(
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_phone_gets_lightclips_encoders_alone_in_int8(tmp_path, capsys):
+  """Nothing of fusion, matching and guessed words; as many weights as CLIP's towers have."""
+  pytest.importorskip('onnxscript')
+  import onnx
+
+  states = save_run(tmp_path / 'run', lightclip.get_config('swin_nano,runlocal').to_dict(), (1,))
+  flags = dict(checkpoint=tmp_path / 'run', to='onnx', dtype='int8', resolution=64)
+  code, out, err = call(capsys, output=tmp_path / 'x', **flags)
+  assert code == 0, out + err
+  assert 'int8 instead of float32: least cosine 0.9' in out
+  params = states[1].params
+  for name in ('image', 'text'):
+    graph = onnx.load(tmp_path / 'x' / f'{name}.onnx').graph
+    large = [x for x in graph.initializer if math.prod(x.dims) >= 256]
+    assert {onnx.TensorProto.UINT8} <= {x.data_type for x in large}
+    assert not any('fus' in x.name or 'word' in x.name for x in graph.initializer)
+    here = tree.size({n: params[n] for n in (name, f'{name}_projection')})
+    assert sum(math.prod(x.dims) for x in graph.initializer) < 1.2 * here
+  assert {'fusion', 'word_head'} <= params.keys()
+  assert sorted(p.name for p in (tmp_path / 'x').glob('*.onnx')) == ['image.onnx', 'text.onnx']
+
+
 def test_onnx_of_one_resolution(run, capsys, tmp_path):
   pytest.importorskip('onnxscript')
   code, out, err = call(
@@ -221,8 +245,9 @@ def test_stopped(run, capsys, tmp_path, monkeypatch):
     (dict(checkpoint='RUN', to='onnx', output='x', resolution='huge'), "--resolution: got 'huge'"),
     (
       dict(checkpoint='RUN', to='onnx', output='x', dtype='float16'),
-      "--dtype: got 'float16'; expected float32",
+      "--dtype: got 'float16'; expected float32 or int8",
     ),
+    (dict(checkpoint='RUN', to='hf', output='x', dtype='int8'), 'only --to=onnx has it'),
     (
       dict(checkpoint='RUN', to='official_jax', output='x', dtype='bfloat16'),
       "--dtype: got 'bfloat16'",

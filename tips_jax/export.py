@@ -31,7 +31,10 @@ FLAGS.add_enum(
 )
 FLAGS.add_path('output', '', 'Folder to write; must not exist.')
 FLAGS.add_enum(
-  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the numbers in the files.'
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16', 'float16', 'int8'],
+  'Of the numbers in the files; int8: ONNX alone, whose other choice is float32.',
 )
 FLAGS.add_string(
   'resolution', 'dynamic', "ONNX: pixels of the square images, 'native' or 'dynamic'."
@@ -40,6 +43,10 @@ FLAGS.add_string(
 
 # Who reads the files, by the key of parity.TOLERANCE.
 _READERS = {'onnx': 'onnxruntime', 'jax': 'tips_jax, read back', 'torch': 'transformers'}
+
+
+# Cosine with float32, of the worst vector, below which a file of int8 is refused: a choice.
+LEAST_INT8 = 0.9
 
 
 class Differs(Exception):
@@ -75,6 +82,10 @@ def reproduces(
   if format == 'hf':  # our own reader could share a mistake with our writer
     outputs['torch'] = parity.torch_outputs(folder, inputs)
   good = True
+  if dtype == 'int8':
+    worst = min(row.cosine for row in parity.compare(model, outputs['onnx']))
+    print(f'int8 instead of float32: least cosine {worst:.6f}')
+    return worst >= LEAST_INT8
   for reader, features in outputs.items():
     name = _READERS[reader]
     if features is None:
@@ -94,8 +105,10 @@ def _export(argv):
         f'--{name}: missing; expected python -m tips_jax.export --checkpoint=WORKDIR --to=hf '
         '--output=DIR'
       )
-  if FLAGS.to == 'onnx' and FLAGS.dtype != 'float32':
-    raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 for --to=onnx')
+  if FLAGS.to == 'onnx' and FLAGS.dtype not in ('float32', 'int8'):
+    raise InputError(f'--dtype: got {FLAGS.dtype!r}; expected float32 or int8 for --to=onnx')
+  if FLAGS.to != 'onnx' and FLAGS.dtype == 'int8':
+    raise InputError("--dtype: got 'int8'; expected another one: only --to=onnx has it")
   files.require_writable(FLAGS.output, '--output')
   # Only now: --help and bad flags answer at once.
   from tips_jax.interop import write

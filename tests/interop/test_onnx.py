@@ -1,5 +1,6 @@
 """ONNX files, run in onnxruntime against the JAX towers."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.interop.conftest import model
+from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
 from tips_jax.interop import onnx, parity
+from tips_jax.interop.weights import flat
 
 for package in ('torch', 'onnx', 'onnxscript', 'onnxruntime'):
   pytest.importorskip(package)
@@ -84,6 +87,21 @@ def test_fixed_size(fixed, batch):
   assert (folder / 'image.onnx.data').stat().st_size > 1000
   assert [x.shape for x in session(folder, 'image').get_inputs()] == [['batch', 3, 45, 60]]
   assert near(weights, folder, [pixels(batch, 45, 60)])['45x60 patch'].shape == (batch, 4, 5, 32)
+
+
+def test_adapters_are_kept(tmp_path):
+  weights = model(adapters=schema.Adapters(width=4), text=False)
+  large = {
+    name: 10 * x if '/adapter' in name else x for name, x in flat(weights.params['image']).items()
+  }
+  weights = weights.replace(params={'image': tree.nested(large)})
+  onnx.write(weights, tmp_path)
+  near(weights, tmp_path, [pixels(2, 42, 56), pixels(1, 14, 70)])
+  without = dataclasses.replace(weights.image, adapters=schema.Adapters())
+  plain = weights.replace(towers={'image': without})
+  inputs = parity.Inputs((pixels(2, 42, 56),), None)
+  rows = parity.compare(parity.reference(plain, inputs), parity.onnx_outputs(tmp_path, inputs))
+  assert not parity.passed(rows, 1e-3)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 7), (5, 64)])

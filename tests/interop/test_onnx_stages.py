@@ -43,6 +43,29 @@ def test_the_files_equal_the_towers(name, resolution, sizes, tmp_path):
   assert parity.passed(rows, 1e-5), parity.table(rows, 1e-5)
 
 
+def test_int8_is_near_and_a_quarter_of_the_bytes(tmp_path):
+  for package in ('torch', 'onnx', 'onnxscript', 'onnxruntime'):
+    pytest.importorskip(package)
+  import onnx as onnx_lib
+
+  weights = model('resnet18')
+  kinds, sizes = {}, {}
+  for dtype in ('float32', 'int8'):
+    (tmp_path / dtype).mkdir()
+    assert onnx.write(weights, tmp_path / dtype, resolution=64, dtype=dtype) == ['image.onnx']
+    graph = onnx_lib.load(tmp_path / dtype / 'image.onnx').graph
+    kinds[dtype] = {node.op_type for node in graph.node}
+    sizes[dtype] = sum(x.data_type in (1, 2, 3) and len(x.raw_data) for x in graph.initializer)
+  assert 'Conv' in kinds['float32'] and 'Conv' not in kinds['int8']
+  assert 'ConvInteger' in kinds['int8'] and sizes['int8'] < 0.4 * sizes['float32']
+  inputs = parity.Inputs((pixels(2, 64, 64).astype(np.float32) / 255,), None)
+  rows = parity.compare(
+    parity.reference(weights, inputs), parity.onnx_outputs(tmp_path / 'int8', inputs)
+  )
+  assert min(row.cosine for row in rows) > 0.98, parity.table(rows, 1e-4)
+  assert not parity.passed(rows, 1e-5)
+
+
 def test_windows_need_a_size(tmp_path):
   pytest.importorskip('torch')
   with pytest.raises(InputError, match="--resolution: got 'dynamic' with an image tower of kind"):

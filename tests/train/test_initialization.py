@@ -59,6 +59,36 @@ def test_every_format_starts_a_run(small, weights, tokenizer_model, tmp_path, fo
   assert any('teachers, losses and optimizer start fresh' in line for line in said)
 
 
+def test_adapters_start_fresh_and_this_is_said(small, weights, tmp_path):
+  """From weights without them, and with them; a model without them cannot take them."""
+  for folder in ('plain', 'adapted'):
+    (tmp_path / folder).mkdir()
+  files.write(weights, 'official_torch', tmp_path / 'plain')
+  on = dict(towers=dict(image=dict(adapters=dict(width=4))))
+  said = []
+  state = begin(small, 'tips_v1', said, init_from=str(tmp_path / 'plain'), **on)
+  [line] = [line for line in said if line.startswith('params from')]
+  found = flat(state.params['image'])
+  added = {name for name in found if '/adapter' in name}
+  assert len(added) == 12 and all(f'image/{name}' in line.split('fresh: ')[1] for name in added)
+  for name, x in flat(weights.params['image']).items():
+    np.testing.assert_array_equal(found[name], x)
+  assert not any(np.any(found[name]) for name in added if '/up/' in name)
+  assert np.any(found['encoder/blocks/adapter1/down/kernel'])
+
+  tower = dataclasses.replace(weights.image, adapters=schema.Adapters(width=4))
+  params = weights.params | {'image': interop.parameters('image', tower, seed=6)}
+  adapted = weights.replace(towers=weights.towers | {'image': tower}, params=params)
+  files.write(adapted, 'safetensors', tmp_path / 'adapted')
+  state = begin(small, 'tips_v1', [], init_from=str(tmp_path / 'adapted'), **on)
+  assert_equal(state.params['image'], params['image'])
+  with pytest.raises(InputError, match='got image/encoder/blocks/adapter1/.*; expected none'):
+    begin(small, 'tips_v1', [], init_from=str(tmp_path / 'adapted'))
+  for format in ('hf', 'official_torch', 'official_jax'):
+    with pytest.raises(InputError, match=f'--to={format}: .*--to=onnx and --to=safetensors hold'):
+      files.write(adapted, format, tmp_path)
+
+
 def test_rules_choose_the_image_tower_alone(small, weights, tmp_path):
   files.write(weights, 'official_torch', tmp_path)
   said = []

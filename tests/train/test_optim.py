@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tips_jax.core import schema
+from tips_jax.core import schema, tree
 from tips_jax.core.errors import InputError
 from tips_jax.train import optim
 
@@ -121,6 +121,37 @@ def test_decay_may_go_with_the_schedule_alone():
   frozen = schema.Adafactor(weight_decay=0.01, freeze_rules=(('.*', 1.0),), **fields)
   new = optim.apply(PARAMS, ONES, config=config(optimizer=frozen), step=3)
   np.testing.assert_array_equal(new['image']['kernel'], PARAMS['image']['kernel'])
+
+
+@pytest.mark.parametrize(
+  'kind', [schema.Adafactor, schema.AdamW, schema.Muon, schema.Lamb], ids=lambda kind: kind.kind
+)
+def test_what_is_frozen_for_good_has_no_memory_and_does_not_count(kind):
+  """As if it were not there: neither in the moments nor in the norm that the gradient is cut to."""
+  rules = (('image/kernel', 1.0), ('text/.*', 1.0), ('.*', 0.0))
+  c = config(optimizer=kind(freeze_rules=rules, clip_norm=0.5, clip_by='tower'), decay='constant')
+  params = {
+    'image': {'kernel': np.full((3, 3), 2, np.float32), 'bias': np.ones(3, np.float32)},
+    'text': {'kernel': np.ones((2, 2), np.float32)},
+  }
+  trained, frozen = optim.split(c, params)
+  assert [name for name, _ in tree.named_leaves(trained)] == ['image/bias']
+  assert optim.join(trained, frozen).keys() == params.keys()
+  jax.tree.map(np.testing.assert_array_equal, optim.join(trained, frozen), params)
+  transform = optim.transform(c.optimizer)
+  state = transform.init(trained)
+  assert max(x.size for x in jax.tree.leaves(state)) == 3
+  gradient = jax.tree.map(lambda p: 10 * p, trained)
+  direction, _ = transform.update(gradient, state, trained)
+  new = optim.apply(params, direction, config=c, step=1)
+  assert new['image']['kernel'] is params['image']['kernel']
+  assert new['text']['kernel'] is params['text']['kernel']
+  alone = {'image': {'bias': params['image']['bias']}}
+  state = transform.init(alone)
+  direction, _ = transform.update({'image': {'bias': gradient['image']['bias']}}, state, alone)
+  want = optim.apply(alone, direction, config=c, step=1)
+  np.testing.assert_array_equal(new['image']['bias'], want['image']['bias'])
+  assert not np.array_equal(new['image']['bias'], params['image']['bias'])
 
 
 def test_rates_fall_with_the_layers_above():

@@ -33,7 +33,11 @@ AXES = ('batch', 'rows', 'columns')
 
 
 def write(
-  weights: Weights, folder: str | os.PathLike, *, resolution: str | int = 'dynamic'
+  weights: Weights,
+  folder: str | os.PathLike,
+  *,
+  resolution: str | int = 'dynamic',
+  dtype: str = 'float32',
 ) -> list[str]:
   """Writes `image.onnx` and `text.onnx` (with `*.onnx.data` where large); returns their names.
 
@@ -42,16 +46,23 @@ def write(
   `input_ids` [B, T] int64, 0 is padding -> `text` [B, D], zeros of a row of padding alone. Where
   the model has heads: `embedding` [B, N, E] or [B, E].
   resolution: 'dynamic' (any H and W), 'native' (patch times grid), or pixels: 224, '336x448'
-  (height, width). InputError for another resolution, or without torch, onnx and onnxscript.
+  (height, width). dtype: of the weights; 'int8' quantizes the inputs of products as they come
+  (onnxruntime's dynamic quantization). InputError for another resolution, or without the packages.
   """
   size = fixed_size(weights.image, resolution)
   torch = packages('torch', 'onnx', 'onnxscript')[0]
+  if dtype == 'int8':
+    packages('onnxruntime')
   folder = pathlib.Path(folder)
   about = _about(weights)
   with _quiet(), torch.no_grad():
     names = _save(torch, _image(torch, weights, size), folder / FILES['image'], about)
     if weights.text:
       names += _save(torch, _text(torch, weights), folder / FILES['text'], about)
+    if dtype == 'int8':
+      names = [name for name in names if not name.endswith('.data')]
+      for name in names:
+        _quantize(folder / name)
   return names
 
 
@@ -323,6 +334,16 @@ def _save(
   if large:
     return [path.name, f'{path.name}.data']
   return [path.name]
+
+
+def _quantize(path: pathlib.Path) -> None:
+  """The file with weights of 8 bits in place of the one with float32."""
+  from onnxruntime import quantization
+
+  # Unsigned: the processors without VNNI add pairs of products in 16 bits, which signed ones leave.
+  quantization.quantize_dynamic(path, path, weight_type=quantization.QuantType.QUInt8)
+  data = path.with_name(f'{path.name}.data')
+  data.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

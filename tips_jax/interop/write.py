@@ -106,7 +106,7 @@ def write(
   elif format in npz.LAYOUTS:
     npz.write(weights, folder, format=format, dtype=dtype)
   elif format == 'onnx':
-    onnx.write(weights, folder, **options)
+    onnx.write(weights, folder, dtype=dtype, **options)
   elif format == 'safetensors':
     tensors = arrays.rounded(flat(weights.params), dtype)
     arrays.write_safetensors(folder / 'model.safetensors', tensors, {'format': 'tips_jax'})
