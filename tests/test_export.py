@@ -18,7 +18,7 @@ from configs import vitb
 from configs.methods import lightclip
 from tests.disk import full_disk
 from tips_jax import export
-from tips_jax.core import schema, strict
+from tips_jax.core import schema, strict, tree
 from tips_jax.data import tokenizer
 from tips_jax.interop import arrays, parity, read, write
 from tips_jax.interop.weights import flat
