@@ -78,18 +78,38 @@ def embedding_flops(method: Method) -> dict[str, float]:
 def _by_pass(method, count):
   c = method.config
   known = shapes(method)
+  trained = _trained(method)
+  slopes = set()  # passes that a gradient goes through
   result = {}
   for group in method.order:
     for name in group:
       p = c.passes[name]
       tower = c.towers[p.tower]
+      times = 1.0
+      reads = {path.split('.')[0] for path in p.inputs.values()}
+      # The backward pass computes as much for the inputs, and again for the weights.
+      if p.by == 'student' and (trained[p.tower] or reads & slopes):
+        slopes.add(name)
+        times = 2 + trained[p.tower]
       of_tower = getattr(towers.module(tower), count, None)
-      if of_tower is None:
-        continue
-      result[name] = of_tower(tower, pick(known, p.inputs))
-      if p.by == 'student':  # the backward pass computes twice as much
-        result[name] *= 3
+      if of_tower is not None:
+        result[name] = times * of_tower(tower, pick(known, p.inputs))
   return result
+
+
+def _trained(method):
+  """{tower: share of its matrices that are not frozen for good}."""
+  abstract = jax.eval_shape(lambda: state.parameters(method)[0])
+  trained = optim.split(method.config, abstract)[0]
+  result = dict.fromkeys(method.config.towers, 0.0)
+  for tower, leaves in abstract.items():
+    sizes = [_matrices(leaves), _matrices(trained[tower])]
+    result[tower] = sizes[1] / sizes[0] if sizes[0] else 1.0
+  return result
+
+
+def _matrices(leaves):
+  return sum(x.size for name, x in tree.named_leaves(leaves) if name.endswith('kernel'))
 
 
 def sinkhorn_warning(method: Method) -> str:
