@@ -163,6 +163,12 @@ def test_sharded_equals_replicated(name, gradients, stepper):
   assert_same(gradients(name, data=4, fsdp=2), stepper(name))
 
 
+@pytest.mark.once
+def test_lightclip_over_data(gradients, stepper):
+  """Not with fsdp: XLA's CPU devices mix up its scattered sums (docs/lab.md)."""
+  assert_same(gradients('lightclip', data=8), stepper('lightclip'))
+
+
 @pytest.mark.parametrize('name', ['tips_v1', 'tips_v2'])
 def test_tensor_axis_and_parts_on_devices(name, gradients, stepper):
   assert_same(gradients(name, data=2, fsdp=2, tensor=2, accumulate=2), stepper(name))
