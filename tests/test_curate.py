@@ -128,6 +128,9 @@ def test_of_several_captions_one_that_is_good_is_enough(tmp_path):
   ]
   source = write(tmp_path / 'in', train=records)
   assert run(source, tmp_path / 'out', dict(kind='junk_text', field='captions'))[0] == ['a']
+  page = (tmp_path / 'out' / 'curation.html').read_text()
+  # What was judged is shown.
+  assert '<q>IMG_1234.jpg | a dog</q>' in page and '<q>a thing in a place</q>' not in page
 
 
 def test_repeated_texts(tmp_path):

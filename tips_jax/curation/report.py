@@ -156,6 +156,7 @@ def _examples(funnel) -> Sequence[list[Dropped]]:
 
 def _section(funnel, number, step, examples):
   title = html.escape(step['title'])
+  field = step.get('settings', {}).get('field', 'alt_text')  # the texts that it has judged
   parts = [f'<section><h2>{title}</h2>']
   settings = {k: v for k, v in step.get('settings', {}).items() if k not in ('kind', 'name')}
   text = ', '.join(f'{name} = {value}' for name, value in settings.items())
@@ -167,7 +168,7 @@ def _section(funnel, number, step, examples):
     parts.append('<figure>' + page.image(_chart(step['values'], _VALUES[kind]), 'values'))
     parts.append('</figure>')
   if examples:
-    tiles = [_tile_of_dropped(funnel, dropped) for dropped in examples]
+    tiles = [_tile_of_dropped(funnel, dropped, field) for dropped in examples]
     parts.append(f'<h3>Went</h3><div class="tiles">{"".join(tiles)}</div>')
   stayed = funnel.reached(number + 1)
   if len(stayed):
@@ -178,7 +179,7 @@ def _section(funnel, number, step, examples):
     tiles = []
     for row in chosen.tolist():
       value = '' if not np.isfinite(values[row]) else f'{values[row]:.3g}'
-      tiles.append(_tile(funnel, row, value))
+      tiles.append(_tile(funnel, row, value, field=field))
     parts.append(f'<h3>Stayed</h3><div class="tiles">{"".join(tiles)}</div>')
   return ''.join(parts) + '</section>'
 
@@ -195,14 +196,14 @@ def _chart(histogram, label):
   return style.png(draw)
 
 
-def _tile_of_dropped(funnel, dropped):
+def _tile_of_dropped(funnel, dropped, field):
   other = ''
   if dropped.row_of is not None:
     other = _picture(_pixels_of(funnel, dropped.row_of))
   if dropped.picture_of is not None:
     name, number = dropped.picture_of
     other = _picture(_set(name)[number].pixels())
-  return _tile(funnel, dropped.row, dropped.reason, other)
+  return _tile(funnel, dropped.row, dropped.reason, other, field=field)
 
 
 @functools.lru_cache(maxsize=8)
@@ -218,13 +219,13 @@ def _pixels_of(funnel, row):
     return None
 
 
-def _tile(funnel, row, note, other=''):
-  """A record: its picture, the one it is like, its text and a note."""
+def _tile(funnel, row, note, other='', *, field):
+  """A record: its picture, the one it is like, its texts of a field and a note."""
   try:
-    text = funnel.table.record(row).alt_text
+    texts = funnel.table.record(row).texts(field)
   except ValueError:
-    text = ''
-  text = textwrap.shorten(text, 70, placeholder='…') or '(no alt text)'
+    texts = []
+  text = textwrap.shorten(' | '.join(texts), 70, placeholder='…') or f'(no {field})'
   pictures = _picture(_pixels_of(funnel, row)) + other
   return f'<div><span>{pictures}</span><q>{html.escape(text)}</q><em>{html.escape(note)}</em></div>'
 
