@@ -93,7 +93,7 @@ def test_auto_is_the_fastest_kernel_that_takes_it(
   platform, kind, dtype, size, expected, monkeypatch
 ):
   device = types.SimpleNamespace(platform=platform, device_kind=kind)
-  monkeypatch.setattr(attention, '_device', lambda: device)
+  monkeypatch.setattr(attention, 'device', lambda: device)
   assert attention.chosen('auto', dtype, size) == expected
   over_heads = jax.sharding.AbstractMesh((2,), ('tensor',))
   with jax.sharding.use_abstract_mesh(over_heads):
