@@ -16,7 +16,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import buckets, cli, files
+from tips_jax.core import cli
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest import where
 
@@ -71,19 +71,7 @@ def _caption(argv):
       f'temperature, or several of --prompt'
     )
   how = where.chosen(FLAGS, ('store',))
-  # Only now: --help and bad flags answer at once.
-  from tips_jax.data import store
-  from tips_jax.data.ingest import report
-
-  files.require_writable(FLAGS.output, '--output')
-  with buckets.output(FLAGS.output, '--output', last=store.INFO_FILE) as output:
-    store.refuse_existing(output)
-    result = _convert(output, how)
-  if result is None:
-    print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
-    return
-  print(report.summary(result))
-  print(f'store written: {FLAGS.output}')
+  where.write_store(FLAGS, functools.partial(_convert, how=how))
 
 
 def _convert(output, how):

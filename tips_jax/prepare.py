@@ -16,7 +16,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import buckets, cli, files
+from tips_jax.core import buckets, cli
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest import where
 
@@ -96,8 +96,7 @@ def _prepare(argv):
     )
   how = where.chosen(FLAGS, ('input', 'test_input', 'images', 'test_images'))
   # Only now: --help and bad flags answer at once.
-  from tips_jax.data import store
-  from tips_jax.data.ingest import regions, report
+  from tips_jax.data.ingest import regions
   from tips_jax.data.ingest.columns import Columns
   from tips_jax.data.ingest.reader import Options
 
@@ -120,16 +119,7 @@ def _prepare(argv):
     box_format=FLAGS.box_format,
     box_unit=FLAGS.box_unit,
   )
-  # Before the input is read, which may take hours.
-  files.require_writable(FLAGS.output, '--output')
-  with buckets.output(FLAGS.output, '--output', last=store.INFO_FILE) as output:
-    store.refuse_existing(output)
-    result = _convert(output, options, how)
-  if result is None:
-    print(f'part {FLAGS.part} is done; when all are, the same command with --merge makes the store')
-    return
-  print(report.summary(result))
-  print(f'store written: {FLAGS.output}')
+  where.write_store(FLAGS, functools.partial(_convert, options=options, how=how))
 
 
 def _convert(output, options, how):

@@ -3,9 +3,9 @@
 import functools
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tips_jax.core import buckets, cli
+from tips_jax.core import buckets, cli, files
 from tips_jax.core.errors import InputError
 
 
@@ -51,6 +51,26 @@ def chosen(flags: cli.Flags, inputs: Sequence[str]) -> dict[str, typing.Any]:
     'run': run,
     'task_bytes': round(flags.task_mib * 2**20),
   }
+
+
+def write_store(flags: cli.Flags, make: Callable[..., dict[str, typing.Any] | None]) -> None:
+  """Makes the store --output by make(folder), which returns its report, or None after a part; says
+  what came of it.
+  """
+  # Only now: --help and bad flags answer at once.
+  from tips_jax.data import store
+  from tips_jax.data.ingest import report
+
+  # Before the input is read, which may take hours.
+  files.require_writable(flags.output, '--output')
+  with buckets.output(flags.output, '--output', last=store.INFO_FILE) as output:
+    store.refuse_existing(output)
+    result = make(output)
+  if result is None:
+    print(f'part {flags.part} is done; when all are, the same command with --merge makes the store')
+    return
+  print(report.summary(result))
+  print(f'store written: {flags.output}')
 
 
 def _part(text):
