@@ -1,5 +1,5 @@
-"""What the small configs share (quickstart, ablation): towers, weights and optimizer for some ten
-thousand images on a CPU. Every number is ours, found by the trials of docs/lab.md.
+"""What the small configs share (quickstart, laptop, ablation): towers, weights and optimizer for
+some ten thousand images on a CPU. Every number is ours, found by the trials of docs/lab.md.
 """
 
 from configs.parts import recipe
