@@ -45,9 +45,20 @@ def loops(x, places, config):
   return found
 
 
-@pytest.mark.parametrize('config', [QUARTER, schema.Reduction(keep=0.4, neighbors=40, spatial=0.1)])
-def test_clusters_are_those_of_loops(config):
-  x = rng.normal(size=(3, 16, 5)).astype(np.float32)
+@pytest.mark.parametrize(
+  'config, scale',
+  [
+    (QUARTER, 1),
+    (schema.Reduction(keep=0.4, neighbors=40, spatial=0.1), 1),
+    (QUARTER, 15),  # exp of what is so far away is 0 in float32
+  ],
+)
+def test_clusters_are_those_of_loops(config, scale):
+  x = scale * rng.normal(size=(3, 16, 5)).astype(np.float32)
+  if scale > 1:
+    distances = ((x[:, :, None] - x[:, None]) ** 2).mean(-1)
+    nearest = np.sort(distances, -1)[..., 1 : 1 + config.neighbors].mean(-1)
+    assert np.median(nearest) > 104
   found = np.asarray(clusters.assign(x, PLACES, config))
   assert found.shape == (3, 16, clusters.count(config, 16)) and (found.sum(-1) == 1).all()
   for one, of_one in zip(x, found.argmax(-1)):

@@ -76,6 +76,8 @@ def test_texts_that_only_losses_of_weight_zero_read_need_not_be_there(small):
   assert sorted(method_lib.contrasted(config)) == ['synthetic', 'web']
   off = small.config('tips_v1', losses=dict(contrastive_synthetic=dict(weight=0.0)))
   assert method_lib.contrasted(off) == ['web']
+  regions = small.config('umg_clip', losses=dict(region_tag=dict(weight=0.0)))
+  assert method_lib.contrasted(regions) == ['caption', 'tags', 'region_captions']
 
 
 def test_a_tower_that_neither_a_teacher_nor_the_student_has_is_named(small):

@@ -39,7 +39,7 @@ class Reduction:
 class Adapters:
   """Small branches beside the attention and the MLP of each block, zero at the start, to adapt a
   tower whose own weights are frozen (Convpass, arXiv 2207.07039, as UMG-CLIP takes it): `Convpass`
-  in models/layers.py.
+  in models/adapters.py.
   """
 
   width: Annotated[int, Range(0, 1024)] = 0  # channels of a branch; 0: none; paper: 8

@@ -28,7 +28,8 @@ def assign(x_BPD: jax.Array, places_BP2: jax.Array, config: schema.Reduction) ->
   rho_i = exp(-mean of d over the nearest `neighbors` other patches of i),
   delta_i = the least sqrt(d) to a patch of larger rho (of equal ones the first is the larger); of
   the largest rho the largest sqrt(d).
-  The K largest rho * delta are centers; the others go to the nearest center.
+  The K largest rho * delta are centers; the others go to the nearest center. Both are compared by
+  their logarithms: of features that lie far apart rho would be 0 for all.
   """
   x = jax.lax.stop_gradient(x_BPD).astype(jnp.float32)
   patches = x.shape[1]
@@ -42,14 +43,14 @@ def assign(x_BPD: jax.Array, places_BP2: jax.Array, config: schema.Reduction) ->
   nearest = -jax.lax.top_k(-others, near)[0]
   if patches == 1:  # no other one
     nearest = jnp.zeros_like(nearest)
-  rho = jnp.exp(-nearest.mean(-1))
-  lower, higher = rho[:, :, None], rho[:, None, :]
+  log_rho = -nearest.mean(-1)
+  lower, higher = log_rho[:, :, None], log_rho[:, None, :]
   denser = (higher > lower) | (higher == lower) & (numbers < numbers[:, None])
   root = jnp.sqrt(distance)
   delta = jnp.where(denser, root, jnp.inf).min(-1)
   delta = jnp.where(jnp.isinf(delta), root.max(-1), delta)
   k = count(config, patches)
-  centers = jax.lax.top_k(rho * delta, k)[1]
+  centers = jax.lax.top_k(log_rho + jnp.log(delta), k)[1]
   is_center = numbers[:, None] == centers[:, None]  # [B, P, K]
   to_centers = jnp.take_along_axis(distance, centers[:, None], axis=2)
   # A center stays its own, also where another one is equal to it: no cluster is empty.

@@ -136,9 +136,12 @@ def build(config: schema.Config) -> Method:
 
 
 def contrasted(config: schema.Config) -> list[str]:
-  """The texts of `data.texts`, without those that only losses of weight 0 read."""
+  """The texts of images and of regions, and the tags, without those that only losses of weight 0
+  read.
+  """
+  data = config.data
   names = []
-  for name in config.data.texts:
+  for name in (*data.texts, *data.tags, *data.regions.texts):
     path = f'batch.{valid(name)}'
     weights = [loss.weight for loss in config.losses.values() if path in loss.inputs.values()]
     if any(weights) or not weights:

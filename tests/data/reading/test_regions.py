@@ -1,5 +1,6 @@
 """Regions and tags in a batch: boxes lie where their pixels are, texts belong to their boxes."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -21,7 +22,7 @@ from tips_jax.data.ingest import convert
 from tips_jax.data.ingest.formats import open_input
 from tips_jax.data.ingest.reader import Options
 from tips_jax.data.reading.in_place import open_data
-from tips_jax.data.reading.pipeline import Pipeline
+from tips_jax.data.reading.pipeline import Pipeline, require_texts
 from tips_jax.data.reading.records import Records
 
 COLORS = {'red': (230, 20, 20), 'green': (20, 230, 20), 'blue': (20, 20, 230)}
@@ -60,17 +61,21 @@ def record(i):
   }
 
 
-@pytest.fixture(scope='module')
-def path(tmp_path_factory):
-  path = tmp_path_factory.mktemp('regions') / 'store'
+def write_store(parent, records):
+  path = parent / 'store'
   folder = store.temporary_folder(path)
   writer = store.Writer(folder, store.features(FIELDS))
-  for i in range(COUNT):
-    writer.add('train', record(i))
+  for one in records:
+    writer.add('train', one)
   writer.close()
   texts = [*COLORS, 'warm first last three rectangles'] * 9
   tokenizer_lib.train(texts, os.path.join(folder, store.TOKENIZER_FILE), vocab_size=330)
   return store.finish(folder, path, {})
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  return write_store(tmp_path_factory.mktemp('regions'), [record(i) for i in range(COUNT)])
 
 
 def read(path, **changes):
@@ -82,11 +87,9 @@ def read(path, **changes):
     regions=REGIONS,
     text_length=8,
   )
-  pipeline = Pipeline(dataclasses.replace(config, **changes), batch_size=COUNT, seed=1)
-  batch = next(pipeline)
-  tokenizer = pipeline.tokenizer
-  pipeline.close()
-  return batch, tokenizer
+  config = dataclasses.replace(config, **changes)
+  with contextlib.closing(Pipeline(config, batch_size=COUNT, seed=1)) as pipeline:
+    return next(pipeline), pipeline.tokenizer
 
 
 def test_a_box_lies_where_its_pixels_are_and_has_its_texts(path):
@@ -163,6 +166,51 @@ def test_a_store_without_boxes_is_refused(tmp_path):
     read(path, regions=Regions())
   with pytest.raises(InputError, match="data.regions: feature of the store: got 'boxes'"):
     read(path, tags={})
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'region_captions': ['red', 'green']}, 'got 2 region_captions and 3 boxes; expected as many'),
+    (
+      {'region_tags_boxes': [0, 2]},
+      'got 3 region_tags and 2 numbers of their boxes; expected as many',
+    ),
+    (
+      {'region_tags_boxes': [0, 1, 3]},
+      'got region_tags of boxes 0 to 3; expected numbers below 3',
+    ),
+  ],
+)
+def test_texts_of_boxes_that_are_not_there_are_refused(path, tmp_path, changes, said):
+  store_of = write_store(tmp_path, [record(0) | changes])
+  with pytest.raises(InputError, match=f"record 'id0': {said}"):
+    read(store_of, tokenizer=os.path.join(path, 'tokenizer.model'))
+
+
+def test_a_record_without_texts_of_regions_has_boxes(path, tmp_path):
+  nothing = {'region_captions': [], 'region_tags': [], 'region_tags_boxes': []}
+  store_of = write_store(tmp_path, [record(0) | nothing])
+  batch, _ = read(store_of, tokenizer=os.path.join(path, 'tokenizer.model'))
+  assert batch['boxes_valid'].any()
+  assert not batch['words_valid'].any() and not batch['marks_valid'].any()
+
+
+def test_tags_and_texts_that_no_record_has_are_errors_of_their_losses(path, tmp_path):
+  names = ['web', 'kinds', 'words', 'marks']
+  texts = {'web': Text(field='alt_text')}
+  config = Data(store=str(path), views=VIEWS, texts=texts, tags={'kinds': Tags()}, regions=REGIONS)
+  require_texts(config, names)
+  empty = write_store(tmp_path, [record(0) | {'region_captions': [''] * 3, 'tags': [' ']}])
+  config = dataclasses.replace(config, store=str(empty))
+  for name, said in {
+    'kinds': "data.tags.kinds: got no tags in any of 1 records of split 'train'; expected some, or "
+    "weight 0 for the losses of 'kinds'",
+    'words': 'data.regions.texts.words: got no region_captions in any',
+  }.items():
+    with pytest.raises(InputError, match=said):
+      require_texts(config, ['web', 'marks', name])
+  require_texts(config, ['web', 'marks'])
 
 
 # --- of files that are read as they lie ---------------------------------------------------------

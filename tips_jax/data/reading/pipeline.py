@@ -191,8 +191,9 @@ def _check_stores(config, opened, sources):
 
 
 def require_texts(config: Data, names: Sequence[str]) -> None:
-  """InputError where one of the named texts is in no record: its contrast would be zero, and say
-  nothing. A look at about a thousand records, spread evenly, which ends when each has been seen.
+  """InputError where one of the named texts, tags or texts of regions is in no record: its loss
+  would be zero, and say nothing. A look at about a thousand records, spread evenly, which ends when
+  each has been seen.
   """
   missing = dict.fromkeys(names)
   if not missing:
@@ -206,21 +207,37 @@ def require_texts(config: Data, names: Sequence[str]) -> None:
     except ValueError:  # damaged: counted when it is trained on
       continue
     for name in list(missing):
-      if _pick(example, config.texts[name], 0.0):
+      if _has(example, name, config):
         del missing[name]
     if not missing:
       return
   name = next(iter(missing))
-  text = config.texts[name]
-  fields = text.field
-  instead = f'data.texts.{name}.fallback={_OTHER[text.field]}'
-  if text.fallback:
-    fields = f'{text.field} or {text.fallback}'
-    instead = 'a method without texts'
+  where, fields, instead = _lacking(name, config)
   raise InputError(
-    f'data.texts.{name}: got no {fields} in any of {len(looked):,} records of split '
-    f'{config.split!r}; expected some, or {instead}, or weight 0 for the losses of {name!r}'
+    f'{where}.{name}: got no {fields} in any of {len(looked):,} records of split '
+    f'{config.split!r}; expected some, or {instead}weight 0 for the losses of {name!r}'
   )
+
+
+def _has(example, name, config):
+  """Whether an example has some of the texts of this name."""
+  if name in config.texts:
+    return bool(_pick(example, config.texts[name], 0.0))
+  of_parts = config.tags | config.regions.texts
+  return any(text.strip() for text in values(example, of_parts[name].field))
+
+
+def _lacking(name, config):
+  """(where the config has texts of a name, the fields they come from, what else there is)."""
+  if name in config.tags:
+    return 'data.tags', config.tags[name].field, ''
+  if name in config.regions.texts:
+    return 'data.regions.texts', config.regions.texts[name].field, ''
+  text = config.texts[name]
+  if text.fallback:
+    return 'data.texts', f'{text.field} or {text.fallback}', 'a method without texts, or '
+  instead = f'data.texts.{name}.fallback={_OTHER[text.field]}, or '
+  return 'data.texts', text.field, instead
 
 
 def _open(config, check_shards):

@@ -40,24 +40,31 @@ def fill(
   batch[BOXES][row, : len(chosen)] = boxes[chosen]
   batch[valid(BOXES)][row, : len(chosen)] = True
   for name, text in regions.texts.items():
-    texts = _by_box(example, text.field)
+    texts = _by_box(example, text.field, len(boxes))
     for place, number in enumerate(chosen):
       some = _some(texts.get(number, []), text.count, rng)
       _write(batch, name, (row, place), some, config, tokenizer)
 
 
-def _by_box(example, field):
-  """{number of a box: its texts}."""
+def _by_box(example, field, boxes):
+  """{number of one of so many boxes: its texts}."""
   texts = values(example, field)
-  owners = range(len(texts))  # one for each box
   if f'{field}_boxes' in example:
     owners = example[f'{field}_boxes'].int64_list.value
+    what = 'numbers of their boxes'
+  elif texts:
+    owners = range(boxes)  # one for each box
+    what = 'boxes'
+  else:
+    return {}
+  problem = ''
   if len(owners) != len(texts):
+    problem = f'got {len(texts)} {field} and {len(owners)} {what}; expected as many'
+  elif owners and not 0 <= min(owners) <= max(owners) < boxes:
+    problem = f'got {field} of boxes {min(owners)} to {max(owners)}; expected numbers below {boxes}'
+  if problem:
     name = first(example, 'id').decode('utf-8', 'replace')
-    raise InputError(
-      f'record {name!r}: got {len(texts)} {field} and {len(owners)} numbers of their boxes; '
-      'expected as many'
-    )
+    raise InputError(f'record {name!r}: {problem}')
   result = {}
   for owner, text in zip(owners, texts):
     if text.strip():
