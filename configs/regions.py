@@ -42,12 +42,14 @@ def row(name: str) -> recipe.Recipe:
   for head in ('image_projection', 'text_projection', 'region_projection'):
     towers[head] = towers[head] | _HEAD
   whole = recipe.only(whole | dict(towers=towers, masks={}, teachers={}), losses)
-  # As many as a scene has.
+  # As many as a scene has; its tags are a word each.
   data = recipe.merge(
     whole['data'],
     dict(
-      tags=dict(tags=dict(count=_OBJECTS)),
-      regions=dict(count=_OBJECTS, texts=dict(region_captions=dict(count=1))),
+      tags=dict(tags=dict(count=_OBJECTS, length=4)),
+      regions=dict(
+        count=_OBJECTS, texts=dict(region_captions=dict(count=1), region_tags=dict(length=4))
+      ),
     ),
   )
   if not any(loss.startswith('region') for loss in losses):

@@ -128,14 +128,15 @@ def method(size: str) -> recipe.Recipe:
       views={'global': dict(size=224, count=1, scale=(0.9, 1.0), flip=0.0)},
       text_length=32,  # ours: captions have 8 to 11 words on average (section 3)
       texts=dict(caption=dict(field='captions', pick='random', fallback='alt_text')),
-      tags=dict(tags=dict(field='tags', count=8)),  # ours
+      tags=dict(tags=dict(field='tags', count=8, length=8)),  # ours
       regions=dict(
         view='global',
         count=8,  # ours: an image of UMG-41M has 9.4
         least=0.5,  # ours
         texts=dict(
-          region_captions=dict(field='region_captions', count=2),  # ours: of four and more
-          region_tags=dict(field='region_tags', count=1),
+          # ours: of four and more, of 5.85 words on average. What is padded costs as much as words.
+          region_captions=dict(field='region_captions', count=2, length=16),
+          region_tags=dict(field='region_tags', count=1, length=8),
         ),
       ),
     ),

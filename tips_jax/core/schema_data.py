@@ -70,8 +70,9 @@ class RegionText:
   FIELD_boxes says to which box each belongs, with any number of them.
   """
 
-  field: Literal['region_captions', 'region_tags', 'tags']
+  field: Literal['region_captions', 'region_tags']
   count: Annotated[int, Range(1, 64)] = 1  # of a region; of more of them so many are drawn
+  length: Annotated[int, Range(0, 4096)] = 0  # tokens of each; 0: as text_length
 
 
 @config
@@ -92,6 +93,7 @@ class Tags:
 
   field: Literal['tags', 'captions'] = 'tags'
   count: Annotated[int, Range(1, 64)] = 8
+  length: Annotated[int, Range(0, 4096)] = 0  # tokens of each; 0: as text_length
 
 
 @config

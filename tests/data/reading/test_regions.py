@@ -129,6 +129,19 @@ def test_of_more_than_there_is_room_for_some_are_drawn(path):
   assert pairs == {(0, 1), (0, 2), (1, 2)} and batch['kinds_valid'].all()
 
 
+def test_short_texts_have_short_rows(path):
+  short = Regions(count=3, texts={'words': RegionText(field='region_captions', length=3)})
+  batch, tokenizer = read(path, regions=short, tags={'kinds': Tags(count=2, length=2)})
+  whole, _ = read(
+    path, regions=dataclasses.replace(REGIONS, texts={'words': REGIONS.texts['words']})
+  )
+  assert batch['web'].shape == (COUNT, 8)
+  assert batch['words'].shape == (COUNT, 3, 1, 3) and batch['kinds'].shape == (COUNT, 2, 2)
+  for name in ('words', 'kinds'):
+    np.testing.assert_array_equal(batch[name], whole[name][..., : batch[name].shape[-1]])
+    np.testing.assert_array_equal(batch[f'{name}_valid'], whole[f'{name}_valid'])
+
+
 def test_regions_change_nothing_else_of_a_batch(path):
   with_regions, _ = read(path)
   without, _ = read(path, regions=Regions(), tags={})
@@ -141,11 +154,11 @@ def test_regions_change_nothing_else_of_a_batch(path):
   [
     (dict(regions=dataclasses.replace(REGIONS, view='globl')), "'globl'.*did you mean 'global'"),
     (
-      dict(regions=Regions(texts={'web': RegionText(field='tags')})),
+      dict(regions=Regions(texts={'web': RegionText(field='region_tags')})),
       "got 'web' as the name of a view or a text",
     ),
     (
-      dict(regions=Regions(texts={'boxes': RegionText(field='tags')})),
+      dict(regions=Regions(texts={'boxes': RegionText(field='region_tags')})),
       "got 'boxes' as the name of a view or a text",
     ),
   ],

@@ -34,18 +34,19 @@ def layout(config: Data) -> dict[str, Entry]:
     entries[name] = Entry((config.text_length,), np.int32)
     entries[valid(name)] = Entry((), np.bool_)
   for name, tags in config.tags.items():
-    _add_texts(entries, name, (tags.count,), config)
+    _add_texts(entries, name, (tags.count,), tags.length or config.text_length)
   regions = config.regions
   if regions.texts:
     entries[BOXES] = Entry((regions.count, 4), np.float32)
     entries[valid(BOXES)] = Entry((regions.count,), np.bool_)
   for name, text in regions.texts.items():
-    _add_texts(entries, name, (regions.count, text.count), config)
+    length = text.length or config.text_length
+    _add_texts(entries, name, (regions.count, text.count), length)
   return entries
 
 
-def _add_texts(entries, name, shape, config):
-  entries[name] = Entry((*shape, config.text_length), np.int32)
+def _add_texts(entries, name, shape, length):
+  entries[name] = Entry((*shape, length), np.int32)
   entries[valid(name)] = Entry(shape, np.bool_)
 
 

@@ -29,7 +29,7 @@ def fill(
   """
   for name, tags in config.tags.items():
     texts = [text for text in values(example, tags.field) if text.strip()]
-    _write(batch, name, row, _some(texts, tags.count, rng), config, tokenizer)
+    _write(batch, name, row, _some(texts, tags.count, rng), tokenizer)
   regions = config.regions
   if not regions.texts:
     return
@@ -43,7 +43,7 @@ def fill(
     texts = _by_box(example, text.field, len(boxes))
     for place, number in enumerate(chosen):
       some = _some(texts.get(number, []), text.count, rng)
-      _write(batch, name, (row, place), some, config, tokenizer)
+      _write(batch, name, (row, place), some, tokenizer)
 
 
 def _by_box(example, field, boxes):
@@ -79,9 +79,9 @@ def _some(items, count, rng):
   return [items[i] for i in sorted(rng.permutation(len(items))[:count].tolist())]
 
 
-def _write(batch, name, place, texts, config, tokenizer):
+def _write(batch, name, place, texts, tokenizer):
   """Tokens of texts, from the first slot on."""
   for slot, text in enumerate(texts):
-    ids = tokenizer.encode(text, config.text_length)
+    ids = tokenizer.encode(text, batch[name].shape[-1])
     batch[name][place][slot] = ids
     batch[valid(name)][place][slot] = ids.any()
