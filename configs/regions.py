@@ -5,8 +5,9 @@
     --task=region_classification,region_retrieval,tagging,retrieval --size=64
 
 ROW: `clip` (captions of images alone), `tags`, `region_captions`, `region_tags`, `regions` (both of
-regions) or `all`. Every row has the same towers, crops, captions of images, optimizer and schedule;
-a row without regions is measured by the values of its patches (evals/tasks/regions.py).
+regions) or `all`; with `,reduced` a quarter of the patches is left after the first block. Every row
+has the same towers, crops, captions of images, optimizer and schedule; a row without regions is
+measured by the values of its patches (evals/tasks/regions.py). Several seeds: benchmarks/rows.py.
 """
 
 import functools
@@ -73,4 +74,5 @@ def row(name: str) -> recipe.Recipe:
 
 
 def get_config(arg: str = 'all') -> ml_collections.ConfigDict:
-  return recipe.select(arg, {name: functools.partial(row, name) for name in ('all', *ROWS)})
+  recipes = {name: functools.partial(row, name) for name in ('all', *ROWS)}
+  return recipe.select(arg, recipes, changes={'reduced': umg_clip.reduced})

@@ -28,7 +28,8 @@ SCALES = ('vits', 'vitb', 'vitl', 'vitso400m', 'vitg')
 METHODS = sorted(f'methods.{p.stem}' for p in (ROOT / 'configs/methods').glob('[a-z]*.py'))
 ARGS = {name: ('v1', 'v2', 'hr', 'v2,hr') for name in SCALES}
 ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
-ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'), regions=('clip', 'all'))
+ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
+ARGS |= dict(regions=('clip', 'clip,reduced', 'all'), lightclip_ablation=('clip', 'all'))
 ARGS['ablation'] = (*ablation.ROWS, 'all,fashion', 'all,flickr8k')
 ARGS |= {name: ('',) for name in METHODS}
 ARGS |= {'methods.umg_clip': ('', 'b16,reduced'), 'methods.umg_clip_adapt': ('', 'e14', 'b16,tips')}
