@@ -105,7 +105,33 @@ def test_tags_of_images_are_those_of_their_one_region():
   found = regions.tags(images, TAGS[:, 0], IDS[:, 0], HAS[:, 0])
   expected = regions.tags(images, TAGS[:, :1], IDS[:, :1], HAS[:, :1])
   np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
-  assert found.metrics['own'] > -1 and found.metrics['others'] < 1
+  for name in ('own', 'others'):
+    np.testing.assert_allclose(found.metrics[name], expected.metrics[name], rtol=1e-6)
+
+
+def test_metrics_say_how_near_texts_are():
+  """In NumPy: cosines with own and with other tags; nearest captions among the c-th of all."""
+  x = np.asarray(unit(REGIONS)).reshape(-1, D)
+  tags = np.asarray(unit(TAGS)).reshape(-1, K, D)
+  has = HAS.reshape(-1, K)
+  names = IDS.reshape(-1, K, T).tolist()
+  own, others = [], []
+  for i, j, k in np.ndindex(len(x), len(x), K):
+    if has[j, k] and has[i].any():
+      mine = any(has[i, m] and names[i][m] == names[j][k] for m in range(K))
+      (own if mine else others).append(x[i] @ tags[j, k])
+  found = regions.tags(REGIONS, TAGS, IDS, HAS, block=5).metrics
+  np.testing.assert_allclose(found['own'], np.mean(own), rtol=1e-5)
+  np.testing.assert_allclose(found['others'], np.mean(others), rtol=1e-5)
+  hits = 0
+  for c in range(C):
+    rows = np.flatnonzero(VALID[:, :, c])
+    cosines = x[rows] @ np.asarray(unit(CAPTIONS))[:, :, c].reshape(-1, D)[rows].T
+    hits += (cosines.argmax(1) == np.arange(len(rows))).sum()
+  found = regions.contrastive(REGIONS, CAPTIONS, LOG_T, VALID, block=5).metrics
+  assert 0 < hits and found['pairs'] == VALID.sum()
+  np.testing.assert_allclose(found['accuracy'], hits / VALID.sum(), rtol=1e-6)
+  np.testing.assert_allclose(found['temperature'], 0.2, rtol=1e-6)
 
 
 def test_a_batch_without_regions_or_tags_has_no_loss_and_a_finite_gradient():
