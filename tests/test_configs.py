@@ -28,9 +28,8 @@ SCALES = ('vits', 'vitb', 'vitl', 'vitso400m', 'vitg')
 METHODS = sorted(f'methods.{p.stem}' for p in (ROOT / 'configs/methods').glob('[a-z]*.py'))
 ARGS = {name: ('v1', 'v2', 'hr', 'v2,hr') for name in SCALES}
 ARGS |= {name: (*ARGS[name], 'distill', 'distill,hr') for name in SCALES[:-1]}
-ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'))
-ARGS |= dict(regions=('clip', 'clip,reduced', 'all'), lightclip_ablation=('clip', 'all'))
-ARGS['ablation'] = (*ablation.ROWS, 'all,fashion', 'all,flickr8k')
+ARGS |= dict(quickstart=('v1', 'v2'), laptop=('v1', 'v2', 'clip'), regions=('clip,reduced', 'all'))
+ARGS |= dict(ablation=(*ablation.ROWS, 'all,fashion', 'all,flickr8k'), lightclip_ablation=('all',))
 ARGS |= {name: ('',) for name in METHODS}
 ARGS |= {'methods.umg_clip': ('', 'b16,reduced'), 'methods.umg_clip_adapt': ('', 'e14', 'b16,tips')}
 ARGS |= {'methods.clip': ('', *clip.LIGHT), 'methods.lightclip': tuple(clip.LIGHT)}
