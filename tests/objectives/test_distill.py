@@ -9,6 +9,7 @@ import pytest
 
 from tips_jax.core.errors import InputError
 from tips_jax.objectives import distill
+from tips_jax.objectives.chunks import Chunks
 
 B, V, P, D, K = 8, 2, 7, 5, 12
 rng = np.random.default_rng(0)
@@ -139,8 +140,8 @@ def test_sinkhorn_is_that_of_swav(tau, iterations):
     jnp.ones((1, B, V, P, 1)),
     1 / tau,
     iterations,
+    Chunks(B, P),
     shard,
-    lambda compute, _, *chunk: compute(*chunk),
   )
   q = jax.nn.softmax(scores / tau - offset)
   reference = sinkhorn_reference(scores.reshape(-1, K), tau, iterations).reshape(q.shape)

@@ -7,9 +7,11 @@ Targets are softmax(logits / temperature - offset); the offset of each prototype
 center or from Sinkhorn.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +23,10 @@ from tips_jax.core.errors import InputError
 from tips_jax.core.strict import Range, unknown
 from tips_jax.core.types import Loss
 from tips_jax.core.vectors import traced_unit
+from tips_jax.objectives.chunks import Chunks
 
 # Differences of probabilities are small: times this, float16 holds them.
 _SCALE = 1024.0
-_PARTS = 8  # of packed tokens: chunks that may be skipped
 _Temperature = Annotated[float | jax.Array, Range(1e-4, 1e4)]
 
 
@@ -85,137 +87,94 @@ def dino(
   _known('reduction', reduction, ('mean', 'sum'))
   _known('centering', centering, ('ema', 'sinkhorn', 'none'))
   _known('logits', logits, ('float32', 'float16'))
-  s = _tokens(student)
-  t = _tokens(lax.stop_gradient(teacher))
+  s = _by_view(student)
+  t = _by_view(lax.stop_gradient(teacher))
   _check(s, t, pairing, valid)
-  counted_s = _counted(valid, s)
-  counted_t = _counted(valid, t)
-  weights = counted_s
-  if reduction == 'mean':
-    of_view = jnp.maximum(counted_s.sum(-1, keepdims=True), 1.0)
-    weights = counted_s / (of_view * s.shape[1])
-  # The largest is one where logits are formed, so that float16 holds them too.
-  largest = jnp.maximum(weights.max(), 1e-30)
-  weights = weights / largest
-  batch = [s, t] + [x[..., None] for x in (weights, counted_s, counted_t)]
-  if pairing == 'same':  # then a view is as good as more tokens
-    batch = [x.reshape(x.shape[0], 1, -1, x.shape[-1]) for x in batch]
-  share = _share(pairing, batch[0].shape[1], batch[1].shape[1])
+  tokens, largest = _tokens(s, t, valid, reduction)
   ws = traced_unit(student_prototypes, axis=0)
   wt = traced_unit(lax.stop_gradient(teacher_prototypes), axis=0)
   tau_s = jnp.float32(student_temperature)
   tau_t = jnp.float32(teacher_temperature)
-
-  def local(batch, shared, shard):
-    ws, wt, center = shared
-    ws = shard.varying(ws)  # its gradient is summed over the devices
-    order = None
-    most = chunk
-    s = batch[0]
-    if packed and valid is not None:
-      order = jnp.argsort(-batch[3].reshape(-1))  # those that count first
-      batch = [jnp.take(x.reshape(-1, x.shape[-1]), order, 0)[None, None] for x in batch]
-      most = min(chunk, max(1, order.size // _PARTS))
-    size = _chunk(batch[0].shape[0], max(x.shape[1] for x in batch), batch[0].shape[2], most)
-    chunks = [_chunks(x, size) for x in lax.stop_gradient(batch)]
-
-    def where_any_counts(compute, otherwise, *chunk):
-      """compute(*chunk), of which the last array says what counts; otherwise(*chunk) if none."""
-      if order is None:
-        return compute(*chunk)
-      return lax.cond(chunk[-1].any(), compute, otherwise, *chunk)
-
-    def zeros(*shape, dtype=jnp.float32):
-      return shard.varying(jnp.zeros(shape, dtype))
-
-    cosines = lambda t: _cosines(t, wt, logits)
-    scores = lambda cosines: cosines.astype(jnp.float32) / tau_t
-    kept = math.prod(chunks[1].shape[:-1]) * wt.shape[1] * jnp.dtype(logits).itemsize
-    if len(chunks[1]) == 1 or centering == 'sinkhorn' and kept <= sinkhorn_memory * 2**30:
-
-      def once(chunk):
-        return where_any_counts(
-          lambda t, _: _cosines(t, wt, logits),
-          lambda t, _: zeros(*t.shape[:-1], wt.shape[1], dtype=logits),
-          *chunk,
-        )
-
-      # Formed once, for all iterations and the loss.
-      chunks[1] = lax.map(once, (chunks[1], chunks[4]))
-      cosines = lambda cosines: cosines
-    match centering:
-      case 'sinkhorn':
-        offset = _sinkhorn(
-          lambda t: scores(cosines(t)),
-          chunks[1],
-          chunks[4],
-          1 / tau_t,
-          sinkhorn_iterations,
-          shard,
-          where_any_counts,
-        )
-      case 'ema':
-        offset = center / tau_t
-      case 'none':
-        offset = 0.0
-
-    def computed(total, s, t, weights, counted_s, counted_t):
-      teacher = cosines(t)
-      sums, gradient = _part(
-        scores(teacher) - offset,
-        scores(lax.optimization_barrier(teacher)) - offset,
-        s,
-        lax.stop_gradient(ws),
-        weights,
-        counted_s,
-        counted_t,
-        tau_s,
-        share,
-        logits,
-      )
-      return jax.tree.map(jnp.add, total, sums), gradient
-
-    def skipped(total, s, *_):
-      return total, zeros(*s.shape)
-
-    def part(total, chunk):
-      return where_any_counts(computed, skipped, total, *chunk)
-
-    totals = (*(zeros() for _ in range(3)), zeros(wt.shape[1]), zeros(*ws.shape))
-    sums, of_tokens = lax.scan(part, totals, chunks)
-    loss, same, entropy, use, of_prototypes = sums
-    of_tokens = _joined(of_tokens, batch[0].shape).reshape(-1, s.shape[-1])
-    if order is not None:
-      of_tokens = jnp.take(of_tokens, jnp.argsort(order), 0)
-    gradients = of_tokens.reshape(s.shape) / (_SCALE * tau_s), of_prototypes / (_SCALE * tau_s)
-    return _with_gradient(loss, (s, ws), gradients), same, entropy, use
-
-  loss, same, entropy, use = parallel.sum_over_batch(local, batch, (ws, wt, state['center']))
-  of_teacher = jnp.maximum(counted_t.sum(), 1.0)
-  use = use / of_teacher
+  method = _Method(
+    pairing=pairing,
+    centering=centering,
+    iterations=sinkhorn_iterations,
+    memory=sinkhorn_memory,
+    chunk=chunk,
+    packed=bool(packed) and valid is not None,
+    dtype=logits,
+  )
+  sums = parallel.sum_over_batch(
+    functools.partial(_on_device, method, tau_s, tau_t),
+    tokens.merged() if pairing == 'same' else tokens,
+    (ws, wt, state['center']),
+  )
+  of_teacher = jnp.maximum(tokens.teacher_counts.sum(), 1.0)
+  use = sums.use / of_teacher
   # Logits are linear in the tokens: the mean token gives the mean logits, without forming any.
-  batch_center = (t * counted_t[..., None]).sum((0, 1, 2)) / of_teacher @ wt
+  batch_center = (t * tokens.teacher_counts).sum((0, 1, 2)) / of_teacher @ wt
   center = center_momentum * state['center'] + (1 - center_momentum) * batch_center
   perplexity = jnp.exp(-(use * jnp.log(use + 1e-30)).sum())
   metrics = {
-    'teacher_entropy': entropy / of_teacher,
+    'teacher_entropy': sums.entropy / of_teacher,
     'prototype_use': perplexity / wt.shape[1],
-    'agreement': same / jnp.maximum(counted_s.sum(), 1.0),
+    'agreement': sums.agreement / jnp.maximum(tokens.counts.sum(), 1.0),
     'center_norm': jnp.linalg.norm(center),
   }
-  return Loss(loss * largest / s.shape[0], metrics, {'center': center})
+  return Loss(sums.loss * largest / s.shape[0], metrics, {'center': center})
+
+
+class _Tokens(NamedTuple):
+  """What the loss reads of tokens, of a batch or of chunks: [..., images, views, tokens, *]."""
+
+  student: jax.Array  # bottlenecks, * = D
+  teacher: jax.Array  # bottlenecks, or where they are kept cosines with the prototypes, * = K
+  weights: jax.Array  # of the student's tokens in the loss, * = 1
+  counts: jax.Array  # 1 for each of the student's tokens that counts, 0 for the others, * = 1
+  teacher_counts: jax.Array
+
+  def merged(self):
+    """As of one view: a view is as good as more tokens where views are not paired."""
+    return _Tokens(*(x.reshape(x.shape[0], 1, -1, x.shape[-1]) for x in self))
+
+
+class _Sums(NamedTuple):
+  """Sums over tokens: scalars, and `use` [K], of the teacher's probabilities of each prototype."""
+
+  loss: jax.Array
+  agreement: jax.Array
+  entropy: jax.Array
+  use: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+  """Arguments of `dino` that are known before any data."""
+
+  pairing: str
+  centering: str
+  iterations: int
+  memory: float
+  chunk: int
+  packed: bool
+  dtype: str
+
+  def chunks(self, tokens):
+    if self.packed:
+      return Chunks.packed(tokens.counts, self.chunk)
+    images, views, count, _ = tokens.student.shape
+    return Chunks.of(images, max(views, tokens.teacher.shape[1]), count, self.chunk)
+
+  def keeps_cosines(self, teacher, prototypes):
+    """Whether the teacher's [chunks, ...] are formed once, for all iterations and the loss."""
+    size = math.prod(teacher.shape[:-1]) * prototypes * jnp.dtype(self.dtype).itemsize
+    fits = size <= self.memory * 2**30
+    return len(teacher) == 1 or self.centering == 'sinkhorn' and fits
 
 
 def _known(field, name, known):
   if name not in known:
     raise unknown(f'dino.{field}', name, known)
-
-
-def _counted(valid, z):
-  """1 for each token that counts, 0 for the others: float32 [B, V, P]."""
-  if valid is None:
-    return jnp.ones(z.shape[:3])
-  return valid.astype(jnp.float32)
 
 
 def _check(s, t, pairing, valid):
@@ -237,7 +196,7 @@ def _check(s, t, pairing, valid):
     )
 
 
-def _tokens(z):
+def _by_view(z):
   """[B, V, P, D] float32; a CLS token is the one token of its view."""
   z = z.astype(jnp.float32)
   if z.ndim == 3:
@@ -245,41 +204,33 @@ def _tokens(z):
   return z
 
 
+def _tokens(s, t, valid, reduction):
+  """(_Tokens, the largest weight, by which theirs are divided: where logits are formed it is one,
+  so that float16 holds them too).
+  """
+
+  def counts(z):
+    if valid is None:
+      return jnp.ones(z.shape[:3])
+    return valid.astype(jnp.float32)
+
+  counts_s, counts_t = counts(s), counts(t)
+  weights = counts_s
+  if reduction == 'mean':
+    of_view = jnp.maximum(counts_s.sum(-1, keepdims=True), 1.0)
+    weights = counts_s / (of_view * s.shape[1])
+  largest = jnp.maximum(weights.max(), 1e-30)
+  return _Tokens(s, t, *(x[..., None] for x in (weights / largest, counts_s, counts_t))), largest
+
+
 def _cosines(z, w, dtype):
   """Of unit vectors [..., D] and [D, K], the logits before any temperature, in `dtype`."""
   return jnp.einsum('...d,dk->...k', z.astype(dtype), w.astype(dtype), preferred_element_type=dtype)
 
 
-def _chunk(b, v, p, most):
-  """(images, tokens of each view) of a chunk: equal parts, of at most `most` tokens in all where
-  that is possible. Whole images, as they lie in memory, before parts of their tokens.
-  """
-
-  def largest(n, of_each):
-    return max(i for i in _divisors(n) if i == 1 or i * of_each <= most)
-
-  images = largest(b, v * p)
-  return images, largest(p, images * v)
-
-
-def _divisors(n):
-  return [i for i in range(1, n + 1) if n % i == 0]
-
-
-def _chunks(z_BVPD, size):
-  """[chunks, images, V, tokens, D]."""
-  b, v, p, d = z_BVPD.shape
-  images, tokens = size
-  parts = z_BVPD.reshape(b // images, images, v, p // tokens, tokens, d)
-  return jnp.moveaxis(parts, 3, 1).reshape(-1, images, v, tokens, d)
-
-
-def _joined(chunks, shape):
-  """[B, V, P, D] of its `_chunks`."""
-  b, v, p, d = shape
-  _, images, _, tokens, _ = chunks.shape
-  parts = chunks.reshape(b // images, p // tokens, images, v, tokens, d)
-  return jnp.moveaxis(parts, 1, 3).reshape(shape)
+def _scores(cosines, temperature):
+  """What the softmax is taken of, but for an offset."""
+  return cosines.astype(jnp.float32) / temperature
 
 
 def _share(pairing, views, teacher_views):
@@ -290,18 +241,85 @@ def _share(pairing, views, teacher_views):
   return (share / share.sum(1, keepdims=True))[:, :, None, None]
 
 
-def _part(x, again, s, ws, weights, counted_s, counted_t, tau, share, dtype):
-  """Of a chunk's tokens: (sums of loss, agreement, entropy and use of prototypes, and the gradient
-  of the student's prototypes), gradient of the student's tokens; both gradients times `_SCALE` and
-  the temperature `tau`.
+def _on_device(method, tau_s, tau_t, tokens, shared, shard):
+  """_Sums over a device's tokens, whose loss knows its gradient."""
+  ws, wt, center = shared
+  ws = shard.varying(ws)  # its gradient is summed over the devices
+  chunks = method.chunks(tokens)
+  parts = _Tokens(*map(chunks.split, lax.stop_gradient(tokens)))
+  parts, cosines = _teacher_cosines(method, parts, wt, chunks, shard)
+  offset = _offset(method, parts, cosines, center, tau_t, chunks, shard)
 
-  x: [B, U, P, K], the teacher's logits, ready for the softmax; s: [B, V, P, D]. `again` is x too,
-  for another reading: XLA would write what two reductions along different axes share.
+  def add(total, part):
+    w = lax.stop_gradient(ws)  # here, where jax then takes what no chunk changes out of the loop
+    teacher = cosines(part.teacher)
+    # For two readings: XLA would write what two reductions along different axes share.
+    x, again = (_scores(t, tau_t) - offset for t in (teacher, lax.optimization_barrier(teacher)))
+    y = _scores(_cosines(part.student, w, method.dtype), tau_s)
+    sums, slope = _part(part, x, again, y, method)
+    of_prototypes, of_tokens = _products(part, slope, w, method.dtype)
+    return jax.tree.map(jnp.add, total, (sums, of_prototypes)), of_tokens
 
-  Sums over prototypes are taken before anything is normalized, each of [tokens, K] that is in
-  memory: these reads and writes are what the loss costs.
+  def skip(total, part):
+    return total, zeros(*part.student.shape)
+
+  def step(total, part):
+    return chunks.unless_skipped(part.teacher_counts, add, skip, total, part)
+
+  def zeros(*shape):
+    return shard.varying(jnp.zeros(shape))
+
+  nothing = _Sums(zeros(), zeros(), zeros(), zeros(wt.shape[1])), zeros(*ws.shape)
+  (sums, of_prototypes), of_tokens = lax.scan(step, nothing, parts)
+  of_tokens = chunks.join(of_tokens, tokens.student.shape)
+  gradient = of_tokens / (_SCALE * tau_s), of_prototypes / (_SCALE * tau_s)
+  return sums._replace(loss=_with_gradient(sums.loss, (tokens.student, ws), gradient))
+
+
+def _teacher_cosines(method, parts, wt, chunks, shard):
+  """(_Tokens, function): the cosines of a chunk's teacher, formed by the function, or before."""
+
+  def form(teacher):
+    return _cosines(teacher, wt, method.dtype)
+
+  def nothing(teacher):
+    return shard.varying(jnp.zeros((*teacher.shape[:-1], wt.shape[1]), method.dtype))
+
+  def once(part):
+    teacher, counts = part
+    return chunks.unless_skipped(counts, form, nothing, teacher)
+
+  if not method.keeps_cosines(parts.teacher, wt.shape[1]):
+    return parts, form
+  kept = lax.map(once, (parts.teacher, parts.teacher_counts))
+  return parts._replace(teacher=kept), lambda kept: kept
+
+
+def _offset(method, parts, cosines, center, tau_t, chunks, shard):
+  """What is subtracted from the teacher's scores: a number for each prototype."""
+
+  def scores(teacher):
+    return _scores(cosines(teacher), tau_t)
+
+  match method.centering:
+    case 'sinkhorn':
+      teacher = parts.teacher, parts.teacher_counts
+      return _sinkhorn(scores, *teacher, 1 / tau_t, method.iterations, chunks, shard)
+    case 'ema':
+      return center / tau_t
+    case 'none':
+      return 0.0
+
+
+def _part(part, x, again, y, method):
+  """(_Sums of a chunk's tokens, slope of each token's loss by the scores of its student
+  [B, V, P, K], times `_SCALE`).
+
+  x: [B, U, P, K], the teacher's scores, ready for the softmax; `again` is x too; y: [B, V, P, K],
+  the student's. Sums over prototypes are taken before anything is normalized, each of [tokens, K]
+  that is in memory: these reads and writes are what the loss costs.
   """
-  y = _cosines(s, ws, dtype).astype(jnp.float32) / tau
+  share = _share(method.pairing, y.shape[1], x.shape[1])
   x_max = x.max(-1, keepdims=True)
   x -= x_max
   y -= y.max(-1, keepdims=True)
@@ -318,19 +336,24 @@ def _part(x, again, s, ws, weights, counted_s, counted_t, tau, share, dtype):
     x = jnp.log(target / target.max(-1, keepdims=True))
   # No index of the largest: its reduction would be one more reading. Up to rounding.
   same = jnp.minimum(x, y).max(-1, keepdims=True) > -1e-4
-  slope = (_SCALE * (q / q_sum - target)).astype(dtype)
+  slope = (_SCALE * (q / q_sum - target)).astype(method.dtype)
+  sums = _Sums(
+    loss=(part.weights * cost).sum(),
+    agreement=(part.counts * same).sum(),
+    entropy=-(part.teacher_counts * information).sum(),
+    use=(part.teacher_counts / p_sum * jnp.exp(again - x_max)).sum((0, 1, 2)),
+  )
+  return sums, slope
+
+
+def _products(part, slope, ws, dtype):
+  """Gradients of the loss, times `_SCALE` and the temperature: of the prototypes, of the tokens."""
 
   def product(subscripts, x):
     return jnp.einsum(subscripts, x.astype(dtype), slope, preferred_element_type=jnp.float32)
 
-  sums = (
-    (weights * cost).sum(),
-    (counted_s * same).sum(),
-    -(counted_t * information).sum(),
-    (counted_t / p_sum * jnp.exp(again - x_max)).sum((0, 1, 2)),
-    product('...d,...k->dk', weights * s),
-  )
-  return sums, weights * product('dk,...k->...d', ws)
+  of_prototypes = product('...d,...k->dk', part.weights * part.student)
+  return of_prototypes, part.weights * product('dk,...k->...d', ws)
 
 
 @jax.custom_vjp
@@ -350,7 +373,7 @@ def _known_backward(gradient, slope):
 _with_gradient.defvjp(_known_forward, _known_backward)
 
 
-def _sinkhorn(scores, t, counted, bound, iterations, shard, where_any_counts):
+def _sinkhorn(scores, t, counts, bound, iterations, chunks, shard):
   """Log mass of each prototype, so that softmax(scores - it) spreads the tokens evenly over
   prototypes.
 
@@ -362,15 +385,19 @@ def _sinkhorn(scores, t, counted, bound, iterations, shard, where_any_counts):
   def offset_of(log_row):
     """log_row: scores -> log of the sum of a token's row."""
 
-    def plus(total, t, counted):
+    def add(total, t, counts):
       x = scores(t)
-      return total + (counted * jnp.exp(x - log_row(x))).sum((0, 1, 2))
+      return total + (counts * jnp.exp(x - log_row(x))).sum((0, 1, 2))
 
-    def step(total, chunk):
-      return where_any_counts(plus, lambda total, *_: total, total, *chunk), None
+    def skip(total, t, counts):
+      return total
+
+    def step(total, part):
+      t, counts = part
+      return chunks.unless_skipped(counts, add, skip, total, t, counts), None
 
     total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
-    total, _ = lax.scan(step, total, (t, counted))
+    total, _ = lax.scan(step, total, (t, counts))
     offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))
     # Else it grows by log(tokens / prototypes) in each iteration.
     return offset - offset.max()
