@@ -57,13 +57,31 @@ class Chunks:
     parts = chunks.reshape(b // self.images, p // self.tokens, self.images, v, self.tokens, d)
     return jnp.moveaxis(parts, 1, 3).reshape(shape)
 
-  def unless_skipped(
-    self, counts: jax.Array, add: Callable[..., Any], skip: Callable[..., Any], *args: Any
-  ) -> Any:
-    """add(*args), or skip(*args) for a chunk of packed tokens none of which counts."""
+  def scan(
+    self,
+    add: Callable[[Any, Any], tuple[Any, Any]],
+    skip: Callable[[Any], tuple[Any, Any]],
+    total: Any,
+    parts: Any,
+    counts: jax.Array,
+  ) -> tuple[Any, Any]:
+    """`lax.scan` of add(total, chunk) -> (total, result) over the chunks of `parts`, a tree of
+    arrays that were `split`.
+
+    skip(total) -> (total, result) stands in where the tokens are packed and of a chunk none
+    `counts`.
+    """
     if self.order is None:
-      return add(*args)
-    return lax.cond(counts.any(), add, skip, *args)
+      return lax.scan(add, total, parts)
+
+    def step(total, chunk):
+      i, any_counts = chunk
+      # Taken out in the branch: what is skipped is not even copied.
+      take = lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False)
+      return lax.cond(any_counts, lambda total: add(total, jax.tree.map(take, parts)), skip, total)
+
+    any_counts = counts.reshape(len(counts), -1).any(-1)
+    return lax.scan(step, total, (jnp.arange(len(counts)), any_counts))
 
 
 def _divisor(n, most):

@@ -260,17 +260,14 @@ def _on_device(method, tau_s, tau_t, tokens, shared, shard):
     of_prototypes, of_tokens = _products(part, slope, w, method.dtype)
     return jax.tree.map(jnp.add, total, (sums, of_prototypes)), of_tokens
 
-  def skip(total, part):
-    return total, zeros(*part.student.shape)
-
-  def step(total, part):
-    return chunks.unless_skipped(part.teacher_counts, add, skip, total, part)
+  def skip(total):
+    return total, zeros(*parts.student.shape[1:])
 
   def zeros(*shape):
     return shard.varying(jnp.zeros(shape))
 
   nothing = _Sums(zeros(), zeros(), zeros(), zeros(wt.shape[1])), zeros(*ws.shape)
-  (sums, of_prototypes), of_tokens = lax.scan(step, nothing, parts)
+  (sums, of_prototypes), of_tokens = chunks.scan(add, skip, nothing, parts, parts.teacher_counts)
   of_tokens = chunks.join(of_tokens, tokens.student.shape)
   gradient = of_tokens / (_SCALE * tau_s), of_prototypes / (_SCALE * tau_s)
   return sums._replace(loss=_with_gradient(sums.loss, (tokens.student, ws), gradient))
@@ -282,16 +279,16 @@ def _teacher_cosines(method, parts, wt, chunks, shard):
   def form(teacher):
     return _cosines(teacher, wt, method.dtype)
 
-  def nothing(teacher):
-    return shard.varying(jnp.zeros((*teacher.shape[:-1], wt.shape[1]), method.dtype))
-
-  def once(part):
-    teacher, counts = part
-    return chunks.unless_skipped(counts, form, nothing, teacher)
-
   if not method.keeps_cosines(parts.teacher, wt.shape[1]):
     return parts, form
-  kept = lax.map(once, (parts.teacher, parts.teacher_counts))
+
+  def skip(_):
+    shape = *parts.teacher.shape[1:-1], wt.shape[1]
+    return None, shard.varying(jnp.zeros(shape, method.dtype))
+
+  _, kept = chunks.scan(
+    lambda _, teacher: (None, form(teacher)), skip, None, parts.teacher, parts.teacher_counts
+  )
   return parts._replace(teacher=kept), lambda kept: kept
 
 
@@ -385,19 +382,13 @@ def _sinkhorn(scores, t, counts, bound, iterations, chunks, shard):
   def offset_of(log_row):
     """log_row: scores -> log of the sum of a token's row."""
 
-    def add(total, t, counts):
-      x = scores(t)
-      return total + (counts * jnp.exp(x - log_row(x))).sum((0, 1, 2))
-
-    def skip(total, t, counts):
-      return total
-
-    def step(total, part):
+    def add(total, part):
       t, counts = part
-      return chunks.unless_skipped(counts, add, skip, total, t, counts), None
+      x = scores(t)
+      return total + (counts * jnp.exp(x - log_row(x))).sum((0, 1, 2)), None
 
     total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
-    total, _ = lax.scan(step, total, (t, counts))
+    total, _ = chunks.scan(add, lambda total: (total, None), total, (t, counts), counts)
     offset = jnp.log(jnp.maximum(shard.sum(total), 1e-30))
     # Else it grows by log(tokens / prototypes) in each iteration.
     return offset - offset.max()

@@ -249,6 +249,33 @@ def _largest_first(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, A
   return sorted(rows, key=operator.itemgetter(key), reverse=True)
 
 
+def seconds(chip: Chip, costs: Sequence, moved: Sequence) -> dict[str, Any]:
+  """Estimated seconds of a compiled step: of computation, also by what said so, of memory, of the
+  network, of that what no computation hides, and of the step.
+  """
+  by_source = collections.Counter()
+  for _, x in costs:
+    by_source[x.source] += x.seconds
+  compute = by_source.total()
+  hbm = sum(x.bytes for _, x in costs) / chip.bandwidth
+  network = 0.0
+  exposed = 0.0
+  for x in moved:
+    sent = x.bytes / (chip.dcn if x.crosses else chip.ici)
+    network += sent
+    if not x.overlapped:
+      exposed += sent
+  return dict(
+    compute=compute,
+    compute_by_source={k: v for k, v in by_source.items() if v},
+    memory=hbm,
+    network=network,
+    network_exposed=exposed,
+    # HBM and hidden communication run beside computation, which waits for what is exposed.
+    step=max(compute + exposed, hbm, network),
+  )
+
+
 def time(
   method: Method,
   mesh: jax.sharding.Mesh,
@@ -262,47 +289,29 @@ def time(
   kernels: what a GPU launches, and short_kernels those of less than 3 us, about a launch's time.
   """
   c = method.config.schedule
-  by_source = collections.Counter()
   kernels = 0
   short = 0
   for run, x in costs:
-    by_source[x.source] += x.seconds
     # A TPU runs one program.
     if chip.gpu and x.seconds:
       kernels += run.times
       if x.seconds < 3e-6 * run.times:
         short += run.times
-  compute = by_source.total()
-  hbm = sum(x.bytes for _, x in costs) / chip.bandwidth
-  network = 0.0
-  exposed = 0.0
-  for x in moved:
-    seconds = x.bytes / (chip.dcn if x.crosses else chip.ici)
-    network += seconds
-    if not x.overlapped:
-      exposed += seconds
-  bounds = dict(compute=compute, memory=hbm, network=network)
-  # HBM and hidden communication run beside computation, which waits for what is exposed.
-  scheduled = max(compute + exposed, hbm, network)
-  days = scheduled * c.total_steps / 86400
+  of_step = seconds(chip, costs, moved)
+  bounds = {name: of_step[name] for name in ('compute', 'memory', 'network')}
+  days = of_step['step'] * c.total_steps / 86400
   chips = mesh.devices.size / chip.devices
   images = c.batch_size / chips
   work = sum(summary.flops(method).values()) * images / chip.devices
-  return dict(
-    compute=compute,
-    compute_by_source={k: v for k, v in by_source.items() if k},
-    memory=hbm,
-    network=network,
-    network_exposed=exposed,
+  return of_step | dict(
     bound=max(bounds, key=bounds.get),
     overlapped=max(bounds.values()),
-    not_overlapped=compute + network,
-    step=scheduled,
+    not_overlapped=bounds['compute'] + bounds['network'],
     kernels=kernels,
     short_kernels=short,
-    images_per_second_per_chip=images / scheduled,
-    network_one_axis=network * max(chip.dims, 1),
-    peak_share=work / scheduled / chip.flops,
+    images_per_second_per_chip=images / of_step['step'],
+    network_one_axis=bounds['network'] * max(chip.dims, 1),
+    peak_share=work / of_step['step'] / chip.flops,
     steps=c.total_steps,
     days=days,
     chip_hours=days * 24 * chips,
