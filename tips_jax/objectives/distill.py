@@ -324,8 +324,8 @@ def _part(part, x, again, y, method):
   q = jnp.exp(y)
   p_sum = p.sum(-1, keepdims=True)
   q_sum = q.sum(-1, keepdims=True)
-  information = (p * x).sum(-1, keepdims=True) / p_sum - jnp.log(p_sum)
-  overlap = (p[:, None] * y[:, :, None]).sum(-1, keepdims=True) / p_sum[:, None]
+  information = _over_prototypes(p, x) / p_sum - jnp.log(p_sum)
+  overlap = _over_prototypes(p[:, None], y[:, :, None]) / p_sum[:, None]
   cost = jnp.log(q_sum) - (share * overlap).sum(2)
   p /= p_sum
   target = (share * p[:, None]).sum(2)
@@ -338,9 +338,33 @@ def _part(part, x, again, y, method):
     loss=(part.weights * cost).sum(),
     agreement=(part.counts * same).sum(),
     entropy=-(part.teacher_counts * information).sum(),
-    use=(part.teacher_counts / p_sum * jnp.exp(again - x_max)).sum((0, 1, 2)),
+    use=_over_tokens(part.teacher_counts / p_sum, jnp.exp(again - x_max)),
   )
   return sums, slope
+
+
+# On a CPU XLA takes five times as long to multiply and add numbers as for the same sums written as
+# products of matrices (docs/lab.md).
+
+
+def _over_prototypes(x, y):
+  """Sums of products over the last axis, which stays."""
+  return lax.platform_dependent(
+    x,
+    y,
+    cpu=lambda x, y: jnp.einsum('...k,...k->...', x, y, precision='highest')[..., None],
+    default=lambda x, y: (x * y).sum(-1, keepdims=True),
+  )
+
+
+def _over_tokens(weights, x):
+  """[K]: sum over images, views and tokens of x [B, V, P, K] times weights [B, V, P, 1]."""
+  return lax.platform_dependent(
+    weights,
+    x,
+    cpu=lambda weights, x: jnp.einsum('bvpo,bvpk->k', weights, x, precision='highest'),
+    default=lambda weights, x: (weights * x).sum((0, 1, 2)),
+  )
 
 
 def _products(part, slope, ws, dtype):
@@ -385,7 +409,7 @@ def _sinkhorn(scores, t, counts, bound, iterations, chunks, shard):
     def add(total, part):
       t, counts = part
       x = scores(t)
-      return total + (counts * jnp.exp(x - log_row(x))).sum((0, 1, 2)), None
+      return total + _over_tokens(counts, jnp.exp(x - log_row(x))), None
 
     total = shard.varying(jnp.zeros(jax.eval_shape(scores, t[0]).shape[-1]))
     total, _ = chunks.scan(add, lambda total: (total, None), total, (t, counts), counts)
