@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from tips_jax.core import files, schema, tree
@@ -36,6 +38,39 @@ PREPROCESSING = {
 }
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class ReadLater(Mapping):
+  """{name: parameters}: those of `names` are read when they are first asked for, and then kept.
+
+  known: the others. read: name -> its parameters. jax takes it for the dict that it stands for.
+  """
+
+  def __init__(
+    self, known: dict[str, Any], names: Iterable[str], read: Callable[[str], dict[str, Any]]
+  ):
+    self._params = dict.fromkeys(names) | known
+    self._read = read
+
+  def __getitem__(self, name: str) -> Any:
+    if self._params[name] is None:
+      self._params[name] = self._read(name)
+    return self._params[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._params)
+
+  def __len__(self) -> int:
+    return len(self._params)
+
+  def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], list[str]]:
+    names = sorted(self)
+    return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
+
+  @classmethod
+  def tree_unflatten(cls, names: list[str], values: Any) -> dict[str, Any]:
+    return dict(zip(names, values))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
   """An image tower; optionally a text tower, a temperature and projections to the joint space."""
@@ -43,7 +78,7 @@ class Weights:
   name: str
   towers: dict[str, schema.Tower]  # keys from TOWERS
   # The same keys -> nested dicts of float32 arrays, as `models.towers` reads them.
-  params: dict[str, Any]
+  params: Mapping[str, Any]
   tokenizer: bytes | None = None  # a SentencePiece model
   text_length: int = 64  # tokens
   size: int = 224  # pixels of the square images that suit the model best

@@ -20,7 +20,7 @@ from tips_jax.interop import arrays
 from tips_jax.interop.huggingface import tokenizer
 from tips_jax.interop.huggingface.card import card
 from tips_jax.interop.official import npz, pytorch
-from tips_jax.interop.weights import Weights, only_official
+from tips_jax.interop.weights import ReadLater, Weights, only_official
 
 Json = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -123,29 +123,39 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
   if text_config or decoders:
     parts = _split(parts['image'], folder, _OTHERS[content['model_type']])
   parts['image'] = {_official(name): x for name, x in parts['image'].items()}
-  towers = {}
-  params = {}
   notes = []
   if decoders:
     notes.append('Only the image tower is read: its decoders are no part of an encoder.')
-  for name, config in (('image', image_config), ('text', text_config)):
-    if config is None:
-      continue
-    where = f'{str(folder)!r}: {name} tower'
-    heads = config.get('num_attention_heads')
-    tower, params[name] = npz.read_tower(
-      pytorch, name, parts[name], declared=declared.get(name), heads=heads, where=where
+
+  configs = {'image': image_config}
+  if text_config is not None:
+    configs['text'] = text_config
+
+  def where(name):
+    return f'{str(folder)!r}: {name} tower'
+
+  def read_tower(name):
+    return npz.read_tower(
+      pytorch,
+      name,
+      dict(parts[name]),
+      declared=declared.get(name),
+      heads=configs[name].get('num_attention_heads'),
+      where=where(name),
     )
-    if name == 'image':
-      _check_image_config(config, tower, where, notes)
-    else:
-      _check_text_config(config, tower, where, notes)
-    towers[name] = tower
+
+  # All arrays are checked now, and read again when a tower is first used: until then it takes no
+  # memory.
+  towers = {name: read_tower(name)[0] for name in configs}
+  _check_image_config(image_config, towers['image'], where('image'), notes)
+  if 'text' in towers:
+    _check_text_config(text_config, towers['text'], where('text'), notes)
+  rest = {}
   text_length = 64
   tokenizer_model = None
-  if text_config:
+  if 'text' in towers:
     towers['logit'] = declared.get('logit') or schema.Logit(kind='logit')
-    params['logit'] = _temperature(parts[''], temperature, folder, notes)
+    rest['logit'] = _temperature(parts[''], temperature, folder, notes)
     if towers['text'].width != towers['image'].width:
       raise InputError(
         f'{str(folder)!r}: got an image tower of width {towers["image"].width} and a text tower of '
@@ -160,7 +170,7 @@ def read(folder: str | os.PathLike, *, towers: dict[str, schema.Tower] | None = 
   return Weights(
     name=folder.resolve().name,
     towers=towers,
-    params=params,
+    params=ReadLater(rest, configs, lambda name: read_tower(name)[1]),
     size=_size(folder, towers['image']),
     tokenizer=tokenizer_model,
     text_length=text_length,
