@@ -4,10 +4,11 @@
 #   launch/gpu_slurm.sh run --nodes=4 --config=FILE --workdir=FOLDER [-- ...]
 #   launch/gpu_slurm.sh logs | status | stop --job=ID
 #
-# run     submits with the Python environment of this shell. The work folder must be on a file system of all nodes.
+# run     submits with the Python environment of this shell. The work folder must be on a file system of all nodes, or
+#         in a bucket (pip install 'tips_jax[buckets]', and credentials that all nodes see).
 #         120 s before the end of the time the processes get SIGTERM: they save and end with code 75, and the job is
 #         queued again under the same number, as after a preemption. Codes 2 and 3 end it.
-# logs    follows the log, WORKDIR/slurm-ID.log (--workdir=FOLDER)
+# logs    follows the log, WORKDIR/slurm-ID.log (--workdir=FOLDER); slurm-ID.log here for one in a bucket
 # stop    SIGTERM without queueing again
 #
 # --gpus=8          GPUs a node
@@ -26,6 +27,8 @@ command=$1
 shift
 one_of command "$command" 'run logs status stop'
 parse 'config workdir nodes gpus cpus time name sbatch_flags job' "$@"
+logs=$workdir
+[[ $workdir != *://* ]] || logs=$PWD  # SLURM itself writes to no bucket
 
 case $command in
   run)
@@ -34,15 +37,15 @@ case $command in
     main_flags
     # jax gives process i of a node its GPU i, so every process must see all of its node: no --gpus-per-task.
     flags=(--job-name="$name" --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" --cpus-per-task="$cpus"
-      --time="$time" --signal=TERM@120 --requeue --open-mode=append --output="$workdir/slurm-%j.log" --chdir="$PWD")
+      --time="$time" --signal=TERM@120 --requeue --open-mode=append --output="$logs/slurm-%j.log" --chdir="$PWD")
     read -ra more <<<"$sbatch_flags"
-    run mkdir -p "$workdir"
+    run mkdir -p "$logs"
     run sbatch "${flags[@]}" ${more[@]+"${more[@]}"} "$ROOT/launch/slurm_job.sh" "${ARGS[@]}"
     ;;
   logs)
     need job 'the number that sbatch printed'
     need workdir 'the folder of the run'
-    run tail -n +1 -F "$workdir/slurm-$job.log"
+    run tail -n +1 -F "$logs/slurm-$job.log"
     ;;
   status)
     need job 'the number that sbatch printed'

@@ -54,6 +54,17 @@ def test_slurm_submits_one_process_a_gpu(machine):
   ]
 
 
+def test_slurm_with_a_work_folder_in_a_bucket(machine):
+  """Main gets it as it is; SLURM's own log, which no bucket takes, is in the folder of the call."""
+  workdir = 'gs://bucket/runs/x'
+  machine.call('gpu_slurm.sh', 'run', '--nodes=2', '--config=c', f'--workdir={workdir}')
+  (call,) = (c for c in machine.calls if c[0] == 'sbatch')
+  assert f'--output={machine.place}/slurm-%j.log' in call and f'--workdir={workdir}' in call
+  assert not (machine.place / 'gs:').exists()
+  machine.call('gpu_slurm.sh', 'logs', '--dry_run', '--job=7', f'--workdir={workdir}')
+  assert machine.out.split()[-1] == f'{machine.place}/slurm-7.log'
+
+
 @pytest.mark.parametrize('restarts', ['', '99', '100'])
 @pytest.mark.parametrize('code', [0, 2, 3, 75, 1, 137, 143])
 def test_slurm_queues_again_what_was_stopped_or_lost_its_node(machine, code, restarts):
