@@ -33,6 +33,25 @@ def test_a_batched_contraction_over_two_axes():
   assert flops(fn, array(3, 8, 16), array(3, 16, 8, 32)) == 2 * 3 * 8 * 16 * 32
 
 
+def test_attributes_over_several_lines_end_nothing():
+  """As jax's splash attention has them: what follows in the computation is still read."""
+  parsed = hlo.parse("""
+HloModule m
+
+ENTRY %main (x: f32[8,16], y: f32[16,4]) -> f32[8,4] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %kernel = f32[8,16]{1,0} custom-call(%x), custom_call_target="k", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block\\": 512}"
+}}, metadata={op_name="jit(f)/kernel"}
+  %y = f32[16,4]{1,0} parameter(1)
+  ROOT %dot = f32[8,4]{1,0} dot(%kernel, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+""")
+  assert [run.instruction.name for run in parsed.runs] == ['x', 'kernel', 'y', 'dot']
+  assert parsed.runs[1].op_name == 'jit(f)/kernel'
+  assert sum(c.flops for _, c in cost.costs(parsed, CPU)) == 2 * 8 * 16 * 4
+
+
 @pytest.mark.parametrize('turns', [1, 2, 7, 40])
 def test_a_scan_counts_every_turn(turns):
   fn = lambda x, w: jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=turns)[0]

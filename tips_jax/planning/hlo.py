@@ -154,7 +154,7 @@ def parse(text: str) -> Module:
   computations = {}
   entry = None
   current = None
-  for line in text.splitlines():
+  for line in _lines(text):
     if current is None:
       head = _HEAD.match(line)
       if head:
@@ -169,6 +169,23 @@ def parse(text: str) -> Module:
         _name_elements(instruction, current)
         current[instruction.name] = instruction
   return Module(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Lines of HLO text, those of one instruction joined: attributes of kernels may go over several,
+  until a line begins with their braces' end.
+  """
+  begun = ''
+  for line in text.splitlines():
+    if begun:
+      begun += line
+      if line.startswith('}'):
+        yield begun
+        begun = ''
+    elif line.endswith('{') and _NAME.match(line):
+      begun = line
+    else:
+      yield line
 
 
 def _instruction(line: str) -> Instruction | None:
