@@ -2,12 +2,12 @@
 
   python benchmarks/calibrate.py [--layers=80] [--options=NAME=VALUE,...]
 
-Measured: 65.4 % of the peak on 64 chips (MaxText's README; its Run_Llama2.md says 65 %), with
-fsdp over all, four sequences of 4,096 tokens a chip, bfloat16 over weights of float32, flash
-attention, and of each layer the results of all matrix products kept but those into the MLP
-(configs/v5p/llama2_70b.sh: save_dot_except_mlpwi). Here: the layers of that model, forward and
-backward, written anew, compiled ahead of time for v5p:4x4x4 and read as `python -m tips_jax.plan`
-reads a step. Left out: embedding and logits (0.4 % of the FLOPs) and the optimizer.
+Measured: 65.4 % of the peak on 64 chips (MaxText's Run_Llama2.md: 65 %), with fsdp over all, four
+sequences of 4,096 tokens a chip, bfloat16 over weights of float32, flash attention, and of each
+layer the results of all matrix products kept but those into the MLP (configs/v5p/llama2_70b.sh:
+save_dot_except_mlpwi). Here: the layers of that model, forward and backward, written anew, compiled
+ahead of time for v5p:4x4x4 and read as `python -m tips_jax.plan` reads a step. Left out: embedding
+and logits (0.4 % of the FLOPs) and the optimizer.
 
 Prints one JSON object. The share of the peak counts as MaxText does: 6 FLOPs a weight and token,
 and attention as if no score were masked.
