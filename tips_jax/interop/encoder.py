@@ -85,6 +85,9 @@ class Encoder:
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
     self._batch = NamedSharding(mesh, P(axes))
     self._shards = math.prod(mesh.shape[axis] for axis in axes)
+    # How each parameter is split: a compiled program gathers what it reads.
+    if self._placed:
+      self._specs = jax.tree.map(lambda x: x.sharding.spec, weights.params)
     platform = mesh.devices.flat[0].platform
     self._tokens = _TOKENS.get(platform, 16384) * self._shards
     cores = _cores()
@@ -325,13 +328,11 @@ class Encoder:
 
   # --- on the devices ---------------------------------------------------------------------------
 
-  def _spec(self, parameter):
-    """How a parameter is split: a compiled program gathers what it reads."""
-    return parameter.sharding.spec if self._placed else P()
-
   def _on_devices(self, program):
     def run(params, x, **static):
-      specs = jax.tree.map(self._spec, {name: self.weights.params[name] for name in params})
+      specs = jax.tree.map(lambda _: P(), params)
+      if self._placed:
+        specs = {name: self._specs[name] for name in params}
       return parallel.map_batch(
         lambda params, x, _: program(params, x, **static), params, x, specs=specs
       )
