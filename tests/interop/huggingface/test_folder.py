@@ -9,7 +9,6 @@ import pytest
 
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
-from tips_jax.interop import arrays
 from tips_jax.interop.huggingface import folder as huggingface
 from tips_jax.interop.weights import flat
 from tips_jax.models import towers
@@ -122,24 +121,6 @@ def test_our_export_in_transformers_and_back(model, folder, image):
   for tower in weights.towers:
     for name, x in flat(weights.params[tower]).items():
       np.testing.assert_array_equal(flat(again.params[tower])[name], x, err_msg=name)
-
-
-def test_a_tower_is_read_when_it_is_used(model, folder, monkeypatch):
-  """It is checked before, and takes no memory until then; afterwards it stays."""
-  written = model()
-  huggingface.write(written, folder)
-  weights = huggingface.read(folder)
-  read = []
-  load = arrays.Stored.read
-  monkeypatch.setattr(arrays.Stored, 'read', lambda x: read.append(x.name) or load(x))
-  for name in ('text', 'image'):
-    assert set(weights.params) == set(written.params) and not read
-    params = weights.params[name]
-    assert read and all(x.startswith({'text': 'text', 'image': 'vision'}[name]) for x in read)
-    read.clear()
-    assert weights.params[name] is params
-  for name, x in flat(written.params).items():
-    np.testing.assert_array_equal(flat(weights.params)[name], x, err_msg=name)
 
 
 def test_an_image_tower_alone(model, folder):
