@@ -19,7 +19,7 @@ TRAINING = dict(
   optimizer=small.OPTIMIZER,
   schedule=dict(total_steps=450, batch_size=64, warmup_steps=40, decay='cosine'),
   compute=dict(dtype='float32'),
-  data=dict(text_length=32, scenes=dict(train=6000, test=500, objects=1, typical=0.8)),
+  data=dict(text_length=32, scenes=dict(train=12_000, test=500, objects=1, typical=0.8)),
   checkpoint=dict(every_steps=150),
   log=dict(every_steps=20),
   evals=dict(tasks=('retrieval', 'knn', 'segmentation'), size=96, limit=2000),
