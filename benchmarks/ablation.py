@@ -34,7 +34,7 @@ import threading
 from benchmarks import ablation_protocol as protocol
 from benchmarks import ablation_report as report
 from configs import ablation as config
-from tips_jax.core import errors, files, log, strict
+from tips_jax.core import errors, files, log, processes, strict
 from tips_jax.data.scenes import dataset as scenes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -383,7 +383,7 @@ def _draw(store, settings):
   def progress(done, total):
     bar.update(done)
 
-  scenes.build(store, progress=progress, **settings)
+  scenes.build(store, processes=processes.cores(), progress=progress, **settings)
   bar.close()
 
 

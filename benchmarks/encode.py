@@ -10,7 +10,6 @@ to 64. Fails where outputs differ.
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -20,6 +19,8 @@ import tempfile
 import time
 
 import numpy as np
+
+from tips_jax.core.processes import cores
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WIDTHS = {'S': (384, 6), 'B': (768, 12)}
@@ -185,10 +186,6 @@ def compare(name, batches, rounds, size, scratch):
         )
     for s in sides:
       s.close()
-
-
-def cores():
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def main():

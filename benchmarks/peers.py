@@ -29,6 +29,8 @@ import time
 
 import numpy as np
 
+from tips_jax.core.processes import cores
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEERS = {'siglip': 'open_clip', 'dino_ibot': 'dinov2'}
 BATCH = {'siglip': 16, 'dino_ibot': 4}
@@ -323,10 +325,6 @@ def missing(work, folder):
   if work == 'encode' and not importlib.util.find_spec('transformers'):
     return "transformers is not installed; expected `pip install -e '.[cpu,test]'`"
   return ''
-
-
-def cores():
-  return len(os.sched_getaffinity(0))
 
 
 def main():

@@ -17,7 +17,7 @@ measure the records, then --merge does the rest), or Apache Beam.
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import buckets, cli, files
+from tips_jax.core import buckets, cli, files, processes
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest import where
 
@@ -71,7 +71,7 @@ def _workers(curation):
   """An encoder has the device, or all cores, for itself."""
   if any(getattr(step, 'encoder', '') for step in curation.steps):
     return 1
-  return cli.cores()
+  return processes.cores()
 
 
 if __name__ == '__main__':

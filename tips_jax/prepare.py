@@ -16,7 +16,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from tips_jax.core import buckets, cli
+from tips_jax.core import buckets, cli, processes
 from tips_jax.core.errors import InputError
 from tips_jax.data.ingest import where
 
@@ -142,7 +142,7 @@ def _convert(output, options, how):
     max_pixels=FLAGS.max_pixels,
     limit=FLAGS.limit,
     test_fraction=FLAGS.test_fraction,
-    workers=FLAGS.workers or cli.cores(),
+    workers=FLAGS.workers or processes.cores(),
     reopen=reopen,
     **how,
   )

@@ -140,13 +140,6 @@ def print_help(argv: Sequence[str], values: flags.FlagValues, about: str) -> boo
   return True
 
 
-def cores() -> int:
-  """Those that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def require_address_space() -> None:
   """InputError where the system grants less than any run takes (ulimit -v): XLA would hang."""
   granted, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -7,7 +7,6 @@ import copy
 import functools
 import hashlib
 import math
-import os
 import pathlib
 import tempfile
 import threading
@@ -20,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tips_jax.core import parallel, schema, vectors
+from tips_jax.core import parallel, processes, schema, vectors
 from tips_jax.core.errors import InputError
 from tips_jax.core.strict import unknown
 from tips_jax.core.types import BATCH_AXES
@@ -90,7 +89,7 @@ class Encoder:
       self._specs = jax.tree.map(lambda x: x.sharding.spec, weights.params)
     platform = mesh.devices.flat[0].platform
     self._tokens = _TOKENS.get(platform, 16384) * self._shards
-    cores = _cores()
+    cores = processes.cores()
     self._lanes = 1  # parts that a small batch is cut into
     turns = 2  # calls under way: one computes while another is copied
     if platform == 'cpu':
@@ -486,13 +485,6 @@ def _copied(params, place):
     if isinstance(x, np.ndarray) and next(iter(place.device_set)).platform == 'cpu':
       params[name] = np.asarray(result[name])
   return result
-
-
-def _cores():
-  """Cores that this process may use, of all that the machine has."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _bucket(count, most, devices):

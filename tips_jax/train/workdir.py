@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 
-from tips_jax.core import buckets, files, log
+from tips_jax.core import buckets, files, log, processes
 from tips_jax.core.errors import InputError
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.runs.bucket import Bucket
@@ -118,6 +118,7 @@ def _build(path, spec, seed):
     objects=spec.objects,
     typical=spec.typical,
     seed=seed,
+    processes=processes.cores(),
     progress=lambda done, total: progress.update(done),
   )
   progress.close()

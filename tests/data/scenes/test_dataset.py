@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
 from tips_jax.data import store
 from tips_jax.data.scenes import dataset as scenes
 from tips_jax.data.scenes import draw
@@ -192,3 +194,39 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     scenes.build(tmp_path / 'store', train=5, test=0, size=32, progress=stop)
   assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def several(monkeypatch):
+  """Flags of a build that two processes draw."""
+  monkeypatch.setattr(scenes, '_WORTH', 30)
+  monkeypatch.setattr(scenes, '_CHUNK', 4)
+  return dict(train=60, test=8, size=48, seed=3, processes=2)
+
+
+def test_several_processes_draw_the_same_store(built, several, tmp_path):
+  calls = []
+  children = set()
+
+  def progress(done, total):
+    calls.append(done)
+    children.update(child.pid for child in multiprocessing.active_children())
+
+  scenes.build(tmp_path / 'store', **several, progress=progress)
+  assert len(children) == 2 and calls == list(range(1, 69))
+  for path in pathlib.Path(built).iterdir():
+    assert (tmp_path / 'store' / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize('kind, said', [('killed', PassingError), ('stopped', KeyboardInterrupt)])
+def test_several_processes_that_do_not_finish_leave_nothing(several, kind, said, tmp_path):
+  def progress(done, total):
+    if done == 3 and kind == 'stopped':
+      raise KeyboardInterrupt
+    if done == 3:
+      for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+
+  with pytest.raises(said):
+    scenes.build(tmp_path / 'store', **several, progress=progress)
+  assert os.listdir(tmp_path) == [] and not multiprocessing.active_children()

@@ -2,13 +2,12 @@
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 
 from tips_jax.core.errors import InputError, PassingError
+from tips_jax.core.processes import end_with_parent
 from tips_jax.data.ingest.tasks import Tasks, Tell
 
 _LOOK_S = 1.0
@@ -74,7 +73,7 @@ def _take(connection, process):
 def _work(connection, open_work, counters, index):
   # The first process stops the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, name='parent', daemon=True).start()
+  end_with_parent()
 
   def tell(images, size):
     counters[2 * index] += images
@@ -94,8 +93,3 @@ def _work(connection, open_work, counters, index):
     connection.send(InputError(f'cannot write the store ({error})'))
   except BaseException:
     connection.send(RuntimeError(f'in a process of --workers:\n{traceback.format_exc()}'))
-
-
-def _end_with_parent():
-  multiprocessing.parent_process().join()
-  os._exit(1)  # at once: the main thread may be in the middle of a task

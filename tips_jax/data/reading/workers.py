@@ -7,13 +7,11 @@ scheduler) does not reach them: the first process may need their batches until i
 
 import contextlib
 import math
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
@@ -21,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from tips_jax.core import processes
 from tips_jax.core.errors import InputError, PassingError
 from tips_jax.core.schema import Data
 from tips_jax.data.reading.batch import empty
@@ -125,9 +124,4 @@ def _copied(batch):
 
 
 def _begin(index, count):
-  threading.Thread(target=_end_with_parent, name='parent', daemon=True).start()
-
-
-def _end_with_parent():
-  multiprocessing.parent_process().join()
-  os._exit(1)  # at once: the main thread may wait for a place in a queue that nobody reads
+  processes.end_with_parent()

@@ -10,16 +10,22 @@ function of (seed, split, index, size, objects, typical) alone.
 Left and right occur in the captions: train on this data set with `flip` 0.
 """
 
+import collections
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 import cv2
 import numpy as np
 
-from tips_jax.core.errors import InputError
+from tips_jax.core.errors import InputError, PassingError
+from tips_jax.core.processes import end_with_parent
 from tips_jax.data import store
 from tips_jax.data.scenes import draw, placing, words
 
@@ -34,6 +40,9 @@ _NO_CAPTIONS = 0.03
 # All but the numbers of boxes: there is one text for each.
 _ANNOTATIONS = tuple(name for name in store.ANNOTATIONS if not name.endswith('_boxes'))
 _DESCRIPTION = 'Drawn scenes of textured solids on structured backgrounds.'
+# Records that a process draws at a time, and the fewest for which one more is worth its start.
+_CHUNK = 32
+_WORTH = 500
 _VOCAB_SIZE = 1024  # whole words and file-name pieces; the grammar has about 250 words
 
 
@@ -78,12 +87,15 @@ def build(
   seed: int = 0,
   objects: int = placing.MOST,
   typical: float = 0.0,
+  processes: int = 1,
   progress: Callable[[int, int], None] | None = None,
 ) -> str:
   """Generates the store at `path`, with a tokenizer of its training texts, unless it exists.
 
-  Returns `path`. `progress(done, total)` is called after each record. Raises InputError for a bad
-  number, and if `path` holds anything but this very data set.
+  Up to `processes` draw, and the store is the same: as with all of Python's that are spawned, a
+  script that asks for more than one needs `if __name__ == '__main__':`. Returns `path`.
+  `progress(done, total)` is called after each record. Raises InputError for a bad number, and if
+  `path` holds anything but this very data set; PassingError where a process is killed.
   """
   from tips_jax.data import tokenizer  # here, so that drawing alone does not load SentencePiece
 
@@ -102,9 +114,8 @@ def build(
     writer = store.Writer(folder, features, name='scenes', description=_DESCRIPTION)
     texts = []
     done = 0
-    for split, count in (('train', train), ('test', test)):
-      for i in range(count):
-        record = example(i, split=split, **scene)
+    with contextlib.closing(_drawn({'train': train, 'test': test}, scene, processes)) as records:
+      for split, record in records:
         writer.add(split, record)
         if split == 'train':
           texts += [record['alt_text'], *record['captions'], *record['region_captions']]
@@ -118,6 +129,51 @@ def build(
   except BaseException:  # an interrupt too leaves nothing behind
     shutil.rmtree(folder, ignore_errors=True)
     raise
+
+
+def _drawn(counts, scene, processes) -> Iterator[tuple[str, dict]]:
+  """(split, record) of all, in their order."""
+  chunks = []
+  for split, count in counts.items():
+    for start in range(0, count, _CHUNK):
+      chunks.append((split, range(start, min(start + _CHUNK, count))))
+  processes = min(processes, sum(counts.values()) // _WORTH)
+  if processes < 2:
+    for chunk in chunks:
+      yield from _draw(scene, *chunk)
+    return
+  pool = ProcessPoolExecutor(
+    # A fork would share the locks of jax's threads.
+    processes,
+    multiprocessing.get_context('spawn'),
+    initializer=_begin,
+  )
+  waiting = collections.deque()
+  try:
+    for chunk in chunks:
+      waiting.append(pool.submit(_draw, scene, *chunk))
+      if len(waiting) > 2 * processes:
+        yield from waiting.popleft().result()
+    while waiting:
+      yield from waiting.popleft().result()
+  except BrokenProcessPool:
+    raise PassingError(
+      'scenes: a process that drew was killed, as the system does where memory runs out: run the '
+      'same command again'
+    ) from None
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _begin():
+  # What is sent to the whole group is for the first process, which ends these.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+  end_with_parent()
+
+
+def _draw(scene, split, numbers):
+  return [(split, example(number, split=split, **scene)) for number in numbers]
 
 
 def _require_same(path, info):
