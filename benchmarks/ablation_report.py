@@ -8,6 +8,7 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
+from matplotlib import ticker
 from PIL import Image
 
 from benchmarks import ablation_protocol as protocol
@@ -211,6 +212,7 @@ def _curves(axes, groups, rows, title):
     axes.errorbar(images, means, yerr=errors, fmt='o-', markersize=3, label=row)
   seen = sorted({group[0]['images'] for group in groups.values()})
   axes.set_xscale('log')
-  axes.set_xticks(seen, [f'{images / 1000:g}k' for images in seen])
+  axes.set_xticks(seen)
+  axes.xaxis.set_major_formatter(ticker.EngFormatter(places=0, sep=''))
   axes.minorticks_off()
   axes.set_xlabel('images seen')
