@@ -119,6 +119,22 @@ class Programs:
       raise Failed(f'exit code {code}: {"".join(last)} ({said})')
 
 
+def claim(folder: pathlib.Path, settings: dict) -> None:
+  """Makes the folder of a command's runs, which all have these settings; InputError where it holds
+  runs with others, which would be mixed with these.
+  """
+  path = folder / 'settings.json'
+  if path.exists():
+    known = json.loads(path.read_text())
+    if known != settings:
+      raise errors.InputError(
+        f'--folder: got {str(folder)!r}, whose runs have {known}, and {settings}; expected another '
+        'folder'
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  files.write(path, json.dumps(settings))
+
+
 class Table:
   """All runs of one command."""
 
@@ -146,22 +162,10 @@ class Table:
     ]
 
   def claim(self) -> None:
-    """InputError where the folder holds runs of another kind, which would be mixed with these."""
-    settings = {
-      'flags': self.options.flags,
-      'runlocal': self.options.runlocal,
-      'scenes': self.options.scenes,
-    }
-    path = self.folder / 'settings.json'
-    if path.exists():
-      known = json.loads(path.read_text())
-      if known != settings:
-        raise errors.InputError(
-          f'--folder: got {str(self.folder)!r}, whose runs have {known}, and {settings}; expected '
-          'another folder'
-        )
-    self.stores.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(settings))
+    """InputError where the folder holds runs of another kind."""
+    settings = {name: getattr(self.options, name) for name in ('flags', 'runlocal', 'scenes')}
+    claim(self.folder, settings)
+    self.stores.mkdir(exist_ok=True)
 
   def prepare(self) -> None:
     """Makes the stores that are not there."""

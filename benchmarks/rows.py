@@ -7,8 +7,8 @@ prints means, standard errors, and the differences from the first row.
     --rows clip softened aligned masked all --task=zeroshot,retrieval --size=128
 
 A row is an argument of the config; the first run draws the scenes for all. Runs are
-FOLDER/ROW-SEED: the same command goes on where it was stopped, and takes what is finished. Flags
-after `--` go to every run.
+FOLDER/ROW-SEED: the same command goes on where it was stopped, and takes what is finished; with
+other flags, but for --rows and --seeds, it wants another folder. Flags after `--` go to every run.
 """
 
 import argparse
@@ -114,8 +114,14 @@ def main(arguments: list[str]) -> int:
   parser.add_argument('flags', nargs='*', help='of every run, after --')
   args = parser.parse_args(arguments)
   args.folder = args.folder.absolute()
-  args.folder.mkdir(parents=True, exist_ok=True)
+  # The first row draws the scenes of all: another one is another folder too.
   args.store = args.store or args.folder / f'{args.rows[0]}-0' / 'scenes'
+  settings = {name: getattr(args, name) for name in ('config', 'task', 'size', 'flags')}
+  try:
+    ablation.claim(args.folder, settings | {'store': str(args.store)})
+  except errors.InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.code
   programs = ablation.Programs([args.core])
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, programs.stop)

@@ -62,3 +62,13 @@ def test_a_run_that_fails_is_named_beside_those_before_it(programs, tmp_path, ca
   said = capsys.readouterr()
   assert '| `clip` | 1 | 10.0 |' in said.out
   assert said.err == 'error: broken-0: exit code 2: no\n'
+
+
+@pytest.mark.parametrize('other', ['--size=96', '--task=tagging', '--config.seed=7'])
+def test_runs_with_other_flags_are_not_taken_for_these(programs, tmp_path, capsys, other):
+  place = f'--folder={tmp_path}'
+  assert rows.main([*FLAGS, place]) == 0
+  programs.clear()
+  given = ['--', other] if other.startswith('--config.') else [other]
+  assert rows.main([*FLAGS, place, *given]) == 2 and not programs
+  assert 'expected another folder' in capsys.readouterr().err
