@@ -2,6 +2,7 @@
 here.
 """
 
+import functools
 import types
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tips_jax.models import attention
+from tips_jax.models import attention, attention_tpu
 
 
 def arrays(b, t, width, dtype=np.float32, masked=False):
@@ -19,9 +20,10 @@ def arrays(b, t, width, dtype=np.float32, masked=False):
   return q, k, v, dy, mask
 
 
-def both_ways(kernel, heads, q, k, v, dy, mask):
+def both_ways(kernel, heads, q, k, v, dy, mask, parts=1):
   """Output and gradients of all inputs."""
-  y, back = jax.vjp(lambda *x: attention.attention(*x, mask, heads=heads, kernel=kernel), q, k, v)
+  run = functools.partial(attention.attention, heads=heads, kernel=kernel, parts=parts)
+  y, back = jax.vjp(lambda *x: run(*x, mask), q, k, v)
   return y, *back(dy)
 
 
@@ -43,6 +45,34 @@ def test_fused_equals_plain(b, t, heads, size, masked):
     'y dq dk dv'.split(), both_ways('fused', heads, *given), both_ways('plain', heads, *given)
   ):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=3e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('t, parts, masked', [(153, 3, False), (34, 2, True), (1100, 2, False)])
+def test_parts_of_a_sequence_read_themselves_alone(t, parts, masked):
+  """As sequences of their own; parts begin anywhere in the chip's tiles."""
+  q, k, v, dy, mask = arrays(2, t, 64, masked=masked)
+  if masked:
+    mask = mask.at[:, :: t // parts].set(True)
+  cut = lambda x: x if x is None else x.reshape(2 * parts, t // parts, *x.shape[2:])
+  expected = both_ways('plain', 2, *map(cut, (q, k, v, dy, mask)))
+  for kernel in ('fused', 'plain'):
+    for a, e in zip(both_ways(kernel, 2, q, k, v, dy, mask, parts=parts), expected):
+      np.testing.assert_allclose(cut(a), e, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+  'sequences, tokens, expected',
+  [
+    (6, 51, 6),  # ViT-g's local crops: 0.94 MB
+    (6, 102, 6),
+    (6, 258, 2),  # three are more than 2 MiB
+    (1, 258, 1),
+    (6, 64, 1),  # whole tiles
+    (2, 1026, 1),  # one is more than 2 MiB
+  ],
+)
+def test_crops_of_an_image_that_make_a_block_lie_together(sequences, tokens, expected):
+  assert attention_tpu.together(sequences, tokens, 1536, 'bfloat16') == expected
 
 
 def test_fused_in_bfloat16_is_as_near_to_the_truth_as_plain():

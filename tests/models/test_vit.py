@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tips_jax.core import parallel, schema
 from tips_jax.core.errors import InputError
 from tips_jax.interop import weights
-from tips_jax.models import sines, towers, vit
+from tips_jax.models import attention_tpu, sines, towers, vit
 
 F32 = schema.Compute(dtype='float32')
 TINY = schema.ViT(kind='vit', width=16, depth=2, heads=2, mlp=32, patch=4, grid=3, mask_token=True)
@@ -224,6 +224,36 @@ def test_drop_path_is_drawn_for_each_crop_of_each_input():
   same(jax.tree.map(lambda x: x[20:], first), jax.tree.map(lambda x: x[:20], later))
   plain = towers.apply(PARAMS, tower, F32, {'images': alike[:1]})
   same(plain, towers.apply(PARAMS, TINY, F32, {'images': alike[:1]}))
+
+
+def test_crops_of_an_image_lie_together_for_the_kernel_and_change_nothing(monkeypatch):
+  tower = dataclasses.replace(TINY, drop_path=0.5)
+  parts = []
+  together = attention_tpu.together
+
+  def recorded(*args, **more):
+    parts.append(together(*args, **more))
+    return parts[-1]
+
+  monkeypatch.setattr(attention_tpu, 'together', recorded)
+  crops = np.random.default_rng(2).integers(0, 256, (5, 3, 12, 12, 3), np.uint8)
+
+  def run(kernel):
+    compute = dataclasses.replace(F32, attention=kernel)
+    inputs = [{'images': crops}, {'images': crops[:, 1:2]}]
+    key = jax.random.key(0)
+
+    def loss(params):
+      outs = towers.apply_all(params, tower, compute, inputs, rng=key, rows=np.arange(5))
+      return sum(jnp.sin(x).sum() for x in jax.tree.leaves(outs)), outs
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS)
+
+  plain = run('plain')
+  assert not parts
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, run('fused'), plain)
+  assert parts == [3, 1]
 
 
 def test_the_decoder_puts_visible_patches_back_in_their_places():

@@ -43,10 +43,12 @@ def attention(
   *,
   heads: int,
   kernel: str = 'auto',
+  parts: int = 1,
 ) -> jax.Array:
   """Multi-head attention of [B, T, heads * d] arrays, softmax in float32: [B, T, heads * d].
 
-  key_mask: [B, T] bool, True where a key may be read; at least one in each row.
+  key_mask: [B, T] bool, True where a key may be read; at least one in each part.
+  parts: equal parts of the T tokens, each of which reads itself alone.
   kernel: 'plain' (XLA), 'fused' (Pallas, whole sequences on chip; interpreted where there is no
   TPU), 'cudnn' (NVIDIA; what `refusal` does not name, and tokens as `pack` puts them), or
   'auto', as `chosen` says. All are the same function up to rounding.
@@ -54,8 +56,13 @@ def attention(
   platform = device().platform
   kernel = chosen(kernel, q.dtype, q.shape[2] // heads)
   if kernel == 'fused':
-    fused = functools.partial(attention_tpu.attention, interpret=platform != 'tpu')
+    fused = functools.partial(attention_tpu.attention, parts=parts, interpret=platform != 'tpu')
     return _per_head(fused, q, k, v, key_mask, heads)
+  if parts > 1:
+    apart = [x.reshape(len(x) * parts, -1, x.shape[2]) for x in (q, k, v)]
+    if key_mask is not None:
+      key_mask = key_mask.reshape(len(apart[0]), -1)
+    return attention(*apart, key_mask, heads=heads, kernel=kernel).reshape(q.shape)
   if kernel == 'cudnn':
     return _cudnn(q, k, v, key_mask, heads)
   if platform == 'cpu':

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tips_jax.core import parallel, schema
-from tips_jax.models import attention, quantized
+from tips_jax.models import attention, attention_tpu, quantized
 
 Grid = tuple[int, int, int]  # tokens before the patches, and rows and columns of these
 
@@ -177,14 +177,17 @@ class Dropout(nn.Module):
     if rows_B is None or not self.rate:
       return x
     key = self.make_rng('dropout')
-    shape = x.shape[1:]
+    # Rows may lie behind each other, as parts of one.
+    rows = x.reshape(len(rows_B), -1, x.shape[-1])
+    shape = rows.shape[1:]
     if self.whole:
-      shape = (1,) * len(shape)
+      shape = (1, 1)
 
     def kept(row):
       return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - self.rate, shape)
 
-    return jnp.where(jax.vmap(kept)(rows_B), x / (1 - self.rate), 0).astype(x.dtype)
+    dropped = jnp.where(jax.vmap(kept)(rows_B), rows / (1 - self.rate), 0)
+    return dropped.astype(x.dtype).reshape(x.shape)
 
 
 class LayerScale(nn.Module):
@@ -204,7 +207,7 @@ class LayerScale(nn.Module):
 
 class Attention(nn.Module):
   """Multi-head self-attention, softmax in float32. key_mask: [B, T] bool, True where a key may be
-  read.
+  read; parts: equal parts of the tokens, each of which reads itself alone.
   """
 
   width: int
@@ -220,11 +223,11 @@ class Attention(nn.Module):
     self.value = Projection(shape, self.dtype, matmul=self.matmul)
     self.out = Dense(shape, self.dtype, matmul=self.matmul)
 
-  def __call__(self, x_BTD, key_mask=None):
+  def __call__(self, x_BTD, key_mask=None, parts=1):
     q = keep(self.query(x_BTD))
     k = keep(self.key(x_BTD))
     v = keep(self.value(x_BTD))
-    y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel)
+    y = attention.attention(q, k, v, key_mask, heads=self.heads, kernel=self.kernel, parts=parts)
     if attention.chosen(self.kernel, self.dtype, self.width // self.heads) != 'cudnn':
       y = keep(y)  # else it is kept as the kernel gives it
     return self.out(y)
@@ -270,6 +273,7 @@ class Block(nn.Module):
   layer_scale: the gains of the residual branches at the start; 0: there are none.
   adapter: makes a module (tokens, grid, rows) -> tokens, of which one adds to the attention's and
   one to the MLP's (models/adapters.py); grids: of each batch, for them.
+  parts: of each batch, in how many equal parts its tokens lie that do not see each other.
   """
 
   width: int
@@ -282,6 +286,7 @@ class Block(nn.Module):
   drop_path: float = 0.0
   adapter: Callable[[], nn.Module] | None = None
   grids: tuple[Grid, ...] | None = None
+  parts: tuple[int, ...] | None = None
 
   def setup(self) -> None:
     c = self.compute
@@ -301,7 +306,8 @@ class Block(nn.Module):
 
   def __call__(self, xs, key_masks, rows):
     grids = self.grids or (None,) * len(xs)
-    return tuple(self.one(*each) for each in zip(xs, key_masks, rows, grids))
+    parts = self.parts or (1,) * len(xs)
+    return tuple(self.one(*each) for each in zip(xs, key_masks, rows, grids, parts))
 
   def one(
     self,
@@ -309,9 +315,10 @@ class Block(nn.Module):
     key_mask: jax.Array | None,
     rows_B: jax.Array | None,
     grid: Grid | None = None,
+    parts: int = 1,
   ) -> jax.Array:
     normed = self.normed1(x_BTD)
-    y = self.drop(self.attention(normed, key_mask), rows_B)
+    y = self.drop(self.attention(normed, key_mask, parts), rows_B)
     x = x_BTD + self.drop_row(self.scaled1(y), rows_B)
     if self.adapter:
       x = x + self.drop_row(self.adapter1(normed, grid, rows_B), rows_B)
@@ -357,7 +364,7 @@ class Blocks(nn.Module):
 
   Several batches of any shapes walk through the layers side by side: a layer's weights are gathered
   once for all. added: for each batch {number of blocks: tokens that are added after so many}, or
-  None.
+  None. crops: of each batch, how many rows after each other are of one image.
   """
 
   width: int
@@ -372,8 +379,17 @@ class Blocks(nn.Module):
   adapter: Callable[[], nn.Module] | None = None
 
   @nn.compact
-  def __call__(self, xs, key_masks=None, rows=None, added=None, grids=None):
+  def __call__(self, xs, key_masks=None, rows=None, added=None, grids=None, crops=None):
     none = (None,) * len(xs)
+    shapes = [x.shape for x in xs]
+    kernel = attention.chosen(self.compute.attention, self.compute.dtype, self.width // self.heads)
+    parts = None
+    if kernel == 'fused' and crops and not self.adapter:  # once for all layers
+      together = functools.partial(
+        attention_tpu.together, width=self.width, dtype=self.compute.dtype
+      )
+      parts = tuple(together(n, x.shape[1]) for n, x in zip(crops, xs))
+      xs = [x.reshape(len(x) // n, -1, self.width) for x, n in zip(xs, parts)]
     block = rematerialized(Block, self.compute, looped=self.compute.scan)(
       self.width,
       self.heads,
@@ -385,13 +401,12 @@ class Blocks(nn.Module):
       self.drop_path,
       self.adapter,
       grids,
+      parts,
       name='blocks',
     )
     if self.compute.float32_residual:
       xs = [x.astype(jnp.float32) for x in xs]
-    kernel = attention.chosen(self.compute.attention, self.compute.dtype, self.width // self.heads)
     if kernel == 'cudnn':  # once for all layers
-      lengths = [x.shape[1] for x in xs]
       if added:
         pairs = zip(added, key_masks or none)
         added = [
@@ -420,8 +435,8 @@ class Blocks(nn.Module):
       numbers = jnp.arange(self.depth)
     xs = loop(block, tuple(xs), numbers)[0]
     if kernel == 'cudnn':
-      xs = tuple(map(attention.unpack, xs, orders, lengths))
-    return xs
+      xs = map(attention.unpack, xs, orders, [tokens for _, tokens, _ in shapes])
+    return tuple(x.reshape(shape) for x, shape in zip(xs, shapes))
 
 
 def _plus_those_of(number, x_BTD, added):

@@ -128,7 +128,7 @@ class ViT(nn.Module):
       views = max(one['images'].shape[1] for one in inputs)
       rows = [_crop_numbers(one['rows'], one['images'].shape[1], views) for one in inputs]
     if self.config.reduce.keep == 1 or self.is_initializing():
-      xs = self.encoder(xs, None, rows, grids=grids(self.config, inputs))
+      xs = self.encoder(xs, None, rows, grids=grids(self.config, inputs), crops=_views(inputs))
     else:
       xs = self.reduced(inputs, xs, rows)
     return [self.split(x, one['images'].shape[:2]) for one, x in zip(inputs, xs)]
@@ -169,7 +169,8 @@ class ViT(nn.Module):
         rngs['dropout'] = self.make_rng('dropout')
       # Not a submodule: the parameters are those of one stack, as without clusters.
       stack = _blocks(c, self.compute, depth, parent=None)
-      xs = stack.apply({'params': _layers(params, part)}, xs, None, rows, rngs=rngs)
+      params_of = {'params': _layers(params, part)}
+      xs = stack.apply(params_of, xs, None, rows, crops=_views(inputs), rngs=rngs)
     return [unfolded(c, x, of_x) for x, of_x in zip(xs, found)]
 
   def split(self, x: jax.Array, lead: tuple[int, int]) -> dict[str, jax.Array]:
@@ -193,6 +194,11 @@ def grids(
 def _grid(config, images):
   """Rows and columns of the patches of images [B, V, H, W, 3]."""
   return tuple(math.ceil(side / config.patch) for side in images.shape[2:4])
+
+
+def _views(inputs):
+  """How many crops of an image each input has."""
+  return [one['images'].shape[1] for one in inputs]
 
 
 def reduction(config: schema.ViT, inputs: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
