@@ -242,6 +242,7 @@ def test_unwritable_workdir(refused, tmp_path):
   )
 
 
+@pytest.mark.once
 def test_full_disk_while_saving(refused, env, tmp_path, whole):
   """A limit on the size of files stands for a full disk; the checkpoint that was there stays
   whole.

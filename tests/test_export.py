@@ -134,6 +134,7 @@ def test_a_high_resolution_run_of_v1_is_written_with_the_table_of_its_images(
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.once
 def test_a_phone_gets_lightclips_encoders_alone_in_int8(tmp_path, capsys):
   """Nothing of fusion, matching and guessed words; as many weights as CLIP's towers have."""
   pytest.importorskip('onnxscript')

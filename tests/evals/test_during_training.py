@@ -138,6 +138,7 @@ def test_only_the_tasks_of_the_config(store, encoder):
 # --- real towers --------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_every_task_gives_the_numbers_of_evaluate(drawn, model, tmp_path):
   """To the digit, for every metric of all ten tasks, through the files of an export."""
   evaluation = DuringTraining(config_of(drawn, *ALL, batch_size=8, limit=16))

@@ -311,6 +311,7 @@ def test_a_protocol_says_how_images_are_resized(path, resize, cut):
 # --- public benchmarks --------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('name', list(fake.WRITE))
 def test_benchmarks_in_their_official_layouts(name, tmp_path):
   """Every task of every data set runs, on a few images of each."""

@@ -167,6 +167,7 @@ def test_round_trip_of_any_shape(layout, heads, per_head, depth, mlp, ffn, patch
   same(layout.text_in(there, text), b)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('scale', ['s', 'b'])
 @pytest.mark.parametrize('grid', [16, 32])
 @layouts

@@ -58,6 +58,7 @@ def near(weights, folder, images, ids=None):
   return found
 
 
+@pytest.mark.once
 def test_any_batch_and_size(dynamic):
   """The table's own grid, larger, smaller, not square, one patch; and sizes that are padded."""
   shapes = (

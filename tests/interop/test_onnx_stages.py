@@ -24,6 +24,7 @@ def model(name):
   return Weights(name='tiny', towers={'image': tower, 'image_head': head}, params=params, size=64)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
   'name, resolution, sizes',
   [

@@ -3,10 +3,24 @@ silently.
 """
 
 import re
+import types
 
 import pytest
 
 from tips_jax.train import lowering
+
+VMEM = 'xla_tpu_scoped_vmem_limit_kib'
+
+
+@pytest.mark.parametrize(
+  'kind, expected',
+  [('TPU v5', '32768'), ('TPU v5p', '32768'), ('TPU v5 lite', None), ('new', None)],
+)
+def test_options_of_a_chip(kind, expected, small):
+  device = types.SimpleNamespace(platform='tpu', device_kind=kind)
+  assert lowering.options(small.method('clip'), device).get(VMEM) == expected
+  own = small.method('clip', compute=dict(options=(f'{VMEM}=1',)))
+  assert lowering.options(own, device)[VMEM] == '1'
 
 
 @pytest.fixture(scope='module')

@@ -127,6 +127,14 @@ def of_kind(kind: str) -> Chip:
   return chip
 
 
+def name(kind: str) -> str:
+  """The name of the Chip of a device kind; '' where there is none."""
+  chip = _of_kind(kind)
+  if chip is None:
+    return ''
+  return chip.name
+
+
 def peak(kind: str) -> float | None:
   """Peak FLOP/s of a device kind; None where unknown or only nominal."""
   chip = _of_kind(kind)

@@ -6,6 +6,7 @@ import re
 
 import jax
 
+from tips_jax.core import chips
 from tips_jax.core.errors import InputError
 from tips_jax.data.reading.batch import layout
 from tips_jax.train import sharding, state, summary
@@ -13,18 +14,21 @@ from tips_jax.train import step as step_lib
 from tips_jax.train.method import Method
 from tips_jax.train.state import State
 
-# Options of XLA where its defaults cost time, by platform or by jax's kind of a device, which goes
+# Options of XLA where its defaults cost time, by platform or by the name of a chip, which goes
 # before its platform (docs/plans.md has the figures).
 OPTIONS = {
   # Else products of several crops with the same weights become one, for which their inputs and its
   # results are copied.
   'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'},
+  # Products get larger tiles than with the default of half as much, and as much is left for weights
+  # that stay on chip from one crop to the next.
+  'v5p': {'xla_tpu_scoped_vmem_limit_kib': '32768'},
 }
 
 
 def options(method: Method, device: jax.Device) -> dict[str, str]:
   """Options of XLA for the step on devices like this one: `compute.options` over OPTIONS."""
-  own = OPTIONS.get(device.platform, {}) | OPTIONS.get(device.device_kind, {})
+  own = OPTIONS.get(device.platform, {}) | OPTIONS.get(chips.name(device.device_kind), {})
   return own | dict(map(_option, method.config.compute.options))
 
 

@@ -46,6 +46,7 @@ def check(path):
     assert isinstance(sample.alt_text, str) and isinstance(sample.key, str)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('end', TABLES)
 @SETTINGS
 @given(data=st.data())
