@@ -456,15 +456,10 @@ def rematerialized(
     case 'none':
       return block
     case 'products':
-      names = ('kept',)
-      if attention.device().platform != 'tpu':  # where they would need a reading of x again
-        names = ('kept', 'statistics')
       policies = jax.checkpoint_policies
-      return remat(
-        policy=policies.save_from_both_policies(
-          policies.save_only_these_names(*names), _is_kernel_of_cudnn
-        )
-      )
+      # The statistics of norms are small, and would need a reading of x again.
+      named = policies.save_only_these_names('kept', 'statistics')
+      return remat(policy=policies.save_from_both_policies(named, _is_kernel_of_cudnn))
     case 'full':
       return remat()
 
