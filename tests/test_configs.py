@@ -468,7 +468,6 @@ def golden(name, arg):
   return lines
 
 
-@pytest.mark.once
 @pytest.mark.parametrize('name, arg', PUBLIC)
 def test_golden(name, arg):
   path = GOLDEN / f'{"-".join(filter(None, [name, arg])).replace(",", "-")}.txt'

@@ -314,7 +314,6 @@ def test_a_protocol_says_how_images_are_resized(path, resize, cut):
 @pytest.mark.once
 @pytest.mark.parametrize('name', list(fake.WRITE))
 def test_benchmarks_in_their_official_layouts(name, tmp_path):
-  """Every task of every data set runs, on a few images of each."""
   fake.WRITE[name](tmp_path / 'data')
   jobs = tiny(evaluations.of_benchmark(name, tmp_path / 'data', size=16))
   if name == 'imagenet':  # three classes in place of a thousand

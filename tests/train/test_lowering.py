@@ -23,6 +23,17 @@ def test_options_of_a_chip(kind, expected, small):
   assert lowering.options(own, device)[VMEM] == '1'
 
 
+def test_an_option_that_a_chip_must_not_have_is_one_line():
+  # libtpu 0.0.52, for v5p
+  said = (
+    'FAILED_PRECONDITION: Continuation fusion for AllGather is enabled on platform viperfish, but '
+    'it is not supported. Please disable it with xla_tpu_enable_async_collective_fusion=false '
+  )
+  refused = lowering.refused_option(RuntimeError(said + '\nmore'))
+  assert str(refused).startswith(f'compute.options: {said}') and 'more' not in str(refused)
+  assert lowering.refused_option(RuntimeError('INTERNAL: a fault')) is None
+
+
 @pytest.fixture(scope='module')
 def lowered(small):
   """name -> text of the step on data 2 x fsdp 4, bfloat16, before any compiler pass."""

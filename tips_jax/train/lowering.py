@@ -41,11 +41,11 @@ def _option(text):
 
 
 def refused_option(error: Exception) -> InputError | None:
-  """What a compiler says of an option that it does not know, or whose value it cannot read; None
-  for its other errors.
+  """What a compiler says of an option that it does not know or that its device must not have, or
+  whose value it cannot read; None for its other errors.
   """
   line = str(error).splitlines()[0]
-  if not re.search('compile option|While setting option|is not a valid', line):
+  if not re.search('compile option|While setting option|is not a valid|disable it with xla', line):
     return None
   return InputError(
     f'compute.options: {line}; expected options of the XLA of jax {jax.__version__}'
