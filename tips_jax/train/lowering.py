@@ -20,8 +20,8 @@ OPTIONS = {
   # Else products of several crops with the same weights become one, for which their inputs and its
   # results are copied.
   'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'},
-  # Products get larger tiles than with the default of half as much, and as much is left for weights
-  # that stay on chip from one crop to the next.
+  # Products get larger tiles than with libtpu's own limit, and enough is left for weights that stay
+  # on chip from one crop to the next.
   'v5p': {'xla_tpu_scoped_vmem_limit_kib': '32768'},
 }
 
