@@ -42,7 +42,9 @@ def v2() -> recipe.Recipe:
 
 def _short(name: str, method: Callable[..., recipe.Recipe]) -> recipe.Recipe:
   whole = method(image=small.IMAGE, text=TEXT, head=small.HEAD, views=VIEWS, **small.METHOD)
-  return recipe.merge(dict(name=name), recipe.late(whole, 'distill', 'masked'), TRAINING)
+  return recipe.merge(
+    dict(name=name), recipe.late(whole, 'distill', 'masked', begin=0.6, until=0.7), TRAINING
+  )
 
 
 def get_config(arg: str = 'v1') -> ml_collections.ConfigDict:

@@ -66,14 +66,14 @@ def finish(recipe: Recipe, arg: str = '') -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(strict.plain(strict.build(schema.Config, recipe)))
 
 
-def late(recipe: Recipe, *losses: str) -> Recipe:
-  """The recipe with the weights of these losses raised from zero: a short run needs features to
-  distill (docs/lab.md).
+def late(recipe: Recipe, *losses: str, begin: float = 0.1, until: float = 0.3) -> Recipe:
+  """The recipe with the weights of these losses raised from zero between two fractions of the run:
+  a short run needs features to distill (docs/lab.md). Before `begin` they cost nothing.
   """
   ramps = {}
   for name in losses:
     weight = recipe['losses'][name]['weight']
-    ramps[name] = dict(weight=dict(start=0.0, end=weight, begin=0.1, until=0.3))
+    ramps[name] = dict(weight=dict(start=0.0, end=weight, begin=begin, until=until))
   return merge(recipe, dict(losses=ramps))
 
 

@@ -16,7 +16,7 @@ from tips_jax.core import log
 from tips_jax.core.errors import InputError, PassingError
 from tips_jax.runs import digests, folder
 from tips_jax.runtime import signals
-from tips_jax.train import feed, loop, sharding
+from tips_jax.train import feed, loop, lowering, sharding
 
 TOTAL = 4
 
@@ -139,7 +139,7 @@ def test_a_step_that_the_compiler_cannot_place_is_bad_input(train, tmp_path, mon
     def compile(self):
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 102.1G of 15.75G hbm.')
 
-  monkeypatch.setattr(loop.lowering, 'lower', lambda method, mesh: Lowered())
+  monkeypatch.setattr(lowering, 'lower', lambda method, mesh, losses: Lowered())
   with pytest.raises(InputError, match='does not fit .* Used 102.1G of 15.75G hbm'):
     train(tmp_path)
 
@@ -191,6 +191,22 @@ def test_resumed_on_fewer_devices_sees_the_same(whole, half, train, tmp_path):
   got, want = losses(tmp_path), losses(workdir)
   assert [s for s, _ in got] == [s for s, _ in want]
   np.testing.assert_allclose([x for _, x in got], [x for _, x in want], rtol=1e-5)
+
+
+def test_losses_that_are_raised_late_cost_nothing_before_and_resume_alike(train, tmp_path):
+  late = dict(weight=dict(start=0.0, end=1.0, begin=0.5, until=1.0))
+  changes = dict(losses=dict(distill=late, masked=late))
+  train(tmp_path / 'whole', devices=1, **changes)
+  there = {line['step']: 'masked/agreement' in line for line in lines(tmp_path / 'whole')}
+  assert there == {1: False, 2: False, 3: True, 4: True}
+  # Stopped before the losses wake, and once more behind.
+  for stop in (1, 2):
+    with pytest.raises(signals.Stopped):
+      train(tmp_path / 'half', devices=1, stop=stop, **changes)
+  assert steps(tmp_path / 'half')[-1] == 3
+  train(tmp_path / 'half', devices=1, **changes)
+  assert losses(tmp_path / 'half') == losses(tmp_path / 'whole')
+  assert_equal(saved(tmp_path / 'half', TOTAL), saved(tmp_path / 'whole', TOTAL))
 
 
 def test_a_finished_run_does_nothing(whole, train):

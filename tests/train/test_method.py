@@ -119,3 +119,43 @@ def test_prototypes_are_parameters_and_no_features(small):
     InputError, match=r"^losses.distill.inputs.teacher_prototypes: got 'clean.cls"
   ):
     small.method('tips_v1', losses=changes)
+
+
+def ramp(begin, until=0.9, start=0.0, end=1.0):
+  return dict(weight=dict(start=start, end=end, begin=begin, until=until))
+
+
+def test_a_loss_sleeps_until_its_weight_leaves_zero_and_when_it_is_back_there(small):
+  method = small.method(
+    'tips_v1',
+    schedule=dict(total_steps=10),
+    losses=dict(distill=ramp(0.3), masked=ramp(0.0, until=0.6, start=1.0, end=0.0)),
+  )
+  awake = [method_lib.awake(method, step) for step in range(10)]
+  assert ['distill' in names for names in awake] == [step >= 3 for step in range(10)]
+  assert ['masked' in names for names in awake] == [step < 6 for step in range(10)]
+  assert all('contrastive_web' in names for names in awake)
+  # A ramp of no length is a step: there its weight is the end already.
+  method = small.method(
+    'tips_v1', schedule=dict(total_steps=10), losses=dict(distill=ramp(0.3, until=0.3))
+  )
+  assert 'distill' in method_lib.awake(method, 3) and 'distill' not in method_lib.awake(method, 2)
+
+
+def test_monitors_weigh_nothing_and_never_sleep(small):
+  method = small.method('tips_v1')
+  monitors = {name for name, loss in method.config.losses.items() if loss.weight == 0}
+  assert monitors and monitors <= set(method_lib.awake(method, 0))
+
+
+def test_only_the_passes_that_are_read_are_left(small):
+  method = small.method('tips_v1')
+  whole = {name for group in method.order for name in group}
+  part = method_lib.only(method, [name for name in method.losses if name != 'masked'])
+  assert whole - {name for group in part.order for name in group} == {
+    'masked',
+    'student_patch',
+    'teacher_patch',
+  }
+  assert method_lib.only(method, method.losses) == method
+  assert sum(summary.flops(part).values()) < sum(summary.flops(method).values())

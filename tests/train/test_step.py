@@ -9,6 +9,7 @@ import pytest
 
 from tips_jax.core import schema, tree
 from tips_jax.models import towers
+from tips_jax.train import method as method_lib
 from tips_jax.train import optim
 from tips_jax.train import step as step_lib
 
@@ -309,3 +310,25 @@ def test_prototypes_wait_and_the_rest_moves(stepper):
   prototypes = [s.params['head']['prototypes'] for s in states]
   assert equal(prototypes[0], prototypes[1]) and not equal(prototypes[1], prototypes[2])
   assert not equal(states[0].params['head']['layer0'], states[1].params['head']['layer0'])
+
+
+def test_a_step_without_the_losses_that_sleep_makes_the_same_update(small):
+  late = dict(weight=dict(start=0.0, end=1.0, begin=0.5, until=1.0))
+  method = small.method('tips_v1', losses=dict(distill=late, masked=late))
+  names = method_lib.awake(method, 0)
+  assert set(method.losses) - set(names) == {'distill', 'masked'}
+  state = small.host_state('tips_v1')
+  batch = small.batch(method)
+  whole, expected = jax.jit(step_lib.make(method))(state, batch)
+  part, metrics = jax.jit(step_lib.make(method_lib.only(method, names)))(state, batch)
+  for group in ('params', 'teachers', 'optimizer'):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6),
+      getattr(part, group),
+      getattr(whole, group),
+    )
+  assert equal(part.loss_state, state.loss_state)
+  absent = {name for name in expected if name.split('/')[0] in ('distill', 'masked')}
+  assert len(absent) > 2 and set(metrics) == set(expected) - absent
+  for name, value in metrics.items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)

@@ -6,15 +6,12 @@ from typing import Any, Callable
 import jax
 
 from tips_jax.core import chips
-from tips_jax.train import summary
-from tips_jax.train.method import Method
 
 
 class Clock:
   """Rates since the last time they were asked for."""
 
-  def __init__(self, method: Method, mesh: jax.sharding.Mesh):
-    self._flops = sum(summary.flops(method).values())
+  def __init__(self, mesh: jax.sharding.Mesh):
     peak = chips.peak(jax.devices()[0].device_kind)
     # None for a chip whose peak is unknown.
     self._peak = peak and peak * mesh.size
@@ -25,6 +22,7 @@ class Clock:
     self._begin = time.monotonic()
     self._waited = 0.0
     self._steps = 0
+    self._flops = 0.0
 
   def waiting(self, next_batch: Callable[[], Any]) -> Any:
     """Calls a function for which the step has to wait."""
@@ -33,18 +31,23 @@ class Clock:
     self._waited += time.monotonic() - begin
     return result
 
-  def finished(self) -> None:
-    """Counts a step whose outcome is read: others may be under way when rates are asked for."""
+  def finished(self, flops: float) -> None:
+    """Counts a step whose outcome is read, of so many FLOPs an image: others may be under way when
+    rates are asked for.
+    """
     self._steps += 1
+    self._flops += flops
 
   def rates(self, batch_size: int) -> dict[str, float]:
     """images_per_s, the share of time that data made the step wait, and model FLOP utilization
     where the chip's peak is known.
     """
     passed = max(time.monotonic() - self._begin, 1e-9)
-    speed = self._steps * batch_size / passed
-    rates = {'images_per_s': speed, 'data_wait': self._waited / passed}
+    rates = {
+      'images_per_s': self._steps * batch_size / passed,
+      'data_wait': self._waited / passed,
+    }
     if self._peak:
-      rates['model_flop_utilization'] = speed * self._flops / self._peak
+      rates['model_flop_utilization'] = self._flops * batch_size / passed / self._peak
     self.restart()
     return rates

@@ -2,7 +2,7 @@
 
     open     checkpoints and data, which check themselves; all processes agree on what they opened
     restore  the run's own checkpoint, else init_from, else initial weights
-    compile  the step, once
+    compile  the step; twice where losses are raised late (train/programs.py)
     repeat   evaluate if due -> save if due -> stop if asked -> next batch -> dispatch the step
              -> read the metrics of the step before
     end      last checkpoint, files closed
@@ -13,13 +13,12 @@ count for all (`bad_images` is of its part of the batch). Every process has its 
 nonfinite and stall file.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -31,11 +30,11 @@ from tips_jax.interop.encoder import Encoder
 from tips_jax.runs import folder
 from tips_jax.runs.bucket import Bucket
 from tips_jax.runs.checkpoint import Checkpoints, check_contract
-from tips_jax.runtime import compile_cache, memory
+from tips_jax.runtime import memory
 from tips_jax.runtime.peers import Peers, rows
 from tips_jax.runtime.signals import Preemption, Stopped
 from tips_jax.runtime.watchdog import Watchdog
-from tips_jax.train import initialization, lowering, sharding
+from tips_jax.train import initialization, lowering, programs, sharding
 from tips_jax.train.clock import Clock
 from tips_jax.train.encoder import RunEncoder
 from tips_jax.train.feed import Prefetch, Quarantine
@@ -89,7 +88,7 @@ def train(
         # The state comes last: once `at` is there, a signal saves it.
         at = restore(run, closing)
         if at.step < total:
-          step_fn, at.compile_seconds = compile_step(run, at.step)
+          compiled = compile_step(run, at)
         peers.together()
       prefetch = Prefetch(run.pipeline, sharding.batch(mesh))
       closing.callback(prefetch.close)
@@ -107,12 +106,13 @@ def train(
           break
         peers.check(point(at.step, 'before step'))
         batch, host = run.clock.waiting(prefetch.next)
-        at.state, metrics = step_fn(at.state, batch)
+        program = compiled.at(at.step)
+        at.state, metrics = program.step(at.state, batch)
         at.step += 1
         at.index += config.schedule.batch_size
         # One step late: the device works on this step while the host reads the one before.
         read(run, at)
-        at.unread = Unread(at.step, metrics, host)
+        at.unread = Unread(at.step, metrics, host, program.flops)
       finish(run, at)
       return run.encoder.of(at.state)
     except Stopped:
@@ -170,6 +170,8 @@ class Unread:
   metrics: dict[str, jax.Array]
   # What of its batch stays on the host: data/reading/batch.py.
   host: dict[str, np.ndarray]
+  # Of one image.
+  flops: float
 
 
 def point(step: int, place: str) -> int:
@@ -246,7 +248,7 @@ def open_run(
     contract=contract,
     progress=progress,
     watchdog=watchdog,
-    clock=Clock(method, mesh),
+    clock=Clock(mesh),
     quarantine=Quarantine(pipeline, log.UniqueLines(_own_file(workdir, 'quarantine'))),
     nonfinite=log.UniqueLines(_own_file(workdir, 'nonfinite')),
   )
@@ -319,31 +321,19 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   )
 
 
-def compile_step(run: Run, step: int) -> tuple[Callable, float]:
-  """(the step for this mesh, seconds that compiling took)."""
+def compile_step(run: Run, at: Position) -> programs.Programs:
+  """The step for this mesh, from here to the end of the run."""
   kind = jax.devices()[0].device_kind
   run.progress.message(f'compiling the step for {run.mesh.size} {kind} device(s) ...')
   run.watchdog.beat('compiling')
-  hits = compile_cache.hits()
-  begin = time.monotonic()
-  lowered = lowering.lower(run.method, run.mesh)
-  traced_s = time.monotonic() - begin
-  # In a thread, so that a signal is heard meanwhile. Its pool is never shut down: leaving the
-  # process must not wait for the compiler.
-  future = concurrent.futures.ThreadPoolExecutor(1, 'compile').submit(lowering.compiled, lowered)
-  while not future.done():
-    concurrent.futures.wait([future], timeout=0.2)
-  seconds = time.monotonic() - begin
-  how = 'compiled'
-  if compile_cache.hits() > hits:
-    how = 'read from the cache'
-  run.progress.message(f'compiled in {seconds:.1f} s: traced in {traced_s:.1f} s, then {how}')
-  if step == 0 and run.method.config.losses:
+  compiled = programs.compile_all(run.method, run.mesh, at.step, run.progress.message)
+  at.compile_seconds = compiled.compile_seconds
+  if at.step == 0 and run.method.config.losses:
     run.progress.message(
       f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
       f'and more are in {run.workdir / log.FILE}'
     )
-  return memory.checked(future.result()), seconds
+  return compiled
 
 
 # --- repeat -------------------------------------------------------------------------------------
@@ -401,14 +391,14 @@ def read(run: Run, at: Position) -> None:
   config = run.method.config
   step = unread.step
   metrics = {name: value.item() for name, value in jax.device_get(unread.metrics).items()}
-  run.clock.finished()
+  run.clock.finished(unread.flops)
   bad = [int(record) for record in unread.host['bad'] if record >= 0]
   if step % config.log.every_steps == 0 or step == config.schedule.total_steps:
     rates = run.clock.rates(config.schedule.batch_size)
     if at.metrics:
       counts = {'bad_images': len(bad), 'compile_seconds': at.compile_seconds}
       at.metrics.write(step, metrics | rates | counts)
-    losses = {name: metrics[name] for name in _shown(config)}
+    losses = {name: metrics[name] for name in _shown(config) if name in metrics}
     run.progress.update(step, losses=losses, images_per_s=rates['images_per_s'])
   for record in bad:
     run.quarantine.add(record)

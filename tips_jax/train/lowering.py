@@ -3,6 +3,7 @@ there.
 """
 
 import re
+from collections.abc import Collection
 
 import jax
 
@@ -11,7 +12,7 @@ from tips_jax.core.errors import InputError
 from tips_jax.data.reading.batch import layout
 from tips_jax.train import sharding, state, summary
 from tips_jax.train import step as step_lib
-from tips_jax.train.method import Method
+from tips_jax.train.method import Method, only
 from tips_jax.train.state import State
 
 # Options of XLA where its defaults cost time, by platform or by the name of a chip, which goes
@@ -71,15 +72,22 @@ def abstract_batch(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct((rows, *e.shape), e.dtype) for name, e in entries.items()}
 
 
-def lower(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-  """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state,
-  batch). InputError for a method whose arrays do not fit each other.
+def lower(
+  method: Method, mesh: jax.sharding.Mesh, losses: Collection[str] | None = None
+) -> jax.stages.Lowered:
+  """The step, lowered for the devices of `mesh`: `.compile()` it, then call it with (state, batch).
+
+  losses: only these, with the passes that they need; the state is that of the whole method.
+  InputError for a method whose arrays do not fit each other.
   """
   summary.shapes(method)
+  part = method
+  if losses is not None:
+    part = only(method, losses)
   shapes, places = abstract_state(method, mesh)
   # The old state is given away: two of them would not fit where one of a large model does.
   jitted = jax.jit(
-    step_lib.make(method),
+    step_lib.make(part),
     donate_argnums=0,
     in_shardings=(places, sharding.batch(mesh)),
     out_shardings=(places, sharding.replicated(mesh)),

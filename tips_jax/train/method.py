@@ -8,7 +8,7 @@ import dataclasses
 import graphlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tips_jax.core import schema
 from tips_jax.core.errors import InputError
@@ -133,6 +133,44 @@ def build(config: schema.Config) -> Method:
   _check_rest(c)
   student = tuple(tower for tower in c.towers if tower in trained)
   return Method(c, order, losses, mask_unit, tuple(sorted(reads)), student)
+
+
+def awake(method: Method, step: int) -> tuple[str, ...]:
+  """The losses that weigh something after `step` updates: all but those whose ramp has not left
+  zero yet, or is at zero for good.
+  """
+  progress = step / method.config.schedule.total_steps
+  names = []
+  for name in method.losses:
+    weight = method.config.losses[name].weight
+    if not isinstance(weight, schema.Ramp):  # a weight of 0 is that of a monitor
+      names.append(name)
+      continue
+    before = weight.start == 0 and progress < weight.begin
+    after = weight.end == 0 and progress >= weight.until
+    if not before and not after:
+      names.append(name)
+  return tuple(names)
+
+
+def only(method: Method, losses: Collection[str]) -> Method:
+  """The method with these losses, and without the passes that only the others need. The state of
+  the others waits.
+  """
+  kept = {name: inputs for name, inputs in method.losses.items() if name in losses}
+  wanted = {path for path in method.reads if path.endswith(f'.{STATISTICS}')}
+  for inputs in kept.values():
+    wanted |= set(inputs.features.values())
+  reads = tuple(path for path in method.reads if path in wanted)
+  order = []
+  for group in reversed(method.order):  # whoever reads a pass comes after it
+    needed = {path.split('.')[0] for path in wanted}
+    group = tuple(name for name in group if name in needed)
+    for name in group:
+      wanted |= set(method.config.passes[name].inputs.values())
+    if group:
+      order.insert(0, group)
+  return dataclasses.replace(method, losses=kept, reads=reads, order=tuple(order))
 
 
 def contrasted(config: schema.Config) -> list[str]:

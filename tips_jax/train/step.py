@@ -103,11 +103,12 @@ def loss(
   feats = features(method, weights, {'batch': batch, 'masks': masks}, rng)
 
   total = jnp.float32(0)
-  loss_state = {}
+  loss_state = dict(state.loss_state)
   metrics = {}
-  for name, spec in config.losses.items():
-    inputs = pick(feats, method.losses[name].features)
-    for arg, parameter in method.losses[name].parameters.items():
+  for name, reads in method.losses.items():
+    spec = config.losses[name]
+    inputs = pick(feats, reads.features)
+    for arg, parameter in reads.parameters.items():
       inputs[arg] = leaf(weights[parameter.by][parameter.tower], parameter.name)
     if name in state.loss_state:
       inputs['state'] = state.loss_state[name]
