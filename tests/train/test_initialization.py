@@ -105,6 +105,7 @@ def test_rules_choose_the_image_tower_alone(small, weights, tmp_path):
   assert any('fresh: head, logit, text' in line for line in said)
 
 
+@pytest.mark.once
 def test_rules_choose_of_a_run_too(small, tmp_path):
   state = different(small.host_state('tips_v2')).replace(step=np.int32(7))
   write(tmp_path, small.place(small.method('tips_v2'), small.mesh(8, data=2, fsdp=4), state))

@@ -193,6 +193,7 @@ def test_resumed_on_fewer_devices_sees_the_same(whole, half, train, tmp_path):
   np.testing.assert_allclose([x for _, x in got], [x for _, x in want], rtol=1e-5)
 
 
+@pytest.mark.once
 def test_losses_that_are_raised_late_cost_nothing_before_and_resume_alike(train, tmp_path):
   late = dict(weight=dict(start=0.0, end=1.0, begin=0.5, until=1.0))
   changes = dict(losses=dict(distill=late, masked=late))
@@ -270,6 +271,7 @@ def test_a_save_that_keeps_failing_ends_with_the_code_for_another_start(train, t
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.once
 def test_full_disk_under_the_metrics_costs_the_steps_since_the_last_save(
   whole, train, tmp_path, monkeypatch
 ):
@@ -313,6 +315,7 @@ def test_metrics_on_a_busy_disk_are_written_before_the_next_save(
 # --- precedence and refusals --------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_own_run_before_given_run_before_initial_weights(half, train, small, tmp_path):
   with pytest.raises(signals.Stopped):
     train(tmp_path / 'a', init_from=str(half), stop=1)
@@ -395,6 +398,7 @@ def test_stops_after_too_many_bad_steps(train, tmp_path):
   assert [line['skipped_steps'] for line in lines(tmp_path)] == [0, 1, 2]
 
 
+@pytest.mark.once
 def test_a_run_without_any_finite_update_does_not_end_as_if_it_had_trained(train, tmp_path):
   with pytest.raises(loop.Diverged, match=f'{TOTAL} updates in a row .* last good .* step None'):
     train(tmp_path, 'clip', unchecked=dict(eps=0.0))

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from tips_jax.core import schema, tree
 from tips_jax.models import stages
@@ -91,6 +92,7 @@ def test_they_are_those_of_the_global_batch_on_many_devices():
     )
 
 
+@pytest.mark.once
 def test_parts_of_a_batch_count_alike():
   x = stem()
   norm = stepped(accumulate=2)[0].params['image']['stem']['norm']
@@ -99,6 +101,7 @@ def test_parts_of_a_batch_count_alike():
   np.testing.assert_allclose(norm['var'], 0.9 + 0.1 * parts, rtol=1e-4)
 
 
+@pytest.mark.once
 def test_a_skipped_update_keeps_them():
   after, run = stepped()
   poison = lambda n, x: np.full_like(x, np.nan) if n == 'image/head/norm/scale' else x
