@@ -38,7 +38,7 @@ from tips_jax.train import initialization, lowering, programs, sharding
 from tips_jax.train.clock import Clock
 from tips_jax.train.encoder import RunEncoder
 from tips_jax.train.feed import Prefetch, Quarantine
-from tips_jax.train.method import Method
+from tips_jax.train.method import Method, awake
 from tips_jax.train.state import State
 
 _PAUSES_S = (1, 5, 25)  # before another try to save
@@ -333,6 +333,10 @@ def compile_step(run: Run, at: Position) -> programs.Programs:
       f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
       f'and more are in {run.workdir / log.FILE}'
     )
+  asleep = set(run.method.losses) - set(awake(run.method, at.step))
+  if asleep:
+    names = ', '.join(sorted(asleep))
+    run.progress.message(f'not computed while their weight is zero: {names}')
   return compiled
 
 
