@@ -1,5 +1,5 @@
-"""TIPS in less than eight minutes on two CPU cores: generates scenes, trains a tiny model, reports what
-it learned.
+"""TIPS in less than eight minutes on two CPU cores: generates scenes, trains a tiny model, reports
+what it learned.
 
   python -m tips_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
   python -m tips_jax.main --config=configs/quickstart.py:v2 --workdir=runs/quickstart_v2
