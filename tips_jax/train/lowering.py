@@ -23,6 +23,7 @@ OPTIONS = {
   'gpu': {'xla_gpu_dot_merger_threshold_mb': '0'},
   # Products get larger tiles than with libtpu's own limit, and enough is left for weights that stay
   # on chip from one crop to the next.
+  'v5e': {'xla_tpu_scoped_vmem_limit_kib': '32768'},
   'v5p': {'xla_tpu_scoped_vmem_limit_kib': '32768'},
 }
 
