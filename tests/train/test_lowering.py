@@ -14,7 +14,13 @@ VMEM = 'xla_tpu_scoped_vmem_limit_kib'
 
 @pytest.mark.parametrize(
   'kind, expected',
-  [('TPU v5', '32768'), ('TPU v5p', '32768'), ('TPU v5 lite', '32768'), ('TPU v4', None), ('new', None)],
+  [
+    ('TPU v5', '32768'),
+    ('TPU v5p', '32768'),
+    ('TPU v5 lite', '32768'),
+    ('TPU v6 lite', None),
+    ('new', None),
+  ],
 )
 def test_options_of_a_chip(kind, expected, small):
   device = types.SimpleNamespace(platform='tpu', device_kind=kind)
