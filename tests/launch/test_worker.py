@@ -40,6 +40,7 @@ class Worker:
       'HOME': str(self.home),
       'TIPS_GCS': str(place / 'gcs'),
       'TIPS_DATA': str(place / 'data'),
+      'TIPS_HUGE_PAGES': str(place / 'huge_pages'),
       'TIPS_PATIENCE': '5',
     }
     self.script = self.home / 'tips_run/worker.sh'
@@ -83,6 +84,13 @@ def test_worker_installs_and_mounts(worker):
   assert {'ro', '--metadata-cache-ttl-secs=-1'} <= set(mounts[1])
   paths = f'--workdir={own}/bucket/run --config.data.store={data}/bucket/s'
   worker.log(f'-m tips_jax.main --multihost {paths}\n')
+
+
+def test_worker_asks_for_huge_pages(worker):
+  setting = pathlib.Path(worker.env['TIPS_HUGE_PAGES'])
+  setting.write_text('always [madvise] never')
+  worker('start', 'bucket', '--workdir=gs://bucket/run')
+  assert setting.read_text() == 'always\n'
 
 
 @pytest.mark.parametrize('code', [0, 2, 3, 75])
