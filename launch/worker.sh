@@ -71,7 +71,7 @@ start() {
       *) arguments+=("${argument//gs:\/\//$GCS/}") ;;
     esac
   done
-  # libtpu starts faster, and moves data to and from the host faster, where the system gives huge pages to all.
+  # libtpu warns that it starts and ends slowly where the system does not give huge pages to all.
   [[ ! -e $HUGE_PAGES ]] || echo always | sudo tee "$HUGE_PAGES" >/dev/null || echo 'warning: no huge pages' >&2
   rm -f "$RUN/exit" "$RUN/asked"
   [[ ! -f $RUN/log ]] || mv "$RUN/log" "$RUN/log.1"

@@ -151,7 +151,6 @@ def test_the_minimum_of_communication_by_hand(clip):
 
 
 @pytest.mark.once
-@pytest.mark.once
 def test_flops_of_a_plan_follow_the_batch_and_remat():
   plain = small.method('clip', mesh=dict(data=1), schedule=dict(batch_size=8))
   bigger = small.method('clip', mesh=dict(data=1), schedule=dict(batch_size=16))

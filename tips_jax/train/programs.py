@@ -33,7 +33,7 @@ class Programs:
 
   method: Method
   programs: dict[Names, Program]
-  compile_seconds: float = 0.0
+  compile_seconds: float
 
   def at(self, step: int) -> Program:
     """The program that makes the update after `step` of them."""

@@ -112,7 +112,7 @@ def loss(
       inputs[arg] = leaf(weights[parameter.by][parameter.tower], parameter.name)
     if name in state.loss_state:
       inputs['state'] = state.loss_state[name]
-    # Numbers that change with progress are traced: the step compiles once.
+    # Numbers that change with progress are traced: no value compiles the step anew.
     args = {arg: optim.ramp(value, progress) for arg, value in spec.args.items()}
     with jax.named_scope(LOSS_SCOPE + name):
       result = LOSSES[spec.kind].fn(**inputs, **args)
