@@ -86,8 +86,9 @@ def attempt(arguments, env, *, stop=None, when=None, limit=600):
 
 
 def curve(workdir):
-  """{step: every logged number but the rates}."""
-  timing = ('images_per_s', 'data_wait', 'compile_seconds', 'eval/seconds')
+  """{step: every logged number but rates and times}."""
+  timing = {'images_per_s', 'data_wait', 'compile_seconds', 'eval/seconds'}
+  timing |= {'goodput', 'run_seconds', 'time'}
   result = collections.defaultdict(dict)
   for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines():
     line = json.loads(line)

@@ -191,6 +191,11 @@ def test_missing_store_names_the_nearest(path):
     store.open_store(os.path.join(os.path.dirname(path), 'stroe'))
   with pytest.raises(InputError, match='holds no store'):
     store.open_store(os.path.dirname(os.path.dirname(path)))
+  # A file is not the name that was meant.
+  file = os.path.join(path, 'store.json')
+  with pytest.raises(InputError, match='which is not a folder') as raised:
+    store.open_store(file)
+  assert "mean 'store.json'" not in str(raised.value)
   with pytest.raises(InputError, match="got ''"):
     store.open_store('')
 

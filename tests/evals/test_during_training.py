@@ -168,7 +168,8 @@ def test_the_report_of_a_run(drawn, model, tmp_path):
   evaluation = DuringTraining(config_of(drawn, 'depth', *THREE, batch_size=8))
   found = evaluation(model)
   line = {'step': 0} | {f'eval/{name}': 0.5 for name in found}
-  (tmp_path / log.FILE).write_text(json.dumps(line) + '\n')
+  trained = {'step': 4, 'goodput': 0.5, 'run_seconds': 60.0}
+  (tmp_path / log.FILE).write_text(f'{json.dumps(line)}\n{json.dumps(trained)}\n')
   table_text = evaluation.report(tmp_path, model)
   assert 'retrieval' in table_text and 'segmentation' in table_text
   report = json.loads((tmp_path / 'report.json').read_text())
@@ -176,7 +177,7 @@ def test_the_report_of_a_run(drawn, model, tmp_path):
   assert {name.split('/')[0] for name in report['chance']} == {'depth', *THREE}
   pixels = report['pixel_baseline']
   assert {name.split('/')[0] for name in pixels} == {'depth', *THREE} and set(pixels) < set(found)
-  assert (tmp_path / 'index.html').is_file()
+  assert 'goodput 50%: 0:30 of the 1:00' in (tmp_path / 'index.html').read_text()
   # The columns of both files are the same numbers.
   for entry in json.loads((tmp_path / 'results.json').read_text())['results']:
     for name, metric in entry['metrics'].items():

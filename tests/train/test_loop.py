@@ -177,6 +177,11 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, half, train, tmp_path):
   for got, want in zip(again, batches[2:]):
     assert_equal(got, want)
   assert losses(tmp_path) == losses(workdir) and len(losses(workdir)) == TOTAL
+  # Time goes on from the first start: the one that was stopped is in it.
+  times = [line['run_seconds'] for line in lines(tmp_path)]
+  assert times == sorted(times) and lines(tmp_path)[:2] == lines(half)
+  trained = [line['goodput'] * line['run_seconds'] for line in lines(tmp_path)]
+  assert trained == sorted(trained) and 0 < trained[-1] < times[-1]
   assert_equal(saved(tmp_path, TOTAL), saved(workdir, TOTAL))
 
 

@@ -351,6 +351,16 @@ def _short_names(losses):
   return names
 
 
+def spent(line: dict) -> str:
+  """Where the time of a run went, of a line with `goodput` and `run_seconds` (train/clock.py)."""
+  share = line['goodput']
+  seconds = line['run_seconds']
+  return (
+    f'goodput {share:.0%}: {_clock(share * seconds)} of the {_clock(seconds)} since the first start '
+    'went into steps that count'
+  )
+
+
 def _clock(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)

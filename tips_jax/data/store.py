@@ -382,9 +382,11 @@ def open_store(path: Path, *, check_shards: bool = True) -> Store:
 
 
 def names_beside(path: Path) -> list[str]:
-  """The names in the folder of a path, for messages; [] where there is no such folder."""
-  parent = _absolute(path).parent
-  return os.listdir(parent) if parent.is_dir() else []
+  """The other names in the folder of a path, for messages; [] where there is no such folder."""
+  path = _absolute(path)
+  if not path.parent.is_dir():
+    return []
+  return [name for name in os.listdir(path.parent) if name != path.name]
 
 
 def resolve(path: Path) -> str:

@@ -96,10 +96,15 @@ class DuringTraining:
     lines = log.read(workdir / log.FILE)
     # A term of weight zero is a monitor, not a part of the loss.
     losses = [name for name, term in config.losses.items() if term.weight]
+    facts = {}
+    for line in lines:
+      if 'goodput' in line:
+        facts['time'] = log.spent(line)
     return report.write(
       workdir,
       self._results,
       title=config.name,
+      facts=facts,
       checkpoint=config.name,
       sha256=encoder.sha256,
       before=_before_training(lines),

@@ -88,7 +88,7 @@ def train(
         # The state comes last: once `at` is there, a signal saves it.
         at = restore(run, closing)
         if at.step < total:
-          compiled = compile_step(run, at)
+          compile_step(run, at)
         peers.together()
       prefetch = Prefetch(run.pipeline, sharding.batch(mesh))
       closing.callback(prefetch.close)
@@ -102,11 +102,12 @@ def train(
           run.clock.restart()
         if _save_is_due(run, at):
           save(run, at)
+          run.clock.restart()
         if at.step == total:
           break
         peers.check(point(at.step, 'before step'))
         batch, host = run.clock.waiting(prefetch.next)
-        program = compiled.at(at.step)
+        program = at.compiled.at(at.step)
         at.state, metrics = program.step(at.state, batch)
         at.step += 1
         at.index += config.schedule.batch_size
@@ -156,7 +157,8 @@ class Position:
   evaluated: set[int]
   # metrics.jsonl; the first process alone writes it.
   metrics: log.Metrics | None
-  compile_seconds: float = 0.0
+  # The step, compiled; none for a run that is at its end.
+  compiled: programs.Programs | None = None
   unread: 'Unread | None' = None
   # When the last save began, or the run; of time.monotonic().
   saved_at: float = dataclasses.field(default_factory=time.monotonic)
@@ -297,6 +299,7 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
     resume_step = -1
     if latest is not None:
       resume_step = step
+    run.clock.resume(log.read(run.workdir / log.FILE), step)
     metrics = log.Metrics(run.workdir, config=config.log, resume_step=resume_step)
     closing.callback(metrics.close)
     best = config.checkpoint.best_metric
@@ -321,13 +324,12 @@ def restore(run: Run, closing: contextlib.ExitStack) -> Position:
   )
 
 
-def compile_step(run: Run, at: Position) -> programs.Programs:
-  """The step for this mesh, from here to the end of the run."""
+def compile_step(run: Run, at: Position) -> None:
+  """Compiles the step for this mesh, from here to the end of the run."""
   kind = jax.devices()[0].device_kind
   run.progress.message(f'compiling the step for {run.mesh.size} {kind} device(s) ...')
   run.watchdog.beat('compiling')
-  compiled = programs.compile_all(run.method, run.mesh, at.step, run.progress.message)
-  at.compile_seconds = compiled.compile_seconds
+  at.compiled = programs.compile_all(run.method, run.mesh, at.step, run.progress.message)
   if at.step == 0 and run.method.config.losses:
     run.progress.message(
       f'losses below are unweighted: {", ".join(_shown(run.method.config))}; their weighted sum '
@@ -337,7 +339,6 @@ def compile_step(run: Run, at: Position) -> programs.Programs:
   if asleep:
     names = ', '.join(sorted(asleep))
     run.progress.message(f'not computed while their weight is zero: {names}')
-  return compiled
 
 
 # --- repeat -------------------------------------------------------------------------------------
@@ -400,8 +401,8 @@ def read(run: Run, at: Position) -> None:
   if step % config.log.every_steps == 0 or step == config.schedule.total_steps:
     rates = run.clock.rates(config.schedule.batch_size)
     if at.metrics:
-      counts = {'bad_images': len(bad), 'compile_seconds': at.compile_seconds}
-      at.metrics.write(step, metrics | rates | counts)
+      counts = {'bad_images': len(bad), 'compile_seconds': at.compiled.compile_seconds}
+      at.metrics.write(step, metrics | rates | run.clock.goodput() | counts)
     losses = {name: metrics[name] for name in _shown(config) if name in metrics}
     run.progress.update(step, losses=losses, images_per_s=rates['images_per_s'])
   for record in bad:
@@ -490,4 +491,6 @@ def _save(run, at, *, complete):
 def finish(run: Run, at: Position) -> None:
   """Returns when all is saved, by all."""
   _save(run, at, complete=True)
+  if at.compiled:
+    run.progress.message(log.spent(run.clock.goodput()))
   run.peers.apart()
