@@ -16,6 +16,8 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers', minversion='5.14')
 pytest.importorskip('transformers.models.tipsv2_dpt')
 
+pytestmark = pytest.mark.once
+
 WIDTH = 16
 VISION = dict(
   hidden_size=WIDTH,

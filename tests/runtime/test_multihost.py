@@ -180,6 +180,7 @@ def test_one_is_killed_and_one_goes_on_alone(processes, whole, tmp_path):
   assert saved(workdir) == saved(whole) == (TOTAL, 8 * TOTAL)
 
 
+@pytest.mark.once
 def test_a_signal_to_one_stops_all_and_a_stall_leaves_stacks(processes, whole, tmp_path):
   workdir, tasks = tmp_path / 'run', {'evals.tasks': "('knn',)", 'evals.at_start': False}
   run = processes.start(workdir, **tasks)

@@ -83,6 +83,7 @@ def test_they_move_toward_the_moments_of_the_batch_and_a_teacher_follows():
     np.testing.assert_allclose(teacher[name], 0.75 * before[name] + 0.25 * value, rtol=1e-5)
 
 
+@pytest.mark.once
 def test_they_are_those_of_the_global_batch_on_many_devices():
   many, _ = stepped(data=2, fsdp=4)
   one, _ = stepped()

@@ -124,10 +124,19 @@ def equal(a, b):
   return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)))
 
 
+# On the newest Python one method of those that share their parts is enough.
+ALIKE = ('tips_distill', 'silc', 'umg_clip', 'lightclip')
+
+
+def once_if_alike(*names):
+  """Parameters for pytest, those that are ALIKE marked."""
+  return [pytest.param(name, marks=[pytest.mark.once] if name in ALIKE else []) for name in names]
+
+
 # --- golden -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', [*NAMES, 'lightclip'])
+@pytest.mark.parametrize('name', once_if_alike(*NAMES, 'lightclip'))
 def test_golden(name, stepper, request):
   _, states, metrics, _ = stepper(name)
   numbers = {f'step {i + 1}': m for i, m in enumerate(metrics)}
@@ -159,13 +168,7 @@ def test_golden(name, stepper, request):
 # --- the same on many devices, and in parts ------------------------------------------------------
 
 
-# On the newest Python one method of those that share their parts is enough.
-ALIKE = ('tips_distill', 'silc', 'umg_clip')
-
-
-@pytest.mark.parametrize(
-  'name', [pytest.param(name, marks=[pytest.mark.once] if name in ALIKE else []) for name in NAMES]
-)
+@pytest.mark.parametrize('name', once_if_alike(*NAMES))
 def test_sharded_equals_replicated(name, gradients, stepper):
   assert_same(gradients(name, data=4, fsdp=2), stepper(name))
 
@@ -207,13 +210,13 @@ def test_masks_are_those_of_one_device(name, mask, small):
 # --- teachers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', [*EMA, 'tips_distill'])
+@pytest.mark.parametrize('name', once_if_alike(*EMA, 'tips_distill'))
 def test_no_gradient_reaches_a_teacher(name, gradients):
   _, _, student, teachers = gradients(name, data=4, fsdp=2)
   assert jax.tree.leaves(teachers) and norm(teachers) == 0 and norm(student) > 0
 
 
-@pytest.mark.parametrize('name', EMA)
+@pytest.mark.parametrize('name', once_if_alike(*EMA))
 def test_ema_formula(name, stepper, small):
   _, states, *_ = stepper(name)
   momentum, total = (
@@ -231,6 +234,7 @@ def test_ema_formula(name, stepper, small):
   assert not equal(states[2].teachers, states[0].teachers)
 
 
+@pytest.mark.once
 def test_frozen_teacher_stays(stepper):
   _, states, *_ = stepper('tips_distill')
   assert equal(states[2].teachers, states[0].teachers)
@@ -296,10 +300,10 @@ def with_log_temperature(state, value):
   return state.replace(params=state.params | {'logit': logit})
 
 
-def test_the_temperature_is_clamped_after_the_update_and_leaves_its_bound(small):
+def test_the_temperature_is_clamped_after_the_update_and_leaves_its_bound(stepper, small):
   method = small.method('clip')
   batch = small.batch(method)
-  step = jax.jit(step_lib.make(method))
+  step, *_ = stepper('clip')
   bound = np.float32(-np.log(100))
   beyond, _ = step(with_log_temperature(small.host_state('clip'), bound - 1), batch)
   assert beyond.params['logit']['log_temperature'] == bound
