@@ -177,7 +177,7 @@ def test_the_report_of_a_run(drawn, model, tmp_path):
   assert {name.split('/')[0] for name in report['chance']} == {'depth', *THREE}
   pixels = report['pixel_baseline']
   assert {name.split('/')[0] for name in pixels} == {'depth', *THREE} and set(pixels) < set(found)
-  assert 'goodput 50%: 0:30 of the 1:00' in (tmp_path / 'index.html').read_text()
+  assert 'goodput 50 %: 0:30 of the 1:00' in (tmp_path / 'index.html').read_text()
   # The columns of both files are the same numbers.
   for entry in json.loads((tmp_path / 'results.json').read_text())['results']:
     for name, metric in entry['metrics'].items():

@@ -70,5 +70,5 @@ def test_lines_of_earlier_versions_have_no_times(now):
 
 def test_the_sentence():
   assert log.spent({'goodput': 0.925, 'run_seconds': 7200.0}) == (
-    'goodput 92%: 1h51m of the 2h00m since the first start went into steps that count'
+    'goodput 92 %: 1h51m of the 2h00m since the first start went into steps that count'
   )

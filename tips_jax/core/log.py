@@ -356,8 +356,8 @@ def spent(line: dict) -> str:
   share = line['goodput']
   seconds = line['run_seconds']
   return (
-    f'goodput {share:.0%}: {_clock(share * seconds)} of the {_clock(seconds)} since the first '
-    'start went into steps that count'
+    f'goodput {100 * share:.0f} %: {_clock(share * seconds)} of the {_clock(seconds)} since the '
+    'first start went into steps that count'
   )
 
 
