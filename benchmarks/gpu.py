@@ -10,11 +10,11 @@
   launches ours again without CUDA graphs, where each kernel is launched by itself and so is known
   plan     tips_jax.plan for one such GPU, at the batch of ours; needs no GPU
 
-Without a part: all but `launches`, in this order. Each program is a process of its own; its line
-goes to FOLDER/gpu.jsonl as soon as it ends, and FOLDER/gpu.md, the page, is written after each
-(benchmarks/gpu_page.py); FOLDER/gpu.log has what programs said. What is there already is not
-measured again, so that the same command continues a session; lines of several sessions may be
-joined. Programs that cannot end within `seconds` are not waited for, and the page says so.
+Without a part: all but `launches`, in this order. Each program is a process of its own; as soon as
+it ends, its line goes to FOLDER/gpu.jsonl, FOLDER/gpu.md (the page, benchmarks/gpu_page.py) is
+written anew, and FOLDER/gpu.log has what it said; FOLDER is runs/gpu by default. Where OUT names a
+folder, it gets copies. What is there already is not measured again, so that the same command
+continues a session. Programs that cannot end within `seconds` are not waited for, and the page says so.
 
 smoke: on the CPU, tiny, to try the session itself out. Exit codes: 0 all was measured, 1 something
 was not, 2 bad input or nothing to measure with.
@@ -27,7 +27,9 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_page  # noqa: E402
+from tips_jax.core import chips  # noqa: E402
 
 PARTS = ('check', 'peak', 'ours', 'torch', 'launches', 'plan')
 CONFIGS = 'configs/vitl.py:v2,configs/vitg.py:v2'
@@ -53,6 +56,8 @@ BATCHES = {
   'vitg': {76: (48, 40, 32, 24), 136: (96, 80, 64, 48)},
 }
 SIZES = (4096, 8192, 12288, 16384)
+TOO_LARGE = re.compile('does not fit|RESOURCE_EXHAUSTED|out of memory', re.IGNORECASE)
+FILES = ('gpu.jsonl', 'gpu.md', 'gpu.log')
 
 
 class Session:
@@ -80,9 +85,16 @@ class Session:
     with self.file.open('a') as file:
       file.write(json.dumps(line) + '\n')
     (self.folder / 'gpu.md').write_text(gpu_page.text(self.lines))
+    self.copy()
     shown = {k: v for k, v in line.items() if isinstance(v, str | int | float)}
     print('  '.join(f'{k}={v}' for k, v in shown.items()), flush=True)
     self.complete &= 'error' not in line
+
+  def copy(self):
+    out = os.environ.get('OUT')
+    for name in FILES:
+      if out and (self.folder / name).exists():
+        shutil.copyfile(self.folder / name, pathlib.Path(out) / name)
 
   def run(self, part, command, *, config='', environment=None):
     """The JSON object that a program prints last, as the line of a part; {'error': ...} otherwise,
@@ -103,20 +115,25 @@ class Session:
         text=True,
         env=os.environ | (environment or {}),
         cwd=ROOT,
+        start_new_session=True,  # torch.compile has processes of its own
       )
       try:
         out, said = process.communicate(timeout=left - 15)
       except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         out, said = process.communicate()
-        said += f'\nit was stopped after {time.monotonic() - begin:.0f} s'
+        said += f'\nerror: it was stopped after {time.monotonic() - begin:.0f} s'
       log.write(said)
     seconds = round(time.monotonic() - begin, 1)
-    line = _last_object(out)
-    if line is None:
-      reason = (said.strip().splitlines() or ['it printed nothing'])[-1]
-      line = dict(error=reason[:300])
+    line = _last_object(out) or dict(error=_reason(said))
     return name | line | dict(wall_s=seconds)
+
+
+def _reason(said):
+  """The line of what a program said that tells why it ended."""
+  lines = [line.strip() for line in said.splitlines() if line.strip()] or ['it said nothing']
+  errors = [line for line in lines if re.match(r'error: |[\w.]*Error\b', line)]
+  return (errors or lines)[-1][:300]
 
 
 def _last_object(text):
@@ -165,6 +182,14 @@ def check(session):
       ['nvidia-smi', f'--query-gpu={query}', '--format=csv'], capture_output=True, text=True
     )
     said = done.stdout.strip()
+  before = session.found('check')
+  if before and before['device'] != line['device']:
+    print(
+      f'error: --output: {session.folder} has lines of a {before["device"]}, and this is a '
+      f'{line["device"]}; expected another folder',
+      file=sys.stderr,
+    )
+    raise SystemExit(2)
   session.add(line | dict(nvidia_smi=said, python=platform.python_version(), versions=_versions()))
 
 
@@ -178,28 +203,35 @@ def _versions():
   return result
 
 
-def batches(session, config, first=0):
-  """Batch sizes to try, the most first; 0 is the config's own. first: none above it."""
+def batches(session, config):
+  """Batch sizes to try, the most first, none above that of ours; 0 is the config's own."""
   args = session.args
+  first = _batch(session, config)
   if args.batches:
     sizes = [int(size) for size in args.batches.split(',')]
   elif args.smoke:
-    return [0]
+    sizes = [0]
   else:
-    usable = (session.found('check') or {}).get('usable_gb', 76)
+    usable = (session.found('check') or {}).get('usable_gb') or chips.CHIPS[args.chip].hbm / 1e9
     table = BATCHES.get(pathlib.Path(config.partition(':')[0]).stem, {0: (0,)})
     sizes = table[max((gb for gb in table if gb <= usable + 2), default=min(table))]
-  return [size for size in sizes if not first or size <= first] or [first]
+  if first:
+    sizes = [first, *(size for size in sizes if 0 < size < first)]
+  return sizes
 
 
-def step(session, part, config, command, sizes, environment=None):
-  """Adds the line of the largest batch that fits; of the others the reason goes to the log."""
-  for size in sizes:
+def _batch(session, config):
+  """Images of our step, where it is measured; else 0."""
+  return (session.found('ours', config) or {}).get('batch_size', 0)
+
+
+def step(session, part, config, command, environment=None):
+  """Adds the line of the largest batch that fits."""
+  for size in batches(session, config):
     program = [sys.executable, *command, f'--config={config}', f'--batch={size}']
     program += [f'--steps={session.args.steps}', *session.args.rest]
     line = session.run(part, program, config=config, environment=environment)
-    too_large = 'does not fit' in line.get('error', '') or 'out of memory' in line.get('error', '')
-    if not too_large:
+    if not TOO_LARGE.search(line.get('error', '')):
       break
     print(f'{part} {config}: {size} images: {line["error"]}', flush=True)
   session.add(line)
@@ -209,9 +241,7 @@ def ours(session, config, part='ours', environment=None):
   profile = pathlib.Path(os.environ.get('TMPDIR', '/tmp')) / 'tips_gpu_profile'
   shutil.rmtree(profile, ignore_errors=True)
   command = ['benchmarks/step.py', f'--profile={profile}']
-  step(
-    session, part, config, command, batches(session, config, _batch(session, config)), environment
-  )
+  step(session, part, config, command, environment)
 
 
 def launches(session, config):
@@ -226,34 +256,25 @@ def twin(session, config):
   mode = 'default'
   if session.args.smoke or not importlib.util.find_spec('triton'):
     mode = 'none'
-  sizes = batches(session, config, _batch(session, config))
-  command = ['benchmarks/torch_step.py', f'--compile={mode}', '--profile']
-  step(session, 'torch', config, command, sizes)
+  step(session, 'torch', config, ['benchmarks/torch_step.py', f'--compile={mode}', '--profile'])
 
 
 def plan(session, config):
-  kind = (session.found('check') or {}).get('device', session.args.chip)
-  chip = session.args.chip or ('h200' if 'H200' in kind else 'h100')
-  topology = 'cpu' if session.args.smoke else f'gpu:{chip}x1'
-  size = _batch(session, config) or batches(session, config)[0]
+  kind = (session.found('check') or {}).get('device', '')
+  topology = f'gpu:{chips.name(kind) or session.args.chip}x1'
+  if session.args.smoke:
+    topology = 'cpu'
   command = [sys.executable, '-m', 'tips_jax.plan', f'--config={config}', f'--topology={topology}']
-  command += [f'--batch={size}', '--json', '--top=0', *session.args.rest]
+  command += [f'--batch={batches(session, config)[0]}', '--json', '--top=0', *session.args.rest]
   session.add(session.run('plan', command, config=config))
 
 
-def _batch(session, config):
-  """Images of our step, where it is measured; else 0."""
-  return (session.found('ours', config) or {}).get('batch_size', 0)
-
-
 def peak(session):
-  command = [sys.executable, __file__, '--of_products']
-  if session.args.smoke:
-    command.append('--smoke')
-  line = session.run('peak', [*command, 'jax'])
-  if importlib.util.find_spec('torch'):
-    other = session.run('peak', [*command, 'torch'])
-    line['torch'] = other.get('jax') or other.get('torch')
+  line = {}
+  for library in ('torch', 'jax'):
+    if importlib.util.find_spec(library):
+      command = [sys.executable, __file__, *['--smoke'] * session.args.smoke]
+      line |= session.run('peak', [*command, '--of_products', library])
   session.add(line)
 
 
@@ -311,12 +332,12 @@ def parse(argv):
     rest = argv[argv.index('--') + 1 :]
     argv = argv[: argv.index('--')]
   parser.add_argument('parts', nargs='*', metavar='PART', help=', '.join(PARTS))
-  parser.add_argument('--output', default=os.environ.get('OUT') or 'runs/gpu')
+  parser.add_argument('--output', default='runs/gpu')
   parser.add_argument('--configs', default='', help='with commas; an argument of v2 stays whole')
   parser.add_argument('--batches', default='', help='to try, in this order')
   parser.add_argument('--steps', type=int, default=10)
   parser.add_argument('--seconds', type=float, default=570)
-  parser.add_argument('--chip', default='', help='of `plan`, where no GPU is here: h100, h200')
+  parser.add_argument('--chip', default='h100', choices=chips.GPUS, help='of a plan without a GPU')
   parser.add_argument('--smoke', action='store_true')
   parser.add_argument('--of_products', choices=('jax', 'torch'), help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
@@ -340,7 +361,7 @@ def main(argv):
     return 0
   session = Session(args)
   parts = args.parts or [part for part in PARTS if part != 'launches']
-  if set(parts) - {'plan'} and not session.found('check'):
+  if set(parts) - {'plan'}:
     check(session)
   if 'peak' in parts and not session.found('peak'):
     peak(session)
