@@ -14,7 +14,7 @@ Without a part: all but `launches`, in this order. Each program is a process of 
 it ends, its line goes to FOLDER/gpu.jsonl, FOLDER/gpu.md (the page, benchmarks/gpu_page.py) is
 written anew, and FOLDER/gpu.log has what it said; FOLDER is runs/gpu by default. Where OUT names a
 folder, it gets copies. What is there already is not measured again, so that the same command
-continues a session. Programs that cannot end within `seconds` are not waited for, and the page says so.
+continues a session. What cannot end within `seconds` is stopped, and the page says so.
 
 smoke: on the CPU, tiny, to try the session itself out. Exit codes: 0 all was measured, 1 something
 was not, 2 bad input or nothing to measure with.
@@ -57,6 +57,7 @@ BATCHES = {
 }
 SIZES = (4096, 8192, 12288, 16384)
 TOO_LARGE = re.compile('does not fit|RESOURCE_EXHAUSTED|out of memory', re.IGNORECASE)
+LEAST, RESERVE = 30, 15  # seconds that a program is started with, and that the page is left
 FILES = ('gpu.jsonl', 'gpu.md', 'gpu.log')
 
 
@@ -103,7 +104,7 @@ class Session:
     begin = time.monotonic()
     left = self.end - begin
     name = dict(part=part, config=config) if config else dict(part=part)
-    if left < 30:
+    if left < LEAST:
       return name | dict(error='no time was left')
     with (self.folder / 'gpu.log').open('a') as log:
       log.write(f'\n== {part} {config}: {" ".join(command)}\n')
@@ -118,7 +119,7 @@ class Session:
         start_new_session=True,  # torch.compile has processes of its own
       )
       try:
-        out, said = process.communicate(timeout=left - 15)
+        out, said = process.communicate(timeout=left - RESERVE)
       except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, said = process.communicate()

@@ -3,6 +3,7 @@
 python benchmarks/gpu_page.py FOLDER/gpu.jsonl ... > gpu.md      of several sessions together
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -13,11 +14,13 @@ ROWS = 15
 
 
 def read(*files):
-  """The lines of files that are there, one dict each."""
+  """The lines of files that are there, one dict each; without one that was cut short."""
   lines = []
   for file in map(pathlib.Path, files):
     if file.exists():
-      lines += map(json.loads, file.read_text().splitlines())
+      for line in file.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+          lines.append(json.loads(line))
   return lines
 
 

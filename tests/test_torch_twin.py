@@ -1,4 +1,4 @@
-"""benchmarks/torch_step.py does the work of our step: parameters, FLOPs, loss, gradient, update."""
+"""benchmarks/torch_twin.py does the work of our step: parameters, FLOPs, loss, gradient, update."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import torch_step
+from benchmarks import step as benchmark
+from benchmarks import torch_twin
 from configs import vitg, vits
 from tips_jax.core import schema, strict, tree
 from tips_jax.core.errors import InputError
@@ -36,9 +37,9 @@ def pair():
   state = jax.jit(lambda: state_lib.init(method))()
   teachers = jax.tree.map(lambda p: p * 1.1 + 0.01, state.teachers)
   state = state.replace(teachers=teachers)
-  batch = torch_step.step_lib.random_batch(config, 4)
+  batch = benchmark.random_batch(config, 4)
   batch['web_valid'][:] = [True, True, False, True]
-  twin = torch_step.Twin(config, device='cpu')
+  twin = torch_twin.Twin(config, device='cpu')
   for name, leaf in tree.named_leaves(state.params):
     with torch.no_grad():
       twin.params[name].copy_(torch.from_numpy(np.array(leaf)))
@@ -73,8 +74,8 @@ def test_parameters_and_flops_are_those_of_vitg():
   # Nothing lowers the dtype of what is on no device.
   config = dataclasses.replace(config, compute=schema.Compute(dtype='float32'))
   with torch.device('meta'):
-    twin = torch_step.Twin(config, device='meta')
-    batch = torch_step.step_lib.random_batch(config, 2)
+    twin = torch_twin.Twin(config, device='meta')
+    batch = benchmark.random_batch(config, 2)
     batch = {name: torch.from_numpy(x).to('meta') for name, x in batch.items()}
     mask = torch.zeros(2, 256, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
@@ -89,4 +90,4 @@ def test_parameters_and_flops_are_those_of_vitg():
 
 def test_what_is_not_tips_v2_is_refused():
   with pytest.raises(InputError, match='expected a recipe of TIPS v2'):
-    torch_step.Twin(config_of(vits, 'v1,runlocal'), device='cpu')
+    torch_twin.Twin(config_of(vits, 'v1,runlocal'), device='cpu')
