@@ -396,3 +396,16 @@ def test_a_layer_of_a_stack_costs_a_layer():
   one = 4 * 8 * 128
   # Read from the one stack, written into the other, and written by itself; and the index.
   assert cost.traffic(parsed, layer.instruction, layer.computation) == 3 * one + 4
+
+
+def test_a_layer_that_is_copied_in_the_background_costs_a_layer():
+  """As XLA of jax 0.11 writes it for GPUs: the operands are among the results."""
+  results = '(f32[40,8,128], f32[8,128]) fusion(%stack'
+  operands = '(f32[40,8,128], f32[40,8,128], s32[])'
+  started = f'({operands}, f32[40,8,128], f32[8,128], u32[]) fusion-start(%stack'
+  text = NESTED.replace(results, started)
+  assert text != NESTED
+  parsed = hlo.parse(text)
+  [layer] = [run for run in parsed.runs if run.instruction.name == 'layer']
+  assert cost.traffic(parsed, layer.instruction, layer.computation) == 3 * 4 * 8 * 128 + 4
+  assert all(run.inside for run in parsed.runs if run.instruction.name in ('new', 'cut'))

@@ -170,7 +170,7 @@ def traffic(module: Module, instruction: Instruction, computation: Computation) 
     return 2 * _hbm(instruction.arrays)
   if instruction.opcode == 'dynamic-update-slice':
     return 2 * _hbm(reads[1].arrays)
-  if instruction.opcode == 'fusion' and instruction.called:
+  if instruction.opcode in ('fusion', 'fusion-start') and instruction.called:
     return _fusion(module, instruction, reads)
   written = _results(instruction)
   if instruction.opcode.endswith('-start'):
@@ -181,6 +181,8 @@ def traffic(module: Module, instruction: Instruction, computation: Computation) 
 def _results(instruction: Instruction) -> tuple[Array, ...]:
   """The arrays that it writes, without the scratch memory that calls of cuBLAS and cuDNN return."""
   arrays = instruction.arrays
+  if instruction.opcode == 'fusion-start':  # around them its operands, and a context
+    return arrays[len(instruction.operands) : -1]
   if len(arrays) > 1 and arrays[-1].dtype in ('s8', 'u8') and len(arrays[-1].dims) == 1:
     return arrays[:-1]
   return arrays

@@ -137,7 +137,7 @@ class Module:
           open_ended or count is None,
           instruction.op_name or loop,
         )
-      elif instruction.opcode in ('fusion', 'async-start'):
+      elif instruction.opcode in ('fusion', 'fusion-start', 'async-start'):
         context = (times, inside or instruction, open_ended, loop)
       elif instruction.opcode not in ('call', 'conditional'):
         continue  # such as the addition of a reduce, which has no cost of its own
