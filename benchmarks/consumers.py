@@ -30,8 +30,9 @@ def read(folder: str, program: str, method: Method, *, steps: int) -> dict:
   by_part = collections.Counter()
   unknown = 0.0
   for name, instruction, begin, end in events:
-    # Of a loop, a call or a whole graph only what runs inside it counts.
-    op_name = origin.get(instruction) or origin.get(name) or origin.get(_as_kernel(name), '')
+    # Of several kernels of an instruction each has a number behind its name.
+    names = instruction, name, _as_kernel(name), re.sub(r'_\d+$', '', name)
+    op_name = next((origin[one] for one in names if one in origin), '')
     part = parts.part(op_name, *parts.scopes(method))
     if not op_name:
       unknown += end - begin

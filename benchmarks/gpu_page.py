@@ -151,12 +151,11 @@ def consumers(profile):
 
 
 def table(head, rows):
-  lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join('| ' + ' | '.join(_cell(cell) for cell in line) + ' |' for line in lines)
-
-
-def _cell(value):
-  return str(value or '-').replace('|', '/')
+  body = [[value or '-' for value in row] for row in rows]
+  lines = [head, ['---'] * len(head), *body]
+  return '\n'.join(
+    '| ' + ' | '.join(cell.replace('|', '/') for cell in line) + ' |' for line in lines
+  )
 
 
 def number(value, digits):

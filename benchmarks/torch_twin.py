@@ -187,8 +187,9 @@ class Twin:
     cls = p['cls'].to(tokens.dtype).expand(len(tokens), -1, -1)
     x = torch.cat([cls, tokens.flatten(1, 2)], 1)
     x = self.blocks(tower, tower.ffn, p, x)
-    count = len(tower.cls)
-    return dict(zip(tower.cls, x.unbind(1))), x[:, count:]
+    # Their gradients are joined once; that of a slice would be as large as x.
+    *first, patches = x.split([1] * len(tower.cls) + [x.shape[1] - len(tower.cls)], 1)
+    return {name: token[:, 0] for name, token in zip(tower.cls, first)}, patches
 
   def text(self, ids):
     """[N, D] of ids [N, T], 0 is padding."""
