@@ -48,9 +48,9 @@ VERSIONS = (
   *('jax', 'jaxlib', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'flax', 'optax'),
   *('nvidia-cudnn-cu12', 'nvidia-cudnn-cu13', 'torch', 'triton'),
 )
-# Images of a step, the most first, by GB of the card's memory. By the plans for an H100
-# (docs/plans.md) a step of ViT-L takes 3.1 + 0.48 an image, of ViT-g 15.5 + 1.2 an image, of 76 and
-# 136 GB that a run may use.
+# Images of a step, the most first, by GB of the card's memory that a run may use: on an H100 and an
+# H200. By the plans (docs/measurements.md) a step of ViT-L takes 3.1 GB and 0.46 to 0.48 an image,
+# one of ViT-g 15 and 1.2.
 BATCHES = {
   'vitl': {76: (144, 128, 96, 64), 136: (256, 192, 144, 96)},
   'vitg': {76: (48, 40, 32, 24), 136: (96, 80, 64, 48)},

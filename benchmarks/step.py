@@ -6,8 +6,8 @@
       [--steps=10] [--profile=FOLDER]         one config as it is, in this process
 
 Random images; the input is not measured. FLOPs are the closed form's, as utilization counts them:
-nothing that is computed again. profile: a trace of three steps goes there, and the line says what
-took their time (benchmarks/consumers.py).
+nothing that is computed again. profile: a trace of three steps goes there, and a second line
+also says what took their time (benchmarks/consumers.py).
 """
 
 import json
@@ -59,9 +59,13 @@ def load(flags):
 
 
 def measure(config, *, steps, profile=''):
-  """What a line says of a config; InputError where its step does not fit into the memory."""
+  """Yields what a line says of a config, and with a profile, which may fail, the same with it.
+
+  InputError where the step does not fit into the memory.
+  """
   import jax
 
+  from benchmarks import consumers
   from tips_jax.models import attention
   from tips_jax.runtime import memory
   from tips_jax.train import lowering, sharding, state, summary
@@ -83,11 +87,6 @@ def measure(config, *, steps, profile=''):
       now, metrics = compiled(now, batch)
       jax.block_until_ready((now, metrics))
       times.append(time.perf_counter() - begin)
-    if profile:
-      with jax.profiler.trace(profile):
-        for _ in range(PROFILED):
-          now, metrics = compiled(now, batch)
-        jax.block_until_ready((now, metrics))
   device = jax.local_devices()[0]
   heads = {
     name: attention.chosen(
@@ -98,7 +97,7 @@ def measure(config, *, steps, profile=''):
   }
   analysis = compiled.memory_analysis()
   stats = device.memory_stats() or {}
-  return dict(
+  line = dict(
     device=device.device_kind,
     parameters=sum(x.size for x in jax.tree.leaves(now.params)),
     attention=heads,
@@ -108,7 +107,15 @@ def measure(config, *, steps, profile=''):
     device_peak_gb=round(stats.get('peak_bytes_in_use', 0) / 1e9, 2),
     process_peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     loss=round(float(metrics['loss']), 4),
-  ) | (consumed(profile, compiled, method) if profile else {})
+  )
+  yield line
+  if profile:
+    with jax.set_mesh(mesh), jax.profiler.trace(profile):
+      for _ in range(PROFILED):
+        now, metrics = compiled(now, batch)
+      jax.block_until_ready((now, metrics))
+    found = consumers.read(profile, compiled.as_text(), method, steps=PROFILED)
+    yield line | dict(profile=found)
 
 
 def rates(times, size, flops):
@@ -122,12 +129,6 @@ def rates(times, size, flops):
     tflop_per_image=flops / 1e12,
     gflops=round(flops * size / median / 1e9, 2),
   )
-
-
-def consumed(folder, compiled, method):
-  from benchmarks import consumers
-
-  return dict(profile=consumers.read(folder, compiled.as_text(), method, steps=PROFILED))
 
 
 def all_of(names):
@@ -157,7 +158,8 @@ def main(argv):
     # As a run does (main.py), and before jax is imported.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(chips.GPU_SHARE))
     config = load(FLAGS)
-    print(json.dumps(measure(config, steps=FLAGS.steps, profile=FLAGS.profile)), flush=True)
+    for line in measure(config, steps=FLAGS.steps, profile=FLAGS.profile):
+      print(json.dumps(line), flush=True)
 
   return cli.run(one, argv, FLAGS, about=__doc__, stopped='nothing was measured')
 

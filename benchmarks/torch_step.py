@@ -5,7 +5,7 @@ JSON line, as benchmarks/step.py prints it.
       [--compile=default] [--checkpoint] [--steps=10] [--profile]
 
 compile: 'none', or a mode of torch.compile. checkpoint: blocks are computed again in the backward
-pass, where activations do not fit. profile: the line says which kernels took the time.
+pass, where activations do not fit. profile: a second line also says which kernels took the time.
 """
 
 import json
@@ -50,7 +50,10 @@ def random_mask(config, size, device):
 
 
 def measure(config, *, steps, mode, checkpoint, profile):
-  """What a line says; InputError where the step does not fit into the memory."""
+  """Yields what a line says, and with a profile, which may fail, the same with it.
+
+  InputError where the step does not fit into the memory.
+  """
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   size = config.schedule.batch_size
   wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
@@ -71,10 +74,10 @@ def measure(config, *, steps, mode, checkpoint, profile):
     for _ in range(steps + UNTIMED):
       loss = one()
   except torch.OutOfMemoryError as error:
-    line = str(error).splitlines()[0]
-    raise InputError(f'the step does not fit into the memory: {line}') from error
+    reason = str(error).splitlines()[0]
+    raise InputError(f'the step does not fit into the memory: {reason}') from error
   peak = torch.cuda.max_memory_allocated() if device == 'cuda' else 0
-  result = dict(
+  line = dict(
     device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
     torch=torch.__version__,
     compile=mode,
@@ -85,9 +88,9 @@ def measure(config, *, steps, mode, checkpoint, profile):
     device_peak_gb=round(peak / 1e9, 2),
     loss=round(float(loss), 4),
   )
+  yield line
   if profile:
-    result['profile'] = profiled(one)
-  return result
+    yield line | dict(profile=profiled(one))
 
 
 def profiled(one):
@@ -116,7 +119,8 @@ def main(argv):
     cli.parse(FLAGS, argv)
     config = step_lib.load(FLAGS)
     flags = dict(mode=FLAGS.compile, checkpoint=FLAGS.checkpoint, profile=FLAGS.profile)
-    print(json.dumps(measure(config, steps=FLAGS.steps, **flags)), flush=True)
+    for line in measure(config, steps=FLAGS.steps, **flags):
+      print(json.dumps(line), flush=True)
 
   return cli.run(one, argv, FLAGS, about=__doc__, stopped='nothing was measured')
 
