@@ -47,8 +47,10 @@ def text(lines):
       profile = found.get((part, config), {}).get('profile')
       if profile:
         blocks.append([f'## What takes the time: {part}, {config}', *consumers(profile)])
-  missing = [f'- {part} {config}: {line["error"]}' for (part, config), line in found.items()
-             if 'error' in line]  # fmt: skip
+  missing = []
+  for (part, config), line in found.items():
+    if 'error' in line:
+      missing.append(f'- {part} {config}: {line["error"]}')
   if missing:
     blocks.append(['## Not measured', '\n'.join(missing)])
   return '\n\n'.join('\n\n'.join(block) for block in blocks) + '\n'

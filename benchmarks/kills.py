@@ -87,12 +87,12 @@ def attempt(arguments, env, *, stop=None, when=None, limit=600):
 
 def curve(workdir):
   """{step: every logged number but rates and times}."""
-  timing = {'images_per_s', 'data_wait', 'compile_seconds', 'eval/seconds'}
-  timing |= {'goodput', 'run_seconds', 'time'}
+  rates = ('images_per_s', 'data_wait', 'goodput')
+  times = ('time', 'run_seconds', 'compile_seconds', 'eval/seconds')
   result = collections.defaultdict(dict)
   for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines():
     line = json.loads(line)
-    result[line.pop('step')] |= {k: v for k, v in line.items() if k not in timing}
+    result[line.pop('step')] |= {k: v for k, v in line.items() if k not in rates + times}
   return dict(result)
 
 

@@ -105,10 +105,10 @@ def test_kernels_are_counted_for_the_parts_of_the_method(monkeypatch):
 def test_the_script():
   tool = pathlib.Path(sys.executable).parent / 'shellcheck'
   subprocess.run([tool, 'benchmarks/gpu.sh'], cwd=ROOT, check=True)
+  env = {'PATH': f'{tool.parent}:/usr/bin:/bin', 'PYTHON': sys.executable}
   done = subprocess.run(
-    ['benchmarks/gpu.sh', 'peek'], cwd=ROOT, capture_output=True, text=True, env={
-      'PATH': f'{tool.parent}:/usr/bin:/bin', 'PYTHON': sys.executable}
-  )  # fmt: skip
+    ['benchmarks/gpu.sh', 'peek'], cwd=ROOT, capture_output=True, text=True, env=env
+  )
   assert done.returncode == 2 and "got the part 'peek'; expected some of check" in done.stderr
 
 

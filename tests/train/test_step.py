@@ -124,7 +124,8 @@ def equal(a, b):
   return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)))
 
 
-# On the newest Python one method of those that share their parts is enough.
+# Left out on the newest Python: their parts are those of other methods, which run there; of lightclip
+# the step is traced and compiled there (test_lightclip.py, test_plan.py), its numbers are not tested.
 ALIKE = ('tips_distill', 'silc', 'umg_clip', 'lightclip')
 
 

@@ -36,7 +36,7 @@ class Clock:
         self._trained = line['goodput'] * line['run_seconds'] * step / line['step']
 
   def restart(self) -> None:
-    """Leaves out what was before, such as an evaluation."""
+    """Leaves out what was before: an evaluation, a save."""
     self._read = time.monotonic()
     self._open()
 
