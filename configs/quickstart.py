@@ -1,4 +1,4 @@
-"""TIPS in less than eight minutes on two CPU cores: generates scenes, trains a tiny model, reports
+"""TIPS in about eight minutes on two CPU cores: generates scenes, trains a tiny model, reports
 what it learned.
 
   python -m tips_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
